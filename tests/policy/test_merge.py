@@ -1,0 +1,168 @@
+"""The two laws: the nearest setting wins, ceilings hold together."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.policy.values import SUBJECT, at, layer, layers, origin, table
+from tfenv.policy.merge import combine, merge, project_contains
+from tfenv.policy.model import Layer, MemoryLimit, Setting, Subject, Tables
+
+GIB = 1 << 30
+
+
+def limit(size: int) -> MemoryLimit:
+    return MemoryLimit(bytes=size * GIB)
+
+
+def test_the_nearest_layer_that_sets_a_key_wins_key_by_key() -> None:
+    """Project before user before machine, and a key only the machine sets stays the machine's."""
+    policy = merge(
+        [
+            layer("machine", {"memory_limit": limit(8), "memory_growth": True, "allocator": "bfc"}),
+            layer("user", {"memory_limit": limit(6), "memory_growth": False}),
+            layer("project", {"memory_limit": limit(4)}),
+        ],
+        SUBJECT,
+    )
+    assert {key: (s.value, s.origin.layer) for key, s in policy.settings.items()} == {
+        "memory_limit": (limit(4), "project"),
+        "memory_growth": (False, "user"),
+        "allocator": ("bfc", "machine"),
+    }
+    assert [s.origin.layer for s in policy.overridden["memory_limit"]] == ["user", "machine"]
+
+
+def test_a_run_option_is_nearer_than_the_project() -> None:
+    """`tfgpu run --memory-limit` wins over the project's file."""
+    policy = merge([layer("run", {"memory_growth": True}), layer("project", {"memory_growth": False})], SUBJECT)
+    assert policy.settings["memory_growth"].value is True
+
+
+@given(layers("machine"), layers("user"), layers("project"))
+def test_every_ceiling_of_every_layer_survives(machine: Layer, user: Layer, project: Layer) -> None:
+    """No layer removes another layer's ceiling."""
+    policy = merge([machine, user, project], SUBJECT)
+    assert {c.origin for c in policy.ceilings} == {
+        setting.origin for each in (machine, user, project) for setting in each.base.ceiling.values()
+    }
+
+
+@given(
+    st.lists(st.one_of(layers("machine"), layers("user"), layers("project")), max_size=3, unique_by=lambda x: x.name)
+)
+def test_the_order_in_which_layers_are_given_does_not_matter(found: list[Layer]) -> None:
+    """What counts is the layer a file belongs to, not when it was read."""
+    policies = [merge(order, SUBJECT) for order in itertools.permutations(found)]
+    assert all(policy == policies[0] for policy in policies)
+
+
+@given(layers("machine"), layers("user"), layers("project"))
+def test_merging_is_idempotent(machine: Layer, user: Layer, project: Layer) -> None:
+    """Reading the same files twice changes nothing."""
+    once = [machine, user, project]
+    assert merge([*once, *once], SUBJECT) == merge(once, SUBJECT)
+    assert merge(combine(once), SUBJECT) == merge(once, SUBJECT)
+
+
+@given(st.lists(st.sampled_from(["warn", "cpu", "fail"]), min_size=1, max_size=3))
+def test_the_strictest_on_error_wins(asked: list[str]) -> None:
+    """No nearer layer weakens what a farther one asks for."""
+    names = ("machine", "user", "project")
+    policy = merge([layer(names[i], on_error=value) for i, value in enumerate(asked)], SUBJECT)  # type: ignore[arg-type]
+    assert policy.on_error == max(asked, key=["warn", "cpu", "fail"].index)
+
+
+def subject_tables(**named: int) -> dict[str, Tables]:
+    return {name: Tables(ceiling=table("machine", name, {"memory_limit": limit(size)})) for name, size in named.items()}
+
+
+def test_inside_a_layer_the_more_specific_table_replaces() -> None:
+    """[ceiling] < [group] in file order < [user] < [project] by longest path; one author wrote them all."""
+    made = Layer(
+        name="machine",
+        base=Tables(ceiling=table("machine", "ceiling", {"memory_limit": limit(1), "max_devices": 1})),
+        groups=subject_tables(students=2, vision=3, others=99),
+        users=subject_tables(alice=4, bob=99),
+        projects={
+            "/srv": Tables(ceiling=table("machine", "srv", {"memory_limit": limit(5)})),
+            "/srv/p": Tables(ceiling=table("machine", "p", {"memory_limit": limit(6)})),
+            "/srv/pq": Tables(ceiling=table("machine", "pq", {"memory_limit": limit(99)})),
+        },
+    )
+
+    def held(subject: Subject) -> dict[str, object]:
+        return {c.key: c.value for c in merge([made], subject).ceilings}
+
+    assert held(SUBJECT) == {"memory_limit": limit(6), "max_devices": 1}
+    assert held(Subject("alice", 1, project="/home/alice"))["memory_limit"] == limit(4)
+    assert held(Subject("carol", 1, ("students", "vision")))["memory_limit"] == limit(3)
+    assert held(Subject("carol", 1, ("vision", "students")))["memory_limit"] == limit(3)
+    assert held(Subject("carol", 1))["memory_limit"] == limit(1)
+
+
+def test_a_user_without_a_passwd_entry_is_named_by_uid() -> None:
+    """`[user."uid:1234".gpu]` speaks of the uid, with or without an entry."""
+    made = Layer(name="machine", users={"uid:1234": Tables(gpu=table("machine", "u", {"memory_growth": True}))})
+    assert merge([made], Subject("uid:1234", 1234)).settings["memory_growth"].value is True
+    assert merge([made], Subject("dora", 1234)).settings["memory_growth"].value is True
+    assert "memory_growth" not in merge([made], Subject("dora", 1)).settings
+
+
+def test_files_of_the_machine_layer_are_one_document() -> None:
+    """groups/NAME.toml is as if under [group.NAME]: users/NAME.toml and [user.NAME] of the main file beat it."""
+    main = Layer(
+        "machine", base=Tables(ceiling=table("machine", "c", {"max_devices": 1})), users=subject_tables(alice=4)
+    )
+    group = Layer("machine", groups=subject_tables(students=2))
+    own = Layer("machine", users={"alice": Tables(ceiling=table("machine", "own", {"max_devices": 3}))})
+    held = {c.key: c.value for c in merge([main, group, own], SUBJECT).ceilings}
+    assert held == {"memory_limit": limit(4), "max_devices": 3}
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "inside"),
+    [
+        ("/srv/a", "/srv/a", True),
+        ("/srv/a/", "/srv/a/b", True),
+        ("/srv/a", "/srv/ab", False),
+        ("/", "/srv", True),
+        ("/srv/a/b", "/srv/a", False),
+    ],
+)
+def test_projects_are_compared_by_path_components(root: str, path: str, *, inside: bool) -> None:
+    """`[project."/srv/a"]` does not speak of /srv/ab."""
+    assert project_contains(root, path) is inside
+
+
+def test_audit_sinks_add_up() -> None:
+    """A project cannot replace the administrator's log; its own is relative to its file."""
+
+    def audit(name: str, **values: object) -> Layer:
+        settings = {key: Setting(value, origin(name, "audit", key)) for key, value in values.items()}  # type: ignore[arg-type]
+        return Layer(name, audit=(settings,))  # type: ignore[arg-type]
+
+    policy = merge(
+        [audit("machine", file="/var/log/tfgpu/<uid>.jsonl", syslog=True), audit("project", file="log/a.jsonl")],
+        SUBJECT,
+    )
+    assert policy.audit.files == ("/var/log/tfgpu/<uid>.jsonl", "/srv/p/log/a.jsonl")
+    assert policy.audit.required_files == ("/var/log/tfgpu/<uid>.jsonl",)
+    assert policy.audit.syslog
+
+
+def test_only_the_machine_layer_forbids_switching_off() -> None:
+    """`allow_disable = false` counts where the administrator wrote it."""
+    switch = {"allow_disable": Setting(False, origin("machine", "machine", "allow_disable"))}
+    assert merge([Layer("machine", machine=switch)], SUBJECT).allow_disable is False
+    assert merge([Layer("project", machine=switch)], SUBJECT).allow_disable is True
+
+
+def test_a_policy_without_settings_and_ceilings_is_silent() -> None:
+    """A file that only names a log leaves TensorFlow as it is."""
+    assert merge([layer("project", on_error="warn")], SUBJECT).silent
+    assert not merge([layer("project", {"visible_devices": at(0)})], SUBJECT).silent

@@ -1,0 +1,75 @@
+"""What can be wrong, as values and as exceptions. Imported by all, imports none of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Finding", "PolicyError", "Severity", "TfenvError", "printable"]
+
+#: "error": something the policy says is not in force, `on_error` decides what follows.
+#: "warning": worth an administrator's look, the policy is in force (an unknown key).
+#: "note": for the record only (a clamp).
+Severity = Literal["error", "warning", "note"]
+
+
+def printable(text: str) -> str:
+    r"""The text as it may be shown on a terminal or in one line of a log.
+
+    Line breaks, escape sequences, characters that turn the writing direction and lone surrogates, which a
+    file's name or key may contain, are shown escaped: `\n`, `\x1b`, `\u2028`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, where it is, and what would be right.
+
+    Attributes:
+        code: Short, stable, for machines to match: "unknown-key", "insecure-permissions".
+        message: One sentence for people: what is wrong and what would be right.
+        severity: Whether it keeps the policy from being in force.
+        path: The file it was found in; None when it is not about a file.
+        line: 1-based; None when unknown.
+        column: 1-based, counted in characters; None when unknown.
+        key: Dotted key inside the file, as in "gpu.memory_limit".
+    """
+
+    code: str
+    message: str
+    severity: Severity = "error"
+    path: str | None = None
+    line: int | None = None
+    column: int | None = None
+    key: str | None = None
+
+    @property
+    def where(self) -> str:
+        """`file:line:column`, as far as it is known; "" when it is not about a file. Safe to print."""
+        parts = [part for part in (self.path, self.line, self.column) if part is not None]
+        return printable(":".join(str(part) for part in parts))
+
+    def __str__(self) -> str:
+        # Paths, keys and quoted values are other people's text: they must not steer a terminal.
+        return printable(": ".join(part for part in (self.where, self.key, self.message) if part))
+
+
+class TfenvError(Exception):
+    """Any error tfenv raises on purpose; its text is made for people."""
+
+
+class PolicyError(TfenvError, RuntimeError):
+    """The policy could not be applied and `on_error = "fail"` asks to stop.
+
+    A RuntimeError, not an ImportError: `try: import tensorflow` must not swallow it.
+
+    Attributes:
+        findings: What was wrong, most important first.
+    """
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        self.findings = findings
+        super().__init__("; ".join(str(finding) for finding in findings) or "policy not applied")

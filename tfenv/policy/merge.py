@@ -1,0 +1,187 @@
+"""The two laws: the nearest setting wins, ceilings hold together.
+
+Pure functions from validated layers to one EffectivePolicy for one subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, cast
+
+from tfenv.policy.model import (
+    LAYER_ORDER,
+    ON_ERROR_ORDER,
+    AuditSinks,
+    Ceiling,
+    CeilingKey,
+    EffectivePolicy,
+    Layer,
+    OnError,
+    Setting,
+    Subject,
+    Table,
+    Tables,
+)
+
+__all__ = ["combine", "merge", "project_contains"]
+
+
+def combine(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """Make one layer of all files of one author: later files replace earlier ones, key by key.
+
+    Returns:
+        At most one Layer per name, from the least specific to the nearest.
+    """
+    by_name: dict[str, list[Layer]] = {}
+    for layer in layers:
+        by_name.setdefault(layer.name, []).append(layer)
+    return tuple(_one_layer(by_name[name]) for name in LAYER_ORDER if name in by_name)
+
+
+def _one_layer(parts: Sequence[Layer]) -> Layer:
+    if len(parts) == 1:
+        return parts[0]
+    return Layer(
+        name=parts[0].name,
+        top=_replace(part.top for part in parts),
+        base=_replace_tables(part.base for part in parts),
+        groups=_replace_named(part.groups for part in parts),
+        users=_replace_named(part.users for part in parts),
+        projects=_replace_named(part.projects for part in parts),
+        audit=tuple(table for part in parts for table in part.audit),
+        machine=_replace(part.machine for part in parts),
+        paths=tuple(path for part in parts for path in part.paths),
+    )
+
+
+def _replace(tables: Iterable[Table]) -> Table:
+    merged: dict[str, Setting] = {}
+    for table in tables:
+        merged.update(table)
+    return merged
+
+
+def _replace_tables(tables: Iterable[Tables]) -> Tables:
+    kept = list(tables)
+    return Tables(gpu=_replace(t.gpu for t in kept), ceiling=_replace(t.ceiling for t in kept))
+
+
+def _replace_named(named: Iterable[Mapping[str, Tables]]) -> Mapping[str, Tables]:
+    merged: dict[str, Tables] = {}
+    for mapping in named:
+        for name, tables in mapping.items():
+            merged[name] = _replace_tables((merged[name], tables)) if name in merged else tables
+    return merged
+
+
+# ---- one layer, seen by one subject
+
+
+def project_contains(root: str, path: str) -> bool:
+    """Whether `path` is `root` or lies below it, compared by path components: /srv/a does not hold /srv/ab."""
+    base = root.rstrip("/")
+    return path == base or path.startswith(base + "/")
+
+
+def _tables_for(layer: Layer, subject: Subject) -> Iterator[Tables]:
+    """The tables of a layer that speak of the subject, from the least to the most specific."""
+    yield layer.base
+    for name, tables in layer.groups.items():
+        if name in subject.groups:
+            yield tables
+    # A user without a passwd entry is "uid:1234"; one with an entry may be named either way.
+    for name in (f"uid:{subject.uid}", subject.user):
+        if name in layer.users:
+            yield layer.users[name]
+    if subject.project is not None:
+        roots = [root for root in layer.projects if project_contains(root, subject.project)]
+        for root in sorted(roots, key=lambda root: len(root.rstrip("/"))):
+            yield layer.projects[root]
+
+
+# ---- all layers
+
+
+def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
+    """Merge all layers for one subject.
+
+    Args:
+        layers: In any order; files of one layer in the order in which later ones replace earlier ones.
+        subject: For whom.
+
+    Returns:
+        Every value with its Origin. Merging never raises and never loses a ceiling.
+    """
+    ordered = combine(layers)
+    seen = [(layer, _replace_tables(_tables_for(layer, subject))) for layer in ordered]
+    settings, overridden = _nearest([tables.gpu for _, tables in seen])
+    return EffectivePolicy(
+        settings=settings,
+        overridden=overridden,
+        ceilings=_all_ceilings(tables.ceiling for _, tables in seen),
+        on_error=_strictest(ordered),
+        audit=_sinks(ordered),
+        allow_disable=_machine_switch(ordered, "allow_disable"),
+        paths=tuple(dict.fromkeys(path for layer in ordered for path in layer.paths)),
+    )
+
+
+def _nearest(tables: Sequence[Table]) -> tuple[Table, Mapping[str, tuple[Setting, ...]]]:
+    """The nearest layer that sets a key wins; the others are kept, nearest first, for `explain`."""
+    settings: dict[str, Setting] = {}
+    overridden: dict[str, tuple[Setting, ...]] = {}
+    for table in tables:
+        for key, setting in table.items():
+            if key in settings:
+                overridden[key] = (settings[key], *overridden.get(key, ()))
+            settings[key] = setting
+    return settings, overridden
+
+
+def _all_ceilings(tables: Iterable[Table]) -> tuple[Ceiling, ...]:
+    return tuple(
+        Ceiling(key=cast(CeilingKey, key), value=setting.value, origin=setting.origin)
+        for table in tables
+        for key, setting in table.items()
+    )
+
+
+def _strictest(layers: Iterable[Layer]) -> OnError:
+    asked = [cast(OnError, layer.top["on_error"].value) for layer in layers if "on_error" in layer.top]
+    return max(asked, key=ON_ERROR_ORDER.index, default="warn")
+
+
+def _machine_switch(layers: Iterable[Layer], key: str) -> bool:
+    for layer in layers:
+        if layer.name == "machine" and key in layer.machine:
+            return bool(layer.machine[key].value)
+    return True
+
+
+def _log_path(setting: Setting) -> str:
+    """A project names its log relative to itself; `~` and "<uid>" are expanded by whoever writes there."""
+    path = str(setting.value)
+    if setting.origin.layer == "project" and not path.startswith(("/", "~")):
+        return f"{setting.origin.path.rpartition('/')[0]}/{path}"
+    return path
+
+
+def _sinks(layers: Iterable[Layer]) -> AuditSinks:
+    """Sinks add up, so that a project cannot replace the administrator's log; `stderr` is a setting."""
+    stderr: str = "summary"
+    files: list[str] = []
+    required: list[str] = []
+    syslog = False
+    for layer in layers:
+        for table in layer.audit:
+            stderr = str(table["stderr"].value) if "stderr" in table else stderr
+            syslog = syslog or ("syslog" in table and bool(table["syslog"].value))
+            if "file" in table:
+                files.append(_log_path(table["file"]))
+                required.extend(files[-1:] if layer.name == "machine" else ())
+    return AuditSinks(
+        stderr=cast(Literal["summary", "none", "json"], stderr),
+        files=tuple(dict.fromkeys(files)),
+        required_files=tuple(dict.fromkeys(required)),
+        syslog=syslog,
+    )

@@ -1,0 +1,449 @@
+"""The nouns of the project: the values that pass along the line from file to record.
+
+Pure and immutable. Sizes are in bytes unless a name says otherwise, fractions are in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tfenv.errors import Finding, printable
+
+LayerName = Literal["machine", "user", "project", "run"]
+#: From the least specific to the nearest: the nearest layer that sets a key wins.
+LAYER_ORDER: tuple[LayerName, ...] = ("machine", "user", "project", "run")
+
+OnError = Literal["warn", "cpu", "fail"]
+#: From the mildest to the strictest.
+ON_ERROR_ORDER: tuple[OnError, ...] = ("warn", "cpu", "fail")
+
+Allocator = Literal["bfc", "cuda_malloc", "cuda_malloc_async"]
+
+#: The path of a key inside a document: ("gpu", "device", 0, "match").
+KeyPath = tuple["str | int", ...]
+
+
+def dotted(key: KeyPath) -> str:
+    """The key as a reader writes it: `gpu.device[0].match`."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part and part.replace("_", "").replace("-", "").isalnum() and part.isascii():
+            text += f".{part}" if text else part
+        else:
+            quoted = printable(part.replace("\\", "\\\\").replace('"', '\\"'))
+            text += f'."{quoted}"' if text else f'"{quoted}"'
+    return text
+
+
+@dataclass(frozen=True)
+class Start:
+    """What this process was when it started: the program may change its environment later.
+
+    Attributes:
+        cwd: Working directory; None when it could not be told (deleted).
+        script_dir: Directory of the plain script that runs; None for `-m`, `-c`, interactive.
+        config: TFGPU_CONFIG; None when unset.
+        run: The policy text of `tfgpu run` options (TFGPU_RUN); None when unset.
+        home: Home directory, from the passwd entry of the euid; None without one.
+        config_home: The user's configuration directory ($XDG_CONFIG_HOME, or ~/.config); None without a home.
+        uid: Effective user id.
+        elevated: Under sudo or setuid: only the machine layer counts.
+        isolated: `python -I` or `-E`: no walk from cwd, no variables.
+    """
+
+    cwd: str | None
+    uid: int
+    script_dir: str | None = None
+    config: str | None = None
+    run: str | None = None
+    home: str | None = None
+    config_home: str | None = None
+    elevated: bool = False
+    isolated: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was found.
+
+    Attributes:
+        layer: The layer its settings belong to.
+        path: Absolute path; "<tfgpu run>" for the text of a command line.
+        text: The content itself where there is no file to open (layer "run").
+        table: Where the policy starts in the document: () or ("tool", "tfgpu").
+        scope: Of whom its `[gpu]` and `[ceiling]` speak: a machine file `groups/NAME.toml` is as if it
+            stood under `[group.NAME]`, `users/NAME.toml` under `[user.NAME]`; None: everybody.
+        start_owner: uid of the owner of the directory the process started in, whose files count too.
+        required: A missing file is a finding (TFGPU_CONFIG names it), not silence.
+    """
+
+    layer: LayerName
+    path: str
+    text: str | None = None
+    table: tuple[str, ...] = ()
+    scope: tuple[Literal["group", "user"], str] | None = None
+    start_owner: int | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was set. The position inside the file is looked up only when somebody asks."""
+
+    layer: LayerName
+    path: str
+    key: KeyPath
+
+    def __str__(self) -> str:
+        return f"{self.path} ({dotted(self.key)})"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value and where it was set."""
+
+    value: object
+    origin: Origin
+
+
+#: One table of a layer, `[gpu]` or `[ceiling]`: key -> Setting, values already of the types below.
+Table = Mapping[str, Setting]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables that exist per layer and per subject."""
+
+    gpu: Table = field(default_factory=dict)
+    ceiling: Table = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A validated layer: one file, or for the machine layer several files of one author.
+
+    Attributes:
+        top: Keys at the top of the file (`on_error`).
+        base: `[gpu]` and `[ceiling]`.
+        groups: `[group.NAME.*]`, in file order.
+        users: `[user.NAME.*]`.
+        projects: `[project."PATH".*]`, machine layer only.
+        audit: `[audit]`, one table per file of the layer: sinks add up.
+        machine: `[machine]`, machine layer only.
+        paths: The files it was read from.
+    """
+
+    name: LayerName
+    top: Table = field(default_factory=dict)
+    base: Tables = field(default_factory=Tables)
+    groups: Mapping[str, Tables] = field(default_factory=dict)
+    users: Mapping[str, Tables] = field(default_factory=dict)
+    projects: Mapping[str, Tables] = field(default_factory=dict)
+    audit: tuple[Table, ...] = ()
+    machine: Table = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """For whom a policy is merged.
+
+    Attributes:
+        user: Name from the passwd entry of the euid, or "uid:1234" without one.
+        uid: Effective user id.
+        groups: Names of all groups, supplementary ones too; "gid:1234" without an entry.
+        project: Absolute path of the project: the directory of its file, or the start directory.
+    """
+
+    user: str
+    uid: int
+    groups: tuple[str, ...] = ()
+    project: str | None = None
+
+
+# ---- values of settings and ceilings
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """At most so much of one GPU's memory, per process: bytes, or a fraction of the card's total.
+
+    Exactly one of the two is set; neither means explicitly unlimited ("none").
+    """
+
+    bytes: int | None = None
+    fraction: float | None = None
+
+    @property
+    def unlimited(self) -> bool:
+        return self.bytes is None and self.fraction is None
+
+    def on(self, total: int | None) -> int | None:
+        """The limit in bytes on a card of `total` bytes; None: unlimited, or not known without the total."""
+        if self.fraction is not None:
+            return None if total is None else int(total * self.fraction)
+        return self.bytes
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Names GPUs: by position, by UUID (or the beginning of one) or MIG token, or by a glob on the product name."""
+
+    kind: Literal["position", "uuid", "name"]
+    text: str
+
+    @property
+    def position(self) -> int:
+        return int(self.text)
+
+    def __str__(self) -> str:
+        return f"name:{self.text}" if self.kind == "name" else self.text
+
+
+@dataclass(frozen=True)
+class AutoChoice:
+    """`{count = 1, prefer = "most_free", …}`: let tfenv choose."""
+
+    count: int
+    prefer: str = "most_free"
+    min_free: MemoryLimit | None = None
+    when_busy: str = "wait"
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class RankChoice:
+    """`{rank = "auto"}`: each local rank takes its own place in the list."""
+
+    rank: Literal["auto"] | int = "auto"
+
+
+#: The value of `visible_devices`; a tuple of selectors in the order given. () is "none".
+VisibleDevices = Literal["all"] | tuple[Selector, ...] | AutoChoice | RankChoice
+
+
+@dataclass(frozen=True)
+class DeviceRule:
+    """One `[[gpu.device]]` entry.
+
+    Attributes:
+        match: Which GPUs it is about.
+        memory_limit: Replaces the table's `memory_limit` for them.
+        logical_devices: Split into logical GPUs of these sizes.
+        origin: Where it stands.
+    """
+
+    match: Selector
+    origin: Origin
+    memory_limit: MemoryLimit | None = None
+    logical_devices: tuple[MemoryLimit, ...] = ()
+
+
+CeilingKey = Literal["allowed_devices", "max_devices", "memory_limit", "require_memory_growth", "require_grant"]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One bound that holds together with all others.
+
+    `value` by key: allowed_devices: tuple[Selector, ...]; max_devices: int; memory_limit: MemoryLimit;
+    require_memory_growth, require_grant: bool.
+    """
+
+    key: CeilingKey
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class AuditSinks:
+    """Where records go: the sum of all layers' sinks.
+
+    Attributes:
+        stderr: What a process tree says on stderr once.
+        files: Absolute paths of logs, as configured ("~" and "<uid>" expanded by the audit).
+        required_files: Those the machine layer asks for.
+        syslog: Also to syslog/journald.
+    """
+
+    stderr: Literal["summary", "none", "json"] = "summary"
+    files: tuple[str, ...] = ()
+    required_files: tuple[str, ...] = ()
+    syslog: bool = False
+
+
+@dataclass(frozen=True)
+class EffectivePolicy:
+    """All layers merged for one subject: every value with its Origin, ceilings side by side.
+
+    Attributes:
+        settings: visible_devices (VisibleDevices), memory_growth (bool), memory_limit (MemoryLimit),
+            allocator (Allocator), device (tuple[DeviceRule, ...]).
+        overridden: For each key the settings that lost, nearest first.
+        ceilings: All of them; they hold together.
+        on_error: The strictest any layer asks for.
+        audit: Sinks of all layers.
+        allow_disable: May TFGPU_DISABLE=1 switch the policy off.
+        paths: Every file that had a say.
+    """
+
+    settings: Table = field(default_factory=dict)
+    overridden: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
+    ceilings: tuple[Ceiling, ...] = ()
+    on_error: OnError = "warn"
+    audit: AuditSinks = field(default_factory=AuditSinks)
+    allow_disable: bool = True
+    paths: tuple[str, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        """Nothing about GPUs is declared: TensorFlow is left as it is."""
+        return not self.settings and not self.ceilings
+
+
+# ---- the machine
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU (or MIG slice) as NVML shows it.
+
+    Attributes:
+        index: As `nvidia-smi` counts (PCI order).
+        uuid: "GPU-…" or "MIG-…".
+        name: Product name.
+        total: Memory in bytes.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    total: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The machine's GPUs.
+
+    Attributes:
+        devices: None: nobody looked, or NVML could not say.
+        problem: Why NVML could not say; None when it could, or when nobody looked.
+    """
+
+    devices: tuple[Device, ...] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What the scheduler or the parent process gave: the outermost ceiling.
+
+    Attributes:
+        tokens: CUDA_VISIBLE_DEVICES split at commas, verbatim; None: it was unset, all GPUs.
+        pci_order: CUDA counts as nvidia-smi does (CUDA_DEVICE_ORDER=PCI_BUS_ID).
+        scheduler: Inside a scheduler's job (for `require_grant`).
+        rank: Local rank among processes of one job on this host; None outside of one.
+    """
+
+    tokens: tuple[str, ...] | None = None
+    pci_order: bool = False
+    scheduler: bool = False
+    rank: int | None = None
+
+
+# ---- what is to be done, and what was
+
+
+@dataclass(frozen=True)
+class PlannedDevice:
+    """One GPU the process may use.
+
+    Attributes:
+        token: Its entry for CUDA_VISIBLE_DEVICES.
+        device: What NVML says of it; None when unknown.
+        limit: The tightest limit on it, None: unlimited.
+        logical_devices: Split into logical GPUs; fits the limit.
+    """
+
+    token: str
+    device: Device | None = None
+    limit: MemoryLimit | None = None
+    logical_devices: tuple[MemoryLimit, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to apply to this process.
+
+    Attributes:
+        visible: New value of CUDA_VISIBLE_DEVICES; None: leave it alone.
+        pci_order: Also set CUDA_DEVICE_ORDER=PCI_BUS_ID.
+        devices: The GPUs in CUDA's order; None: all that CUDA shows, whatever they are.
+        limit: The tightest limit on a GPU that `devices` does not name; None: unlimited.
+        growth: True: memory grows on demand, whatever the program asks. False, None: the program decides.
+        allocator: TensorFlow's GPU allocator; None: the program decides.
+        findings: What was clamped, and what could not be planned.
+        machine_count: How many GPUs the machine has, None when unknown.
+    """
+
+    visible: str | None = None
+    pci_order: bool = False
+    devices: tuple[PlannedDevice, ...] | None = None
+    limit: MemoryLimit | None = None
+    growth: bool | None = None
+    allocator: Allocator | None = None
+    findings: tuple[Finding, ...] = ()
+    machine_count: int | None = None
+
+
+OutcomeStatus = Literal["applied", "clamped", "too_late", "degraded", "cpu", "failed"]
+
+
+@dataclass(frozen=True)
+class DeviceOutcome:
+    """What one GPU was given at a door.
+
+    Attributes:
+        index: As TensorFlow counts: GPU:0, GPU:1, …
+        token: Its entry in CUDA_VISIBLE_DEVICES, "" when unknown.
+        uuid: None when NVML could not say.
+        name: Product name, None when unknown.
+        limit: Bytes the allocator may take; None: unlimited.
+        fraction: The limit as a fraction of the total, where no bytes are known.
+        logical_devices: Sizes in bytes of the logical GPUs it was split into; () when it was not split.
+    """
+
+    index: int
+    token: str = ""
+    uuid: str | None = None
+    name: str | None = None
+    limit: int | None = None
+    fraction: float | None = None
+    logical_devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened at one door.
+
+    Attributes:
+        status: In one word.
+        door: The C++ entry point that was passed: "TFE_ContextOptionsSetConfig"; "" when none was.
+        devices: What each GPU was given.
+        growth: Whether memory grows on demand there.
+        asked: What the program wanted, in the terms of its ConfigProto; {} when nothing.
+        given: What TensorFlow was handed instead, same terms.
+        findings: What was clamped, what could not be applied.
+    """
+
+    status: OutcomeStatus
+    door: str = ""
+    devices: tuple[DeviceOutcome, ...] = ()
+    growth: bool | None = None
+    asked: Mapping[str, object] = field(default_factory=dict)
+    given: Mapping[str, object] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
