@@ -1,0 +1,98 @@
+"""sample_configs/: right by our own reading, and by tools that know nothing of us."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli
+
+from tfenv.config.document import Document
+from tfenv.config.schema import advise, schema_path, validate
+from tfenv.policy.model import LayerName, Source
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = sorted((ROOT / "sample_configs").glob("**/*.toml"))
+LAYERS: dict[str, LayerName] = {"workstation": "user", "shared-server": "machine"}
+
+
+def tool(name: str) -> str:
+    """A command of the development group, from the environment that runs the tests."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def run(*command: str) -> str:
+    """Run a command on all samples.
+
+    Returns:
+        What it said; "" when it had nothing against them.
+    """
+    done = subprocess.run([*command, *map(str, SAMPLES)], capture_output=True, text=True, check=False, cwd=ROOT)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def sample(path: Path) -> Document:
+    text = path.read_text(encoding="utf-8")
+    layer = LAYERS.get(path.relative_to(ROOT / "sample_configs").parts[0], "project")
+    return Document(Source(layer, str(path)), tomli.loads(text), "0" * 64, text, 0)
+
+
+def test_the_samples_are_there() -> None:
+    """Every kind of use has its sample."""
+    names = {str(path.parent.relative_to(ROOT / "sample_configs")) for path in SAMPLES}
+    assert names >= {"minimal", "workstation", "notebook", "ci"}
+    assert names >= {"shared-server", "shared-server/groups", "shared-server/users"}
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT / "sample_configs")))
+def test_samples_are_right(path: Path) -> None:
+    """A sample gives no finding, and none of the advice that `tfgpu check` gives."""
+    layer, findings = validate(sample(path))
+    assert findings == ()
+    if path.parent.name not in ("groups", "users"):
+        assert advise(layer) == ()
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT / "sample_configs")))
+def test_samples_lead_editors_to_the_schema(path: Path) -> None:
+    """The first line of a sample names the schema by a relative path that exists."""
+    directive, _, target = path.read_text(encoding="utf-8").splitlines()[0].partition(" ")
+    assert directive == "#:schema"
+    assert (path.parent / target).resolve() == schema_path().resolve()
+
+
+def test_check_jsonschema_agrees() -> None:
+    """check-jsonschema finds nothing wrong with a sample."""
+    assert run(tool("check-jsonschema"), "--schemafile", str(schema_path())) == ""
+
+
+def test_check_jsonschema_agrees_on_the_schema() -> None:
+    """check-jsonschema takes the schema for a valid one."""
+    command = [tool("check-jsonschema"), "--check-metaschema", str(schema_path())]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_taplo_agrees() -> None:
+    """taplo finds nothing wrong with a sample, by the schema."""
+    assert run(tool("taplo"), "check", "--schema", schema_path().as_uri()) == ""
+
+
+def test_taplo_follows_the_first_line(tmp_path: Path) -> None:
+    """What editors do: taplo reads the schema that the first line names, and sees a mistake."""
+    text = SAMPLES[0].read_text(encoding="utf-8").partition("\n")[2]
+    for limit, status in (("memory_limit", 0), ("memroy_limit", 1)):
+        wrong = tmp_path / f"{limit}.toml"
+        wrong.write_text(f"#:schema {schema_path()}\n{text.replace('memory_limit', limit)}", encoding="utf-8")
+        done = subprocess.run([tool("taplo"), "check", str(wrong)], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+
+
+def test_samples_are_formatted() -> None:
+    """The samples are laid out as taplo lays them out."""
+    assert run(tool("taplo"), "fmt", "--check") == ""

@@ -1,0 +1,229 @@
+"""Which files speak for this process: machine, user, project, and the options of `tfgpu run`.
+
+Finding is cheap, for it happens in every process that uses a framework: one `lstat` for each name in each
+directory, and nothing is opened but a pyproject.toml on the way. Whether a file that was found counts is decided
+when it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+from tfenv.config.document import LARGEST, DocumentError, peek
+from tfenv.errors import Finding
+from tfenv.policy.model import Source, Start, Subject
+
+__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover"]
+
+FILE_NAME = "tfgpu.toml"
+PYPROJECT = "pyproject.toml"
+PYPROJECT_TABLE = ("tool", "tfgpu")
+#: Literal: no environment variable moves the administrator's policy.
+MACHINE_ROOT = "/etc/tfgpu"
+#: Directories the walk looks into, at most.
+MOST_LEVELS = 32
+
+#: What tells one file from another, whatever its names: device and inode.
+_Identity = tuple[int, int]
+_Scope = tuple[Literal["group", "user"], str]
+
+
+def discover(
+    start: Start, subject: Subject, machine_root: str = MACHINE_ROOT
+) -> tuple[tuple[Source, ...], tuple[Finding, ...]]:
+    """All files that speak for this process, the machine's first and the nearest last.
+
+    Args:
+        start: What the process was when it started.
+        subject: For whom: only this user's and these groups' own machine files are looked for.
+        machine_root: The administrator's directory; another one only for `tfgpu check DIR` and tests.
+
+    Returns:
+        The files, and what is wrong with TFGPU_CONFIG where it names no file at all. Everything else that may be
+        wrong with a file is said by `read`.
+    """
+    sources = list(_machine(os.path.abspath(machine_root), subject))
+    findings: tuple[Finding, ...] = ()
+    if not start.elevated:
+        owner = _owner(start.cwd)
+        sources += _user(start, owner)
+        if not start.isolated:
+            project, findings = _project(start, owner, _identities(sources))
+            sources += project
+            sources += _run(start)
+    return tuple(sources), findings
+
+
+# ---- machine, user, run
+
+
+def _machine(root: str, subject: Subject) -> Iterator[Source]:
+    for name, scope in _machine_names(subject):
+        path = os.path.join(root, name)
+        if _may_exist(path):
+            yield Source("machine", path, scope=scope)
+
+
+def _machine_names(subject: Subject) -> Iterator[tuple[str, _Scope | None]]:
+    yield FILE_NAME, None
+    for group in sorted(set(subject.groups)):
+        if _is_plain(group):
+            yield f"groups/{group}.toml", ("group", group)
+    if _is_plain(subject.user):
+        yield f"users/{subject.user}.toml", ("user", subject.user)
+
+
+def _is_plain(name: str) -> bool:
+    """A name that is a file's in its folder, and never leads out of it."""
+    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
+
+
+def _user(start: Start, owner: int | None) -> Iterator[Source]:
+    if start.config_home is not None:
+        path = os.path.join(start.config_home, "tfgpu", FILE_NAME)
+        if os.path.isabs(path) and _exists(path):
+            yield Source("user", path, start_owner=owner)
+
+
+def _run(start: Start) -> Iterator[Source]:
+    if start.run is not None:
+        yield Source("run", "<tfgpu run>", text=start.run)
+
+
+# ---- project
+
+
+def _project(start: Start, owner: int | None, taken: frozenset[_Identity]) -> tuple[list[Source], tuple[Finding, ...]]:
+    if start.config:
+        return _configured(start, start.config, owner, taken)
+    for directory in dict.fromkeys((start.cwd, start.script_dir)):
+        if directory is not None and (source := _walk(directory, start.home, owner, taken)) is not None:
+            return [source], ()
+    return [], ()
+
+
+def _configured(
+    start: Start, config: str, owner: int | None, taken: frozenset[_Identity]
+) -> tuple[list[Source], tuple[Finding, ...]]:
+    """The file that TFGPU_CONFIG names, instead of the walk."""
+    path = _absolute(config, start)
+    if path is None:
+        missing = "home directory" if _in_home(config) else "working directory"
+        message = f"TFGPU_CONFIG cannot be followed, for there is no {missing}; make it an absolute path"
+        return [], (Finding("not-found", message, path=config),)
+    if os.path.isdir(path):
+        message = f"TFGPU_CONFIG names a directory; name the file in it, {os.path.join(path, FILE_NAME)}"
+        return [], (Finding("not-a-file", message, path=path),)
+    if _identity(path) in taken:
+        return [], ()
+    table = PYPROJECT_TABLE if os.path.basename(path) == PYPROJECT else ()
+    return [Source("project", path, table=table, start_owner=owner, required=True)], ()
+
+
+def _absolute(config: str, start: Start) -> str | None:
+    if _in_home(config):
+        return None if start.home is None else start.home.rstrip("/") + config[1:]
+    if os.path.isabs(config):
+        return config
+    return None if start.cwd is None else os.path.join(start.cwd, config)
+
+
+def _in_home(config: str) -> bool:
+    return config == "~" or config.startswith("~/")
+
+
+def _walk(bottom: str, home: str | None, owner: int | None, taken: frozenset[_Identity]) -> Source | None:
+    """The nearest project file from a directory upward."""
+    for directory in _upward(bottom, home):
+        path = os.path.join(directory, FILE_NAME)
+        if _exists(path) and _identity(path) not in taken:
+            return Source("project", path, start_owner=owner)
+        path = os.path.join(directory, PYPROJECT)
+        if _exists(path) and _has_policy(path):
+            return Source("project", path, table=PYPROJECT_TABLE, start_owner=owner)
+    return None
+
+
+def _upward(bottom: str, home: str | None) -> Iterator[str]:
+    """The directory and those above it, to the home directory, the file system's top or `MOST_LEVELS`.
+
+    A directory on another file system is not even looked into: it may be an automount point that would
+    ask a server for each name.
+    """
+    last = None if home is None else _identity(home)
+    file_system: int | None = None
+    directory = bottom
+    for _ in range(MOST_LEVELS):
+        identity = _identity(directory)
+        if identity is None or file_system not in (None, identity[0]):
+            return
+        yield directory
+        parent = os.path.dirname(directory)
+        if identity == last or parent == directory:
+            return
+        file_system, directory = identity[0], parent
+
+
+def _has_policy(path: str) -> bool:
+    """Whether a pyproject.toml is about us; one that mentions us but does not parse is, so that `read` says why."""
+    try:
+        raw = peek(path)
+    except DocumentError:
+        return False
+    if b"tfgpu" not in raw or len(raw) > LARGEST:
+        return b"tfgpu" in raw
+    import tomli
+
+    try:
+        tool = tomli.loads(raw.decode("utf-8-sig")).get("tool", {})
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(tool, dict) and "tfgpu" in tool
+
+
+# ---- looking
+
+
+def _exists(path: str) -> bool:
+    """Whether something has this name, a link that leads nowhere too: whoever put it there meant something."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _may_exist(path: str) -> bool:
+    """As `_exists`, but what may not be looked at counts: a locked machine folder must be a finding, not silence."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    except ValueError:
+        return False
+    return True
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _identities(sources: list[Source]) -> frozenset[_Identity]:
+    """The files that speak already: whoever stands in ~/.config/tfgpu or /etc/tfgpu has no project there."""
+    return frozenset(identity for source in sources if (identity := _identity(source.path)) is not None)
+
+
+def _owner(directory: str | None) -> int | None:
+    if directory is None:
+        return None
+    try:
+        return os.stat(directory).st_uid
+    except OSError:
+        return None

@@ -1,0 +1,443 @@
+"""One file: opened once, judged by what was opened, parsed, with the position of every key.
+
+The order is the order of trust: kind of file, owner and permissions, size, encoding, syntax. Nothing of a
+file's content is looked at before its owner is known to count.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tfenv.errors import Finding, TfenvError
+from tfenv.policy.model import KeyPath, Source
+
+__all__ = ["LARGEST", "Document", "DocumentError", "Trust", "peek", "read"]
+
+#: Bytes of the largest file that is read. A policy for a thousand users is a tenth of it.
+LARGEST = 256 * 1024
+#: Levels of tables and arrays below the policy's own table; the schema needs seven.
+DEEPEST = 32
+#: As the Linux kernel: more symbolic links than this on the way are taken for a loop.
+MOST_LINKS = 40
+#: O_NONBLOCK: a FIFO without a writer must not hold us; O_NOCTTY: nor a terminal become ours.
+OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+#: Reads of a file that is being rewritten in place, before it is given up.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose files count.
+
+    Attributes:
+        uid: Effective user id: one's own files count.
+        owners: Further trusted owners, `trusted_owners` of the machine layer.
+        administrator: Who must own the machine layer. Only tests that cannot be root set it.
+        checked_from: The machine layer's parent directories are checked from here down. Only tests set it:
+            their files stand under /tmp, where everybody may write.
+    """
+
+    uid: int
+    owners: frozenset[int] = frozenset()
+    administrator: int = 0
+    checked_from: str = "/"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file that was read.
+
+    Attributes:
+        source: The file.
+        data: The policy's own table: the whole document, or [tool.tfgpu] of a pyproject.toml.
+        sha256: Of the bytes that were read, in hexadecimal.
+        text: The whole file, decoded, without a byte order mark.
+        owner: uid of the file's owner; None where there is no file (layer "run").
+    """
+
+    source: Source
+    data: dict[str, object]
+    sha256: str
+    text: str
+    owner: int | None
+
+    def position(self, key: KeyPath) -> tuple[int, int] | None:
+        """Line and column, both 1-based and in characters, of a key inside `data`.
+
+        A key that is not there is looked for at the nearest parent that is; None if there is none.
+        """
+        path: KeyPath = (*self.source.table, *key)
+        while path:
+            if path in self._positions:
+                return self._positions[path]
+            path = path[:-1]
+        return None
+
+    @cached_property
+    def _positions(self) -> Mapping[KeyPath, tuple[int, int]]:
+        from tfenv.config.positions import positions
+
+        return positions(self.text)
+
+
+class DocumentError(TfenvError):
+    """A file that is left out as a whole.
+
+    Attributes:
+        finding: Why. Its code is one of "not-found", "unreadable", "not-a-file", "too-large", "not-utf8",
+            "syntax", "too-deep", "wrong-type", "insecure-permissions", "untrusted-owner".
+    """
+
+    def __init__(
+        self, code: str, path: str, message: str, *, line: int | None = None, column: int | None = None
+    ) -> None:
+        self.finding = Finding(code, message, path=path, line=line, column=column)
+        super().__init__(str(self.finding))
+
+
+def read(source: Source, trust: Trust) -> Document:
+    """Open, judge and parse one file, or parse the text of a command line.
+
+    Raises:
+        DocumentError: The file is left out; `finding` says where, why, and what would be right.
+    """
+    # Late: hashlib loads OpenSSL, and a process may have no policy file at all.
+    import hashlib
+
+    raw, owner = _bytes_and_owner(source, trust)
+    text = _decode(source.path, raw)
+    data = _policy_table(source, _parse(source.path, text))
+    _require_shallow(source.path, data)
+    return Document(source, data, hashlib.sha256(raw).hexdigest(), text, owner)
+
+
+def peek(path: str) -> bytes:
+    """The bytes of any regular file, whoever owns it; of one that is too large, the first `LARGEST` + 1.
+
+    Raises:
+        DocumentError: With the codes "not-found", "unreadable", "not-a-file".
+    """
+    descriptor = _open(path)
+    try:
+        _require_regular(path, os.fstat(descriptor))
+        return _up_to(descriptor, LARGEST + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _bytes_and_owner(source: Source, trust: Trust) -> tuple[bytes, int | None]:
+    if source.text is not None:
+        # Bytes that were no UTF-8 in the environment arrive as surrogates: they fail to decode, as in a file.
+        return source.text.encode("utf-8", "surrogatepass"), None
+    descriptor = _open(source.path)
+    try:
+        opened = os.fstat(descriptor)
+        _require_regular(source.path, opened)
+        _require_trust(source, descriptor, opened, trust)
+        return _content(source.path, descriptor), opened.st_uid
+    finally:
+        os.close(descriptor)
+
+
+# ---- opening and reading
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, OPEN_FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_found(path) from None
+    except ValueError:
+        raise DocumentError("not-found", path, "no file can have this name") from None
+    except OSError as error:
+        raise _unopened(path, error) from None
+
+
+def _not_found(path: str) -> DocumentError:
+    if os.path.islink(path):
+        return DocumentError("not-found", path, "the symbolic link leads nowhere; correct it or remove it")
+    return DocumentError("not-found", path, "there is no such file; create it or correct the path")
+
+
+def _unopened(path: str, error: OSError) -> DocumentError:
+    if error.errno in (errno.ENXIO, errno.ENODEV):
+        return DocumentError("not-a-file", path, "is a socket or a device; a policy is a regular file")
+    if error.errno == errno.ELOOP:
+        return DocumentError("unreadable", path, "its symbolic links form a loop; correct them or remove them")
+    if isinstance(error, PermissionError):
+        return DocumentError("unreadable", path, "may not be read; give the process's user permission to read it")
+    return _unreadable(path, error)
+
+
+def _unreadable(path: str, error: OSError) -> DocumentError:
+    return DocumentError("unreadable", path, f"cannot be read ({error.strerror}); make it readable or remove it")
+
+
+def _require_regular(path: str, opened: os.stat_result) -> None:
+    mode = opened.st_mode
+    if stat.S_ISREG(mode):
+        return
+    kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    if stat.S_ISDIR(mode):
+        kind = "a directory"
+    raise DocumentError("not-a-file", path, f"is {kind}; a policy is a regular file")
+
+
+def _content(path: str, descriptor: int) -> bytes:
+    """The whole file, as it was at one moment as far as the file system tells."""
+    for _ in range(ATTEMPTS):
+        try:
+            before = os.fstat(descriptor)
+            raw = _up_to(descriptor, LARGEST + 1)
+            after = os.fstat(descriptor)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if len(raw) > LARGEST:
+            raise DocumentError("too-large", path, f"is larger than {LARGEST // 1024} KiB, the most that is read")
+        if _unchanged(before, after, len(raw)):
+            return raw
+    raise DocumentError("unreadable", path, "changed while it was read; replace it by renaming a finished copy over it")
+
+
+def _up_to(descriptor: int, most: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    chunks: list[bytes] = []
+    while most > 0 and (chunk := os.read(descriptor, most)):
+        chunks.append(chunk)
+        most -= len(chunk)
+    return b"".join(chunks)
+
+
+def _unchanged(before: os.stat_result, after: os.stat_result, size: int) -> bool:
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        return False
+    # Some file systems (procfs, a few FUSE ones) call every file empty.
+    return after.st_size in (0, size)
+
+
+# ---- trust
+
+
+def _require_trust(source: Source, descriptor: int, opened: os.stat_result, trust: Trust) -> None:
+    try:
+        if source.layer == "machine":
+            _require_administrator(source.path, opened, trust)
+        else:
+            _require_known_owner(source, opened, trust)
+            _require_not_public(source.path, descriptor, opened)
+    except OSError as error:
+        raise _unreadable(source.path, error) from None
+
+
+def _require_administrator(path: str, opened: os.stat_result, trust: Trust) -> None:
+    """The file and every directory passed on the way to it belong to the administrator alone."""
+    for directory, status in _directories_to(path):
+        if not _is_above(directory, trust.checked_from):
+            _require_administrators_own(path, f"its directory {directory}", status, trust)
+    _require_administrators_own(path, "it", opened, trust)
+
+
+def _require_administrators_own(path: str, subject: str, status: os.stat_result, trust: Trust) -> None:
+    if status.st_uid != trust.administrator:
+        message = f"{subject} belongs to {_user(status.st_uid)}, not to root; give it to root (chown)"
+        raise DocumentError("insecure-permissions", path, message)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        who = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
+        message = f"{subject} is writable by {who}; take that away (chmod go-w)"
+        raise DocumentError("insecure-permissions", path, message)
+
+
+def _is_above(directory: str, bottom: str) -> bool:
+    return directory != bottom and (directory == "/" or bottom.startswith(directory + "/"))
+
+
+def _directories_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Every directory that the kernel passes to reach a file, those that symbolic links lead through too.
+
+    From the root down: while everything above belongs to the administrator, nobody else can exchange what
+    comes next, so that looking by name is safe.
+    """
+    here, links = "/", 0
+    pending = path.split("/")[::-1]
+    yield here, os.lstat(here)
+    while pending:
+        name = pending.pop()
+        if name in ("", "."):
+            continue
+        # ".." of a path whose links are all followed is the one above.
+        there = os.path.dirname(here) if name == ".." else os.path.join(here, name)
+        status = os.lstat(there)
+        if stat.S_ISLNK(status.st_mode):
+            links = _count_link(links, there)
+            target = os.readlink(there)
+            here = "/" if target.startswith("/") else here
+            pending.extend(target.split("/")[::-1])
+        elif stat.S_ISDIR(status.st_mode):
+            here = there
+            yield here, status
+
+
+def _count_link(links: int, place: str) -> int:
+    if links >= MOST_LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), place)
+    return links + 1
+
+
+def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -> None:
+    known = {trust.uid, 0, source.start_owner} | trust.owners
+    link = os.lstat(source.path)
+    # A stranger's link to my own file would choose for me which of my policies counts.
+    owners = [opened.st_uid, link.st_uid] if stat.S_ISLNK(link.st_mode) else [opened.st_uid]
+    for owner in owners:
+        if owner not in known:
+            message = (
+                f"belongs to {_user(owner)}, neither to you ({_user(trust.uid)}) nor to root nor to the owner of "
+                "the directory the process started in; copy it, or ask for trusted_owners in the machine's policy"
+            )
+            raise DocumentError("untrusted-owner", source.path, message)
+
+
+def _require_not_public(path: str, descriptor: int, opened: os.stat_result) -> None:
+    """Neither the file nor the directory of its name, nor that of the file itself, is writable by everybody.
+
+    The sticky bit (/tmp) is no excuse: it keeps people from taking files away, not from planting them.
+    """
+    if opened.st_mode & stat.S_IWOTH:
+        raise DocumentError("insecure-permissions", path, "is writable by everybody; take that away (chmod o-w)")
+    for directory in {os.path.dirname(path), os.path.dirname(_opened_path(path, descriptor))}:
+        if os.stat(directory).st_mode & stat.S_IWOTH and not _is_read_only(directory):
+            message = f"its directory {directory} is writable by everybody; move it to a directory of your own"
+            raise DocumentError("insecure-permissions", path, message)
+
+
+def _is_read_only(directory: str) -> bool:
+    """Mounted read-only, as Kubernetes mounts a ConfigMap (mode 0777): nobody can plant anything there."""
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+
+
+def _opened_path(path: str, descriptor: int) -> str:
+    """Where the opened file really is, symbolic links followed."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return os.path.realpath(path)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+# ---- decoding and parsing
+
+
+def _decode(path: str, raw: bytes) -> str:
+    if len(raw) > LARGEST:
+        raise DocumentError("too-large", path, f"is larger than {LARGEST // 1024} KiB, the most that is read")
+    if (other := _other_encoding(raw)) is not None:
+        raise DocumentError("not-utf8", path, f"is {other}; save it as UTF-8", line=1, column=1)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, column = _line_and_column(error.object[: error.start].decode("utf-8"), error.start)
+        message = f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise DocumentError("not-utf8", path, message, line=line, column=column) from None
+    if (nul := text.find("\0")) >= 0:
+        line, column = _line_and_column(text, nul)
+        raise DocumentError("syntax", path, "contains a NUL character; remove it", line=line, column=column)
+    return text
+
+
+def _other_encoding(raw: bytes) -> str | None:
+    """The encoding an editor saved the file in, where its first bytes give it away."""
+    if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "UTF-32"
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    # Without a byte order mark: every other byte of ASCII text is zero.
+    start = raw[:64]
+    if len(start) > 1 and max(start[0::2].count(0), start[1::2].count(0)) == len(start) // 2:
+        return "UTF-16"
+    return None
+
+
+def _line_and_column(text: str, index: int) -> tuple[int, int]:
+    before = text[:index]
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+def _parse(path: str, text: str) -> dict[str, object]:
+    import tomli
+
+    try:
+        return tomli.loads(text)
+    except RecursionError:
+        raise _too_deep(path) from None
+    except tomli.TOMLDecodeError as error:
+        raise _syntax_error(path, error) from None
+    except ValueError:
+        # Python refuses to convert integers of thousands of digits, and tomli lets that through.
+        raise DocumentError("syntax", path, "an integer has more digits than TOML's 64 bits hold") from None
+
+
+def _too_deep(path: str) -> DocumentError:
+    return DocumentError("too-deep", path, "its tables or arrays are nested too deeply; a policy needs few levels")
+
+
+#: What people mean when tomli says so.
+_HINTS = {
+    "Invalid value": 'text needs quotes ("8GiB"), true and false are written small',
+    "Cannot overwrite": "a key may be set once",
+    "twice": "put the keys of a table under one header",
+    "Unterminated string": "a string ends on its line with the quote it began with",
+    "Illegal character": "a string ends on its line with the quote it began with",
+    "Expected '='": "each line is a [table] or a key = value",
+    "Invalid statement": "each line is a [table] or a key = value",
+    "Invalid initial character": "each line is a [table] or a key = value",
+}
+
+
+def _syntax_error(path: str, error: ValueError) -> DocumentError:
+    # tomli before 2.3 has these only inside its text.
+    what = str(getattr(error, "msg", error))
+    line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
+    hint = next((hint for words, hint in _HINTS.items() if words in what), "see https://toml.io")
+    return DocumentError("syntax", path, f"is not valid TOML: {what}; {hint}", line=line, column=column)
+
+
+def _policy_table(source: Source, data: dict[str, object]) -> dict[str, object]:
+    for depth, name in enumerate(source.table, start=1):
+        if name not in data and source.required:
+            message = f"has no [{'.'.join(source.table)}] table; add it, or name a tfgpu.toml"
+            raise DocumentError("not-found", source.path, message)
+        inner = data.get(name, {})
+        if not isinstance(inner, dict):
+            dotted = ".".join(source.table[:depth])
+            raise DocumentError("wrong-type", source.path, f"{dotted} is not a table; write [{dotted}]")
+        data = inner
+    return data
+
+
+def _require_shallow(path: str, data: dict[str, object]) -> None:
+    """Whoever walks through `data` later may do so by recursion."""
+    level: list[object] = [data]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise _too_deep(path)
+
+
+def _children(node: object) -> list[object]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [child for child in children if isinstance(child, (dict, list))]

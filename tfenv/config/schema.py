@@ -1,0 +1,445 @@
+"""A parsed document -> a validated layer.
+
+schemas/tfgpu.schema.json says what is allowed. A file loses only the key that is wrong, never its
+other keys and ceilings, and every loss is a Finding with its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tfenv.config import _validator
+from tfenv.config.values import (
+    WrongValueError,
+    check_split,
+    limit_of,
+    selector_of,
+    selectors_of,
+    shown,
+    sizes_of,
+    visible_devices_of,
+)
+from tfenv.errors import Finding, Severity
+from tfenv.policy.model import (
+    DeviceRule,
+    KeyPath,
+    Layer,
+    MemoryLimit,
+    Origin,
+    Selector,
+    Setting,
+    Table,
+    Tables,
+    dotted,
+)
+
+if TYPE_CHECKING:
+    from tfenv.config.document import Document
+    from tfenv.config.problems import Problem
+
+__all__ = ["advise", "load_schema", "schema_path", "validate"]
+
+_Raw = Mapping[str, object]
+_MACHINE_ONLY = ("project", "machine")
+_NEWEST_VERSION = 1
+
+
+# ---- the schema itself
+
+
+def schema_path() -> Path:
+    """Where schemas/tfgpu.schema.json is: inside the installed package, or beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package, package.parent):
+        path = folder / "schemas" / "tfgpu.schema.json"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"tfgpu.schema.json is missing from {package / 'schemas'}; install tfenv again")
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (draft-07) of tfgpu.toml.
+
+    Raises:
+        FileNotFoundError: It is not installed.
+    """
+    return cast("dict[str, Any]", json.loads(schema_path().read_text(encoding="utf-8")))
+
+
+# ---- validate
+
+
+def validate(document: Document) -> tuple[Layer, tuple[Finding, ...]]:
+    """Turn a document into a layer of typed values.
+
+    Args:
+        document: Parsed; may hold anything TOML can.
+
+    Returns:
+        What is right in it, and a finding with file:line:column for each thing that is not, in the
+        order of the file. Never raises for what a file contains.
+    """
+    reader = _Reader(document)
+    layer = reader.read()
+    findings = sorted(reader.findings, key=lambda found: (found.line or 0, found.column or 0))
+    return layer, tuple(findings)
+
+
+class _LostError(Exception):
+    """A value is left out, and the finding is there."""
+
+
+class _Reader:
+    """Reads one document; its findings gather on the way."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.source = document.source
+        self.findings: list[Finding] = []
+        self._problems: list[Problem] = []
+
+    # -- findings
+
+    def report(self, code: str, path: KeyPath, message: str, severity: Severity = "error") -> None:
+        """Add a finding about a key, given by its path inside the policy table."""
+        line, column = self.document.position(path) or (None, None)
+        self.findings.append(Finding(code, message, severity, self.source.path, line, column, dotted(path) or None))
+
+    def _problem_at(self, path: KeyPath) -> Problem | None:
+        """What the schema has against a key or something inside it; asked once, it is dealt with."""
+        here = [problem for problem in self._problems if problem.path[: len(path)] == path]
+        self._problems = [problem for problem in self._problems if problem not in here]
+        return here[0] if here else None
+
+    def _refuse(self, path: KeyPath, otherwise: str) -> None:
+        """Report what the schema has against a key; `otherwise` where it does not say."""
+        problem = self._problem_at(path)
+        self.report("invalid-value", path, problem.message if problem else otherwise)
+
+    def _converted(self, value: object, path: KeyPath, convert: Callable[[Any], object] | None) -> object:
+        """A value as its typed value, when its reader and the schema take it.
+
+        Raises:
+            _LostError: They do not; it is reported, at the place inside the value that is wrong.
+        """
+        problem = self._problem_at(path)
+        place = problem.path if problem else path
+        try:
+            converted = convert(value) if convert else value
+        except ValueError as wrong:
+            self.report(getattr(wrong, "code", "invalid-value"), place, str(wrong))
+            raise _LostError from None
+        if problem is not None:
+            self.report("invalid-value", place, problem.message)
+            raise _LostError
+        return converted
+
+    def _setting(self, value: object, path: KeyPath) -> Setting:
+        return Setting(value, self._origin(path))
+
+    def _origin(self, path: KeyPath) -> Origin:
+        return Origin(self.source.layer, self.source.path, path)
+
+    # -- the document
+
+    def read(self) -> Layer:
+        """The layer. Steps: drop what may not be here, ask the schema, convert."""
+        policy = self._checked(self._for_this_layer(self.document.data))
+        layer = self._layer(policy)
+        for problem in self._problems:
+            self.report("invalid-value", problem.path, problem.message)
+        return layer
+
+    def _for_this_layer(self, policy: _Raw) -> _Raw:
+        """Without the tables that only an administrator's file may have."""
+        if self.source.layer == "machine":
+            return policy
+        for name in _MACHINE_ONLY:
+            if name in policy:
+                message = f"[{name}] counts only in the machine's file, /etc/tfgpu/tfgpu.toml; take it out of this one"
+                self.report("machine-layer-only", (name,), message)
+        return {name: value for name, value in policy.items() if name not in _MACHINE_ONLY}
+
+    def _checked(self, policy: _Raw) -> _Raw:
+        """Ask the schema; report unknown keys and go on without them."""
+        if _validator.is_valid(policy):
+            return policy
+        try:
+            from tfenv.config.problems import problems_of
+
+            problems = list(problems_of(policy, load_schema()))
+        except (ImportError, FileNotFoundError) as missing:
+            message = f"a mistake here cannot be named because tfenv is incomplete; install it again ({missing})"
+            self.report("incomplete-install", (), message)
+            return {}
+        self._problems = [problem for problem in problems if not problem.unknown]
+        for problem in problems:
+            if problem.unknown:
+                self.report("unknown-key", problem.path, problem.message, "warning")
+                policy = cast(_Raw, _without(policy, problem.path))
+        return policy
+
+    def _layer(self, policy: _Raw) -> Layer:
+        base = self._tables(policy, ())
+        groups, users, projects = (self._named(policy, name) for name in ("group", "user", "project"))
+        scoped = {"group": groups, "user": users}
+        if self.source.scope is not None:
+            kind, name = self.source.scope
+            scoped[kind][name] = _over(base, scoped[kind].get(name, Tables()))
+        audit = self._table(policy, ("audit",), {"file": self._log_file})
+        return Layer(
+            name=self.source.layer,
+            top=self._top(policy),
+            base=Tables() if self.source.scope is not None else base,
+            groups=groups,
+            users=users,
+            projects=projects,
+            audit=(audit,) if audit else (),
+            machine=self._machine(policy),
+            paths=(self.source.path,),
+        )
+
+    def _top(self, policy: _Raw) -> Table:
+        self._version(policy.get("version", _NEWEST_VERSION))
+        if "on_error" not in policy:
+            return {}
+        return self._keys({"on_error": policy["on_error"]}, (), {})
+
+    def _version(self, version: object) -> None:
+        newer = isinstance(version, int) and version > _NEWEST_VERSION
+        if newer and self._problem_at(("version",)):
+            message = f"this tfenv knows version {_NEWEST_VERSION} of the file; upgrade tfenv, or write version = 1"
+            self.report("newer-version", ("version",), message, "warning")
+
+    def _machine(self, policy: _Raw) -> Table:
+        path: KeyPath = ("machine",)
+        raw = dict(self._raw(policy, path))
+        if isinstance(raw.get("trusted_owners"), list):
+            raw["trusted_owners"] = self._good_entries(raw["trusted_owners"], (*path, "trusted_owners"), str)
+        return self._keys(raw, path, {"trusted_owners": _tuple})
+
+    # -- tables
+
+    def _raw(self, parent: _Raw, path: KeyPath) -> _Raw:
+        """The table under the last name of the path; {} when there is none, or something else."""
+        value = parent.get(cast(str, path[-1]), {})
+        if isinstance(value, Mapping):
+            return cast(_Raw, value)
+        self._refuse(path, f"{shown(value)} is not a table")
+        return {}
+
+    def _named(self, policy: _Raw, kind: str) -> dict[str, Tables]:
+        """[user.NAME.*], [group.NAME.*] or [project."PATH".*]."""
+        named: dict[str, Tables] = {}
+        raw = self._raw(policy, (kind,))
+        for name in raw:
+            path: KeyPath = (kind, name)
+            if any(problem.path == path for problem in self._problems):
+                self._refuse(path, f"{shown(name)} is not understood")
+            else:
+                named[name] = self._tables(self._raw(raw, path), path)
+        return named
+
+    def _tables(self, parent: _Raw, path: KeyPath) -> Tables:
+        gpu_path: KeyPath = (*path, "gpu")
+        raw = dict(self._raw(parent, gpu_path))
+        rules = self._rules(raw.pop("device", None), (*gpu_path, "device"))
+        gpu = self._keys(raw, gpu_path, {"visible_devices": visible_devices_of, "memory_limit": limit_of})
+        if rules is not None:
+            gpu["device"] = self._setting(rules, (*gpu_path, "device"))
+        tables = Tables(gpu=gpu, ceiling=self._ceiling(parent, (*path, "ceiling")))
+        self._check_allocator(tables, gpu_path)
+        return tables
+
+    def _ceiling(self, parent: _Raw, path: KeyPath) -> Table:
+        raw = dict(self._raw(parent, path))
+        if isinstance(raw.get("allowed_devices"), list):
+            # What is left of the list is fewer devices; without the list it would be all of them.
+            raw["allowed_devices"] = self._good_entries(raw["allowed_devices"], (*path, "allowed_devices"), selector_of)
+        return self._keys(raw, path, {"allowed_devices": selectors_of, "memory_limit": limit_of, "max_devices": _whole})
+
+    def _table(self, parent: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> Table:
+        return self._keys(self._raw(parent, path), path, converters)
+
+    def _keys(self, raw: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> dict[str, Setting]:
+        """The keys of one table that are right; a key without a converter is as the schema has checked it."""
+        table: dict[str, Setting] = {}
+        for key, value in raw.items():
+            here: KeyPath = (*path, key)
+            with suppress(_LostError):
+                table[key] = self._setting(self._converted(value, here, converters.get(key)), here)
+        return table
+
+    def _good_entries(self, entries: object, path: KeyPath, convert: Callable[[Any], object]) -> list[object]:
+        """The entries of a list that are right, each of the others a finding."""
+        good: list[object] = []
+        for number, entry in enumerate(cast("list[object]", entries)):
+            with suppress(_LostError):
+                self._converted(entry, (*path, number), convert)
+                good.append(entry)
+        return good
+
+    # -- [[gpu.device]]
+
+    def _rules(self, entries: object, path: KeyPath) -> tuple[DeviceRule, ...] | None:
+        """The entries that say which GPUs they are about; None when the key is not there or no list."""
+        if entries is None:
+            return None
+        if not isinstance(entries, list):
+            self._refuse(path, f"{shown(entries)} is not a list; write [[gpu.device]]")
+            return None
+        read = (self._rule(entry, (*path, number)) for number, entry in enumerate(entries))
+        return tuple(rule for rule in read if rule is not None)
+
+    def _rule(self, entry: object, path: KeyPath) -> DeviceRule | None:
+        if not isinstance(entry, Mapping):
+            self._refuse(path, f"{shown(entry)} is not a table; write [[gpu.device]]")
+            return None
+        converters = {"match": selector_of, "memory_limit": limit_of, "logical_devices": sizes_of}
+        keys = {name: setting.value for name, setting in self._keys(cast(_Raw, entry), path, converters).items()}
+        if "match" not in entry:
+            self._refuse(path, '"match" is missing')
+        if "match" not in keys:
+            return None
+        limit = cast("MemoryLimit | None", keys.get("memory_limit"))
+        split = cast("tuple[MemoryLimit, ...]", keys.get("logical_devices", ()))
+        try:
+            check_split(split, limit)
+        except ValueError as wrong:
+            self.report("invalid-value", (*path, "logical_devices"), str(wrong))
+            split = ()
+        return DeviceRule(cast(Selector, keys["match"]), self._origin(path), limit, split)
+
+    # -- meaning
+
+    def _check_allocator(self, tables: Tables, path: KeyPath) -> None:
+        allocator = tables.gpu.get("allocator")
+        if allocator is not None and allocator.value != "bfc" and _limits(tables):
+            message = (
+                f'"{allocator.value}" does not keep a memory limit; write allocator = "bfc", which is used instead'
+            )
+            self.report("allocator-without-limit", (*path, "allocator"), message, "warning")
+
+    def _log_file(self, value: object) -> object:
+        """`audit.file`: where a project's file may point is inside the project."""
+        if not isinstance(value, str):
+            return value
+        if not value.isprintable():
+            raise WrongValueError(f"{shown(value)} holds control characters; write a plain path")
+        if self.source.layer != "project":
+            if not value.startswith(("/", "~/")):
+                raise WrongValueError(f'{shown(value)} is relative to nothing; begin it with "/" or "~/"')
+        elif value and not _inside(os.path.dirname(self.source.path), value):
+            message = f'{shown(value)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
+            raise WrongValueError(message, "outside-project")
+        return value
+
+
+# ---- small parts
+
+
+def _without(value: object, path: KeyPath) -> object:
+    """A copy without one key; only what leads to it is copied."""
+    first, rest = path[0], path[1:]
+    if isinstance(value, list):
+        return [_without(item, rest) if number == first and rest else item for number, item in enumerate(value)]
+    table = dict(cast(_Raw, value))
+    if rest:
+        table[cast(str, first)] = _without(table[cast(str, first)], rest)
+    else:
+        del table[cast(str, first)]
+    return table
+
+
+def _over(base: Tables, specific: Tables) -> Tables:
+    """The keys of both; the more specific table replaces."""
+    return Tables(gpu={**base.gpu, **specific.gpu}, ceiling={**base.ceiling, **specific.ceiling})
+
+
+def _whole(value: object) -> object:
+    """TOML's 1.0 is the whole number 1 to JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _inside(folder: str, path: str) -> bool:
+    """Whether a relative path stays below a folder, links followed."""
+    if path.startswith(("/", "~")) or ".." in path.split("/"):
+        return False
+    root = os.path.realpath(folder)
+    return os.path.realpath(os.path.join(root, path)).startswith(root.rstrip("/") + "/")
+
+
+def _limits(tables: Tables) -> bool:
+    """Whether the tables limit memory anywhere."""
+    limits = [table["memory_limit"].value for table in (tables.gpu, tables.ceiling) if "memory_limit" in table]
+    limits += [size for rule in _rules_of(tables.gpu) for size in (rule.memory_limit, *rule.logical_devices)]
+    return any(isinstance(limit, MemoryLimit) and not limit.unlimited for limit in limits)
+
+
+def _rules_of(gpu: Table) -> tuple[DeviceRule, ...]:
+    return cast("tuple[DeviceRule, ...]", gpu["device"].value) if "device" in gpu else ()
+
+
+# ---- advice: right, but probably not what was meant
+
+
+def advise(layer: Layer, documents: Sequence[Document] = ()) -> tuple[Finding, ...]:
+    """What `tfgpu check` recommends for a layer that is valid.
+
+    Args:
+        layer: Validated.
+        documents: Those it was read from, for lines and columns; without them only file and key are told.
+    """
+    by_path = {document.source.path: document for document in documents}
+    named = (*layer.groups.values(), *layer.users.values(), *layer.projects.values())
+    found = [advice for tables in (layer.base, *named) for advice in _advice_on_count(tables, layer.base)]
+    if layer.name == "machine":
+        found += [advice for tables in (layer.base, *named) for advice in _advice_on_numbers(tables)]
+    return tuple(_advice(origin, code, message, by_path) for origin, code, message in found)
+
+
+def _advice(origin: Origin, code: str, message: str, by_path: Mapping[str, Document]) -> Finding:
+    document = by_path.get(origin.path)
+    line, column = (document.position(origin.key) if document else None) or (None, None)
+    return Finding(code, message, "warning", origin.path, line, column, dotted(origin.key))
+
+
+def _advice_on_count(tables: Tables, base: Tables) -> Iterator[tuple[Origin, str, str]]:
+    most = tables.ceiling.get("max_devices")
+    visible = tables.gpu.get("visible_devices", base.gpu.get("visible_devices"))
+    if most is None or most.value == 0 or (visible is not None and visible.value != "all"):
+        return
+    message = (
+        "alone it gives everybody the first GPU; add visible_devices = {count = 1} under gpu, which chooses a free one"
+    )
+    yield most.origin, "first-card-for-all", message
+
+
+def _advice_on_numbers(tables: Tables) -> Iterator[tuple[Origin, str, str]]:
+    for setting in (tables.gpu.get("visible_devices"), tables.ceiling.get("allowed_devices")):
+        if setting is not None and _numbered(setting.value):
+            yield setting.origin, "numbers-in-machine-layer", _USE_UUIDS
+    for rule in _rules_of(tables.gpu):
+        if rule.match.kind == "position":
+            yield rule.origin, "numbers-in-machine-layer", _USE_UUIDS
+
+
+_USE_UUIDS = "numbers shift inside containers and Slurm's cgroups; write the UUIDs that `nvidia-smi -L` shows"
+
+
+def _numbered(value: object) -> bool:
+    selectors: Iterable[object] = value if isinstance(value, tuple) else ()
+    return any(isinstance(selector, Selector) and selector.kind == "position" for selector in selectors)

@@ -1,0 +1,239 @@
+"""TOML values of tfgpu.toml -> the typed values of the policy.
+
+Each function takes one value of any type and raises ValueError (those of `policy.units` too), whose text
+is one sentence for people: what is wrong and what would be right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from tfenv.policy.model import AutoChoice, MemoryLimit, RankChoice, Selector, VisibleDevices
+from tfenv.policy.units import format_limit, parse_duration, parse_limit
+
+__all__ = [
+    "WrongValueError",
+    "check_split",
+    "limit_of",
+    "selector_of",
+    "selectors_of",
+    "shown",
+    "sizes_of",
+    "visible_devices_of",
+]
+
+_POSITION = re.compile(r"[0-9]{1,4}")
+_UUID = re.compile(r"GPU-[0-9A-F][0-9A-F-]*|MIG-(?:GPU-)?[0-9A-F][0-9A-F-]*(?:/[0-9]{1,3}/[0-9]{1,3})?", re.IGNORECASE)
+_A_DEVICE = 'a position (0), a UUID ("GPU-8932f937", "MIG-…") or a name ("name:*A100*")'
+_SHOWN_CHARACTERS = 60
+_SHOWN_ITEMS = 4
+#: Percentages are sums of binary fractions: 10% three times is a little more than 30%.
+_ROUNDING = 1e-9
+
+
+class WrongValueError(ValueError):
+    """A value that is not understood, or not allowed where it stands.
+
+    Attributes:
+        code: Of the finding it becomes.
+    """
+
+    def __init__(self, message: str, code: str = "invalid-value") -> None:
+        self.code = code
+        super().__init__(message)
+
+
+def shown(value: object) -> str:
+    """A value as its writer sees it, on one line and not longer than a line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=not value.isprintable())
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{key} = …" for key in value if str(key).isprintable()) + "}"
+    elif isinstance(value, list):
+        text = "[…]" if len(value) > _SHOWN_ITEMS else "[" + ", ".join(shown(item) for item in value) + "]"
+    else:
+        text = str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+# ---- memory
+
+
+def limit_of(value: object) -> MemoryLimit:
+    """A memory limit: "8GiB", "40%", "none"."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise WrongValueError(f'a limit is a string, {shown(value)} is not; write "8GiB", "40%" or "none"')
+    if not isinstance(value, str):
+        raise WrongValueError(f'{shown(value)} has no unit; write "8GiB", "512MiB" or "40%", with the quotes')
+    if len(value) > _SHOWN_CHARACTERS:
+        raise WrongValueError(f'{shown(value)} is not a size; write "8GiB", "512MiB", "8GB", "40%" or "none"')
+    return parse_limit(value)
+
+
+def size_of(value: object) -> MemoryLimit:
+    """An amount of memory: a limit that is not "none"."""
+    size = limit_of(value)
+    if size.unlimited:
+        raise WrongValueError('"none" is no size; write "8GiB", "512MiB" or "40%"')
+    return size
+
+
+def sizes_of(value: object) -> tuple[MemoryLimit, ...]:
+    """The sizes of logical GPUs: ["30GiB", "30GiB"]."""
+    if not isinstance(value, list):
+        raise WrongValueError(f'a split is a list of sizes, {shown(value)} is not; write ["4GiB", "4GiB"]')
+    return tuple(size_of(item) for item in value)
+
+
+def check_split(sizes: tuple[MemoryLimit, ...], limit: MemoryLimit | None) -> None:
+    """Logical GPUs must fit: into the limit of their entry, and into the card.
+
+    Bytes and percentages cannot be compared before the card is known; that is left to the plan.
+    """
+    fractions = [size.fraction for size in sizes if size.fraction is not None]
+    amounts = [size.bytes for size in sizes if size.bytes is not None]
+    if sum(fractions) > 1 + _ROUNDING:
+        raise WrongValueError(
+            f"the logical devices take {sum(fractions):.0%} of the card together; keep them within 100%"
+        )
+    if limit is None:
+        return
+    if limit.bytes is not None and sum(amounts) > limit.bytes:
+        total = format_limit(MemoryLimit(bytes=sum(amounts)))
+    elif limit.fraction is not None and sum(fractions) > limit.fraction + _ROUNDING:
+        total = format_limit(MemoryLimit(fraction=sum(fractions)))
+    else:
+        return
+    raise WrongValueError(
+        f"the logical devices take {total} together, more than this entry's memory_limit of {format_limit(limit)}; "
+        "make them smaller or raise the limit"
+    )
+
+
+# ---- devices
+
+
+def selector_of(value: object) -> Selector:
+    """One device: a position, a UUID or the beginning of one, a MIG device, or "name:" and a glob."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise WrongValueError(f"{shown(value)} names no GPU; write {_A_DEVICE}")
+    text = str(value)
+    if _POSITION.fullmatch(text):
+        return Selector("position", str(int(text)))
+    if text.startswith("name:") and len(text) > len("name:"):
+        return Selector("name", text[len("name:") :])
+    if _UUID.fullmatch(text) and text.startswith(("GPU-", "MIG-")):
+        return Selector("uuid", text)
+    raise WrongValueError(_why_no_selector(value, text))
+
+
+def _why_no_selector(value: object, text: str) -> str:
+    if text.lstrip().startswith("-"):
+        return f'{shown(value)} names no GPU; positions start at 0, and no GPU at all is visible_devices = "none"'
+    if _UUID.fullmatch(text):
+        return f'{shown(value)} names no GPU; capitals come first, write "{text[:4].upper()}{text[4:]}"'
+    if "," in text:
+        return f"{shown(value)} names no GPU; write a list of them, as in [0, 1]"
+    if text == "name:":
+        return '"name:" names no GPU; a pattern for the product name follows it, as in "name:*A100*"'
+    return f"{shown(value)} names no GPU; write {_A_DEVICE}"
+
+
+def selectors_of(value: object) -> tuple[Selector, ...]:
+    """A list of devices, or "none"; a device that is named twice counts once."""
+    if value == "none":
+        return ()
+    if not isinstance(value, list):
+        raise WrongValueError(_why_no_list(value))
+    return tuple(dict.fromkeys(selector_of(item) for item in value))
+
+
+def _why_no_list(value: object) -> str:
+    try:
+        single = selector_of(value)
+    except ValueError:
+        return f'{shown(value)} is no list of GPUs; write [0], ["GPU-8932f937"] or "none"'
+    written = str(single) if single.kind == "position" else json.dumps(str(single), ensure_ascii=False)
+    return f"{shown(value)} is one GPU, not a list of them; write [{written}]"
+
+
+def visible_devices_of(value: object) -> VisibleDevices:
+    """`visible_devices` in all its forms."""
+    if value == "all":
+        return "all"
+    if isinstance(value, Mapping):
+        return _choice_of(cast("Mapping[str, object]", value))
+    if isinstance(value, str) and value != "none":
+        raise WrongValueError(_why_no_word(value))
+    return selectors_of(value)
+
+
+def _why_no_word(value: str) -> str:
+    if re.fullmatch(r"[0-9]+(?: *, *[0-9]+)+", value):
+        return f"{shown(value)} is a string; write a list, [{', '.join(re.findall('[0-9]+', value))}]"
+    if value.strip().lower() in ("", "-1"):
+        return f'{shown(value)} is not understood; for no GPU at all write "none"'
+    if value.lower() in ("all", "none", "auto"):
+        right = {"auto": "{count = 1} to choose a free one"}.get(value.lower(), f'"{value.lower()}"')
+        return f"{shown(value)} is not understood; write {right}"
+    try:
+        selector_of(value)
+    except ValueError:
+        return f'{shown(value)} is not understood; write "all", "none", a list such as [0], or {{count = 1}}'
+    return _why_no_list(value)
+
+
+def _choice_of(table: Mapping[str, object]) -> AutoChoice | RankChoice:
+    if "count" in table and "rank" in table:
+        raise WrongValueError("{count = …} lets tfenv choose and {rank = …} does not; write one of them")
+    if "rank" in table:
+        return RankChoice(_rank_of(table["rank"]))
+    if "count" not in table:
+        raise WrongValueError('a table here needs a count or a rank; write {count = 1} or {rank = "auto"}')
+    min_free, timeout = table.get("min_free"), table.get("timeout")
+    return AutoChoice(
+        count=_whole_number(table["count"], at_least=1, name="count"),
+        prefer=_word(table.get("prefer", AutoChoice.prefer), ("most_free",), name="prefer"),
+        min_free=None if min_free is None else size_of(min_free),
+        when_busy=_word(
+            table.get("when_busy", AutoChoice.when_busy), ("wait", "cpu", "fail", "share"), name="when_busy"
+        ),
+        timeout_s=None if timeout is None else _duration_of(timeout),
+    )
+
+
+def _rank_of(value: object) -> Literal["auto"] | int:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str):
+        raise WrongValueError(f'rank = {shown(value)} is not understood; write "auto" or a number from 0')
+    return _whole_number(value, at_least=0, name="rank")
+
+
+def _whole_number(value: object, *, at_least: int, name: str) -> int:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or cast("float", value) < at_least:
+        raise WrongValueError(
+            f"{name} = {shown(value)} is not a whole number from {at_least}; write {name} = {at_least}"
+        )
+    return int(cast("float", value))
+
+
+def _word(value: object, words: tuple[str, ...], *, name: str) -> str:
+    if not isinstance(value, str) or value not in words:
+        choices = " or ".join(f'"{word}"' for word in words)
+        raise WrongValueError(f"{name} = {shown(value)} is not understood; write {choices}")
+    return value
+
+
+def _duration_of(value: object) -> float:
+    if not isinstance(value, str):
+        raise WrongValueError(
+            f'timeout = {shown(value)} has no unit; write "30s", "10min", "2h" or "1d", with the quotes'
+        )
+    return parse_duration(value)

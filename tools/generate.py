@@ -1,0 +1,225 @@
+"""Makes what is generated from schemas/tfgpu.schema.json: the validator and the reference page.
+
+    python tools/generate.py            writes them
+    python tools/generate.py --check    exit status 1 when one of them is out of date
+
+Needs fastjsonschema, of the development group; the package itself does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "schemas" / "tfgpu.schema.json"
+VALIDATOR = ROOT / "tfenv" / "config" / "_validator.py"
+REFERENCE = ROOT / "docs" / "reference.md"
+
+Schema = Mapping[str, Any]
+WORDS = {"boolean": "`true` or `false`", "object": "table", "integer": "whole number"}
+
+SEVERAL = "(JsonSchemaValueException, JsonSchemaValuesException)"
+
+# The exception is local, so that fastjsonschema is not needed (12 ms) where policies are applied; the
+# patterns are compiled when first used, because a policy needs one or two of them.
+VALIDATOR_HEAD = '''\
+"""Generated from schemas/tfgpu.schema.json by tools/generate.py. Do not edit."""
+# ruff: noqa
+# mypy: ignore-errors
+# pyright: basic
+# fmt: off
+
+import re
+
+
+class JsonSchemaValueException(ValueError):
+    """The first thing that is wrong."""
+
+
+class _Patterns(dict):
+    """Regular expressions by their text in the schema, compiled when first used."""
+
+    def __missing__(self, text):
+        # "$" also matches before a last newline, which JSON Schema does not mean.
+        self[text] = compiled = re.compile(text[:-1] + r"\\Z" if text.endswith("$") else text)
+        return compiled
+
+
+REGEX_PATTERNS = _Patterns()
+
+
+def is_valid(table: object) -> bool:
+    """Whether the schema has nothing against the policy table."""
+    try:
+        {validate}(table)
+    except JsonSchemaValueException:
+        return False
+    return True
+
+
+'''
+
+
+def validator(schema: Schema) -> str:
+    """The text of the module that validates a policy table."""
+    import fastjsonschema
+
+    code = fastjsonschema.compile_to_code(dict(schema), use_default=False, use_formats=False, detailed_exceptions=False)
+    first = code.index("def validate")
+    name = re.match(r"def (\w+)", code[first:])
+    assert name is not None
+    body = code[first:].rstrip() + "\n"
+    # TOML has no decimals, and the library's second exception carries many first ones.
+    for theirs, ours in (("(int, float, Decimal)", "(int, float)"), (SEVERAL, "JsonSchemaValueException")):
+        body = body.replace(theirs, ours)
+    return VALIDATOR_HEAD.replace("{validate}", str(name[1])) + str(body)
+
+
+# ---- the reference page
+
+REFERENCE_HEAD = """\
+# Reference of tfgpu.toml
+
+<!-- Generated from schemas/tfgpu.schema.json by tools/generate.py. Do not edit. -->
+
+Every key of the file, table by table. "Not set" means that the key is then left to the program or to
+TensorFlow. In a `pyproject.toml` the same tables stand under `[tool.tfgpu]`. An unknown key is reported
+and ignored; a wrong value loses its own key, never the others.
+
+Memory is written as a string: `"8GiB"` (1024-based), `"8GB"` (1000-based), `"512MiB"`, `"40%"` of the
+card's total. A device is a position (`0`), a UUID or the beginning of one (`"GPU-8932f937"`), a MIG
+device (`"MIG-…"`), or a pattern for the product name (`"name:*A100*"`).
+
+"""
+
+
+def reference(schema: Schema) -> str:
+    """The text of docs/reference.md."""
+    pages = [*_tables(schema, schema, ""), *_choices(schema)]
+    return REFERENCE_HEAD + "\n".join(pages)
+
+
+def _tables(schema: Schema, root: Schema, path: str) -> Iterator[str]:
+    """One section a table, the table of the top of the file first."""
+    yield _section(schema, root, path)
+    for name, entry in _keys(schema, root).items():
+        resolved = _resolved(entry, root)
+        items = _resolved(resolved.get("items", {}), root)
+        below = f"{path}.{name}" if path else name
+        if "properties" in resolved or "patternProperties" in resolved:
+            yield from _tables({**resolved, **entry}, root, below)
+        elif "properties" in items:
+            yield from _tables({**items, "description": entry["description"]}, root, f"[{below}]")
+
+
+def _choices(schema: Schema) -> Iterator[str]:
+    """The inline tables that `visible_devices` may be."""
+    for name in ("choice", "rank"):
+        definition = schema["definitions"][name]
+        yield _section(definition, schema, f"gpu.visible_devices = {definition['title']}", heading="## `{}`")
+
+
+def _section(schema: Schema, root: Schema, path: str, heading: str = "## `[{}]`") -> str:
+    lines = [heading.format(path) if path else "## Top of the file", "", schema["description"], ""]
+    required = schema.get("required", ())
+    for name, entry in _keys(schema, root).items():
+        resolved = {**_resolved(entry, root), **entry}
+        if "properties" in resolved or "patternProperties" in resolved:
+            lines += [f"- `{name}`: a table, see below."]
+            continue
+        lines += [f"### `{name}`", "", entry["description"], ""]
+        lines += [f"- Type: {type_text(entry, root)}"]
+        lines += ["- Required" if name in required else f"- Default: {default_text(entry)}"]
+        lines += ["- Example: " + ", ".join(f"`{name} = {toml(example)}`" for example in entry["examples"]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _keys(schema: Schema, root: Schema) -> dict[str, Any]:
+    """The keys of a table; a name that people choose (a user, a path) stands under its title."""
+    resolved = _resolved(schema, root)
+    named = {entry["title"]: entry for entry in resolved.get("patternProperties", {}).values()}
+    return {**resolved.get("properties", {}), **named}
+
+
+def _resolved(schema: Schema, root: Schema) -> Schema:
+    """What a `$ref`, alone or in an `allOf` of one, stands for."""
+    for part in (schema, *schema.get("allOf", ())):
+        if "$ref" in part:
+            return _resolved(root["definitions"][part["$ref"].rpartition("/")[2]], root)
+    return schema
+
+
+def type_text(schema: Schema, root: Schema) -> str:
+    """The type in words: `"warn"`, `"cpu"` or `"fail"`; list of device."""
+    return _either(_types(schema, root))
+
+
+def _types(schema: Schema, root: Schema) -> list[str]:
+    schema = _resolved(schema, root)
+    if "enum" in schema:
+        return [f"`{toml(value)}`" for value in schema["enum"]]
+    if "title" in schema and schema["title"] != "devices":
+        return [f"`{schema['title']}`" if schema.get("type") == "object" else schema["title"]]
+    if "anyOf" in schema:
+        return [text for option in schema["anyOf"] for text in _types(option, root)]
+    if schema["type"] == "array":
+        return [f"list of {type_text(schema['items'], root)}s"]
+    smallest = f", at least {schema['minimum']}" if "minimum" in schema else ""
+    return [WORDS.get(schema["type"], str(schema["type"])) + smallest]
+
+
+def _either(options: list[str]) -> str:
+    return " or ".join(part for part in (", ".join(options[:-1]), options[-1]) if part)
+
+
+def default_text(schema: Schema) -> str:
+    """The default as it would be written; null says that there is none."""
+    return "not set" if schema["default"] is None else f"`{toml(schema['default'])}`"
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it, on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+# ---- command
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file and what it should contain."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    return {VALIDATOR: validator(schema), REFERENCE: reference(schema)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the files, or with --check say which are out of date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when a file is out of date")
+    check = parser.parse_args(arguments).check
+    stale = 0
+    for path, text in generated().items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        print(f"{path.relative_to(ROOT)} is {'out of date: run python tools/generate.py' if check else 'written'}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
