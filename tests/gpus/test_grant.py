@@ -1,0 +1,69 @@
+"""What a process was given, and how it tells its children."""
+
+from __future__ import annotations
+
+import pytest
+
+from tfenv.gpus.grant import VARIABLE, Carried, carry, read_boot_id, read_grant, tokens_of
+
+BOOT = "b0"
+
+
+@pytest.mark.parametrize(
+    ("value", "tokens"),
+    [(None, None), ("", ()), (" ", ()), ("0,1", ("0", "1")), ("MIG-x/1/0", ("MIG-x/1/0",)), ("-1", ("-1",))],
+)
+def test_the_variable_is_split_and_kept_verbatim(value: str | None, tokens: tuple[str, ...] | None) -> None:
+    """Unset means all GPUs, empty none; tokens are opaque."""
+    assert tokens_of(value) == tokens
+
+
+def test_the_current_list_is_the_grant() -> None:
+    """Without a governed parent the value at start is what the scheduler gave."""
+    grant, carried = read_grant({"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, {}, BOOT)
+    assert (grant.tokens, grant.pci_order) == (("2", "3"), True)
+    assert carried == Carried("2,3", None, "2,3")
+
+
+def start(carried: Carried, boot: str = BOOT, **variables: str) -> dict[str, str]:
+    return {VARIABLE: carry(carried, boot), **variables}
+
+
+def test_a_child_gets_the_grant_of_its_parent() -> None:
+    """The parent narrowed all GPUs to 1: in the child, too, positions count among all."""
+    grant, carried = read_grant(start(Carried(None, "1", "1"), CUDA_VISIBLE_DEVICES="1"), {}, BOOT)
+    assert grant.tokens is None
+    assert carried.request == "1"
+
+
+@pytest.mark.parametrize(
+    ("boot", "current"),
+    [("another boot", "1"), (BOOT, "0"), (BOOT, None), ("", "1")],
+)
+def test_a_carried_grant_is_dropped_elsewhere_and_after_a_change(boot: str, current: str | None) -> None:
+    """ssh and sbatch carry environments to other hosts; a list somebody changed since is the grant itself."""
+    variables = {} if current is None else {"CUDA_VISIBLE_DEVICES": current}
+    grant, _ = read_grant(start(Carried("0,1,2", None, "1"), boot, **variables), {}, BOOT)
+    assert grant.tokens == tokens_of(current)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[2]", '[1,"b0",1,2,3]', "null", "[1]", '"x"', "7", '{"a":1}'])
+def test_a_forged_or_broken_carrier_is_ignored(text: str) -> None:
+    """Whatever stands in the variable, reading it never raises."""
+    grant, _ = read_grant({VARIABLE: text, "CUDA_VISIBLE_DEVICES": "1"}, {}, BOOT)
+    assert grant.tokens == ("1",)
+
+
+def test_the_launcher_nearest_to_the_process_names_the_rank() -> None:
+    """Under mpirun inside a Slurm job srun's SLURM_LOCALID is the same for all ranks."""
+    environ = {"SLURM_LOCALID": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "3", "SLURM_JOB_ID": "17"}
+    grant, _ = read_grant({}, environ, BOOT)
+    assert (grant.rank, grant.scheduler) == (3, True)
+    assert read_grant({}, {"LOCAL_RANK": "x", "SLURM_LOCALID": "2"}, BOOT)[0].rank == 2
+    assert read_grant({}, {}, BOOT)[0].rank is None
+
+
+def test_the_boot_id_is_read_and_may_be_missing() -> None:
+    """Linux tells it in /proc; where it does not, nothing is carried."""
+    assert len(read_boot_id()) == 36
+    assert read_boot_id("/nonexistent") == ""

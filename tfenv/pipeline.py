@@ -1,0 +1,313 @@
+"""The line itself: Start -> [Source] -> [Document] -> [Layer] -> EffectivePolicy -> Plan.
+
+It composes config, policy and gpus; no other module knows all three.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tfenv.config.discover import discover
+from tfenv.config.document import Document, DocumentError, Trust, read
+from tfenv.config.schema import validate
+from tfenv.errors import Finding
+from tfenv.gpus.inventory import read_inventory
+from tfenv.policy.merge import merge
+from tfenv.policy.model import (
+    EffectivePolicy,
+    Grant,
+    Inventory,
+    KeyPath,
+    Layer,
+    Plan,
+    Source,
+    Start,
+    Subject,
+    dotted,
+)
+from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
+
+__all__ = ["MACHINE_ROOT", "Loaded", "current_start", "errors_of", "identify", "load", "make_plan", "no_gpu_plan"]
+
+#: A literal path: no environment variable moves it.
+MACHINE_ROOT = "/etc/tfgpu"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All files that have a say, merged for one subject.
+
+    Attributes:
+        start: The process it was done for.
+        subject: For whom.
+        documents: What was read.
+        layers: What of it is valid.
+        policy: The merged policy.
+        findings: What was wrong on the way, with positions.
+    """
+
+    start: Start
+    subject: Subject
+    documents: tuple[Document, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    policy: EffectivePolicy = field(default_factory=EffectivePolicy)
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Some file was there, be it a broken one."""
+        return bool(self.documents or self.findings)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(document.source for document in self.documents)
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """sha256 of each file that was read, by path."""
+        return {document.source.path: document.sha256 for document in self.documents}
+
+    def locate(self, finding: Finding) -> Finding:
+        """The finding with line and column, where it names a key of one of the documents."""
+        if finding.line is not None or finding.key is None:
+            return finding
+        for document in self.documents:
+            if document.source.path == finding.path:
+                return _with_position(finding, document)
+        return finding
+
+
+def _with_position(finding: Finding, document: Document) -> Finding:
+    key = _key_path(document.data, finding.key or "")
+    position = document.position(key) if key is not None else None
+    return finding if position is None else replace(finding, line=position[0], column=position[1])
+
+
+def _key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
+    """The path of a dotted key: the tables are walked, since a dot may stand inside a quoted key."""
+    stack: list[tuple[KeyPath, object]] = [((), data)]
+    while stack:
+        path, value = stack.pop()
+        if path and dotted(path) == wanted:
+            return path
+        if isinstance(value, Mapping):
+            stack += [((*path, str(name)), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            stack += [((*path, index), inner) for index, inner in enumerate(value)]
+    return None
+
+
+# ---- who and where
+
+
+def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
+    """The subject of a uid; names come from the passwd and group databases, never from the environment.
+
+    Args:
+        uid: Effective user id.
+        groups: Group ids; None: those of this process.
+    """
+    import grp
+    import pwd
+
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = f"uid:{uid}"
+    ids = [os.getegid(), *os.getgroups()] if groups is None else list(groups)
+    names = []
+    for gid in dict.fromkeys(ids):
+        try:
+            names.append(grp.getgrgid(gid).gr_name)
+        except KeyError:
+            names.append(f"gid:{gid}")
+    return Subject(user=user, uid=uid, groups=tuple(names))
+
+
+def home_of(uid: int) -> str | None:
+    """The home directory of the passwd entry; None without one. $HOME is not believed."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_dir or None
+    except KeyError:
+        return None
+
+
+def make_start(remembered: Mapping[str, str | None]) -> Start:
+    """What the hook remembered of the process's start, as a value."""
+    uid = os.geteuid()
+    home = home_of(uid)
+    isolated = bool(sys.flags.isolated or sys.flags.ignore_environment)
+    config_home = remembered.get("XDG_CONFIG_HOME") or ""
+    if not config_home.startswith("/"):
+        config_home = f"{home}/.config" if home else ""
+    return Start(
+        cwd=remembered.get("cwd"),
+        uid=uid,
+        script_dir=_script_dir(remembered),
+        config=remembered.get("TFGPU_CONFIG") or None,
+        run=remembered.get("TFGPU_RUN") or None,
+        home=home,
+        config_home=config_home or None,
+        elevated=remembered.get("SUDO_UID") is not None or os.getuid() != uid,
+        isolated=isolated,
+    )
+
+
+def _script_dir(remembered: Mapping[str, str | None]) -> str | None:
+    """The directory of a plain script; None for `-m`, `-c` and interactive use."""
+    script, cwd = remembered.get("script"), remembered.get("cwd")
+    if not script or script in ("-c", "-m", "-"):
+        return None
+    if not script.startswith("/"):
+        script = f"{cwd}/{script}" if cwd else ""
+    return os.path.dirname(os.path.normpath(script)) or None
+
+
+def current_start(cwd: str | None = None) -> Start:
+    """The start of a process that would begin here and now, for commands and for Python callers."""
+    remembered: dict[str, str | None] = {name: os.environ.get(name) for name in _REMEMBERED}
+    try:
+        remembered["cwd"] = cwd or os.getcwd()
+    except OSError:
+        remembered["cwd"] = None
+    return make_start(remembered)
+
+
+_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "XDG_CONFIG_HOME", "SUDO_UID")
+
+
+# ---- the line
+
+
+def load(
+    start: Start,
+    subject: Subject | None = None,
+    machine_root: str = MACHINE_ROOT,
+    machine_trust: Trust | None = None,
+) -> Loaded:
+    """Find, read, check and merge all files.
+
+    Args:
+        start: The process to do it for.
+        subject: For whom; None: for this process's own user.
+        machine_root: Where the machine layer stands; another one only to check or try it.
+        machine_trust: Whose machine layer counts; None: root's.
+
+    Returns:
+        Everything that could be understood; a broken file is left out with a finding. Never raises for
+        what is written in files.
+    """
+    subject = subject or identify(start.uid)
+    sources, missing = discover(start, subject, machine_root)
+    machine = _read_all([s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid))
+    trust = Trust(uid=start.uid, owners=_trusted_owners(machine))
+    rest = [source for source in sources if source.layer != "machine"]
+    if not _allows_project_files(machine):
+        rest = [source for source in rest if source.layer != "project"]
+    others = _read_all(rest, trust)
+    subject = replace(subject, project=_project(others.documents, start))
+    layers = (*machine.layers, *others.layers)
+    return Loaded(
+        start=start,
+        subject=subject,
+        documents=(*machine.documents, *others.documents),
+        layers=layers,
+        policy=merge(layers, subject),
+        findings=(*missing, *machine.findings, *others.findings),
+    )
+
+
+@dataclass(frozen=True)
+class _Read:
+    documents: tuple[Document, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def _read_all(sources: Sequence[Source], trust: Trust) -> _Read:
+    documents: list[Document] = []
+    layers: list[Layer] = []
+    findings: list[Finding] = []
+    for source in sources:
+        try:
+            document = read(source, trust)
+        except DocumentError as error:
+            findings.append(error.finding)
+            continue
+        layer, wrong = validate(document)
+        documents.append(document)
+        layers.append(layer)
+        findings.extend(wrong)
+    return _Read(tuple(documents), tuple(layers), tuple(findings))
+
+
+def _machine_value(read_layers: _Read, key: str) -> object:
+    values = [layer.machine[key].value for layer in read_layers.layers if key in layer.machine]
+    return values[-1] if values else None
+
+
+def _allows_project_files(machine: _Read) -> bool:
+    return _machine_value(machine, "allow_project_files") is not False
+
+
+def _trusted_owners(machine: _Read) -> frozenset[int]:
+    """User ids of the machine layer's `trusted_owners`; a name without an entry trusts nobody."""
+    import pwd
+
+    owners: set[int] = set()
+    names = _machine_value(machine, "trusted_owners")
+    for name in names if isinstance(names, list | tuple) else ():
+        try:
+            owners.add(pwd.getpwnam(str(name)).pw_uid)
+        except KeyError:
+            continue
+    return frozenset(owners)
+
+
+def _project(documents: Iterable[Document], start: Start) -> str | None:
+    """The directory of the project's file; without one, where the process started."""
+    for document in documents:
+        if document.source.layer == "project":
+            return os.path.dirname(document.source.path)
+    return start.cwd
+
+
+def make_plan(
+    loaded: Loaded,
+    grant: Grant,
+    inventory: Inventory | None = None,
+    request: Sequence[str] | None = None,
+) -> Plan:
+    """Resolve the policy for this process.
+
+    Args:
+        loaded: The merged policy.
+        grant: What was granted.
+        inventory: The machine's GPUs; None: NVML is asked only if visibility cannot be decided without.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
+    """
+    if inventory is None:
+        needed = needs_inventory(loaded.policy, grant, request)
+        inventory = read_inventory() if needed else Inventory()
+    plan = resolve(loaded.policy, grant, inventory, request)
+    return replace(plan, findings=tuple(_placed(loaded, finding) for finding in plan.findings))
+
+
+def _placed(loaded: Loaded, finding: Finding) -> Finding:
+    """Notes stay without a position: they are common, and finding it costs a scan of the file."""
+    return finding if finding.severity == "note" else loaded.locate(finding)
+
+
+def no_gpu_plan(findings: tuple[Finding, ...] = ()) -> Plan:
+    """The Plan of `on_error = "cpu"`."""
+    return Plan(visible=NO_GPU, devices=(), findings=findings)
+
+
+def errors_of(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Those that keep the policy from being in force, for `on_error` to decide."""
+    return tuple(finding for finding in findings if finding.severity == "error")
