@@ -1,0 +1,40 @@
+"""What all tests share: environments for child processes that see simulated GPUs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tfenv.simulate.environment import environment, parse_gpus
+
+REPOSITORY = Path(__file__).parent.parent
+#: Variables that would change what a child process does; a test sets those it is about.
+_DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CONFIG_HOME")
+
+
+class SimulatedGpus(Protocol):
+    """Makes the environment of a child process; the arguments are those of `tfgpu simulate`."""
+
+    def __call__(
+        self, gpus: str = "4x24GiB", *, log: Path | None = None, processes: Path | None = None, **variables: str
+    ) -> dict[str, str]: ...
+
+
+@pytest.fixture(scope="session")
+def simulated_gpus() -> SimulatedGpus:
+    """`simulated_gpus("2x24GiB", log=tmp_path / "log", CUDA_VISIBLE_DEVICES="1")` for `subprocess.run(env=...)`.
+
+    A test that starts TensorFlow in it asserts the device count first: without a library it sees no GPU.
+    """
+
+    def make(
+        gpus: str = "4x24GiB", *, log: Path | None = None, processes: Path | None = None, **variables: str
+    ) -> dict[str, str]:
+        base = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
+        base |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        return environment(parse_gpus(gpus), log=log, processes=processes, base=base) | variables
+
+    return make

@@ -1,0 +1,173 @@
+"""The stub driver by itself, through ctypes in child processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tfenv.simulate.requests import read_requests
+
+if TYPE_CHECKING:
+    from tests.conftest import SimulatedGpus
+    from tests.simulate.conftest import RunPython
+
+MIB = 1 << 20
+UUIDS = [f"GPU-a{gpu}fa4e00-0000-4000-8000-00000000000{gpu}" for gpu in range(4)]
+#: A small client of the CUDA driver.
+CUDA = """
+import ctypes, json, os, sys
+cuda = ctypes.CDLL("libcuda.so.1")
+MIB = 1 << 20
+def select(device):
+    context = ctypes.c_void_p()
+    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+    assert cuda.cuCtxSetCurrent(context) == 0
+def allocate(mib):
+    pointer = ctypes.c_ulonglong()
+    result = cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(mib * MIB))
+    return result or pointer
+def free_mib():
+    available, total = ctypes.c_size_t(), ctypes.c_size_t()
+    assert cuda.cuMemGetInfo_v2(ctypes.byref(available), ctypes.byref(total)) == 0
+    return available.value // MIB
+def visible():
+    result = cuda.cuInit(0)
+    count, uuid, gpus = ctypes.c_int(), (ctypes.c_ubyte * 16)(), []
+    if result == 0:
+        cuda.cuDeviceGetCount(ctypes.byref(count))
+    for device in range(count.value):
+        assert cuda.cuDeviceGetUuid_v2(uuid, device) == 0
+        gpus.append(uuid[15])
+    return gpus
+"""
+NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY = 100, 3, 2
+
+
+@pytest.mark.parametrize(
+    ("value", "gpus"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("0", [0]),
+        ("2,0", [2, 0]),
+        ("0, 2", [0, 2]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("9", []),
+        ("1,-1,2", [1]),
+        ("0,9,1", [0]),
+        ("0,x", [0]),
+        ("0,,1", [0]),
+        ("0,0", []),
+        ("1,GPU-a1", []),
+        ("GPU-a2", [2]),
+        ("GPU-A1", [1]),
+        ("GPU-a3fa4e00,1", [3, 1]),
+        (f"{UUIDS[1]},{UUIDS[0]}", [1, 0]),
+        ("GPU-", []),
+        ("GPU-ff", []),
+        ("MIG-a0", []),
+    ],
+)
+def test_cuda_visible_devices(
+    simulated_gpus: SimulatedGpus, run_python: RunPython, value: str | None, gpus: list[int]
+) -> None:
+    """Numbers and beginnings of UUIDs choose; the first bad entry ends the list; a GPU named twice gives none."""
+    env = simulated_gpus() if value is None else simulated_gpus(CUDA_VISIBLE_DEVICES=value)
+    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == gpus
+
+
+def test_visible_devices_are_read_at_the_first_init(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
+    """CUDA_VISIBLE_DEVICES counts as it is when CUDA is opened, and changes nothing afterwards."""
+    program = CUDA + (
+        "os.environ['CUDA_VISIBLE_DEVICES'] = '3,1'; first = visible()\n"
+        "os.environ['CUDA_VISIBLE_DEVICES'] = '0'; print(json.dumps([first, visible()]))"
+    )
+    assert json.loads(run_python(program, simulated_gpus())) == [[3, 1], [3, 1]]
+
+
+def test_requests_are_written_down(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """cuInit, allocation, refusal and free each leave a line, with the GPU's number in the machine."""
+    program = CUDA + (
+        "visible(); select(0); block = allocate(100); assert allocate(1000) == 2\n"
+        "assert cuda.cuMemFree_v2(block) == 0; print(os.getpid())"
+    )
+    log = tmp_path / "log"
+    pid = int(run_python(program, simulated_gpus("2x1000MiB", log=log, CUDA_VISIBLE_DEVICES="1")))
+    found = [(r.pid, r.op, r.gpu, r.bytes, r.held, r.call) for r in read_requests(log)]
+    assert found == [
+        (pid, "cuInit", -1, 1, 0, "cuInit"),
+        (pid, "alloc", 1, 100 * MIB, 100 * MIB, "cuMemAlloc"),
+        (pid, "oom", 1, 1000 * MIB, 100 * MIB, "cuMemAlloc"),
+        (pid, "free", 1, 100 * MIB, 0, "cuMemFree"),
+    ]
+
+
+def test_memory_is_shared_among_processes(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """What a live process holds is not free for others; it is free again when that process has ended."""
+    env = simulated_gpus("1x1000MiB", log=tmp_path / "log")
+    holder = CUDA + "visible(); select(0); allocate(600); print('held', flush=True); input()"
+    look = CUDA + "visible(); select(0); print(json.dumps([free_mib(), allocate(500) == 2]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert json.loads(run_python(look, env)) == [400, True]
+        process.kill()
+        process.stdout.read()  # it has ended; nobody has waited for it yet
+        assert json.loads(run_python(look, env)) == [1000, False]
+
+
+def test_other_users_processes_hold_memory(
+    simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path
+) -> None:
+    """Memory in the list of processes is not free; the list may change while the program runs."""
+    others = tmp_path / "processes"
+    others.write_text("0 4242 900\n1 4243 100\n")
+    env = simulated_gpus("2x1000MiB", processes=others, others=str(others))
+    program = CUDA + (
+        "visible(); select(0); before = free_mib(); select(1); second = free_mib()\n"
+        "open(os.environ['others'], 'w').close(); print(json.dumps([before, second, free_mib()]))"
+    )
+    assert json.loads(run_python(program, env)) == [100, 900, 1000]
+
+
+def test_cuda_does_not_survive_fork(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
+    """A child forked before cuInit can open CUDA; one forked after it gets CUDA_ERROR_NOT_INITIALIZED."""
+    program = CUDA + (
+        "def in_child():\n"
+        "    pid = os.fork()\n"
+        "    if not pid: os._exit(cuda.cuInit(0))\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "print(json.dumps([in_child(), cuda.cuInit(0), in_child()]))"
+    )
+    assert json.loads(run_python(program, simulated_gpus())) == [0, 0, NOT_INITIALIZED]
+
+
+def test_no_gpu_at_all(run_python: RunPython, simulated_gpus: SimulatedGpus) -> None:
+    """A machine can have a driver and no GPU."""
+    env = simulated_gpus()
+    env["TFGPU_SIMULATE"] = "count=0"
+    assert int(run_python(CUDA + "print(cuda.cuInit(0))", env)) == NO_DEVICE
+
+
+def test_slices_are_named_by_mig_uuids(run_python: RunPython, simulated_gpus: SimulatedGpus) -> None:
+    """A GPU described as a slice answers to MIG-..., not to GPU-...."""
+    env = simulated_gpus(CUDA_VISIBLE_DEVICES="MIG-a1,GPU-a0,MIG-a0")
+    env["TFGPU_SIMULATE"] = "count=3,mig=0:1"
+    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == [1, 0]
+
+
+def test_unwritable_log_is_said_once(simulated_gpus: SimulatedGpus, tmp_path: Path) -> None:
+    """A log that cannot be written is said on stderr, and the program goes on."""
+    env = simulated_gpus(log=tmp_path / "absent" / "log")
+    program = CUDA + "visible(); select(0); allocate(1); allocate(1); print('done')"
+    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert result.stdout == "done\n"
+    assert result.stderr.count("tfgpu simulate: cannot write") == 1

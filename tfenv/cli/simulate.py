@@ -1,0 +1,172 @@
+"""`tfgpu simulate`: run a command on GPUs that are not there, and say what it asked the driver for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfenv.errors import TfenvError
+from tfenv.policy.units import format_bytes
+from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
+from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+
+if TYPE_CHECKING:
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
+
+__all__ = ["add_parser", "run"]
+
+_MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
+#: In a file or a pipe nothing is cut off or wrapped: people search it.
+_FILE_WIDTH = 200
+_FAILED, _USAGE, _NOT_EXECUTABLE, _NOT_FOUND = 1, 2, 126, 127
+#: What a terminal, a scheduler or a service manager sends to end a command.
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_WATCHED = (*_FORWARDED, signal.SIGCHLD)
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Add the command to the program's parser."""
+    parser = subparsers.add_parser(
+        "simulate",
+        help="run a command on simulated GPUs",
+        description="Run a command on GPUs that are not there: real TensorFlow lists them, allocates on them, "
+        "and every request to the driver is written down. " + _MEANINGLESS,
+        usage="tfgpu simulate [--gpus 4x24GiB] [--log FILE] [--processes FILE] [--format text|json] -- CMD ...",
+    )
+    parser.add_argument(
+        "--gpus", type=_gpus, default="4x24GiB", metavar="GPUS",
+        help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"',
+    )  # fmt: skip
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write each request as a JSON line")
+    parser.add_argument(
+        "--processes", type=_readable, metavar="FILE",
+        help='memory that other processes hold, one "<gpu> <pid> <MiB>" a line',
+    )  # fmt: skip
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the summary, on stderr")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
+    parser.set_defaults(run=run)
+
+
+def _gpus(text: str) -> tuple[SimulatedGpu, ...]:
+    try:
+        return parse_gpus(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _readable(text: str) -> Path:
+    try:
+        with open(text, "rb"):
+            return Path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; its own exit code, 128+n if signal n ended it, 127 if there is no such command."""
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        _say("no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
+        return _USAGE
+    with tempfile.TemporaryDirectory(prefix="tfgpu-simulate-") as folder:
+        log = args.log or Path(folder) / "requests.jsonl"
+        try:
+            log.write_bytes(b"")  # an older log would be summed up as well
+            variables = environment(args.gpus, log=log, processes=args.processes)
+        except (OSError, TfenvError) as error:
+            _say(str(error))
+            return _FAILED
+        code = _run_command(command, variables)
+        if code not in (_NOT_EXECUTABLE, _NOT_FOUND):
+            _report(args.gpus, read_requests(log), args.format)
+    return code
+
+
+def _say(text: str) -> None:
+    print(f"tfgpu simulate: {text}", file=sys.stderr)
+
+
+# ---- the command
+
+
+def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
+    """Start it, hand signals on, wait for its end."""
+    try:
+        child = subprocess.Popen(command, env=variables)
+    except FileNotFoundError:
+        _say(f'command not found: "{command[0]}"')
+        return _NOT_FOUND
+    except OSError as error:
+        _say(f'cannot run "{command[0]}": {error.strerror}')
+        return _NOT_EXECUTABLE
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    try:
+        code = _wait(child)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return code if code >= 0 else 128 - code
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    while (code := child.poll()) is None:
+        received = signal.sigwaitinfo(_WATCHED)
+        # A key on the terminal reaches the command by itself (the kernel sends it, si_code > 0): passing
+        # it on would interrupt the command twice.
+        if received.si_signo in _FORWARDED and received.si_code <= 0:
+            child.send_signal(received.si_signo)
+    return code
+
+
+# ---- the summary
+
+
+def _report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], form: str) -> None:
+    summary = summarise(requests)
+    rows = [summary.get(number, GpuRequests(number)) for number in range(len(gpus))]
+    opened = opened_cuda(requests)
+    if form == "json":
+        print(json.dumps(_as_json(gpus, rows, opened)), file=sys.stderr)
+    else:
+        _print_table(gpus, rows, opened)
+
+
+def _as_json(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> dict[str, object]:
+    described = [
+        {**asdict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in zip(gpus, rows, strict=True)
+    ]  # fmt: skip
+    return {"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}
+
+
+def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="What the simulated driver was asked for", title_justify="left", box=None)
+    table.add_column("GPU", justify="right", no_wrap=True, min_width=3)
+    table.add_column("name")
+    for title in ("memory", "peak", "one process", "first", "requests", "refused"):
+        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
+    for gpu, row in zip(gpus, rows, strict=True):
+        table.add_row(str(row.gpu), Text(gpu.name), format_bytes(gpu.memory), *_cells(row))
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    console.print(table)
+    if not opened:
+        console.print("No process opened CUDA.")
+    console.print(_MEANINGLESS)
+
+
+def _cells(row: GpuRequests) -> tuple[str, ...]:
+    sizes = (row.peak, row.peak_process, row.first)
+    counts = (row.allocations, row.out_of_memory)
+    return (*("-" if not size else format_bytes(size) for size in sizes), *map(str, counts))

@@ -1,0 +1,50 @@
+/* What the parts of the stub libcuda.so.1 share, and what the stub CUDA runtime calls in it. */
+#pragma once
+#include "machine.h"
+
+typedef unsigned long long DevicePointer;
+
+typedef enum {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  NOT_INITIALIZED = 3,
+  NO_DEVICE = 100,
+  INVALID_DEVICE = 101,
+  INVALID_CONTEXT = 201,
+  NOT_FOUND = 500,
+  NOT_SUPPORTED = 801
+} Result;
+
+/* A function that succeeds and does nothing. */
+#define NO_EFFECT(name) \
+  API int name(void) { return SUCCESS; }
+
+/* One primary context a device; a device is its CUDA ordinal. */
+typedef struct {
+  int device;
+  int retained;
+  unsigned flags;
+} Context;
+
+int driver_ready(void);              /* cuInit succeeded in this very process */
+int driver_has(int device);          /* such an ordinal exists */
+int driver_gpu(int device);          /* ordinal -> number of the GPU in the machine */
+Context *driver_context(int device); /* its primary context */
+Context *driver_current(void);       /* the calling thread's context, or NULL */
+int driver_new_handle(void **out);   /* something to point at for streams, events, modules */
+
+API int cuInit(unsigned flags);
+API int cuDriverGetVersion(int *version);
+API int cuDeviceGetCount(int *count);
+API int cuDeviceGetName(char *out, int room, int device);
+API int cuDeviceGetUuid(unsigned char *out, int device);
+API int cuDeviceTotalMem_v2(size_t *bytes, int device);
+API int cuDeviceGetAttribute(int *value, int attribute, int device);
+API int cuDevicePrimaryCtxRetain(Context **out, int device);
+API int cuCtxSetCurrent(Context *context);
+API int cuCtxGetDevice(int *device);
+API int cuEventCreate(void **event, unsigned flags);
+API int cuEventDestroy_v2(void *event);
+API int cuEventRecord(void *event, void *stream);
+API int cuEventElapsedTime(float *milliseconds, void *start, void *end);

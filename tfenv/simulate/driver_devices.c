@@ -1,0 +1,322 @@
+/* Stub libcuda.so.1, part one: initialisation, which GPUs are visible, their attributes, contexts
+ * and the names of errors. */
+#define _GNU_SOURCE
+#include "driver.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int initialised_by; /* process id; 0: not yet */
+static int device_count;
+static int gpu_of[MAX_GPUS]; /* CUDA ordinal -> GPU of the machine */
+static Context contexts[MAX_GPUS];
+static __thread Context *current;
+static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* CUDA does not survive fork(): a child of a process that opened it gets NOT_INITIALIZED. */
+int driver_ready(void) { return initialised_by && initialised_by == getpid(); }
+int driver_has(int device) { return driver_ready() && device >= 0 && device < device_count; }
+int driver_gpu(int device) { return gpu_of[device]; }
+Context *driver_context(int device) { return &contexts[device]; }
+Context *driver_current(void) { return current; }
+int driver_new_handle(void **out) {
+  *out = calloc(1, 64);
+  return *out ? SUCCESS : OUT_OF_MEMORY;
+}
+
+/* ---- CUDA_VISIBLE_DEVICES: numbers and beginnings of UUIDs; the first bad one ends the list */
+
+static int gpu_by_number(const char *token) {
+  char *end;
+  long number = strtol(token, &end, 10);
+  return end == token || *end || number < 0 || number >= machine_gpus() ? -1 : (int)number;
+}
+
+static int gpu_by_uuid(const char *beginning) {
+  char uuid[UUID_TEXT];
+  int found = -1;
+  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
+    machine_uuid_text(gpu, uuid);
+    if (strncasecmp(uuid, beginning, strlen(beginning))) continue;
+    if (found >= 0) return -1; /* it fits more than one */
+    found = gpu;
+  }
+  return found;
+}
+
+static int gpu_by_token(const char *token) {
+  token += strspn(token, " ");
+  if (!strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4)) return gpu_by_uuid(token);
+  return gpu_by_number(token);
+}
+
+static int is_selected(int gpu) {
+  for (int device = 0; device < device_count; device++)
+    if (gpu_of[device] == gpu) return 1;
+  return 0;
+}
+
+static void select_listed(char *list) {
+  char *token;
+  while ((token = strsep(&list, ",")) && device_count < MAX_GPUS) {
+    int gpu = gpu_by_token(token);
+    if (gpu < 0) return;
+    if (is_selected(gpu)) { /* a GPU named twice: none at all */
+      device_count = 0;
+      return;
+    }
+    gpu_of[device_count++] = gpu;
+  }
+}
+
+static void select_devices(void) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  device_count = 0;
+  if (visible) {
+    char *list = strdup(visible);
+    select_listed(list);
+    free(list);
+  } else {
+    for (int gpu = 0; gpu < machine_gpus(); gpu++) gpu_of[device_count++] = gpu;
+  }
+}
+
+static int initialise(void) {
+  int log;
+  if (driver_ready()) return SUCCESS;
+  if (!initialised_by) select_devices();
+  log = log_open();
+  log_write(log, "cuInit", -1, initialised_by ? 0 : (Bytes)device_count, 0, "cuInit");
+  log_close(log);
+  if (initialised_by) return NOT_INITIALIZED; /* in the parent, before fork() */
+  if (!device_count) return NO_DEVICE;
+  for (int device = 0; device < device_count; device++) contexts[device].device = device;
+  initialised_by = getpid();
+  return SUCCESS;
+}
+
+API int cuInit(unsigned flags UNUSED) {
+  int result;
+  pthread_mutex_lock(&init_lock);
+  result = initialise();
+  pthread_mutex_unlock(&init_lock);
+  return result;
+}
+
+API int cuDriverGetVersion(int *version) {
+  *version = machine_driver_version();
+  return SUCCESS;
+}
+
+/* ---- devices */
+
+API int cuDeviceGetCount(int *count) {
+  if (!driver_ready()) return NOT_INITIALIZED;
+  *count = device_count;
+  return SUCCESS;
+}
+
+API int cuDeviceGet(int *device, int ordinal) {
+  if (!driver_ready()) return NOT_INITIALIZED;
+  if (!driver_has(ordinal)) return INVALID_DEVICE;
+  *device = ordinal;
+  return SUCCESS;
+}
+
+API int cuDeviceGetName(char *out, int room, int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  machine_name(gpu_of[device], out, (size_t)room);
+  return SUCCESS;
+}
+
+API int cuDeviceGetUuid(unsigned char *out, int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  machine_uuid(gpu_of[device], out);
+  return SUCCESS;
+}
+
+API int cuDeviceGetUuid_v2(unsigned char *out, int device) { return cuDeviceGetUuid(out, device); }
+
+API int cuDeviceTotalMem_v2(size_t *bytes, int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  *bytes = machine_memory(gpu_of[device]);
+  return SUCCESS;
+}
+
+API int cuDeviceGetPCIBusId(char *out, int room, int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  snprintf(out, (size_t)room, "0000:%02X:00.0", (unsigned)machine_pci_bus(gpu_of[device]));
+  return SUCCESS;
+}
+
+API int cuDeviceCanAccessPeer(int *can, int one, int other) {
+  *can = driver_has(one) && driver_has(other) && one != other;
+  return SUCCESS;
+}
+
+API int cuDeviceGetP2PAttribute(int *value, int attribute, int one, int other) {
+  enum { ACCESS_SUPPORTED = 2 };
+  *value = attribute == ACCESS_SUPPORTED && one != other;
+  return SUCCESS;
+}
+
+/* Attributes by their number in CUdevice_attribute; those of an A100 where TensorFlow looks. */
+enum {
+  MULTIPROCESSOR_COUNT = 16,
+  PCI_BUS_ID = 33,
+  CAPABILITY_MAJOR = 75,
+  CAPABILITY_MINOR = 76
+};
+static const struct {
+  int attribute, value;
+} attributes[] = {
+    {1, 1024},       /* max threads per block */
+    {2, 1024},       /* max block dimension x */
+    {3, 1024},       /* y */
+    {4, 64},         /* z */
+    {5, 0x7fffffff}, /* max grid dimension x */
+    {6, 65535},      /* y */
+    {7, 65535},      /* z */
+    {8, 49152},      /* max shared memory per block, bytes */
+    {9, 65536},      /* total constant memory, bytes */
+    {10, 32},        /* warp size */
+    {11, 0x7fffffff}, /* max pitch, bytes */
+    {12, 65536},     /* max registers per block */
+    {13, 1410000},   /* clock rate, kHz */
+    {14, 512},       /* texture alignment, bytes */
+    {15, 1},         /* copies and kernels overlap */
+    {19, 1},         /* can map host memory */
+    {31, 1},         /* concurrent kernels */
+    {36, 1215000},   /* memory clock rate, kHz */
+    {37, 5120},      /* memory bus width, bits */
+    {38, 41943040},  /* L2 cache, bytes */
+    {39, 2048},      /* max threads per multiprocessor */
+    {40, 3},         /* asynchronous engines */
+    {41, 1},         /* unified addressing */
+    {81, 167936},    /* max shared memory per multiprocessor, bytes */
+    {82, 65536},     /* max registers per multiprocessor */
+    {83, 1},         /* managed memory */
+    {97, 166912},    /* max shared memory per block, opted in, bytes */
+    {106, 32},       /* max blocks per multiprocessor */
+    {111, 1024},     /* reserved shared memory per block, bytes */
+    {115, 1},        /* memory pools */
+    {119, 1},        /* memory pools between processes */
+};
+
+API int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  int major, minor;
+  if (!driver_has(device)) return INVALID_DEVICE;
+  machine_capability(gpu_of[device], &major, &minor);
+  *value = 0;
+  for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++)
+    if (attributes[i].attribute == attribute) *value = attributes[i].value;
+  if (attribute == MULTIPROCESSOR_COUNT) *value = machine_multiprocessors(gpu_of[device]);
+  if (attribute == PCI_BUS_ID) *value = machine_pci_bus(gpu_of[device]);
+  if (attribute == CAPABILITY_MAJOR) *value = major;
+  if (attribute == CAPABILITY_MINOR) *value = minor;
+  return SUCCESS;
+}
+
+/* ---- contexts: TensorFlow uses each device's primary context and makes it current by thread */
+
+API int cuDevicePrimaryCtxRetain(Context **out, int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  contexts[device].retained++;
+  *out = &contexts[device];
+  return SUCCESS;
+}
+
+API int cuDevicePrimaryCtxRelease_v2(int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  contexts[device].retained--;
+  return SUCCESS;
+}
+
+API int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned flags) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  contexts[device].flags = flags;
+  return SUCCESS;
+}
+
+API int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  *flags = contexts[device].flags;
+  *active = contexts[device].retained > 0;
+  return SUCCESS;
+}
+
+API int cuCtxSetCurrent(Context *context) {
+  if (!driver_ready()) return NOT_INITIALIZED;
+  current = context;
+  return SUCCESS;
+}
+
+API int cuCtxGetCurrent(Context **out) {
+  *out = current;
+  return SUCCESS;
+}
+
+API int cuCtxPushCurrent_v2(Context *context) {
+  current = context;
+  return SUCCESS;
+}
+
+API int cuCtxPopCurrent_v2(Context **out) {
+  *out = current;
+  current = NULL;
+  return SUCCESS;
+}
+
+API int cuCtxGetDevice(int *device) {
+  if (!current) return INVALID_CONTEXT;
+  *device = current->device;
+  return SUCCESS;
+}
+
+API int cuCtxGetId(Context *context, unsigned long long *id) {
+  *id = (size_t)(context ? context : current);
+  return SUCCESS;
+}
+
+API int cuCtxSynchronize(void) { return driver_ready() ? SUCCESS : NOT_INITIALIZED; }
+NO_EFFECT(cuCtxEnablePeerAccess)
+
+API int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+  *least = 0;
+  *greatest = -5;
+  return SUCCESS;
+}
+
+/* ---- errors */
+
+static const struct {
+  Result result;
+  const char *name, *text;
+} errors[] = {
+    {SUCCESS, "CUDA_SUCCESS", "no error"},
+    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+};
+
+API int cuGetErrorName(int result, const char **out) {
+  *out = "CUDA_ERROR_UNKNOWN";
+  for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+    if ((int)errors[i].result == result) *out = errors[i].name;
+  return SUCCESS;
+}
+
+API int cuGetErrorString(int result, const char **out) {
+  *out = "unknown error";
+  for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+    if ((int)errors[i].result == result) *out = errors[i].text;
+  return SUCCESS;
+}

@@ -1,0 +1,111 @@
+/* Stub libcuda.so.1, part three: streams, events, modules, kernels and graphs. Everything succeeds
+ * at once and kernels do nothing: what a program computes on a simulated GPU is meaningless. */
+#define _GNU_SOURCE
+#include "driver.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#define NEW_HANDLE(name) \
+  API int name(void **out) { return driver_new_handle(out); }
+#define FREE_HANDLE(name) \
+  API int name(void *handle) { free(handle); return SUCCESS; }
+
+/* ---- streams */
+
+NEW_HANDLE(cuStreamCreate)
+NEW_HANDLE(cuStreamCreateWithPriority)
+FREE_HANDLE(cuStreamDestroy_v2)
+NO_EFFECT(cuStreamSynchronize)
+NO_EFFECT(cuStreamQuery)
+NO_EFFECT(cuStreamWaitEvent)
+
+API int cuStreamIsCapturing(void *stream UNUSED, int *status) {
+  *status = 0;
+  return SUCCESS;
+}
+
+API int cuStreamGetPriority(void *stream UNUSED, int *priority) {
+  *priority = 0;
+  return SUCCESS;
+}
+
+API int cuStreamGetCtx(void *stream UNUSED, Context **out) {
+  *out = driver_current();
+  return SUCCESS;
+}
+
+API int cuLaunchHostFunc(void *stream UNUSED, void (*function)(void *), void *argument) {
+  function(argument);
+  return SUCCESS;
+}
+
+/* ---- events: the time they were recorded */
+
+API int cuEventCreate(void **event, unsigned flags UNUSED) { return driver_new_handle(event); }
+FREE_HANDLE(cuEventDestroy_v2)
+NO_EFFECT(cuEventQuery)
+NO_EFFECT(cuEventSynchronize)
+
+API int cuEventRecord(void *event, void *stream UNUSED) {
+  clock_gettime(CLOCK_MONOTONIC, event);
+  return SUCCESS;
+}
+
+API int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
+  const struct timespec *from = start, *to = end;
+  *milliseconds = (float)(to->tv_sec - from->tv_sec) * 1e3f + (float)(to->tv_nsec - from->tv_nsec) / 1e6f;
+  return SUCCESS;
+}
+
+/* ---- modules and kernels */
+
+NEW_HANDLE(cuModuleLoadFatBinary)
+NEW_HANDLE(cuModuleLoadData)
+NEW_HANDLE(cuModuleLoadDataEx)
+NEW_HANDLE(cuModuleGetFunction)
+FREE_HANDLE(cuModuleUnload)
+NO_EFFECT(cuFuncSetAttribute)
+NO_EFFECT(cuFuncSetCacheConfig)
+NO_EFFECT(cuLaunchKernel)
+NO_EFFECT(cuLaunchKernelEx)
+
+API int cuFuncGetAttribute(int *value, int attribute) {
+  enum { MAX_THREADS_PER_BLOCK = 0 };
+  *value = attribute == MAX_THREADS_PER_BLOCK ? 1024 : 0;
+  return SUCCESS;
+}
+
+API int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
+  *blocks = 1;
+  return SUCCESS;
+}
+
+/* ---- graphs (XLA's command buffers): made, kept and launched without effect */
+
+NEW_HANDLE(cuGraphCreate)
+NEW_HANDLE(cuGraphAddKernelNode_v2)
+NEW_HANDLE(cuGraphAddMemsetNode)
+NEW_HANDLE(cuGraphAddMemcpyNode)
+NEW_HANDLE(cuGraphAddChildGraphNode)
+NEW_HANDLE(cuGraphAddEmptyNode)
+NEW_HANDLE(cuGraphAddNode_v2)
+NEW_HANDLE(cuGraphInstantiateWithFlags)
+FREE_HANDLE(cuGraphDestroy)
+FREE_HANDLE(cuGraphExecDestroy)
+NO_EFFECT(cuGraphExecKernelNodeSetParams_v2)
+NO_EFFECT(cuGraphExecMemsetNodeSetParams)
+NO_EFFECT(cuGraphExecMemcpyNodeSetParams)
+NO_EFFECT(cuGraphExecChildGraphNodeSetParams)
+NO_EFFECT(cuGraphLaunch)
+NO_EFFECT(cuDeviceGraphMemTrim)
+NO_EFFECT(cuStreamBeginCaptureToGraph)
+NO_EFFECT(cuStreamEndCapture)
+
+static int no_nodes(size_t *count) {
+  *count = 0;
+  return SUCCESS;
+}
+
+API int cuGraphGetNodes(void *graph UNUSED, void **nodes UNUSED, size_t *count) { return no_nodes(count); }
+API int cuGraphGetRootNodes(void *graph UNUSED, void **nodes UNUSED, size_t *count) { return no_nodes(count); }

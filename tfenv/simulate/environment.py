@@ -1,0 +1,132 @@
+"""Describes simulated GPUs, and gives a child process the environment that shows them to it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfenv.policy.units import MIB, parse_limit
+from tfenv.simulate.build import library_folder
+
+__all__ = ["MAX_GPUS", "SimulatedGpu", "environment", "parse_gpus"]
+
+#: How many GPUs the stub libraries can simulate (MAX_GPUS in machine.h).
+MAX_GPUS = 32
+_NAME_BYTES = 95
+_GROUP = re.compile(r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^:x]+)(?::(?P<name>.*))?", re.ASCII | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SimulatedGpu:
+    """One GPU that is not there.
+
+    Attributes:
+        memory: Its memory in bytes; whole MiB count.
+        name: Product name, as NVML and TensorFlow show it.
+        capability: Compute capability, "major.minor"; TensorFlow ignores GPUs below 3.5 or what it was built for.
+        multiprocessors: TensorFlow ignores GPUs that have fewer than 8 beside bigger ones.
+        utilisation: What NVML reports, in per cent.
+        mig: A slice of a partitioned GPU: its UUID begins with "MIG-".
+    """
+
+    memory: int
+    name: str = "Simulated GPU"
+    capability: str = "8.0"
+    multiprocessors: int = 108
+    utilisation: int = 0
+    mig: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory < MIB:
+            raise ValueError(f"a GPU of {self.memory} bytes cannot be simulated; it has 1 MiB or more")
+        if not re.fullmatch(r"\d{1,2}\.\d", self.capability, re.ASCII):
+            raise ValueError(f'"{self.capability}" is not a compute capability; write "8.0"')
+        _check_name(self.name)
+
+
+def _check_name(name: str) -> None:
+    # ',' and ':' separate items in TFGPU_SIMULATE; NVML's buffer for names has 96 bytes.
+    if not name.isprintable() or not name.strip() or set(name) & set(",:"):
+        raise ValueError(f'{name!r} is not a name for a GPU; write one such as "NVIDIA A100", without "," and ":"')
+    if len(name.encode()) > _NAME_BYTES:
+        raise ValueError(f'the name "{name}" is too long; {_NAME_BYTES} bytes are allowed')
+
+
+def parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
+    """Read a description of GPUs.
+
+    Args:
+        text: "4x24GiB", "2x24GiB,1x80GiB", with names "2x24GiB:NVIDIA A100,80GiB:NVIDIA H100".
+
+    Raises:
+        ValueError: Its text says what is wrong and what would be right.
+    """
+    gpus = tuple(gpu for group in text.split(",") for gpu in _parse_group(group.strip(), text))
+    if len(gpus) > MAX_GPUS:
+        raise ValueError(f'"{text}" are {len(gpus)} GPUs; at most {MAX_GPUS} can be simulated')
+    return gpus
+
+
+def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
+    match = _GROUP.fullmatch(group)
+    if match is None:
+        raise ValueError(f'"{text}" does not describe GPUs; write "4x24GiB" or "2x24GiB:NVIDIA A100,1x80GiB"')
+    count = int(match["count"] or 1)
+    if not 1 <= count <= MAX_GPUS:
+        raise ValueError(f'"{group}" asks for {count} GPUs; from 1 to {MAX_GPUS} can be simulated')
+    size = parse_limit(match["size"]).bytes
+    if size is None:
+        raise ValueError(f'"{match["size"]}" is not the size of a GPU; write it like "24GiB"')
+    gpu = SimulatedGpu(size) if match["name"] is None else SimulatedGpu(size, match["name"].strip())
+    return (gpu,) * count
+
+
+def environment(
+    gpus: Sequence[SimulatedGpu],
+    *,
+    log: str | os.PathLike[str] | None = None,
+    processes: str | os.PathLike[str] | None = None,
+    base: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The whole environment for a child process that is to see `gpus` and no others.
+
+    Args:
+        gpus: In the order of their PCI buses; empty: a driver without a GPU.
+        log: File to which each request to the driver is appended as a JSON line. Without it processes
+            do not see what the others allocate, neither in CUDA's free memory nor in NVML.
+        processes: File of "<gpu> <pid> <MiB>" lines, memory that other users' processes hold; read anew
+            at each request, so it may change meanwhile.
+        base: What the child inherits besides; default: this process's environment.
+
+    Raises:
+        SimulationError: The stub libraries could not be built.
+        ValueError: More GPUs than can be simulated.
+    """
+    if len(gpus) > MAX_GPUS:
+        raise ValueError(f"{len(gpus)} GPUs; at most {MAX_GPUS} can be simulated")
+    result = dict(os.environ if base is None else base)
+    inherited = result.get("LD_LIBRARY_PATH")
+    folder = str(library_folder())
+    result["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else folder
+    result["TFGPU_SIMULATE"] = _setting(gpus)
+    for variable, path in (("TFGPU_SIMULATE_LOG", log), ("TFGPU_SIMULATE_PROCESSES", processes)):
+        result.pop(variable, None)
+        if path is not None:
+            result[variable] = str(Path(path).absolute())  # children change directory
+    return result
+
+
+def _setting(gpus: Sequence[SimulatedGpu]) -> str:
+    """The value of TFGPU_SIMULATE, as machine.h describes it."""
+    columns = {
+        "memory_mib": [str(gpu.memory // MIB) for gpu in gpus],
+        "name": [gpu.name for gpu in gpus],
+        "capability": [gpu.capability for gpu in gpus],
+        "multiprocessors": [str(gpu.multiprocessors) for gpu in gpus],
+        "utilisation": [str(gpu.utilisation) for gpu in gpus],
+        "mig": [str(int(gpu.mig)) for gpu in gpus],
+    }
+    return ",".join([f"count={len(gpus)}", *(f"{key}={':'.join(values)}" for key, values in columns.items())])

@@ -1,0 +1,278 @@
+/* Stub libnvidia-ml.so.1: what nvidia-ml-py and TensorFlow ask NVML about the simulated GPUs. NVML
+ * sees every GPU, whatever CUDA_VISIBLE_DEVICES says. Memory in use is what live processes in the log
+ * hold and what the list of other users' processes says. */
+#define _GNU_SOURCE
+#include "machine.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+  SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+  INSUFFICIENT_SIZE = 7
+};
+
+typedef struct {
+  Bytes total, free, used;
+} Memory;
+typedef struct {
+  unsigned version;
+  Bytes total, reserved, free, used;
+} Memory2;
+typedef struct {
+  unsigned pid;
+  Bytes bytes;
+  unsigned gpu_instance, compute_instance;
+} Process;
+typedef struct {
+  char legacy_bus_id[16];
+  unsigned domain, bus, device, device_id, subsystem_id;
+  char bus_id[32];
+} PciInfo;
+
+static int users; /* nvmlInit calls less nvmlShutdown calls */
+
+/* A handle is the GPU's number plus one, so that NULL is none. */
+static int gpu_of(void *handle) { return (int)(intptr_t)handle - 1; }
+
+static int check(void *handle) {
+  if (!users) return UNINITIALIZED;
+  return gpu_of(handle) < 0 || gpu_of(handle) >= machine_gpus() ? INVALID_ARGUMENT : SUCCESS;
+}
+
+static int copy_text(char *out, unsigned room, const char *text) {
+  if (!users) return UNINITIALIZED;
+  if (room <= strlen(text)) return INSUFFICIENT_SIZE;
+  strcpy(out, text);
+  return SUCCESS;
+}
+
+/* A function that answers one number about a GPU. */
+#define NUMBER(name, value)                       \
+  API int name(void *handle, unsigned *out) {     \
+    int result = check(handle);                   \
+    if (!result) *out = (unsigned)(value);        \
+    return result;                                \
+  }
+#define UNSUPPORTED(name)                         \
+  API int name(void *handle) {                    \
+    int result = check(handle);                   \
+    return result ? result : NOT_SUPPORTED;       \
+  }
+
+/* ---- the library */
+
+API int nvmlInit_v2(void) {
+  users++;
+  return SUCCESS;
+}
+API int nvmlInit(void) { return nvmlInit_v2(); }
+API int nvmlInitWithFlags(void) { return nvmlInit_v2(); }
+
+API int nvmlShutdown(void) {
+  if (!users) return UNINITIALIZED;
+  users--;
+  return SUCCESS;
+}
+
+API const char *nvmlErrorString(int result) {
+  switch (result) {
+    case SUCCESS: return "Success";
+    case UNINITIALIZED: return "Uninitialized";
+    case INVALID_ARGUMENT: return "Invalid Argument";
+    case NOT_SUPPORTED: return "Not Supported";
+    case NOT_FOUND: return "Not Found";
+    case INSUFFICIENT_SIZE: return "Insufficient Size";
+    default: return "Unknown Error";
+  }
+}
+
+API int nvmlSystemGetDriverVersion(char *out, unsigned room) { return copy_text(out, room, "570.00.00"); }
+API int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, "12.570.00.00"); }
+
+API int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+  *version = machine_driver_version();
+  return SUCCESS;
+}
+API int nvmlSystemGetCudaDriverVersion(int *version) { return nvmlSystemGetCudaDriverVersion_v2(version); }
+
+API int nvmlSystemGetProcessName(unsigned pid, char *out, unsigned room) {
+  char text[64];
+  FILE *name;
+  snprintf(text, sizeof text, "/proc/%u/comm", pid);
+  name = fopen(text, "re");
+  snprintf(text, sizeof text, "process-%u", pid); /* a listed process need not exist */
+  if (name) {
+    if (fgets(text, sizeof text, name)) text[strcspn(text, "\n")] = '\0';
+    fclose(name);
+  }
+  return copy_text(out, room, text);
+}
+
+/* ---- finding a GPU */
+
+API int nvmlDeviceGetCount_v2(unsigned *count) {
+  if (!users) return UNINITIALIZED;
+  *count = (unsigned)machine_gpus();
+  return SUCCESS;
+}
+
+API int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
+  *handle = (void *)((intptr_t)index + 1);
+  return check(*handle);
+}
+
+API int nvmlDeviceGetHandleByUUID(const char *wanted, void **handle) {
+  char uuid[UUID_TEXT];
+  if (!users) return UNINITIALIZED;
+  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
+    machine_uuid_text(gpu, uuid);
+    if (!strcasecmp(uuid, wanted)) return nvmlDeviceGetHandleByIndex_v2((unsigned)gpu, handle);
+  }
+  return NOT_FOUND;
+}
+
+/* "0000:01:00.0" or "00000000:01:00.0" */
+API int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **handle) {
+  const char *colon = strchr(id, ':');
+  unsigned long bus = colon ? strtoul(colon + 1, NULL, 16) : 0;
+  if (!users) return UNINITIALIZED;
+  for (int gpu = 0; gpu < machine_gpus(); gpu++)
+    if ((unsigned long)machine_pci_bus(gpu) == bus) return nvmlDeviceGetHandleByIndex_v2((unsigned)gpu, handle);
+  return NOT_FOUND;
+}
+API int nvmlDeviceGetHandleByPciBusId(const char *id, void **handle) {
+  return nvmlDeviceGetHandleByPciBusId_v2(id, handle);
+}
+
+/* ---- what a GPU is */
+
+NUMBER(nvmlDeviceGetIndex, gpu_of(handle))
+NUMBER(nvmlDeviceGetMinorNumber, gpu_of(handle))
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, 4)
+NUMBER(nvmlDeviceGetCurrPcieLinkWidth, 16)
+NUMBER(nvmlDeviceIsMigDeviceHandle, machine_is_mig(gpu_of(handle)))
+UNSUPPORTED(nvmlDeviceGetMigMode)
+UNSUPPORTED(nvmlDeviceGetNvLinkState)
+UNSUPPORTED(nvmlDeviceGetGpuFabricInfoV)
+
+API int nvmlDeviceGetName(void *handle, char *out, unsigned room) {
+  char name[SETTING_TEXT];
+  int result = check(handle);
+  if (result) return result;
+  machine_name(gpu_of(handle), name, sizeof name);
+  return copy_text(out, room, name);
+}
+
+API int nvmlDeviceGetUUID(void *handle, char *out, unsigned room) {
+  char uuid[UUID_TEXT];
+  int result = check(handle);
+  if (result) return result;
+  machine_uuid_text(gpu_of(handle), uuid);
+  return copy_text(out, room, uuid);
+}
+
+API int nvmlDeviceGetPciInfo_v3(void *handle, PciInfo *out) {
+  enum { SOME_NVIDIA_CARD = 0x20b010de };
+  int result = check(handle);
+  if (result) return result;
+  memset(out, 0, sizeof *out);
+  out->bus = (unsigned)machine_pci_bus(gpu_of(handle));
+  out->device_id = SOME_NVIDIA_CARD;
+  snprintf(out->legacy_bus_id, sizeof out->legacy_bus_id, "0000:%02X:00.0", out->bus & 0xff);
+  snprintf(out->bus_id, sizeof out->bus_id, "00000000:%02X:00.0", out->bus & 0xff);
+  return SUCCESS;
+}
+
+API int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) {
+  int result = check(handle);
+  if (!result) machine_capability(gpu_of(handle), major, minor);
+  return result;
+}
+
+API int nvmlDeviceGetUtilizationRates(void *handle, unsigned gpu_and_memory[2]) {
+  int result = check(handle);
+  if (result) return result;
+  gpu_and_memory[0] = (unsigned)machine_utilisation(gpu_of(handle));
+  gpu_and_memory[1] = 0;
+  return SUCCESS;
+}
+
+/* ---- who uses it */
+
+enum { MAX_PROCESSES = 1024 };
+typedef struct {
+  int gpu;
+  unsigned count;
+  struct {
+    int pid;
+    long long bytes;
+  } processes[MAX_PROCESSES];
+} Usage;
+
+static void add_holding(void *context, const Holding *holding) {
+  Usage *usage = context;
+  unsigned i = 0;
+  if (holding->gpu != usage->gpu) return;
+  while (i < usage->count && usage->processes[i].pid != holding->pid) i++;
+  if (i == MAX_PROCESSES) return;
+  if (i == usage->count) {
+    usage->processes[i].pid = holding->pid;
+    usage->processes[i].bytes = 0;
+    usage->count++;
+  }
+  usage->processes[i].bytes += holding->bytes;
+}
+
+static void find_usage(int gpu, Usage *usage) {
+  usage->gpu = gpu;
+  usage->count = 0;
+  machine_each_holding(add_holding, usage);
+}
+
+API int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
+  Usage usage;
+  int result = check(handle);
+  if (result) return result;
+  find_usage(gpu_of(handle), &usage);
+  memory->total = machine_memory(usage.gpu);
+  memory->used = 0;
+  for (unsigned i = 0; i < usage.count; i++) memory->used += (Bytes)usage.processes[i].bytes;
+  if (memory->used > memory->total) memory->used = memory->total; /* managed memory exceeds it */
+  memory->free = memory->total - memory->used;
+  return SUCCESS;
+}
+
+API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
+  Memory first;
+  int result = nvmlDeviceGetMemoryInfo(handle, &first);
+  if (result) return result;
+  memory->total = first.total;
+  memory->reserved = 0;
+  memory->free = first.free;
+  memory->used = first.used;
+  return SUCCESS;
+}
+
+API int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *out) {
+  const unsigned no_instance = 0xffffffff;
+  Usage usage;
+  unsigned room = *count;
+  int result = check(handle);
+  if (result) return result;
+  find_usage(gpu_of(handle), &usage);
+  *count = usage.count;
+  if (room < usage.count) return INSUFFICIENT_SIZE;
+  for (unsigned i = 0; i < usage.count; i++)
+    out[i] = (Process){(unsigned)usage.processes[i].pid, (Bytes)usage.processes[i].bytes, no_instance,
+                       no_instance};
+  return SUCCESS;
+}
+API int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, Process *out) {
+  return nvmlDeviceGetComputeRunningProcesses_v3(handle, count, out);
+}
+
+NUMBER(nvmlDeviceGetGraphicsRunningProcesses_v3, 0)
+NUMBER(nvmlDeviceGetMPSComputeRunningProcesses_v3, 0)

@@ -1,0 +1,129 @@
+"""Reads what was asked of the simulated driver, and sums it up per GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+__all__ = ["GpuRequests", "Operation", "Request", "opened_cuda", "read_requests", "summarise"]
+
+Operation = Literal["cuInit", "alloc", "free", "oom", "threshold"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to the driver.
+
+    Attributes:
+        pid: The process that asked.
+        op: "cuInit"; "alloc", "free"; "oom": an allocation that was refused; "threshold": what a memory
+            pool may keep.
+        gpu: Number of the GPU in the machine, not CUDA's ordinal; -1 for cuInit.
+        bytes: Size; for cuInit the number of GPUs the process sees.
+        held: Bytes that all live simulated processes together hold on the GPU after the request.
+        call: The driver's function: "cuMemAlloc".
+    """
+
+    pid: int
+    op: Operation
+    gpu: int
+    bytes: int
+    held: int
+    call: str
+
+
+@dataclass(frozen=True)
+class GpuRequests:
+    """What was asked of one GPU. Sizes in bytes.
+
+    Attributes:
+        gpu: Its number in the machine.
+        allocations: How many requests for memory there were, refused ones too.
+        out_of_memory: How many of them were refused.
+        first: Size of the first one; None without any.
+        peak: The most that all processes together held at once.
+        peak_process: The most that one process held at once.
+        processes: Ids of the processes that asked for memory, in the order of their first request.
+    """
+
+    gpu: int
+    allocations: int = 0
+    out_of_memory: int = 0
+    first: int | None = None
+    peak: int = 0
+    peak_process: int = 0
+    processes: tuple[int, ...] = ()
+
+
+def read_requests(log: str | os.PathLike[str], *, pid: int | None = None) -> tuple[Request, ...]:
+    """All requests in a log, of one process if `pid` is given; () when nobody wrote it yet.
+
+    A last line that is being written is left out.
+
+    Raises:
+        OSError: The log is there and cannot be read.
+        ValueError: It is not such a log.
+    """
+    try:
+        text = Path(log).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    lines = text.split("\n")[:-1]  # what follows the last newline is empty, or not complete
+    requests = (_read_line(line, f"{log}:{number}") for number, line in enumerate(lines, 1))
+    return tuple(request for request in requests if pid is None or request.pid == pid)
+
+
+def _read_line(line: str, where: str) -> Request:
+    try:
+        fields = json.loads(line)
+        return Request(
+            int(fields["pid"]), cast(Operation, fields["op"]), int(fields["gpu"]),
+            int(fields["bytes"]), int(fields["held"]), str(fields["call"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: not a request to the simulated driver ({error!r})") from error
+
+
+def opened_cuda(requests: Iterable[Request]) -> frozenset[int]:
+    """Ids of the processes that called cuInit."""
+    return frozenset(request.pid for request in requests if request.op == "cuInit")
+
+
+def summarise(requests: Iterable[Request]) -> dict[int, GpuRequests]:
+    """Sum up per GPU; GPUs of which no memory was asked are left out."""
+    held: dict[tuple[int, int], int] = defaultdict(int)
+    summary: dict[int, GpuRequests] = {}
+    for request in requests:
+        if request.op == "cuInit":
+            # A new program: its predecessor, or whoever had this process id before, holds nothing more.
+            held.update({key: 0 for key in held if key[0] == request.pid})
+        elif request.op in ("alloc", "free", "oom"):
+            before = summary.get(request.gpu, GpuRequests(request.gpu))
+            mine = held[request.pid, request.gpu] = held[request.pid, request.gpu] + _change(request)
+            summary[request.gpu] = _add(before, request, mine)
+    return dict(sorted(summary.items()))
+
+
+def _change(request: Request) -> int:
+    """By how many bytes a request changes what its process holds."""
+    return {"alloc": request.bytes, "free": -request.bytes}.get(request.op, 0)
+
+
+def _add(before: GpuRequests, request: Request, held_by_process: int) -> GpuRequests:
+    if request.op == "free":
+        return before
+    known = request.pid in before.processes
+    return GpuRequests(
+        gpu=before.gpu,
+        allocations=before.allocations + 1,
+        out_of_memory=before.out_of_memory + (request.op == "oom"),
+        first=request.bytes if before.first is None else before.first,
+        peak=max(before.peak, request.held),
+        peak_process=max(before.peak_process, held_by_process),
+        processes=before.processes if known else (*before.processes, request.pid),
+    )
