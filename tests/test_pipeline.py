@@ -1,0 +1,232 @@
+"""The line from files to a Plan, on real files."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tfenv import pipeline
+from tfenv.config.document import Trust
+from tfenv.policy.model import Device, Grant, Inventory, MemoryLimit, Start, Subject
+
+GIB = 1 << 30
+ME = os.geteuid()
+INVENTORY = Inventory(
+    tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "NVIDIA A100", 40 * GIB) for i in range(4))
+)
+MACHINE = """
+[ceiling]
+allowed_devices = [1, 2, 3]
+memory_limit = "20GiB"
+"""
+
+
+class Machine:
+    """A machine layer, a user's and a project's folder below one temporary folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.etc = root / "etc"
+        self.project = root / "home" / "project"
+        self.project.mkdir(parents=True)
+        self.etc.mkdir()
+        for folder in (root, self.etc, self.project.parent, self.project):
+            folder.chmod(0o755)
+        self.start = Start(
+            cwd=str(self.project), uid=ME, home=str(root / "home"), config_home=str(root / "home" / ".config")
+        )
+        self.subject = Subject("alice", ME, ("students",))
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+    def load(self, start: Start | None = None) -> pipeline.Loaded:
+        trust = Trust(ME, administrator=ME, checked_from=str(self.root))
+        return pipeline.load(start or self.start, self.subject, str(self.etc), trust)
+
+    def plan(self, start: Start | None = None, grant: Grant | None = None) -> pipeline.Plan:
+        return pipeline.make_plan(self.load(start), grant or Grant(), INVENTORY)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def codes(loaded: pipeline.Loaded) -> list[str]:
+    return [finding.code for finding in loaded.findings]
+
+
+def test_nothing_is_found_where_nothing_is(machine: Machine) -> None:
+    """Without any file there is no policy and no finding."""
+    loaded = machine.load()
+    assert not loaded.found
+    assert loaded.policy.silent
+
+
+def test_all_layers_meet_in_one_plan(machine: Machine) -> None:
+    """The project's choice counts within what the machine allows, its limit is clamped, the user's growth stands."""
+    machine.write("etc/tfgpu.toml", MACHINE)
+    machine.write("home/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_growth = true\nmemory_limit = '1GiB'\n")
+    machine.write("home/project/tfgpu.toml", "[gpu]\nvisible_devices = [0]\nmemory_limit = '30GiB'\n")
+    plan = machine.plan()
+    assert (plan.visible, plan.growth) == ("1", True)
+    assert [device.limit for device in plan.devices or ()] == [MemoryLimit(bytes=20 * GIB)]
+    assert [finding.code for finding in plan.findings] == ["clamped"]
+
+
+def test_a_broken_file_is_left_out_and_the_others_apply(machine: Machine) -> None:
+    """A project file that does not parse costs its own settings, with its position, and no ceiling."""
+    machine.write("etc/tfgpu.toml", MACHINE)
+    broken = machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_limit = \n")
+    loaded = machine.load()
+    (finding,) = loaded.findings
+    assert (finding.code, finding.path, finding.line) == ("syntax", str(broken), 2)
+    assert pipeline.make_plan(loaded, Grant(), INVENTORY).visible == "1,2,3"
+
+
+def test_findings_of_a_plan_have_positions(machine: Machine) -> None:
+    """A wish for a GPU that is not there names file, line and column."""
+    path = machine.write("home/project/tfgpu.toml", "# ours\n[gpu]\n  visible_devices = [7]\n")
+    (finding,) = machine.plan().findings
+    assert str(finding).startswith(f"{path}:3:3: gpu.visible_devices: ")
+
+
+def test_tfgpu_config_replaces_the_walk_and_never_the_machine_layer(machine: Machine) -> None:
+    """The file it names counts as the project's; one that is not there is an error."""
+    machine.write("etc/tfgpu.toml", MACHINE)
+    machine.write("home/project/tfgpu.toml", "[gpu]\nvisible_devices = [0]\n")
+    other = machine.write("home/other.toml", "[gpu]\nvisible_devices = [2]\n")
+    assert machine.plan(replace(machine.start, config=str(other))).visible == "3"
+    missing = machine.load(replace(machine.start, config="nowhere.toml"))
+    assert codes(missing) == ["not-found"]
+    assert pipeline.errors_of(missing.findings)
+
+
+def test_options_of_tfgpu_run_are_the_nearest_layer(machine: Machine) -> None:
+    """They win over the project's settings and are held by the machine's ceilings."""
+    machine.write("etc/tfgpu.toml", MACHINE)
+    machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n")
+    plan = machine.plan(replace(machine.start, run="[gpu]\nmemory_limit = '99GiB'\n"))
+    assert plan.limit == MemoryLimit(bytes=20 * GIB)
+
+
+def test_the_administrator_can_leave_project_files_out(machine: Machine) -> None:
+    """`allow_project_files = false`: only machine and user have a say."""
+    machine.write("etc/tfgpu.toml", "[machine]\nallow_project_files = false\n")
+    machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    assert machine.load().policy.silent
+
+
+def test_under_sudo_only_the_machine_layer_counts(machine: Machine) -> None:
+    """Root must not run by the file of whoever owns the directory."""
+    machine.write("etc/tfgpu.toml", MACHINE)
+    machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    loaded = machine.load(replace(machine.start, elevated=True))
+    assert [source.layer for source in loaded.sources] == ["machine"]
+
+
+def test_isolated_mode_walks_nowhere(machine: Machine) -> None:
+    """`python -I` and `-E` know neither the working directory nor TFGPU_CONFIG."""
+    path = machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    assert not machine.load(replace(machine.start, isolated=True, config=str(path))).found
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
+def test_a_strangers_file_counts_only_if_the_administrator_trusts_him(machine: Machine) -> None:
+    """A planted file is dropped; `trusted_owners` of the machine layer lets it in."""
+    path = machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    os.chown(path, 65534, -1)
+    assert codes(machine.load()) == ["untrusted-owner"]
+    machine.write("etc/tfgpu.toml", '[machine]\ntrusted_owners = ["nobody", "no-such-user"]\n')
+    assert machine.load().policy.settings["memory_growth"].value is True
+
+
+def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """$USER and $LOGNAME are not believed; a uid and a gid without an entry have names of their own."""
+    monkeypatch.setenv("USER", "mallory")
+    monkeypatch.setenv("LOGNAME", "mallory")
+    assert pipeline.identify(0).user == "root"
+    nobody_knows = pipeline.identify(4_000_000, [4_000_001])
+    assert (nobody_knows.user, nobody_knows.groups) == ("uid:4000000", ("gid:4000001",))
+    assert pipeline.home_of(4_000_000) is None
+
+
+def test_the_start_is_read_from_what_was_remembered() -> None:
+    """A relative script stands in the working directory; `-m`, `-c` and a deleted directory have none."""
+    start = pipeline.make_start({"cwd": "/srv/p", "script": "bin/train.py", "SUDO_UID": "1000"})
+    assert (start.cwd, start.script_dir, start.elevated) == ("/srv/p", "/srv/p/bin", True)
+    for script in ("-m", "-c", "", None):
+        assert pipeline.make_start({"cwd": "/srv/p", "script": script}).script_dir is None
+    assert pipeline.make_start({"cwd": None, "script": "train.py"}).script_dir is None
+    assert pipeline.make_start({"cwd": None, "XDG_CONFIG_HOME": "relative"}).config_home != "relative"
+
+
+HOSTILE = """
+on_error = "warn"
+[gpu]
+visible_devices = "all"
+memory_growth = false
+memory_limit = "none"
+allocator = "cuda_malloc_async"
+[ceiling]
+allowed_devices = [0, 1, 2, 3]
+max_devices = 99
+memory_limit = "100%"
+require_memory_growth = false
+[machine]
+allow_disable = true
+trusted_owners = ["nobody"]
+[audit]
+file = "/etc/passwd"
+[project."/".gpu]
+memory_limit = "none"
+"""
+STRICT = (
+    'on_error = "fail"\n'
+    + MACHINE
+    + "max_devices = 2\nrequire_memory_growth = true\n[machine]\nallow_disable = false\n"
+)
+
+
+def assert_within(machine: Machine, loaded: pipeline.Loaded) -> None:
+    plan = pipeline.make_plan(loaded, Grant(), INVENTORY)
+    tokens = set((plan.visible or "0").split(","))
+    assert tokens <= {"1", "2", "3", "-1"}
+    assert len(tokens) <= 2
+    assert plan.growth is True
+    assert plan.limit is not None
+    assert (plan.limit.on(40 * GIB) or 0) <= 20 * GIB
+    assert plan.allocator == "bfc"
+    assert loaded.policy.on_error == "fail"
+    assert not loaded.policy.allow_disable
+    assert not any(path.startswith("/etc/passwd") for path in loaded.policy.audit.files)
+
+
+def test_a_hostile_project_file_widens_nothing(machine: Machine) -> None:
+    """Whatever a cloned repository says, devices, memory, growth, on_error and the log stay the administrator's."""
+    machine.write("etc/tfgpu.toml", STRICT)
+    machine.write("home/project/tfgpu.toml", HOSTILE)
+    assert_within(machine, machine.load())
+
+
+def test_random_damage_to_a_project_file_neither_raises_nor_widens(machine: Machine) -> None:
+    """Any bytes in the place of some of the file's give a policy within the machine's, and findings."""
+    machine.write("etc/tfgpu.toml", STRICT)
+    path = machine.write("home/project/tfgpu.toml", HOSTILE)
+    chance = random.Random(20)
+    for _ in range(400):
+        damaged = bytearray(HOSTILE.encode())
+        for _ in range(chance.randint(1, 6)):
+            at = chance.randrange(len(damaged))
+            damaged[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+        path.write_bytes(bytes(damaged))
+        assert_within(machine, machine.load())
