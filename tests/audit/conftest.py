@@ -1,0 +1,88 @@
+"""Values that the tests of the audit share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator
+
+from tfenv.audit.record import Context, Process, encode, load_audit_schema, policy_applied
+from tfenv.policy.model import DeviceOutcome, Grant, Outcome, Source, Subject
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def context() -> Context:
+    """A program of this user, with a file in its project."""
+    path = "/srv/vision/tfgpu.toml"
+    return Context(
+        process=Process.current("tensorflow", "2.21.0"),
+        subject=Subject("alice", os.geteuid(), project="/srv/vision"),
+        grant=Grant(tokens=("0", "1")),
+        sources=(Source("project", path),),
+        sha256={path: "ab" * 32},
+    )
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    """One GPU with a limit."""
+    device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "NVIDIA H100", limit=8 << 30)
+    return Outcome("applied", "TFE_ContextOptionsSetConfig", (device,), growth=True)
+
+
+@pytest.fixture
+def applied(context: Context, outcome: Outcome) -> Any:
+    """A record."""
+    return policy_applied(context, outcome, 0.5)
+
+
+@pytest.fixture
+def valid() -> Callable[[bytes], dict[str, Any]]:
+    """Checks one line against all that is promised of a record, and gives it parsed."""
+    validator = Draft7Validator(load_audit_schema())
+
+    def check(line: bytes) -> dict[str, Any]:
+        assert line.endswith(b"\n")
+        assert line.count(b"\n") == 1
+        assert line.isascii()
+        assert len(line) <= 4096
+        assert line.startswith(b'{"timestamp":"')
+        record: dict[str, Any] = json.loads(line)
+        validator.validate(record)
+        return record
+
+    return check
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a program in a fresh interpreter that finds this checkout."""
+
+    def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture
+def write_log(context: Context) -> Callable[..., list[dict[str, Any]]]:
+    """Writes records with the given differences to a log and returns them."""
+
+    def write(path: Path, *differences: dict[str, Any]) -> list[dict[str, Any]]:
+        plain = policy_applied(context, Outcome("applied")).as_dict()
+        records = [{**plain, **difference} for difference in differences]
+        path.write_bytes(b"".join(encode(record) for record in records))
+        return records
+
+    return write

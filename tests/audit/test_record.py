@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+
+from tfenv.audit import record as module
+from tfenv.audit.record import (
+    MAX_RECORD_BYTES,
+    AuditRecord,
+    Context,
+    Process,
+    encode,
+    load_audit_schema,
+    policy_applied,
+    policy_changed,
+    policy_clamped,
+    policy_disabled,
+    policy_failed,
+    policy_loaded,
+    policy_outcome,
+)
+from tfenv.errors import Finding
+from tfenv.policy.model import (
+    Device,
+    DeviceOutcome,
+    EffectivePolicy,
+    Grant,
+    MemoryLimit,
+    Outcome,
+    OutcomeStatus,
+    Plan,
+    PlannedDevice,
+    Source,
+    Subject,
+)
+
+Valid = Callable[[bytes], dict[str, Any]]
+HOSTILE = "a\nb\x1b[31mc\u2028d\u2029e\x85f\udcffg\x00\U0001f600"
+
+
+def line_of(record: AuditRecord) -> bytes:
+    return encode(record.as_dict())
+
+
+def test_every_event_is_valid_against_the_schema(context: Context, outcome: Outcome, valid: Valid) -> None:
+    """Each of the six events makes a record that the published schema accepts."""
+    policy, plan, finding = (
+        EffectivePolicy(),
+        Plan(),
+        Finding("unknown-key", "no such key", path="/a", line=1, column=2),
+    )
+    records = [
+        policy_loaded(context, policy, plan, (finding,), 1.25),
+        policy_applied(context, outcome),
+        policy_clamped(context, outcome),
+        policy_failed(context, (finding,), policy, outcome),
+        policy_disabled(context),
+        policy_changed(context, policy, plan),
+    ]
+    events = [valid(line_of(record))["event"] for record in records]
+    assert events == load_audit_schema()["properties"]["event"]["enum"][:2] + events[2:]
+    assert sorted(events) == sorted(load_audit_schema()["properties"]["event"]["enum"])
+
+
+def test_a_plan_is_recorded_in_tensorflows_own_numbers(context: Context, valid: Valid) -> None:
+    """Devices of a plan are numbered as TensorFlow will number them, with limits in bytes or as a fraction."""
+    devices = (
+        PlannedDevice("2", Device(2, "GPU-a", "H100", 80 << 30), MemoryLimit(bytes=8 << 30)),
+        PlannedDevice("3", None, MemoryLimit(fraction=0.4)),
+    )
+    record = valid(line_of(policy_loaded(context, EffectivePolicy(), Plan("2,3", devices=devices, growth=True))))
+    assert [device["index"] for device in record["devices"]] == [0, 1]
+    assert [device["limit_bytes"] for device in record["devices"]] == [8 << 30, None]
+    assert [device["limit_fraction"] for device in record["devices"]] == [None, 0.4]
+    assert (record["visible"], record["growth"], record["grant"]) == ("2,3", True, ["0", "1"])
+    assert record["sources"] == [{"layer": "project", "path": "/srv/vision/tfgpu.toml", "sha256": "ab" * 32}]
+
+
+def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: Context, valid: Valid) -> None:
+    """Unset CUDA_VISIBLE_DEVICES (all GPUs) and an empty one (none) stay apart in the log."""
+    unset = policy_disabled(replace(context, grant=Grant(tokens=None)))
+    empty = policy_disabled(replace(context, grant=Grant(tokens=())))
+    assert valid(line_of(unset))["grant"] is None
+    assert valid(line_of(empty))["grant"] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "event", "level"),
+    [
+        ("applied", "policy_applied", "info"),
+        ("degraded", "policy_applied", "warning"),
+        ("clamped", "policy_clamped", "info"),
+        ("too_late", "policy_failed", "error"),
+        ("failed", "policy_failed", "error"),
+        ("cpu", "policy_failed", "error"),
+    ],
+)
+def test_an_outcome_finds_its_event(context: Context, status: OutcomeStatus, event: str, level: str) -> None:
+    """The status of an outcome decides the event, and a policy that is not in force is an error."""
+    record = policy_outcome(context, Outcome(status))
+    assert (record.event, record.level) == (event, level)
+
+
+def test_the_level_follows_the_worst_finding(context: Context) -> None:
+    """A note leaves a record at info, a warning makes it a warning, an error an error."""
+    for severity, level in (("note", "info"), ("warning", "warning"), ("error", "error")):
+        record = policy_loaded(context, EffectivePolicy(), Plan(), (Finding("x", "y", severity),))  # type: ignore[arg-type]
+        assert record.level == level
+
+
+def test_hostile_names_stay_inside_one_ascii_line(context: Context, valid: Valid) -> None:
+    """Newlines, ANSI escapes, U+2028 and bytes that are not UTF-8 in names neither break nor colour the line."""
+    hostile = replace(
+        context,
+        process=replace(context.process, script=f"/{HOSTILE}", host=HOSTILE),
+        subject=Subject(HOSTILE, 1, project=HOSTILE),
+        sources=(Source("user", HOSTILE),),
+    )
+    record = valid(line_of(policy_failed(hostile, (Finding("x", HOSTILE, path=HOSTILE),))))
+    assert record["user"] == HOSTILE.replace("\udcff", "\\udcff")
+    assert "\udcff" not in json.dumps(record, ensure_ascii=False)
+
+
+def test_the_timestamp_is_the_moment_of_the_event_in_utc(context: Context) -> None:
+    """A record carries the time it was made, in UTC with microseconds and a Z."""
+    before = datetime.now(timezone.utc)
+    stamp = policy_disabled(context).timestamp
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", stamp)
+    assert before <= datetime.fromisoformat(stamp.replace("Z", "+00:00")) <= datetime.now(timezone.utc)
+
+
+def test_what_json_cannot_hold_becomes_text(context: Context, valid: Valid) -> None:
+    """NaN, infinity, bytes and objects in what a program asked for do not make the record unreadable."""
+    asked: Any = {"fraction": float("nan"), 3: float("inf"), "raw": b"\xff", "nested": {"list": (1, {2})}}
+    record = valid(line_of(policy_applied(context, Outcome("applied", asked=asked))))
+    assert record["asked"] == {"fraction": "nan", "3": "inf", "raw": "b'\\xff'", "nested": {"list": [1, [2]]}}
+
+
+def test_process_facts_come_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pid, parent, host and version are the kernel's and the interpreter's."""
+    process = Process.current("tensorflow", "2.21.0")
+    assert (process.pid, process.ppid, process.host) == (os.getpid(), os.getppid(), os.uname().nodename)
+    assert sys.version.startswith(process.python)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--token=secret"])
+    assert "secret" not in repr(Process.current())
+
+
+def test_only_known_scheduler_ids_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of schedulers are recorded; a token in the environment, or a JOB_ID of nobody knows what, is not."""
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("SLURM_JWT", "secret")
+    monkeypatch.setenv("JOB_ID", "7")
+    monkeypatch.setenv("HOSTNAME", "pod-1")
+    assert Process.current().scheduler == {"SLURM_JOB_ID": "42"}
+    monkeypatch.setenv("SGE_ROOT", "/opt/sge")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert Process.current().scheduler == {"SLURM_JOB_ID": "42", "JOB_ID": "7", "KUBERNETES_POD": "pod-1"}
+
+
+def test_the_schema_knows_the_scheduler_ids() -> None:
+    """Every id that may be recorded is described in the schema."""
+    named = set(load_audit_schema()["properties"]["scheduler"]["properties"])
+    assert named == {*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"}
+
+
+def test_the_schema_describes_every_field() -> None:
+    """The schema is itself valid, and nothing in it goes without a description."""
+    schema = load_audit_schema()
+    Draft7Validator.check_schema(schema)
+    assert list(schema["properties"]) == list(module._ORDER)
+
+    def check(node: dict[str, Any], path: str) -> None:
+        assert node.get("description"), path
+        for name, child in node.get("properties", {}).items():
+            check(child, f"{path}.{name}")
+        if "items" in node:
+            check(node["items"], f"{path}[]")
+
+    check(schema, "")
+
+
+def test_long_messages_go_first_and_the_record_says_so(context: Context, valid: Valid) -> None:
+    """A record that is too long loses the ends of its findings' messages before anything else."""
+    findings = tuple(Finding("x", "m" * 900, path="/f", line=n) for n in range(1, 7))
+    record = valid(line_of(policy_failed(context, findings)))
+    assert record["truncated"] is True
+    assert len(record["findings"]) == 6
+    assert record["sources"]
+    assert record["dropped"] == {}
+
+
+def test_dropped_findings_are_counted(context: Context, valid: Valid) -> None:
+    """Findings that do not fit are dropped from the end, and their number is kept."""
+    findings = tuple(Finding("x", "m" * 50, path=f"/f{n}") for n in range(100))
+    record = valid(line_of(policy_failed(context, findings)))
+    assert record["findings"][0]["path"] == "/f0"
+    assert len(record["findings"]) + record["dropped"]["findings"] == 100
+
+
+def test_a_record_that_fits_is_not_touched(applied: AuditRecord, valid: Valid) -> None:
+    """`truncated` appears only on a record that was shortened."""
+    record = valid(line_of(applied))
+    assert "truncated" not in record
+    assert record["devices"][0]["uuid"] == "GPU-8932f937-d72c"
+
+
+texts = st.one_of(st.text(max_size=40), st.text(alphabet="\U0001f600\x00é", min_size=500, max_size=3000))
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=9), st.dictionaries(texts, inner, max_size=9)),
+)
+findings_ = st.builds(
+    Finding, texts, texts, st.just("error"), texts, st.integers(1, 10**9), st.integers(1, 10**9), texts
+)
+devices_ = st.builds(
+    DeviceOutcome,
+    st.integers(0, 99),
+    texts,
+    texts,
+    texts,
+    st.integers(0, 10**15),
+    logical_devices=st.lists(st.integers(0, 10**15), max_size=99).map(tuple),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    texts,
+    st.lists(texts, max_size=200),
+    st.lists(findings_, max_size=12),
+    st.lists(devices_, max_size=12),
+    st.dictionaries(texts, plain, max_size=5),
+)
+def test_a_record_of_anything_is_one_valid_line_of_at_most_4_kib(
+    valid: Valid, text: str, tokens: list[str], findings: list[Finding], devices: list[DeviceOutcome], asked: Any
+) -> None:
+    """Whatever the names, findings and wishes are: one line, valid JSON, valid against the schema, at most 4 KiB."""
+    ids = dict.fromkeys([*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"], text)
+    process = Process(1, 2, text, text, text, text, text, ids)
+    context = Context(process, Subject(text, 3, project=text), Grant(tuple(tokens)), (Source("user", text),) * 9)
+    outcome = Outcome("clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings))
+    full = policy_clamped(context, outcome)
+    assert len(line_of(full)) <= MAX_RECORD_BYTES
+    valid(line_of(full))
+
+
+def test_nothing_of_the_environment_or_arguments_reaches_a_record(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret in a variable or an argument is not in the record."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setattr(sys, "argv", ["x", "hunter2"])
+    record = policy_disabled(replace(context, process=Process.current()))
+    assert b"hunter2" not in line_of(record)

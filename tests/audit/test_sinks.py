@@ -1,0 +1,630 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from tfenv.audit.query import Query, Tally, read, with_rotated
+from tfenv.audit.record import AuditRecord, Context, encode, policy_disabled
+from tfenv.audit.sinks import AuditLog, RefusedLogError, SyslogSink, append_line, expand_path
+from tfenv.policy.model import AuditSinks
+
+Valid = Callable[[bytes], dict[str, Any]]
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+LINE = b'{"timestamp":"x"}\n'
+UID = os.geteuid()
+as_root = pytest.mark.skipif(UID != 0, reason="needs root, to be somebody else or to mount a file system")
+
+
+def open_log(*paths: Path, **more: Any) -> AuditLog:
+    return AuditLog(AuditSinks(stderr="none", files=tuple(map(str, paths)), **more), home=None, uid=UID)
+
+
+def whole_records(*paths: Path) -> list[dict[str, Any]]:
+    """All records; fails if any line is not one."""
+    tally = Tally()
+    records = list(read(paths, Query(), tally))
+    assert tally.unreadable == 0
+    return [dict(record) for record in records]
+
+
+# ---- one event, one write
+
+
+def test_an_event_is_one_valid_line(tmp_path: Path, applied: AuditRecord, valid: Valid) -> None:
+    """A record arrives in the log as one line that the schema accepts, in a file only its owner may read."""
+    path = tmp_path / "audit.jsonl"
+    open_log(path).emit(applied)
+    assert valid(path.read_bytes())["event"] == "policy_applied"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_event_is_one_write(tmp_path: Path, python: Python) -> None:
+    """Each event reaches the kernel by exactly one write to the log, as an audit hook of the kernel would see it."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    path = tmp_path / "audit.jsonl"
+    trace = tmp_path / "trace"
+    program = f"{EMIT}\nfor _ in range(3): log.emit(record)"
+    command = ["strace", "-f", "-e", "trace=write,pwrite64,writev", "-P", str(path), "-o", str(trace)]
+    run = subprocess.run([*command, sys.executable, "-c", program, str(path)], check=False, env=checkout(), timeout=60)
+    if run.returncode:
+        pytest.skip("strace may not trace here")
+    assert trace.read_text().count("write(") == 3
+
+
+def test_records_without_structlog_are_the_same_bytes(tmp_path: Path, applied: AuditRecord) -> None:
+    """A kept record is written at exit without structlog, byte for byte as with it."""
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    open_log(with_it).emit(applied)
+    log = open_log(without)
+    log.keep(applied)
+    log.flush()
+    assert log._loggers is None
+    assert with_it.read_bytes() == without.read_bytes() == encode(applied.as_dict())
+
+
+def test_all_sinks_get_every_record(tmp_path: Path, applied: AuditRecord) -> None:
+    """Sinks of all layers add up: each log has the record, a log named twice has it once."""
+    paths = [tmp_path / name for name in ("a", "b")]
+    AuditLog(AuditSinks("none", (str(paths[0]), str(paths[1])), (str(paths[0]),)), None, UID).emit(applied)
+    assert [len(whole_records(path)) for path in paths] == [1, 1]
+
+
+def test_one_bad_log_does_not_silence_the_others(tmp_path: Path, applied: AuditRecord) -> None:
+    """A log that cannot be written leaves the others as they are."""
+    good = tmp_path / "good"
+    open_log(tmp_path / "missing" / "bad", good).emit(applied)
+    assert len(whole_records(good)) == 1
+
+
+def test_the_default_log_is_made_in_the_home_of_the_account(
+    tmp_path: Path, applied: AuditRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any configured log the user's own is created, below the home it was told and not below $HOME."""
+    monkeypatch.setenv("HOME", str(tmp_path / "forged"))
+    home = tmp_path / "home"
+    home.mkdir()
+    AuditLog(AuditSinks("none"), str(home), UID).emit(applied)
+    folder = home / ".local/state/tfgpu"
+    assert len(whole_records(folder / "audit.jsonl")) == 1
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not (tmp_path / "forged").exists()
+
+
+def test_a_home_that_does_not_exist_is_not_created(tmp_path: Path, applied: AuditRecord) -> None:
+    """/nonexistent of a service account stays nonexistent."""
+    log = AuditLog(AuditSinks("none"), str(tmp_path / "nonexistent"), UID)
+    log.emit(applied)
+    assert list(tmp_path.iterdir()) == []
+    assert [finding.code for finding in log.findings] == ["log-not-written"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expanded"),
+    [
+        ("~/a", "/home/x/a"),
+        ("/var/log/tfgpu/<uid>.jsonl", "/var/log/tfgpu/1234.jsonl"),
+        ("~/<uid>", "/home/x/1234"),
+    ],
+)
+def test_paths_expand(path: str, expanded: str) -> None:
+    """`~` is the home, `<uid>` the number."""
+    assert expand_path(path, "/home/x/", 1234) == expanded
+
+
+@pytest.mark.parametrize(("path", "home"), [("relative", "/home/x"), ("~bob/a", "/home/x"), ("~/a", None)])
+def test_paths_that_lead_nowhere_are_refused(path: str, home: str | None) -> None:
+    """A relative path, another user's home, or a home that is not there is refused."""
+    with pytest.raises(RefusedLogError):
+        expand_path(path, home, 1234)
+
+
+# ---- planted paths
+
+
+def plant_symlink(path: Path) -> None:
+    (path.parent / "victim").write_text("mine\n")
+    path.symlink_to("victim")
+
+
+def plant_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def plant_hard_link(path: Path) -> None:
+    (path.parent / "victim").write_text("mine\n")
+    os.link(path.parent / "victim", path)
+
+
+def plant_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def plant_device(path: Path) -> None:
+    path.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("plant", [plant_symlink, plant_fifo, plant_hard_link, plant_directory, plant_device])
+def test_a_planted_path_is_refused(
+    tmp_path: Path, applied: AuditRecord, plant: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A symlink, FIFO, hard link, directory or device in place of the log is not written to and does not hang."""
+    path = tmp_path / "log"
+    plant(path)
+    log = open_log(path)
+    log.emit(applied)
+    assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "warning")]
+    assert capfd.readouterr().err.count("\n") == 1
+    if (tmp_path / "victim").exists():
+        assert (tmp_path / "victim").read_text() == "mine\n"
+
+
+def test_a_fifo_with_a_reader_is_refused_too(tmp_path: Path) -> None:
+    """A FIFO that somebody listens on can be opened, and still gets nothing."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(RefusedLogError):
+        append_line(str(path), LINE, UID)
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+
+
+@as_root
+def test_a_fifo_that_may_only_be_written_does_not_hang(tmp_path: Path, python: Python) -> None:
+    """Nobody reads the FIFO, and opening it for writing alone would wait for a reader for ever."""
+    path = Path(f"/tmp/tfenv-test-fifo-{os.getpid()}")  # tmp_path is closed to the other user
+    os.mkfifo(path)
+    try:
+        os.chmod(path, 0o222)
+        run = python(f"{EMIT}\nos.seteuid(4242)\nlog.emit(record)\nprint(log.findings[0].code)", str(path))
+        assert run.stdout == "refused-log\n"
+    finally:
+        path.unlink()
+
+
+def test_character_devices_are_refused() -> None:
+    """/dev/full is no log."""
+    with pytest.raises(RefusedLogError):
+        append_line("/dev/full", LINE, UID)
+
+
+@as_root
+def test_a_strangers_file_is_refused(tmp_path: Path) -> None:
+    """A log that belongs to neither me nor root is refused; root's is not."""
+    path = tmp_path / "log"
+    path.touch()
+    os.chown(path, 4242, -1)
+    with pytest.raises(RefusedLogError):
+        append_line(str(path), LINE, UID)
+    os.chown(path, 0, -1)
+    append_line(str(path), LINE, 4343)
+    assert path.read_bytes() == LINE
+
+
+def test_a_log_that_the_machine_asks_for_is_an_error_when_it_is_refused(tmp_path: Path, applied: AuditRecord) -> None:
+    """Severity tells on_error whether a log that failed was the administrator's."""
+    path = tmp_path / "log"
+    path.symlink_to("victim")
+    log = open_log(path, required_files=(str(path),))
+    log.emit(applied)
+    assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "error")]
+
+
+def test_a_project_cannot_lead_its_log_out_by_a_symlinked_directory(tmp_path: Path, applied: AuditRecord) -> None:
+    """A cloned repository with `logs -> ~/.ssh` does not get a line into ~/.ssh."""
+    project, secret = tmp_path / "project", tmp_path / "secret"
+    project.mkdir()
+    secret.mkdir()
+    (project / "logs").symlink_to(secret)
+    log = AuditLog(AuditSinks("none", (f"{project}/logs/audit.jsonl",)), None, UID, str(project))
+    log.emit(applied)
+    assert [finding.code for finding in log.findings] == ["refused-log"]
+    assert list(secret.iterdir()) == []
+
+
+# ---- what goes wrong
+
+
+def checkout() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
+#: A program that has a `log` on the file named by its first argument, and a `record`.
+EMIT = """
+import os, sys, resource, signal
+from tfenv.audit.record import Context, Process, policy_disabled
+from tfenv.audit.sinks import AuditLog
+from tfenv.policy.model import AuditSinks, Subject
+log = AuditLog(AuditSinks("none", (sys.argv[1],)), None, os.geteuid())
+record = policy_disabled(Context(Process.current("tensorflow"), Subject("alice", os.geteuid(), project="p" * 600)))
+"""
+
+
+def test_a_full_disk_is_one_line_on_stderr_and_a_count_later(tmp_path: Path, python: Python, valid: Valid) -> None:
+    """When the file may not grow, the program goes on, says so once, and the next record counts what was lost."""
+    path = tmp_path / "log"
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
+    program = f"""{EMIT}
+log.emit(record)
+{limit.format(1500)}
+for _ in range(3): log.emit(record)
+{limit.format("resource.RLIM_INFINITY")}
+log.emit(record); log.emit(record)
+print("went on")
+"""
+    run = python(program, str(path))
+    assert (run.returncode, run.stdout) == (0, "went on\n")
+    assert run.stderr.count("\n") == 1
+    assert "the program goes on" in run.stderr
+    first, torn, healed, last = path.read_bytes().splitlines(keepends=True)
+    valid(first)
+    with pytest.raises(ValueError, match="Invalid control character"):
+        json.loads(torn)
+    assert valid(healed)["lost"] == 3
+    assert "lost" not in valid(last)
+
+
+@as_root
+def test_a_disk_without_space_loses_records_and_nothing_else(tmp_path: Path, applied: AuditRecord) -> None:
+    """On a real full file system emit returns, and what is in the log stays readable."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", tmp_path], check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount here")
+    try:
+        log = open_log(tmp_path / "log")
+        for _ in range(50):
+            log.emit(applied)
+        tally = Tally()
+        kept = list(read([tmp_path / "log"], Query(), tally))
+        assert 0 < len(kept) < 50
+        assert tally.unreadable <= 1
+        assert [finding.code for finding in log.findings] == ["log-not-written"]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@as_root
+def test_a_log_without_permission_is_one_line_on_stderr(tmp_path: Path, python: Python) -> None:
+    """EACCES: the program goes on, with one line for any number of events."""
+    os.chmod(tmp_path, 0o700)
+    program = f"{EMIT}\nos.seteuid(4242)\nfor _ in range(3): log.emit(record)\nprint('on')"
+    run = python(program, str(tmp_path / "log"))
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (0, "on\n", 1)
+    assert "Permission denied" in run.stderr
+
+
+def test_a_path_with_a_nul_is_lost_like_any_other(applied: AuditRecord) -> None:
+    """A path that no system call takes raises nothing."""
+    log = AuditLog(AuditSinks("none", ("/tmp/a\x00b",)), None, UID)
+    log.emit(applied)
+    assert [finding.code for finding in log.findings] == ["log-not-written"]
+
+
+def test_a_name_in_the_complaint_cannot_steer_the_terminal(
+    tmp_path: Path, applied: AuditRecord, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line about a log that failed escapes what is in its path."""
+    open_log(tmp_path / "missing\x1b[31m\n" / "log").emit(applied)
+    complaint = capfd.readouterr().err
+    assert "\x1b" not in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_closed_descriptors_do_not_matter(tmp_path: Path, python: Python) -> None:
+    """A program that closes every descriptor (a daemon) and goes on logging loses nothing and raises nothing."""
+    path = tmp_path / "log"
+    run = python(f"{EMIT}\nlog.emit(record)\nos.closerange(0, 256)\nlog.emit(record)\nos._exit(0)", str(path))
+    assert run.returncode == 0
+    assert len(whole_records(path)) == 2
+
+
+# ---- many writers
+
+
+def write_many(path: Path, processes: int, records: int) -> list[int]:
+    """Fork writers, and give the pids."""
+    program = f"""{EMIT}
+log.emit(record)
+pids = []
+for _ in range({processes}):
+    pid = os.fork()
+    if not pid:
+        record = policy_disabled(Context(Process.current(), Subject("alice", os.geteuid(), project="p" * 500)))
+        for _ in range({records}): log.emit(record)
+        os._exit(0)
+    pids.append(pid)
+print(*pids)
+for pid in pids: assert os.waitpid(pid, 0)[1] == 0
+"""
+    command = [sys.executable, "-c", program, str(path)]
+    run = subprocess.run(command, env=checkout(), capture_output=True, text=True, check=True, timeout=120)
+    return [int(pid) for pid in run.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("processes", "records"), [(16, 250), pytest.param(64, 1000, marks=pytest.mark.slow)], ids=["16x250", "64x1000"]
+)
+def test_many_processes_tear_and_lose_nothing(tmp_path: Path, processes: int, records: int) -> None:
+    """Processes that write to one log at once: every record of every one is there, whole."""
+    path = tmp_path / "log"
+    pids = write_many(path, processes, records)
+    written = [record["pid"] for record in whole_records(path)]
+    assert [written.count(pid) for pid in pids] == [records] * processes
+
+
+def test_threads_tear_and_lose_nothing(tmp_path: Path, applied: AuditRecord) -> None:
+    """Threads that share one AuditLog write every record once."""
+    path = tmp_path / "log"
+    log = open_log(path)
+
+    def emit_many() -> None:
+        for _ in range(100):
+            log.emit(applied)
+
+    threads = [threading.Thread(target=emit_many) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(whole_records(path)) == 800
+
+
+def test_sigkill_while_writing_leaves_a_readable_log(tmp_path: Path) -> None:
+    """Killed at random moments, writers leave at most one torn line each, and the next record is whole."""
+    path = tmp_path / "log"
+    command = [sys.executable, "-c", f"{EMIT}\nwhile True: log.emit(record)", str(path)]
+    for round_ in range(4):
+        before = path.stat().st_size if path.exists() else 0
+        writer = subprocess.Popen(command, env=checkout())
+        wait_for_growth(path, before + 1)
+        time.sleep(0.01 * round_)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+    tally = Tally()
+    assert len(list(read([path], Query(), tally))) > 4
+    assert tally.unreadable <= 4
+
+
+def test_a_torn_end_does_not_swallow_the_next_record(tmp_path: Path, applied: AuditRecord) -> None:
+    """After a half record, where a writer was killed, the next one starts on its own line."""
+    path = tmp_path / "log"
+    path.write_bytes(encode(applied.as_dict())[:100])
+    open_log(path).emit(applied)
+    torn, whole = path.read_bytes().splitlines()
+    assert (len(torn), json.loads(whole)["event"]) == (100, "policy_applied")
+
+
+# ---- rotation
+
+
+@pytest.fixture
+def writers(tmp_path: Path) -> Iterator[Callable[[], int]]:
+    """Two programs that write all the time; calling it stops them and gives how many records they wrote."""
+    program = f"{EMIT}\nsignal.signal(signal.SIGTERM, lambda *_: (print(count), sys.stdout.flush(), os._exit(0)))\n"
+    program += (
+        "import time\ncount = 0\nwhile True:\n"
+        " signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); log.emit(record); count += 1\n"
+        " signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]); time.sleep(0.0005)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "log")]
+    running = [subprocess.Popen(command, env=checkout(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+
+    def stop() -> int:
+        for writer in running:
+            writer.terminate()
+        return sum(int(writer.communicate(timeout=10)[0]) for writer in running)
+
+    yield stop
+    for writer in running:
+        writer.kill()
+        writer.wait()
+
+
+def wait_for_growth(path: Path, size: int = 20_000) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists() or path.stat().st_size < size:
+        assert time.monotonic() < deadline, "nobody writes"
+        time.sleep(0.005)
+
+
+def rotate(tmp_path: Path, options: str) -> None:
+    configuration = tmp_path / "logrotate.conf"
+    configuration.write_text(f"{tmp_path}/log {{\n rotate 20\n missingok\n {options}\n}}\n")
+    command = ["/usr/sbin/logrotate", "-f", "-s", f"{tmp_path}/state", str(configuration)]
+    subprocess.run(command, check=True, timeout=30)
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/sbin/logrotate"), reason="logrotate is not installed")
+@pytest.mark.parametrize("options", ["nocreate", "create 0600", "compress\n delaycompress\n create 0600"])
+def test_logrotate_loses_nothing(tmp_path: Path, writers: Callable[[], int], options: str) -> None:
+    """While programs write, logrotate moves the log away five times: all records are in one of the files, once."""
+    os.chmod(tmp_path, 0o700)
+    for _ in range(5):
+        wait_for_growth(tmp_path / "log")
+        rotate(tmp_path, options)
+    wait_for_growth(tmp_path / "log")
+    written = writers()
+    logs = with_rotated(tmp_path / "log")
+    assert len(logs) == 6
+    assert len(whole_records(*logs)) == written
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/sbin/logrotate"), reason="logrotate is not installed")
+def test_copytruncate_leaves_no_hole_and_tears_nothing(tmp_path: Path, writers: Callable[[], int]) -> None:
+    """copytruncate, which loses by its nature what comes between copy and truncation, loses no more than that."""
+    os.chmod(tmp_path, 0o700)
+    for _ in range(3):
+        wait_for_growth(tmp_path / "log")
+        rotate(tmp_path, "copytruncate")
+    wait_for_growth(tmp_path / "log")
+    written = writers()
+    tally = Tally()
+    kept = len(list(read(with_rotated(tmp_path / "log"), Query(), tally)))
+    assert tally.unreadable <= 3  # the copy may end in the middle of a record
+    assert b"\0" not in (tmp_path / "log").read_bytes()
+    assert written * 0.8 < kept <= written + 3
+
+
+# ---- kept records
+
+
+def test_a_kept_record_comes_before_the_next_event(tmp_path: Path, context: Context, applied: AuditRecord) -> None:
+    """What was kept at import is written first, with the time at which it happened."""
+    path = tmp_path / "log"
+    log = open_log(path)
+    loaded = policy_disabled(context)
+    log.keep(loaded)
+    assert not path.exists()
+    log.emit(applied)
+    log.flush()
+    records = whole_records(path)
+    assert [record["event"] for record in records] == ["policy_disabled", "policy_applied"]
+    assert records[0]["timestamp"] == loaded.timestamp
+
+
+def test_a_kept_record_is_written_at_exit_without_structlog(tmp_path: Path, python: Python) -> None:
+    """A program that ends after the import leaves its record, and does not pay for structlog."""
+    path = tmp_path / "log"
+    program = f"{EMIT}\nimport atexit\natexit.register(lambda: print('structlog' in sys.modules))\nlog.keep(record)"
+    assert python(program, str(path)).stdout == "False\n"
+    assert len(whole_records(path)) == 1
+
+
+def test_a_kept_record_is_written_after_an_uncaught_exception(tmp_path: Path, python: Python) -> None:
+    """A traceback of the program does not cost its record."""
+    path = tmp_path / "log"
+    assert python(f"{EMIT}\nlog.keep(record)\nraise SystemError", str(path)).returncode == 1
+    assert len(whole_records(path)) == 1
+
+
+def test_a_forked_child_does_not_write_its_parents_record_again(tmp_path: Path, python: Python) -> None:
+    """Children that exit normally, or pass a door, leave the kept record to the process that made it."""
+    path = tmp_path / "log"
+    program = f"""{EMIT}
+log.keep(record)
+for door in (False, True):
+    pid = os.fork()
+    if not pid:
+        if door: log.emit(record)
+        sys.exit(0)
+    os.waitpid(pid, 0)
+"""
+    assert python(program, str(path)).returncode == 0
+    assert len(whole_records(path)) == 2  # one child's own event, and the parent's at its exit
+
+
+def test_a_child_does_not_report_its_parents_losses(tmp_path: Path, python: Python) -> None:
+    """`lost` counts what this process lost."""
+    path = tmp_path / "later" / "log"
+    program = f"""{EMIT}
+log.emit(record)
+os.mkdir(os.path.dirname(sys.argv[1]))
+pid = os.fork()
+log.emit(record)
+if pid: os.waitpid(pid, 0)
+"""
+    assert python(program, str(path)).returncode == 0
+    assert sorted(record.get("lost", 0) for record in whole_records(path)) == [0, 1]
+
+
+# ---- structlog, gc, other sinks
+
+
+def test_the_programs_structlog_is_left_alone(tmp_path: Path, applied: AuditRecord, valid: Valid) -> None:
+    """Logging configures nothing global, and a configuration of the program changes no record."""
+    assert not structlog.is_configured()
+    path = tmp_path / "log"
+    log = open_log(path)
+    log.emit(applied)
+    assert not structlog.is_configured()
+    structlog.configure(processors=[lambda *_: "mine"], cache_logger_on_first_use=True)
+    try:
+        log.emit(applied)
+        open_log(path).emit(applied)
+    finally:
+        structlog.reset_defaults()
+    assert [valid(line)["event"] for line in path.read_bytes().splitlines(keepends=True)] == ["policy_applied"] * 3
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was(tmp_path: Path, python: Python, enabled: bool) -> None:
+    """The import of structlog pauses the garbage collector and leaves it as the program had it."""
+    switch = "enable" if enabled else "disable"
+    program = f"{EMIT}\nimport gc\ngc.{switch}()\nassert 'structlog' not in sys.modules\nlog.emit(record)\n"
+    program += "print('structlog' in sys.modules, gc.isenabled())"
+    assert python(program, str(tmp_path / "log")).stdout == f"True {enabled}\n"
+
+
+def test_no_collection_runs_while_structlog_is_imported(tmp_path: Path, python: Python) -> None:
+    """However full the memory is, the import of structlog sets off no collection."""
+    program = f"""{EMIT}
+import gc
+from tfenv.audit import sinks
+def watch(phase, _):
+    spec = getattr(sys.modules.get("structlog"), "__spec__", None)
+    if spec and spec._initializing: os.write(1, b"collected")
+gc.callbacks.append(watch)
+gc.set_threshold(10)
+{{}}
+print(" done")
+"""
+    path = str(tmp_path / "log")
+    assert python(program.format("import structlog"), path).stdout.startswith("collected")
+    assert python(program.format("sinks._import_structlog()"), path).stdout == " done\n"
+
+
+def test_without_structlog_the_log_is_written_all_the_same(tmp_path: Path, python: Python, valid: Valid) -> None:
+    """In a half uninstalled environment records still arrive."""
+    path = tmp_path / "log"
+    run = python(f"{EMIT}\nsys.modules['structlog'] = None\nlog.emit(record)", str(path))
+    assert (run.returncode, run.stderr) == (0, "")
+    valid(path.read_bytes())
+
+
+def test_importing_the_audit_imports_nothing_heavy(python: Python) -> None:
+    """structlog, jsonschema, rich and socket are not imported with the audit."""
+    heavy = "{'structlog', 'jsonschema', 'rich', 'socket', 'logging', 'syslog', 'gzip'}"
+    assert python(f"{EMIT}\nprint({heavy} & set(sys.modules))", "/x").stdout == "set()\n"
+
+
+def test_json_on_stderr_is_the_record(applied: AuditRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`stderr = "json"` prints the same line that the log gets."""
+    path = tmp_path / "log"
+    AuditLog(AuditSinks("json", (str(path),)), None, UID).emit(applied)
+    assert capsys.readouterr().err.encode() == path.read_bytes()
+
+
+def test_syslog_gets_a_datagram_with_priority_and_tag(tmp_path: Path, applied: AuditRecord, valid: Valid) -> None:
+    """A record arrives at the system's log socket with facility user, the level's severity, and our name."""
+    address = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(address)
+        SyslogSink(address).write(encode(applied.as_dict()), "warning")
+        head, _, body = server.recv(8192).partition(b": ")
+    assert head == b"<12>tfgpu[%d]" % os.getpid()
+    assert valid(body + b"\n")["event"] == "policy_applied"
+
+
+def test_a_syslog_that_does_not_read_never_blocks(tmp_path: Path, applied: AuditRecord) -> None:
+    """When the socket's queue is full, the record is given up at once."""
+    address = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(address)
+        sink, line = SyslogSink(address), encode(applied.as_dict())
+        with pytest.raises(BlockingIOError):
+            any(sink.write(line, "info") for _ in range(10_000))  # type: ignore[func-returns-value]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tfenv.audit.summary import SHOWN_VARIABLE, printable, show_summary, summary
+from tfenv.errors import Finding
+from tfenv.policy.model import (
+    Device,
+    EffectivePolicy,
+    MemoryLimit,
+    Origin,
+    Outcome,
+    Plan,
+    PlannedDevice,
+    Setting,
+    Subject,
+)
+
+SUBJECT = Subject("alice", 1000, project="/srv/vision")
+PATH = "/srv/vision/tfgpu.toml"
+ORIGIN = Origin("project", PATH, ("gpu", "visible_devices"))
+POLICY = EffectivePolicy({"memory_growth": Setting(True, ORIGIN)}, paths=(PATH,))
+LIMIT = MemoryLimit(bytes=8 << 30)
+FIRST = PlannedDevice("0", Device(0, "GPU-8932f937-d72c-4106", "H100", 80 << 30), LIMIT)
+SECOND = PlannedDevice("1", Device(1, "GPU-0a1b2c3d-0000-1111", "H100", 80 << 30), LIMIT)
+PLAN = Plan("0", devices=(FIRST,), growth=True, machine_count=4)
+WRONG = Finding("unknown-key", "did you mean memory_limit", "warning", PATH, 3, 1, "gpu.memory_limt")
+
+
+def test_one_gpu() -> None:
+    """The line names the GPU as nvidia-smi counts it, its UUID, growth, limit and the file in the project."""
+    line = summary(SUBJECT, POLICY, PLAN)
+    assert line == "tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB each (tfgpu.toml)"
+
+
+def test_several_gpus() -> None:
+    """Several GPUs are listed with their UUIDs in the same order, and files outside the project by their path."""
+    policy = replace(POLICY, paths=("/etc/tfgpu/tfgpu.toml", PATH))
+    line = summary(SUBJECT, policy, replace(PLAN, devices=(FIRST, SECOND), growth=False))
+    assert line == (
+        "tfgpu: GPU 0,1 of 4 (GPU-8932f937, GPU-0a1b2c3d), growth off, at most 8.0 GiB each"
+        " (/etc/tfgpu/tfgpu.toml, tfgpu.toml)"
+    )
+
+
+def test_limits_that_differ() -> None:
+    """Different limits are listed in the order of the GPUs."""
+    second = replace(SECOND, limit=MemoryLimit(fraction=0.4))
+    assert ", at most 8.0 GiB, 40% (" in summary(SUBJECT, POLICY, replace(PLAN, devices=(FIRST, second)))
+
+
+def test_gpus_that_nvml_does_not_know() -> None:
+    """Without NVML the entries of CUDA_VISIBLE_DEVICES stand for the GPUs."""
+    line = summary(SUBJECT, POLICY, Plan("1,GPU-8932f937-d72c", devices=(PlannedDevice("1"), PlannedDevice("GPU-8-x"))))
+    assert line == "tfgpu: GPU 1,GPU-8 (tfgpu.toml)"
+
+
+def test_all_gpus_with_one_limit() -> None:
+    """A policy that names no GPUs speaks of all."""
+    line = summary(SUBJECT, POLICY, Plan(limit=MemoryLimit(fraction=0.5)))
+    assert line == "tfgpu: all GPUs, at most 50% each (tfgpu.toml)"
+
+
+def test_no_gpu_because_the_file_says_none() -> None:
+    """An explicit none names the file that said so."""
+    policy = replace(POLICY, settings={"visible_devices": Setting((), ORIGIN)})
+    line = summary(SUBJECT, policy, Plan("", devices=()))
+    assert line == 'tfgpu: NO GPU: visible_devices = "none" (tfgpu.toml)'
+
+
+def test_no_gpu_because_something_is_wrong() -> None:
+    """A finding that leaves no GPU is the reason, in its own words; the others are counted."""
+    broken = Finding("no-overlap", "GPU 9 is not here", "error")
+    line = summary(SUBJECT, POLICY, Plan("", devices=(), findings=(WRONG, broken)))
+    assert line.startswith("tfgpu: NO GPU: GPU 9 is not here; 1 finding: /srv/vision/tfgpu.toml:3:1: gpu.memory_limt")
+
+
+def test_no_gpu_because_none_was_granted() -> None:
+    """Where nothing is wrong and no file says none, it was the scheduler."""
+    assert summary(SUBJECT, POLICY, Plan("", devices=())).startswith("tfgpu: NO GPU: none was given to this process")
+    assert summary(SUBJECT, POLICY, PLAN, Outcome("cpu")).startswith("tfgpu: NO GPU: ")
+
+
+def test_findings_are_counted_and_the_worst_is_named() -> None:
+    """Errors come before warnings; clamps, which are notes, are not mentioned."""
+    worse = Finding("insecure-permissions", "is writable by everybody", "error", "/etc/tfgpu/tfgpu.toml")
+    note = Finding("clamped", "less than asked", "note")
+    line = summary(SUBJECT, POLICY, PLAN, findings=(WRONG, note, worse))
+    assert line.endswith("; 2 findings, first: /etc/tfgpu/tfgpu.toml: is writable by everybody; see `tfgpu check`")
+
+
+def test_nothing_declared_is_nothing_said() -> None:
+    """Without a policy and without a finding there is no line."""
+    assert summary(SUBJECT, EffectivePolicy(), Plan()) == ""
+    assert "first" not in summary(SUBJECT, EffectivePolicy(), Plan(), findings=(WRONG,))
+
+
+def test_hostile_names_stay_in_one_line() -> None:
+    """Names with newlines, ANSI escapes, U+2028 and bidirectional overrides are escaped; the line has an end."""
+    policy = replace(POLICY, paths=("/tmp/a\nb\x1b[31m\u2028\u202e\x9b\udcff.toml",))
+    finding = Finding("x", "m" * 10_000, "error", "/tmp/\r\x07")
+    line = summary(SUBJECT, policy, PLAN, findings=(finding,))
+    assert line.isprintable()
+    assert "\\x1b[31m\\u2028\\u202e\\x9b\\udcff" in line
+    assert len(line) < 1000
+
+
+def test_printable_leaves_letters_of_all_scripts_alone() -> None:
+    """Only what is not printable is escaped."""
+    assert printable("Ünï 日本 \t\x00") == "Ünï 日本 \\t\\x00"
+
+
+def test_the_line_is_shown_once_per_process_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first process prints and tells its children by a variable; an empty line is not printed."""
+    environ: dict[str, str] = {}
+    show_summary("", environ)
+    assert environ == {}
+    show_summary("tfgpu: x", environ)
+    show_summary("tfgpu: x", environ)
+    assert capsys.readouterr().err == "tfgpu: x\n"
+    assert environ == {SHOWN_VARIABLE: "1"}
+
+
+@pytest.mark.parametrize("loss", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "sys.stderr = object()"])
+def test_without_stderr_nothing_happens(python: Callable[..., subprocess.CompletedProcess[str]], loss: str) -> None:
+    """A program whose stderr is closed, missing or something else goes on."""
+    program = f"import os, sys\nfrom tfenv.audit.summary import show_summary\n{loss}\nshow_summary('tfgpu: x')\n"
+    run = python(program + "sys.stdout.write('on'); sys.stdout.flush(); os._exit(0)")
+    assert (run.returncode, run.stdout) == (0, "on")
+
+
+def test_a_terminal_that_knows_no_such_letter_gets_it_escaped(
+    python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """An ASCII locale does not lose the line."""
+    program = "from tfenv.audit.summary import say\nsay('tfgpu: \\u65e5')"
+    assert python(program, PYTHONIOENCODING="ascii").stderr == "tfgpu: \\u65e5\n"

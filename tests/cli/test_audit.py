@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tfenv.audit.query import Query, summarize
+from tfenv.audit.record import Context, Process, encode, policy_applied
+from tfenv.cli import audit
+from tfenv.errors import Finding
+from tfenv.policy.model import DeviceOutcome, Outcome, Subject
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import argparse, sys
+from tfenv.cli import audit
+parser = argparse.ArgumentParser(prog="tfgpu")
+audit.add_parser(parser.add_subparsers())
+args = parser.parse_args()
+sys.exit(args.run(args))
+"""
+
+Tfgpu = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, "audit", *map(str, arguments)]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+
+@pytest.fixture
+def tfgpu() -> Tfgpu:
+    """Runs `tfgpu audit` with the given arguments in a real process."""
+
+    def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), env=environment(**variables), capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
+
+
+def line(pid: int, user: str = "alice", **differences: Any) -> bytes:
+    device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "H100", limit=8 << 30)
+    process = Process(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
+    outcome = Outcome("applied", "door", (device,), True, findings=(Finding("clamped", "less", "note"),))
+    record = policy_applied(Context(process, Subject(user, 1000, project="/srv/vision")), outcome)
+    return encode({**record.as_dict(), "timestamp": f"2026-11-05T09:00:{pid % 60:02}.000000Z", **differences})
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Thirty records of alice and one of bob."""
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b"".join(line(pid) for pid in range(30)) + line(30, "bob", status="clamped"))
+    return path
+
+
+def test_a_table_of_the_newest_twenty(tfgpu: Tfgpu, log: Path) -> None:
+    """Without options the newest twenty records are shown as a table with what matters, one line each."""
+    run = tfgpu("--file", log)
+    head, *rows = run.stdout.splitlines()
+    assert (run.returncode, run.stderr, len(rows)) == (0, "", 20)
+    assert head.split()[:2] == ["time", "(UTC)"]
+    cells = "2026-11-05 09:00:29  alice  29  applied  GPU-8932f937  8.0 GiB  on  train.py  clamped"
+    assert rows[-2].split() == cells.split()
+
+
+def test_json_is_every_record_unchanged(tfgpu: Tfgpu, log: Path) -> None:
+    """`--format json` gives the lines of the log themselves."""
+    assert tfgpu("--file", log, "--format", "json").stdout.encode() == log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["--user", "bob"], 1),
+        (["--user", "bob", "--user", "alice"], 31),
+        (["--uid", "1000"], 31),
+        (["--uid", "1"], 0),
+        (["--event", "applied"], 31),
+        (["--event", "policy_loaded"], 0),
+        (["--status", "clamped"], 1),
+        (["--project", "/srv/vision/"], 31),
+        (["--project", "/srv/vis"], 0),
+        (["--script", "train*"], 31),
+        (["--since", "2026-11-05T09:00:25Z"], 6),
+        (["-n", "3"], 3),
+        (["-n", "0"], 0),
+    ],
+    ids=str,
+)
+def test_filters(tfgpu: Tfgpu, log: Path, options: list[str], count: int) -> None:
+    """Each option narrows what is shown."""
+    assert tfgpu("--file", log, "--format", "json", *options).stdout.count("\n") == count
+
+
+def test_rotated_logs_are_read_when_asked(tfgpu: Tfgpu, log: Path) -> None:
+    """`--rotated` adds the older siblings, oldest first."""
+    log.rename(log.with_name("audit.jsonl.1"))
+    log.write_bytes(line(31))
+    assert tfgpu("--file", log, "--format", "json").stdout.count("\n") == 1
+    records = [json.loads(text) for text in tfgpu("--file", log, "--format", "json", "--rotated").stdout.splitlines()]
+    assert [record["pid"] for record in records] == list(range(32))
+
+
+def test_a_summary_per_user_and_gpu(tfgpu: Tfgpu, log: Path) -> None:
+    """`--summary` counts the processes of each user on each GPU, as a table and as JSON."""
+    rows = [text.split() for text in tfgpu("--file", log, "--summary").stdout.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [["alice", "GPU-8932f937-d72c", "30"], ["bob", "GPU-8932f937-d72c", "1"]]
+    summary = [json.loads(text) for text in tfgpu("--file", log, "--summary", "--format", "json").stdout.splitlines()]
+    assert [(row["user"], row["processes"], row["limit_bytes"]) for row in summary] == [
+        ("alice", 30, 8 << 30),
+        ("bob", 1, 8 << 30),
+    ]
+
+
+def test_unreadable_lines_are_counted_on_stderr(tfgpu: Tfgpu, log: Path) -> None:
+    """Lines that are no records are left out, counted on stderr, and make the exit code 1."""
+    with log.open("ab") as file:
+        file.write(b"torn\n{}\n")
+    run = tfgpu("--file", log)
+    assert (run.returncode, run.stderr) == (1, "tfgpu audit: 2 lines are not audit records\n")
+    assert len(run.stdout.splitlines()) == 21
+
+
+def test_a_log_that_was_named_and_is_not_there(tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """Exit code 2 and one line that names the file."""
+    run = tfgpu("--file", tmp_path / "none")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"tfgpu audit: {tmp_path}/none: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "options", [["--since", "yesterday"], ["--event", "x"], ["-n", "-1"], ["--follow", "--summary"]]
+)
+def test_wrong_usage(tfgpu: Tfgpu, options: list[str]) -> None:
+    """What cannot be understood is exit code 2 with a message, never a traceback."""
+    run = tfgpu(*options)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+
+
+def test_the_own_log_is_found_by_the_account_and_not_by_home(tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """A forged $HOME moves nothing."""
+    planted = tmp_path / ".local/state/tfgpu/audit.jsonl"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(line(1, "planted"))
+    assert "planted" not in tfgpu(HOME=str(tmp_path)).stdout
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    assert audit._own_logs() == [Path(home, ".local/state/tfgpu/audit.jsonl")]
+
+
+def test_names_in_the_log_cannot_steer_the_terminal(tfgpu: Tfgpu, log: Path) -> None:
+    """Escapes in a foreign record are shown, in the table and in JSON."""
+    hostile = {"timestamp": "2026-11-05T09:00:00Z\x1b[2J", "event": "a\nb", "user": "[red]x\u2028", "script": "\x9b"}
+    log.write_text(json.dumps(hostile, ensure_ascii=False) + "\n")
+    table, raw = tfgpu("--file", log).stdout, tfgpu("--file", log, "--format", "json").stdout
+    assert "[red]x\\u2028" in table
+    assert table.count("\n") == 2
+    assert table.replace("\n", "").isprintable()
+    assert raw.isascii()
+    assert json.loads(raw) == hostile
+
+
+def test_no_color_is_kept(tfgpu: Tfgpu, log: Path) -> None:
+    """With NO_COLOR not even a terminal gets colours."""
+    shown = tfgpu("--file", log, NO_COLOR="1", FORCE_COLOR="1").stdout
+    assert "\x1b[3" not in shown
+
+
+def test_a_reader_that_goes_away_is_no_error(log: Path) -> None:
+    """`tfgpu audit | head -1` ends quietly."""
+    log.write_bytes(log.read_bytes() * 300)
+    shown = subprocess.Popen(
+        command("--file", log, "--format", "json"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    shown.stdout.readline()
+    shown.stdout.close()
+    assert (shown.stderr.read(), shown.wait(timeout=20)) == (b"", 0)
+    shown.stderr.close()
+
+
+@pytest.mark.parametrize("shape", ["json", "text"])
+def test_follow_shows_what_comes_and_survives_rotation(log: Path, shape: str) -> None:
+    """`--follow` shows the newest, then each new record, also in the file that replaced the log; Ctrl-C ends it."""
+    shown = subprocess.Popen(
+        command("--file", log, "--follow", "-n", "2", "--format", shape), env=environment(), stdout=subprocess.PIPE
+    )
+    assert shown.stdout is not None
+    try:
+        received = [shown.stdout.readline() for _ in range(2)]
+        with log.open("ab") as file:
+            file.write(line(1001))
+        received.append(shown.stdout.readline())
+        log.rename(log.with_name("audit.jsonl.1"))
+        log.write_bytes(line(1002))
+        received.append(shown.stdout.readline())
+        time.sleep(0.1)
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(timeout=20) == 130
+    finally:
+        shown.kill()
+        shown.stdout.close()
+    for text, pid in zip(received, (b"29", b"30", b"1001", b"1002"), strict=True):
+        assert pid in text
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)
+FIELDS = ("user", "uid", "pid", "status", "script", "project", "devices", "findings", "growth", "limit_bytes", "host")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json_values)), st.text(), st.text())
+def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, event: str) -> None:
+    """A record whose fields have other types than ours (a newer version, another program) is no traceback."""
+    record = {**fields, "timestamp": timestamp, "event": event}
+    assert all(cell.isprintable() for cell in audit._row(record))
+    for row in summarize([{**record, "event": "policy_applied"}]):
+        audit._summary_row(row)
+    query = Query(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
+    query.matches(record)
