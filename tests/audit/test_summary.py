@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tfenv.audit.summary import SHOWN_VARIABLE, printable, show_summary, summary
-from tfenv.errors import Finding
+from tfenv.audit.summary import SHOWN_VARIABLE, show_summary, summary
+from tfenv.errors import Finding, printable
 from tfenv.policy.model import (
     Device,
     EffectivePolicy,

@@ -19,8 +19,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from tfenv.audit.record import AuditRecord, encode
-from tfenv.audit.summary import printable, say
-from tfenv.errors import Finding, Severity
+from tfenv.audit.summary import say
+from tfenv.errors import Finding, Severity, printable
 from tfenv.policy.model import AuditSinks
 
 __all__ = ["DEFAULT_LOG", "AuditLog", "RefusedLogError", "append_line", "expand_path"]

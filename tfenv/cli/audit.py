@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tfenv.audit.query import Query, Record, Tail, Tally, UserGpu, last, parse_since, read, select, summarize
 from tfenv.audit.query import with_rotated as rotated_siblings
 from tfenv.audit.sinks import DEFAULT_LOG, RefusedLogError, expand_path
-from tfenv.audit.summary import printable
+from tfenv.errors import printable
 from tfenv.policy.units import format_bytes
 
 if TYPE_CHECKING:

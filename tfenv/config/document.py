@@ -38,9 +38,9 @@ class Trust:
     Attributes:
         uid: Effective user id: one's own files count.
         owners: Further trusted owners, `trusted_owners` of the machine layer.
-        administrator: Who must own the machine layer. Only tests that cannot be root set it.
-        checked_from: The machine layer's parent directories are checked from here down. Only tests set it:
-            their files stand under /tmp, where everybody may write.
+        administrator: Who must own the machine layer; another one than root only for a draft of it.
+        checked_from: The machine layer's parent directories are checked from here down; below "/" only for a
+            draft, which may stand where others can write.
     """
 
     uid: int

@@ -113,7 +113,7 @@ def _gpu(ordinal: int, planned: PlannedDevice) -> Gpu:
         ordinal=ordinal,
         planned=planned,
         limit=limit.on(total) if limit is not None else None,
-        fraction=limit.fraction if limit is not None else None,
+        fraction=limit.fraction if limit is not None and limit.bytes is None else None,
         total=total,
         parts=tuple(size for part in planned.logical_devices if (size := part.on(total)) is not None),
     )
@@ -164,28 +164,44 @@ class _Share:
     parts: list[float]
 
 
-def _asked_room(gpu: Gpu, fraction: float) -> float | None:
-    """Bytes the GPU's devices may take together: the limit, or less where the program asks for less."""
+def _room(gpu: Gpu, fraction: float) -> float | None:
+    """Bytes the GPU's devices may take together: the limit, or less where the program's fraction is less."""
     wish = fraction * gpu.total if fraction and gpu.total is not None else None
-    bounds = [float(size) for size in (wish, gpu.limit) if size is not None]
-    return min(bounds) if gpu.limited and bounds else None
+    if wish is None and gpu.limit is None:
+        return None
+    return float(min(size for size in (wish, gpu.limit, gpu.total) if size is not None))
 
 
 def _share(gpu: Gpu, entry: VirtualDevices, fraction: float, split: int) -> _Share:
-    room = _asked_room(gpu, fraction)
-    asked = [size * MIB for size in entry.memory_limit_mb]
-    if asked:
-        parts = asked
-    elif gpu.parts:
-        parts = [float(size) for size in gpu.parts]
+    if entry.memory_limit_mb:
+        return _Share(gpu, entry, _own_parts(gpu, entry))
+    room = _room(gpu, fraction)
+    if gpu.parts:
+        parts = _fitted([float(size) for size in gpu.parts], room)
     elif split > 1 and (room or gpu.total):
-        parts = [(room or float(gpu.total or 0)) / split] * split
+        parts = [_whole((room or float(gpu.total or 0)) / split)] * split
     else:
-        parts = [room] if room is not None and gpu.binding else []
-    bound = float(gpu.limit) if gpu.limit is not None else None
-    if bound is not None and sum(parts) > bound:
-        parts = [size * bound / sum(parts) for size in parts]
+        parts = [_whole(room)] if room is not None and gpu.binding else []
     return _Share(gpu, entry, parts)
+
+
+def _own_parts(gpu: Gpu, entry: VirtualDevices) -> list[float]:
+    """The program's own split; given up where its sizes cannot be compared with a percentage."""
+    if gpu.limit is None and gpu.fraction is not None:
+        return []
+    return _fitted([size * MIB for size in entry.memory_limit_mb], gpu.limit)
+
+
+def _fitted(parts: list[float], room: float | None) -> list[float]:
+    """The parts, scaled down where they do not fit."""
+    if room is None or sum(parts) <= room:
+        return parts
+    return [_whole(size * room / sum(parts)) for size in parts]
+
+
+def _whole(size: float) -> float:
+    """Whole MiB, as TensorFlow cuts them: 32-bit floats of MiB could add up to more than there was."""
+    return float(int(size / MIB) * MIB) or size
 
 
 def _entries(config: ConfigProto, wanted: Sequence[Gpu]) -> list[VirtualDevices]:
@@ -223,7 +239,8 @@ def _write_shares(config: ConfigProto, shares: Sequence[_Share]) -> None:
     entries = []
     for share in shares:
         entry = type(share.entry)()
-        entry.CopyFrom(share.entry)
+        if share.parts:
+            entry.CopyFrom(share.entry)
         del entry.memory_limit_mb[:]
         entry.memory_limit_mb.extend(size / MIB for size in share.parts)
         entries.append(entry)
@@ -237,10 +254,10 @@ def _write_shares(config: ConfigProto, shares: Sequence[_Share]) -> None:
 def _cap_fraction(config: ConfigProto, wanted: Sequence[Gpu]) -> None:
     """A fraction above 1 is managed memory beyond the card: it would pass any limit."""
     options = config.gpu_options
-    options.per_process_gpu_memory_fraction = min(options.per_process_gpu_memory_fraction, 1.0)
-    for gpu in wanted:
-        if gpu.fraction is not None:
-            options.per_process_gpu_memory_fraction = min(options.per_process_gpu_memory_fraction, gpu.fraction)
+    unsized = [gpu.fraction for gpu in wanted if gpu.fraction is not None and gpu.limit is None]
+    # 0 stands for nearly all of the card.
+    asked = options.per_process_gpu_memory_fraction or (1.0 if unsized else 0.0)
+    options.per_process_gpu_memory_fraction = min(asked, 1.0, *unsized)
 
 
 def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
@@ -260,7 +277,7 @@ def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
         _share(gpu, entry, asked_fraction, split) for gpu, entry in zip(wanted, _entries(config, wanted), strict=True)
     ]
     _cap_fraction(config, wanted)
-    if not any(share.parts for share in shares):
+    if not any(share.parts for share in shares) and not options.experimental.virtual_devices:
         return []
     _write_shares(config, shares)
     return shares

@@ -39,18 +39,23 @@ class Governor(Protocol):
 
     def before_listing(self) -> None:
         """The first listing of this process is next, just before cuInit: the last moment for visibility."""
+        ...
 
     def plan(self) -> Plan:
         """What this process may use, as decided at the first listing."""
+        ...
 
     def cpu_only(self) -> bool:
         """Whether the policy failed and `on_error = "cpu"` says no GPU may be created."""
+        ...
 
     def report(self, outcome: Outcome) -> None:
         """Write down what happened at a door."""
+        ...
 
     def failed(self, error: Exception, door: str) -> None:
         """A fault of ours at a door; raises PolicyError if `on_error = "fail"`."""
+        ...
 
 
 # ---- the environment variables TensorFlow reads by itself

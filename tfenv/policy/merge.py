@@ -23,7 +23,7 @@ from tfenv.policy.model import (
     Tables,
 )
 
-__all__ = ["combine", "merge", "project_contains"]
+__all__ = ["combine", "merge", "project_contains", "tables_for"]
 
 
 def combine(layers: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -83,7 +83,7 @@ def project_contains(root: str, path: str) -> bool:
     return path == base or path.startswith(base + "/")
 
 
-def _tables_for(layer: Layer, subject: Subject) -> Iterator[Tables]:
+def tables_for(layer: Layer, subject: Subject) -> Iterator[Tables]:
     """The tables of a layer that speak of the subject, from the least to the most specific."""
     yield layer.base
     for name, tables in layer.groups.items():
@@ -113,7 +113,7 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
         Every value with its Origin. Merging never raises and never loses a ceiling.
     """
     ordered = combine(layers)
-    seen = [(layer, _replace_tables(_tables_for(layer, subject))) for layer in ordered]
+    seen = [(layer, _replace_tables(tables_for(layer, subject))) for layer in ordered]
     settings, overridden = _nearest([tables.gpu for _, tables in seen])
     return EffectivePolicy(
         settings=settings,
@@ -147,8 +147,9 @@ def _all_ceilings(tables: Iterable[Table]) -> tuple[Ceiling, ...]:
 
 
 def _strictest(layers: Iterable[Layer]) -> OnError:
-    asked = [cast(OnError, layer.top["on_error"].value) for layer in layers if "on_error" in layer.top]
-    return max(asked, key=ON_ERROR_ORDER.index, default="warn")
+    asked: list[OnError] = ["warn"]
+    asked += [cast(OnError, layer.top["on_error"].value) for layer in layers if "on_error" in layer.top]
+    return max(asked, key=ON_ERROR_ORDER.index)
 
 
 def _machine_switch(layers: Iterable[Layer], key: str) -> bool:

@@ -172,7 +172,7 @@ class Subject:
 class MemoryLimit:
     """At most so much of one GPU's memory, per process: bytes, or a fraction of the card's total.
 
-    Exactly one of the two is set; neither means explicitly unlimited ("none").
+    Neither means explicitly unlimited ("none"); both mean the smaller of the two, which only the card can tell.
     """
 
     bytes: int | None = None
@@ -184,9 +184,10 @@ class MemoryLimit:
 
     def on(self, total: int | None) -> int | None:
         """The limit in bytes on a card of `total` bytes; None: unlimited, or not known without the total."""
-        if self.fraction is not None:
-            return None if total is None else int(total * self.fraction)
-        return self.bytes
+        if self.fraction is None or total is None:
+            return self.bytes
+        share = int(total * self.fraction)
+        return share if self.bytes is None else min(share, self.bytes)
 
 
 @dataclass(frozen=True)

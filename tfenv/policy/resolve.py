@@ -325,18 +325,14 @@ def _same_card(a: _Card, b: _Card) -> bool:
 
 def _tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit | None:
     """The smallest of the limits; bytes and fractions compare only where the card's total is known."""
-    real = [limit for limit in limits if not limit.unlimited]
-    if not real:
+    sizes = [limit.bytes for limit in limits if limit.bytes is not None]
+    fractions = [limit.fraction for limit in limits if limit.fraction is not None]
+    if not sizes and not fractions:
         return None
-    sized = [size for limit in real if (size := limit.on(total)) is not None]
-    if len(sized) == len(real):
-        smallest = min(real, key=lambda limit: limit.on(total) or 0)
-        return smallest if smallest.fraction is not None else MemoryLimit(bytes=min(sized))
-    fractions = [limit.fraction for limit in real if limit.fraction is not None]
-    if len(fractions) == len(real):
-        return MemoryLimit(fraction=min(fractions))
-    # Cannot be compared without the card's total: the first is the outermost, ceilings come before settings.
-    return real[0]
+    both = MemoryLimit(bytes=min(sizes, default=None), fraction=min(fractions, default=None))
+    if total is None or both.bytes is None or both.fraction is None:
+        return both
+    return MemoryLimit(bytes=both.bytes) if both.on(total) == both.bytes else MemoryLimit(fraction=both.fraction)
 
 
 def _rule_for(card: _Card, position: int, rules: Sequence[DeviceRule]) -> DeviceRule | None:
@@ -353,12 +349,27 @@ def _wished_limit(policy: EffectivePolicy, rule: DeviceRule | None) -> tuple[Mem
     return (cast(MemoryLimit, setting.value), setting.origin) if setting is not None else (None, None)
 
 
+def _is_above(wish: MemoryLimit, limit: MemoryLimit, total: int | None) -> bool:
+    """Whether the wish is surely larger; without the card's total a size and a share do not compare."""
+    if (
+        limit.bytes is not None
+        and limit.fraction is not None
+        and wish
+        in (
+            MemoryLimit(bytes=limit.bytes),
+            MemoryLimit(fraction=limit.fraction),
+        )
+    ):
+        return False
+    return wish != limit and (wish.unlimited or wish.on(total) != limit.on(total) or wish.on(total) is None)
+
+
 def _limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, notes: _Notes) -> MemoryLimit | None:
     wish, origin = _wished_limit(policy, rule)
     ceilings = sorted((c for c in policy.ceilings if c.key == "memory_limit"), key=_by_layer)
     bounds = [cast(MemoryLimit, ceiling.value) for ceiling in ceilings]
     limit = _tightest([*bounds, *([wish] if wish is not None else [])], total)
-    if wish is not None and origin is not None and limit is not None and limit != wish:
+    if wish is not None and origin is not None and limit is not None and _is_above(wish, limit, total):
         holder = next((c.origin for c in ceilings if c.value == limit), ceilings[0].origin if ceilings else origin)
         notes.clamped(f"{format_limit(wish)} is above the ceiling of {format_limit(limit)} from {holder}", origin)
     return limit
@@ -543,7 +554,15 @@ def _visible_value(pool: _Pool) -> str:
     return ",".join(card.token for card in pool.cards) or NO_GPU
 
 
+def _mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
+    """Whether it takes the card to tell which limit is the smallest."""
+    found = [c.value for c in policy.ceilings if c.key == "memory_limit"]
+    found += [policy.settings["memory_limit"].value] if "memory_limit" in policy.settings else []
+    limits = [limit for limit in found if isinstance(limit, MemoryLimit)]
+    return any(limit.bytes is not None for limit in limits) and any(limit.fraction is not None for limit in limits)
+
+
 def _sets_order(policy: EffectivePolicy, grant: Grant, request: Sequence[str] | None, *, governed: bool) -> bool:
     """Numbers we write are nvidia-smi's; under an inherited list the order is part of that list."""
-    by_identity = any(rule.match.kind != "position" for rule in _rules(policy))
+    by_identity = any(rule.match.kind != "position" for rule in _rules(policy)) or _mixes_sizes_and_shares(policy)
     return grant.tokens is None and (governed or (by_identity and request is None))

@@ -84,6 +84,6 @@ def format_limit(limit: MemoryLimit | None) -> str:
     """A limit for people: "8.0 GiB", "40%", "unlimited"."""
     if limit is None or limit.unlimited:
         return "unlimited"
-    if limit.fraction is not None:
-        return f"{limit.fraction * 100:g}%"
-    return format_bytes(limit.bytes or 0)
+    share = [] if limit.fraction is None else [f"{limit.fraction * 100:g}%"]
+    size = [] if limit.bytes is None else [format_bytes(limit.bytes)]
+    return " or ".join(size + share)

@@ -1,0 +1,243 @@
+"""`tfgpu doctor`: tells what is wrong where something is, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.startup.launch import PYTHONPATH_FOLDER
+
+Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
+
+QUICK = ("doctor", "--no-tensorflow", "--format", "json")
+REPOSITORY = Path(__file__).parents[2]
+needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
+
+
+@pytest.fixture(autouse=True)
+def policy(project: Path) -> Path:
+    """A policy whose log is inside of the test."""
+    path = project / "tfgpu.toml"
+    path.write_text("[gpu]\nmemory_growth = true\n\n[audit]\nfile = 'audit.jsonl'\n")
+    return path
+
+
+@pytest.fixture
+def live(variables: dict[str, str]) -> dict[str, str]:
+    """Variables under which the hook is live, whether this interpreter has tfenv installed or not."""
+    return {"PYTHONPATH": os.pathsep.join([PYTHONPATH_FOLDER, variables["PYTHONPATH"]])}
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> Path:
+    """The Python of a fresh virtual environment, which has no tfenv."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    return tmp_path / "venv" / "bin" / "python"
+
+
+def rows(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The rows by topic."""
+    assert result.stdout, result.stderr
+    return {row["topic"]: row for row in json.loads(result.stdout)["rows"]}
+
+
+def site_packages(python: Path) -> Path:
+    return next((python.parent.parent / "lib").glob("python3*")) / "site-packages"
+
+
+def install(python: Path) -> Path:
+    """Put tfenv into a virtual environment as the wheel does; returns its site-packages."""
+    folder = site_packages(python)
+    (folder / "tfenv.pth").write_text((REPOSITORY / "tfenv/startup/tfenv.pth").read_text())
+    (folder / "_tfenv_boot.py").write_text((REPOSITORY / "tfenv/startup/boot.py").read_text())
+    (folder / "tfenv").symlink_to(REPOSITORY / "tfenv")
+    return folder
+
+
+# ---- the hook
+
+
+def test_the_hook_is_live(tfgpu: Tfgpu, live: dict[str, str]) -> None:
+    """Where the hook is armed and complete it is ok, with the interpreter it was asked of; the exit code is 0."""
+    result = tfgpu(*QUICK, env=live)
+    assert rows(result)["hook"]["verdict"] == "ok"
+    assert rows(result)["hook"]["found"].startswith("live in ")
+    assert result.returncode == 0
+
+
+def hook_of(python: Path, tfgpu: Tfgpu, **env: str) -> Any:
+    result = tfgpu(*QUICK, "--python", str(python), env=env)
+    assert result.returncode == 1
+    row = rows(result)["hook"]
+    assert row["verdict"] == "problem"
+    return row
+
+
+def wrapped(tmp_path: Path, line: str) -> Path:
+    """An interpreter that a shell script starts in its own way."""
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\n{line} "$@"\n')
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+def test_not_installed(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
+    """An interpreter without tfenv is a problem, and the two ways out are told; the exit code is 1."""
+    row = hook_of(wrapped(tmp_path, f"unset PYTHONPATH; exec {bare_python}"), tfgpu)
+    assert "not installed there" in row["found"]
+    assert "pip install tfenv" in row["advice"]
+    assert "tfgpu run" in row["advice"]
+
+
+def test_installed(tfgpu: Tfgpu, bare_python: Path) -> None:
+    """An environment with the wheel's three parts and the dependencies is live through its own tfenv.pth."""
+    folder = install(bare_python)
+    (folder / "dependencies.pth").write_text(str(Path(structlog.__file__).parents[1]))
+    result = tfgpu(*QUICK, "--python", str(bare_python))
+    row = rows(result)["hook"]
+    assert (row["verdict"], row["found"].startswith("live in ")) == ("ok", True)
+    assert str(bare_python) in row["found"]
+
+
+def test_installed_without_pth(tfgpu: Tfgpu, bare_python: Path) -> None:
+    """tfenv.pth is gone: that is what is told."""
+    (install(bare_python) / "tfenv.pth").unlink()
+    assert "tfenv.pth is missing" in hook_of(bare_python, tfgpu)["found"]
+
+
+def test_installed_without_boot_module(tfgpu: Tfgpu, bare_python: Path) -> None:
+    """_tfenv_boot.py is gone: that is what is told."""
+    (install(bare_python) / "_tfenv_boot.py").unlink()
+    assert "_tfenv_boot.py beside it is gone" in hook_of(bare_python, tfgpu)["found"]
+
+
+def test_dependencies_missing(tfgpu: Tfgpu, bare_python: Path) -> None:
+    """An environment with tfenv and without its dependencies is armed and cannot work: they are named."""
+    install(bare_python)
+    result = tfgpu(*QUICK, "--python", str(bare_python))
+    assert result.returncode == 1
+    assert "structlog" in rows(result)["dependencies"]["found"]
+
+
+def test_a_broken_package(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
+    """A tfenv that cannot be imported is told, with the reason."""
+    install(bare_python)
+    broken = tmp_path / "broken"
+    (broken / "tfenv").mkdir(parents=True)
+    (broken / "tfenv" / "__init__.py").write_text("raise RuntimeError('half gone')")
+    wrapper = wrapped(tmp_path, f"PYTHONPATH={broken} exec {bare_python}")
+    assert "RuntimeError: half gone" in hook_of(wrapper, tfgpu)["found"]
+
+
+def test_without_site(tfgpu: Tfgpu, tmp_path: Path, live: dict[str, str]) -> None:
+    """An interpreter that is started with -S is told to be."""
+    assert "(-S)" in hook_of(wrapped(tmp_path, f"exec {sys.executable} -S"), tfgpu, **live)["found"]
+
+
+def test_a_shadowing_sitecustomize(tfgpu: Tfgpu, tmp_path: Path, bare_python: Path, variables: dict[str, str]) -> None:
+    """A sitecustomize in front of ours is named."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("")
+    path = os.pathsep.join([str(tmp_path / "site"), PYTHONPATH_FOLDER, variables["PYTHONPATH"]])
+    row = hook_of(bare_python, tfgpu, PYTHONPATH=path)
+    assert f"{tmp_path}/site/sitecustomize.py shadows" in row["found"]
+    assert PYTHONPATH_FOLDER in row["advice"]
+
+
+def test_no_such_interpreter(tfgpu: Tfgpu) -> None:
+    """--python that is none is wrong usage."""
+    assert tfgpu("doctor", "--python", "/nowhere/python").returncode == 2
+    assert tfgpu("doctor", "--python", "/bin/true").returncode == 2
+
+
+# ---- policy and log
+
+
+def test_findings_in_files(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> None:
+    """A mistake in a file is a problem."""
+    policy.write_text("[gpu]\nmemory_growth = 3\n")
+    result = tfgpu(*QUICK, env=live)
+    assert result.returncode == 1
+    assert "gpu.memory_growth" in rows(result)["policy"]["found"]
+
+
+def test_the_log_is_writable(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
+    """A log that takes records is ok; trying it writes nothing into it."""
+    (project / "audit.jsonl").write_text("{}\n")
+    result = tfgpu(*QUICK, env=live)
+    assert rows(result)["audit log"]["verdict"] == "ok"
+    assert (project / "audit.jsonl").read_text() == "{}\n"
+
+
+def test_the_log_is_refused(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
+    """A log that will be refused is a problem, with the reason."""
+    (project / "audit.jsonl").symlink_to("elsewhere")
+    result = tfgpu(*QUICK, env=live)
+    assert result.returncode == 1
+    assert "symbolic link" in rows(result)["audit log"]["found"]
+
+
+# ---- GPUs
+
+
+def test_gpus_and_who_uses_them(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
+    """The driver's GPUs are counted by model, and every process on them is told with user, pid and memory."""
+    held = tmp_path / "processes"
+    held.write_text(f"1 {os.getpid()} 5120\n")
+    gpus = environment(parse_gpus("2x24GiB:NVIDIA A10,80GiB:NVIDIA A100"), processes=held, base={})
+    result = tfgpu(*QUICK, env=live | gpus)
+    assert rows(result)["GPUs"]["found"] == "2 x NVIDIA A10 24.0 GiB, 1 x NVIDIA A100 80.0 GiB"
+    (process,) = json.loads(result.stdout)["processes"]
+    assert (process["gpu"], process["pid"], process["memory"]) == (1, os.getpid(), 5120 << 20)
+    assert process["user"]
+    text = tfgpu("doctor", "--no-tensorflow", env=live | gpus).stdout
+    assert "Who uses which GPU" in text
+    assert "5.0 GiB" in text
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> None:
+    """TensorFlow's version and GPUs, the default device and Keras: as the policy leaves them, from a child process."""
+    policy.write_text(f"{policy.read_text()}\n[ceiling]\nallowed_devices = [2, 3]\n")
+    seen = rows(tfgpu("doctor", "--format", "json", env=live | environment(parse_gpus("4x24GiB"), base={})))
+    assert seen["TensorFlow"]["verdict"] == "ok"
+    assert "lists 2 GPUs, built for CUDA" in seen["TensorFlow"]["found"]
+    assert seen["default device"]["found"] == "GPU:0 Simulated GPU"
+    assert "sees TensorFlow's GPUs" in seen["Keras"]["found"]
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+def test_missing_libraries_are_named(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
+    """Where TensorFlow lists fewer GPUs than the driver has, the libraries it did not find are named."""
+    gpus = environment(parse_gpus("2x24GiB"), base={})
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    for library in Path(gpus["LD_LIBRARY_PATH"]).iterdir():
+        if "cudnn" not in library.name:
+            (folder / library.name).symlink_to(library)
+    result = tfgpu("doctor", "--format", "json", env=live | gpus | {"LD_LIBRARY_PATH": str(folder)})
+    row = rows(result)["TensorFlow"]
+    assert (result.returncode, row["verdict"]) == (1, "problem")
+    assert "lists 0 GPUs" in row["found"]
+    assert "2 should be visible; not found: libcudnn.so" in row["found"]
+
+
+def test_uncompiled_tensorflow_is_told(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
+    """A TensorFlow without bytecode is told, with the command that compiles it."""
+    (project / "tensorflow").mkdir()
+    (project / "tensorflow" / "__init__.py").write_text("")
+    row = rows(tfgpu(*QUICK, env=live | {"PYTHONDONTWRITEBYTECODE": "1"}))["bytecode"]
+    assert "PYTHONDONTWRITEBYTECODE" in row["found"]
+    assert "compileall" in row["advice"]

@@ -1,0 +1,174 @@
+"""What holds for every command: names, exit codes, Ctrl-C, pipes, colour."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tfenv import __version__
+from tfenv.cli.main import COMMANDS
+
+Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def start(program: str, env: dict[str, str], **options: object) -> subprocess.Popen[str]:
+    """A Python program that plays `tfgpu` with a command of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload, no-any-return]
+
+
+BROKEN = """
+    import sys
+    import tfenv.cli.check
+    from tfenv.cli.main import main
+    def run(args):
+        raise ZeroDivisionError("a bug")
+    tfenv.cli.check.run = run
+    sys.exit(main(["check"]))
+"""
+SLOW = """
+    import sys, time
+    import tfenv.cli.check
+    from tfenv.cli.main import main
+    def run(args):
+        print("ready", flush=True)
+        time.sleep(60)
+    tfenv.cli.check.run = run
+    sys.exit(main(["check"]))
+"""
+
+
+def test_help_names_every_command(tfgpu: Tfgpu) -> None:
+    """`tfgpu --help` lists every command with one line on what it is for."""
+    shown = tfgpu("--help")
+    assert shown.returncode == 0
+    assert all(f"{name} " in shown.stdout and purpose in shown.stdout for name, purpose in COMMANDS.items())
+
+
+def test_help_imports_no_command(variables: dict[str, str]) -> None:
+    """`tfgpu --help` imports no command's module, and nothing that only a command needs."""
+    program = """
+        import sys
+        from tfenv.cli.main import main
+        main(["--help"])
+        print([name for name in sys.modules if name.startswith(("tfenv.", "rich", "jsonschema", "pynvml"))])
+    """
+    with start(program, variables, stdout=subprocess.PIPE) as child:
+        output, _ = child.communicate(timeout=60)
+    assert output.splitlines()[-1] == "['tfenv.cli', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(tfgpu: Tfgpu, name: str) -> None:
+    """`tfgpu COMMAND --help` succeeds for each command, says so under that name, and imports no other command."""
+    shown = tfgpu(name, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"tfgpu {name}" in shown.stdout
+
+
+def test_version(tfgpu: Tfgpu) -> None:
+    """`tfgpu --version` says which release this is."""
+    assert tfgpu("--version").stdout == f"tfgpu {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("chekc",), ("check", "--nope"), ("explain", "--format", "xml")])
+def test_wrong_usage_ends_with_2(tfgpu: Tfgpu, arguments: tuple[str, ...]) -> None:
+    """What is no command or no option of one ends with 2, tells on stderr how it is used, and prints nothing."""
+    result = tfgpu(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "usage: tfgpu" in result.stderr
+
+
+def test_a_bug_is_one_line_and_3(variables: dict[str, str]) -> None:
+    """A bug of ours is one line that asks to be reported, no traceback, and ends with 3."""
+    with start(BROKEN, variables) as child:
+        _, errors = child.communicate(timeout=60)
+    assert child.returncode == 3
+    expected = "tfgpu: internal error: ZeroDivisionError: a bug; please report it (TFGPU_DEBUG=1 shows where)\n"
+    assert errors == expected
+
+
+def test_a_bug_shows_where_on_request(variables: dict[str, str]) -> None:
+    """With TFGPU_DEBUG=1 the traceback is there, too, and the exit code is the same."""
+    with start(BROKEN, variables | {"TFGPU_DEBUG": "1"}) as child:
+        _, errors = child.communicate(timeout=60)
+    assert child.returncode == 3
+    assert "Traceback" in errors
+
+
+def test_ctrl_c_ends_quietly_with_130(variables: dict[str, str]) -> None:
+    """SIGINT ends a command with 130 and without a word."""
+    with start(SLOW, variables, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (130, "")
+
+
+def test_a_closed_pipe_is_no_error(project: Path, variables: dict[str, str]) -> None:
+    """When nobody reads on (`tfgpu explain | head -1`), the command ends quietly with 0."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tfenv", "explain"], cwd=project, env=variables, stdout=writer, stderr=subprocess.PIPE
+    ) as child:
+        os.close(writer)
+        _, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_said(project: Path, variables: dict[str, str]) -> None:
+    """Output that cannot be written is one line on stderr and exit code 1, not success."""
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "tfenv", "explain"]
+        result = subprocess.run(command, cwd=project, env=variables, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (result.returncode, result.stderr) == (1, b"tfgpu: No space left on device\n")
+
+
+def on_terminal(project: Path, env: dict[str, str]) -> bytes:
+    """What `tfgpu check` shows on a terminal."""
+    terminal, inside = pty.openpty()
+    command = [sys.executable, "-m", "tfenv", "check"]
+    with subprocess.Popen(command, cwd=project, env=env, stdout=inside, stderr=inside) as child:
+        os.close(inside)
+        shown = b""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                part = os.read(terminal, 4096)
+            except OSError:  # the other side is closed
+                break
+            shown += part
+        child.wait(timeout=60)
+    os.close(terminal)
+    return shown
+
+
+def test_colour_is_for_terminals_only(project: Path, variables: dict[str, str], tfgpu: Tfgpu) -> None:
+    """There is colour on a terminal, none there with NO_COLOR, none in a pipe."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
+    colourful = {**variables, "TERM": "xterm-256color"}
+    assert b"\x1b[" in on_terminal(project, colourful)
+    plain = on_terminal(project, {**colourful, "NO_COLOR": "1"})
+    assert b"invalid-value" in plain
+    assert b"\x1b" not in plain
+    assert "\x1b" not in tfgpu("check").stdout
+
+
+def test_an_ascii_locale_is_no_obstacle(project: Path, tfgpu: Tfgpu) -> None:
+    """What the locale cannot show is escaped; it never ends a command."""
+    (project / "tfgpu.toml").write_text('[gpu]\n"größe" = 1\n', encoding="utf-8")
+    result = tfgpu("check", env={"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 1
+    assert r"gr\xf6\xdfe" in result.stdout

@@ -1,0 +1,163 @@
+"""What a program may ask and do: `status`, `explain`, `check`, `apply`. All of them are names of `tfenv` itself.
+
+Nothing here imports a framework or opens CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING
+
+from tfenv.checking import check_here, check_path
+from tfenv.errors import Finding, PolicyError
+from tfenv.explanation import Explanation, explain_here, plan_as_dict
+from tfenv.policy.model import Outcome, Plan
+from tfenv.startup import hook
+
+if TYPE_CHECKING:
+    from tfenv.startup.activate import Governed
+
+__all__ = ["Explanation", "Finding", "PolicyError", "Status", "apply", "check", "explain", "status"]
+
+_FRAMEWORK = "tensorflow"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What holds for this process.
+
+    Attributes:
+        armed: The hook watches imports here.
+        governed: A policy was read for a framework of this process.
+        framework: Its name; None: none was imported under a policy yet.
+        version: The framework's version; None when unknown.
+        sources: The files that have a say.
+        plan: What is applied; None when not governed.
+        outcomes: What happened at the doors so far, oldest first; () before devices are created.
+        findings: What was wrong on the way; clamps are notes.
+        summary: The line that is shown on stderr; "" when there is nothing to say.
+    """
+
+    armed: bool
+    governed: bool = False
+    framework: str | None = None
+    version: str | None = None
+    sources: tuple[str, ...] = ()
+    plan: Plan | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    summary: str = ""
+
+    def __str__(self) -> str:
+        if self.summary:
+            return self.summary
+        if self.governed:
+            return "tfgpu: nothing is declared about GPUs"
+        return f"tfgpu: no policy in force here; the hook is {'armed' if self.armed else 'not armed'}"
+
+    def as_dict(self) -> dict[str, object]:
+        """All of it as values that JSON knows."""
+        return {
+            **vars(self),
+            "sources": list(self.sources),
+            "plan": None if self.plan is None else plan_as_dict(self.plan),
+            "outcomes": [_outcome_as_dict(outcome) for outcome in self.outcomes],
+            "findings": [dict(vars(finding)) for finding in self.findings],
+        }
+
+
+def _outcome_as_dict(outcome: Outcome) -> dict[str, object]:
+    return {
+        **vars(outcome),
+        "devices": [dict(vars(device)) for device in outcome.devices],
+        "asked": dict(outcome.asked),
+        "given": dict(outcome.given),
+        "findings": [dict(vars(finding)) for finding in outcome.findings],
+    }
+
+
+def status() -> Status:
+    """What holds for this process, as far as it is known by now. Changes nothing and never raises.
+
+    Before TensorFlow is imported there is no plan yet: `explain` tells what it would be.
+    """
+    from tfenv.startup.activate import current, refused
+
+    governed = current()
+    return Status(armed=hook.is_armed(), findings=refused()) if governed is None else _status_of(governed)
+
+
+def _status_of(governed: Governed) -> Status:
+    from tfenv.audit.summary import summary
+    from tfenv.frameworks import tensorflow
+
+    loaded, plan = governed.loaded, governed.plan()
+    last = governed.outcomes[-1] if governed.outcomes else None
+    found = [*loaded.findings, *plan.findings, *governed.findings, *governed.pending, *governed.log.findings]
+    found += [finding for outcome in governed.outcomes for finding in outcome.findings]
+    return Status(
+        armed=hook.is_armed(),
+        governed=True,
+        framework=governed.framework,
+        version=tensorflow.version(),
+        sources=loaded.policy.paths,
+        plan=plan,
+        outcomes=tuple(governed.outcomes),
+        findings=tuple(dict.fromkeys(found)),
+        summary=summary(loaded.subject, loaded.policy, plan, last, loaded.findings),
+    )
+
+
+def explain(project: str | os.PathLike[str] | None = None) -> Explanation:
+    """The policy of a process that would start now: each value, who set it, and what follows. Changes nothing.
+
+    Args:
+        project: The directory it would start in; None: the working directory.
+
+    Raises:
+        NotADirectoryError: `project` is none.
+    """
+    return explain_here(project)
+
+
+def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
+    """Look for mistakes in policy files.
+
+    Args:
+        path: A tfgpu.toml, a pyproject.toml, or a directory with one; None: all files that have a say here.
+
+    Returns:
+        What is wrong, with file, line and column; () when all is well. A path that does not exist is a
+        finding, too. Never raises for what is written in files.
+    """
+    return (check_here() if path is None else check_path(os.fspath(path))).findings
+
+
+def apply() -> Status:
+    """Put the policy in force in this process, where the hook did not: a notebook, an interpreter without tfenv.pth.
+
+    Before TensorFlow is imported this arms the hook. Afterwards it applies what still can be: everything, if
+    TensorFlow has created no devices yet; otherwise `outcomes` ends in one whose status is "too_late".
+    Calling it again changes nothing.
+
+    Returns:
+        The status then. `governed` stays False until TensorFlow is imported, and where there is no policy.
+
+    Raises:
+        PolicyError: TensorFlow is there already, the policy cannot be applied, and `on_error = "fail"`.
+    """
+    from tfenv.startup import activate
+
+    if activate.current() is not None:
+        return status()
+    armed_before = hook.is_armed()
+    hook.arm()  # it catches up by itself, but only when it was not armed before
+    if isinstance(getattr(sys.modules.get(_FRAMEWORK), "__spec__", None), ModuleSpec):
+        if armed_before:
+            activate.catch_up(_FRAMEWORK, hook.remembered())
+        elif activate.refused():
+            raise PolicyError(activate.refused())
+    return status()

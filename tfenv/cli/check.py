@@ -1,0 +1,62 @@
+"""`tfgpu check`: find the mistakes in policy files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tfenv.checking import Checked, check_here, check_path
+from tfenv.cli.output import add_format, exit_code, finding_as_dict, paint, print_findings, print_json, shown_path
+from tfenv.errors import Finding
+
+if TYPE_CHECKING:
+    from tfenv.cli.output import SubParsers
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Add the command to the program's parser."""
+    parser = subparsers.add_parser(
+        "check",
+        help="find the mistakes in policy files",
+        description="Find the mistakes in policy files, and what is right but hardly meant. "
+        "Exit codes: 0 no mistake, 1 findings.",
+    )
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH",
+        help="a tfgpu.toml, a pyproject.toml, or a directory such as /etc/tfgpu; without any: all that have a say here",
+    )  # fmt: skip
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the files; 1 when there is an error or a warning."""
+    checked = sum((check_path(path) for path in args.paths), Checked()) if args.paths else check_here()
+    if args.format == "json":
+        findings = [finding_as_dict(finding) for finding in checked.findings]
+        print_json({"files": list(checked.files), "findings": findings})
+    else:
+        _print_text(checked)
+    return exit_code(checked.findings)
+
+
+def _print_text(checked: Checked) -> None:
+    print_findings(checked.findings)
+    if not checked.findings and not checked.files:
+        print("No policy file has a say here. `tfgpu init` writes a first tfgpu.toml.")
+    elif not checked.findings:
+        print(f"{paint('ok', 'ok')}: {', '.join(shown_path(path) for path in checked.files)}")
+    else:
+        files = f" in {_counted(len(checked.files), 'file')}" if checked.files else ""
+        print(f"{_tally(checked.findings)}{files}")
+
+
+def _tally(findings: Sequence[Finding]) -> str:
+    counts = [(sum(finding.severity == kind for finding in findings), kind) for kind in ("error", "warning", "note")]
+    return ", ".join(_counted(count, kind) for count, kind in counts if count)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"

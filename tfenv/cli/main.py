@@ -1,0 +1,133 @@
+"""`tfgpu`: one module a command; only the chosen one is imported.
+
+Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of ours, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from tfenv import __version__
+from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE
+from tfenv.errors import TfenvError, printable
+
+__all__ = ["COMMANDS", "main"]
+
+#: Each command and what it is for; the module `tfenv.cli.NAME` does it.
+COMMANDS = {
+    "init": "write a first tfgpu.toml for this project",
+    "check": "find the mistakes in policy files",
+    "explain": "show which values hold here, who set them, and what follows",
+    "run": "run a command under the policy, or under options given here",
+    "doctor": "find out why a GPU or a policy does not work here",
+    "audit": "show what was applied, from the audit log",
+    "simulate": "run a command on simulated GPUs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Without the program's name; None: those of this process.
+
+    Returns:
+        The exit code. Never raises.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _never_fail_to_print()
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `tfgpu explain | head`: nobody reads on
+        _silence_stdout()
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - whatever it is, people get one line
+        return _failed(error)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    module = import_module(f"tfenv.cli.{name}") if name in COMMANDS else None
+    parser = _parser(name, module)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return USAGE
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as end:  # argparse has said why
+        return end.code if isinstance(end.code, int) else USAGE
+    if module is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    code: int = module.run(args)
+    return code
+
+
+def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+    """The parser of all names; only the chosen command's options are known to it."""
+    parser = argparse.ArgumentParser(
+        prog="tfgpu",
+        description="Declare once, in tfgpu.toml, which GPUs TensorFlow may see and how much memory it may take.",
+        epilog="`tfgpu COMMAND --help` tells more. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of tfgpu.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tfgpu {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
+    for command, purpose in COMMANDS.items():
+        if command == name and module is not None:
+            module.add_parser(subparsers)
+        else:
+            subparsers.add_parser(command, help=purpose)
+    return parser
+
+
+# ---- what can go wrong in every command
+
+
+def _never_fail_to_print() -> None:
+    """In an ASCII locale a GPU's name or a path must not end the command: what cannot be shown is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _silence_stdout() -> None:
+    """The interpreter flushes stdout once more at its end, and would complain again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("TFGPU_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, TfenvError):
+        _say(str(error))
+        return FINDINGS
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that may not be written
+        _silence_stdout()
+        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        return FINDINGS
+    _say(f"internal error: {type(error).__name__}: {error}; please report it (TFGPU_DEBUG=1 shows where)")
+    return INTERNAL
+
+
+def _say(text: str) -> None:
+    print(printable(f"tfgpu: {text}"), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""What a policy means for a process that would start here: each value, who set it, and what follows.
+
+It is to a policy what `git config --show-origin` is to git. Nothing of it needs a framework or a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from tfenv.config.discover import FILE_NAME
+from tfenv.errors import Finding
+from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
+from tfenv.gpus.inventory import read_inventory
+from tfenv.pipeline import MACHINE_ROOT, Loaded, current_start, errors_of, load, make_plan, no_gpu_plan
+from tfenv.policy.merge import tables_for
+from tfenv.policy.model import (
+    LAYER_ORDER,
+    EffectivePolicy,
+    Grant,
+    Inventory,
+    KeyPath,
+    LayerName,
+    MemoryLimit,
+    OnError,
+    Origin,
+    Plan,
+    PlannedDevice,
+    Setting,
+    Start,
+    dotted,
+)
+
+__all__ = ["ExplainedSetting", "Explanation", "FileSeen", "Value", "explain_here", "plan_as_dict"]
+
+_GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value as its author wrote it.
+
+    Attributes:
+        key: Dotted, inside its file: "gpu.memory_limit", "user.alice.gpu.memory_limit".
+        value: As TOML has it.
+        layer: Whose file it is.
+        path: The file; "<tfgpu run>" for options on a command line.
+        line: 1-based; None when unknown.
+        column: 1-based, in characters; None when unknown.
+    """
+
+    key: str
+    value: object
+    layer: LayerName
+    path: str
+    line: int | None = None
+    column: int | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedSetting:
+    """A setting that holds here.
+
+    Attributes:
+        name: "memory_limit".
+        chosen: The nearest layer's value.
+        overrides: Values that lost, nearest first: of less specific tables of the same layer, then of other layers.
+        clamps: What a ceiling made of it.
+    """
+
+    name: str
+    chosen: Value
+    overrides: tuple[Value, ...] = ()
+    clamps: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileSeen:
+    """A place that was looked at.
+
+    Attributes:
+        layer: Whose files stand there.
+        path: A file, or for "none" the place where one would stand.
+        state: "read", "dropped" as a whole, or "none" there.
+        why: The reason, where it was dropped; what was looked for, where there is none.
+    """
+
+    layer: LayerName
+    path: str
+    state: Literal["read", "dropped", "none"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The policy of a process that would start here and now.
+
+    Attributes:
+        user: Name of the effective user.
+        groups: Names of the user's groups.
+        project: The project's directory: that of its file, or the start directory.
+        files: Every place that was looked at, the machine's first.
+        settings: Those that hold, with their origins.
+        ceilings: All of them hold together.
+        on_error: What follows when something cannot be put in force: the strictest wish of all layers.
+        logs: Files the audit records go to, as configured; () is the user's own log.
+        grant: What the scheduler or the parent process gave.
+        inventory: The machine's GPUs as NVML shows them, or why it cannot.
+        plan: What is applied when TensorFlow is imported.
+        disabled: TFGPU_DISABLE switches all of it off.
+        refused: `import tensorflow` raises PolicyError: there is an error, and `on_error = "fail"`.
+        findings: What is wrong, with positions; clamps are notes.
+    """
+
+    user: str
+    groups: tuple[str, ...]
+    project: str | None
+    files: tuple[FileSeen, ...] = ()
+    settings: tuple[ExplainedSetting, ...] = ()
+    ceilings: tuple[Value, ...] = ()
+    on_error: OnError = "warn"
+    logs: tuple[str, ...] = ()
+    grant: Grant = field(default_factory=Grant)
+    inventory: Inventory = field(default_factory=Inventory)
+    plan: Plan = field(default_factory=Plan)
+    disabled: bool = False
+    refused: bool = False
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        """Nothing about GPUs is declared: TensorFlow is left as it is."""
+        return not self.settings and not self.ceilings
+
+    def as_dict(self) -> dict[str, object]:
+        """All of it as values that JSON knows; sizes in bytes, fractions in 0..1."""
+        return {
+            "user": self.user,
+            "groups": list(self.groups),
+            "project": self.project,
+            "files": [dict(vars(seen)) for seen in self.files],
+            "settings": {setting.name: _setting_as_dict(setting) for setting in self.settings},
+            "ceilings": [dict(vars(ceiling)) for ceiling in self.ceilings],
+            "on_error": self.on_error,
+            "logs": list(self.logs),
+            "disabled": self.disabled,
+            "refused": self.refused,
+            "grant": dict(vars(self.grant)),
+            "inventory": _inventory_as_dict(self.inventory),
+            "plan": plan_as_dict(self.plan),
+            "findings": [dict(vars(finding)) for finding in self.findings],
+        }
+
+
+def _setting_as_dict(setting: ExplainedSetting) -> dict[str, object]:
+    return {
+        **vars(setting.chosen),
+        "overrides": [dict(vars(value)) for value in setting.overrides],
+        "clamped": [finding.message for finding in setting.clamps],
+    }
+
+
+def _inventory_as_dict(inventory: Inventory) -> dict[str, object]:
+    devices = inventory.devices
+    return {
+        "devices": None if devices is None else [dict(vars(device)) for device in devices],
+        "problem": inventory.problem,
+    }
+
+
+def plan_as_dict(plan: Plan) -> dict[str, object]:
+    """A Plan for JSON; `devices` is null where it means all that CUDA shows."""
+    devices = None if plan.devices is None else [_planned_as_dict(planned) for planned in plan.devices]
+    return {
+        "cuda_visible_devices": plan.visible,
+        "pci_order": plan.pci_order,
+        "devices": devices,
+        **_limit_as_dict(plan.limit),
+        "growth": plan.growth,
+        "allocator": plan.allocator,
+    }
+
+
+def _planned_as_dict(planned: PlannedDevice) -> dict[str, object]:
+    device = planned.device
+    return {
+        "token": planned.token,
+        "index": device.index if device else None,
+        "uuid": device.uuid if device else None,
+        "name": device.name if device else None,
+        "total_bytes": device.total if device else None,
+        **_limit_as_dict(planned.limit),
+        "logical_devices": [_limit_as_dict(size) for size in planned.logical_devices],
+    }
+
+
+def _limit_as_dict(limit: MemoryLimit | None) -> dict[str, object]:
+    return {"limit_bytes": limit.bytes if limit else None, "limit_fraction": limit.fraction if limit else None}
+
+
+# ---- making one
+
+
+def explain_here(project: str | os.PathLike[str] | None = None) -> Explanation:
+    """Explain the policy of a process that would start now.
+
+    Args:
+        project: The directory it would start in; None: the working directory.
+
+    Raises:
+        NotADirectoryError: `project` is none.
+    """
+    if project is not None and not os.path.isdir(project):
+        raise NotADirectoryError(f"{os.fspath(project)} is no directory")
+    start = current_start(None if project is None else os.path.abspath(project))
+    loaded = load(start)
+    known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
+    grant, carried = read_grant(known, os.environ, read_boot_id())
+    inventory = read_inventory()
+    plan = make_plan(loaded, grant, inventory, tokens_of(carried.request))
+    plan = replace(plan, findings=tuple(loaded.locate(finding) for finding in plan.findings))
+    disabled, remarks = _disabled(loaded.policy)
+    wrong = () if disabled else errors_of((*loaded.findings, *plan.findings))
+    if wrong and loaded.policy.on_error == "cpu":
+        plan = no_gpu_plan(plan.findings)
+    return Explanation(
+        user=loaded.subject.user,
+        groups=loaded.subject.groups,
+        project=loaded.subject.project,
+        files=tuple(_files(loaded, start)),
+        settings=tuple(_settings(loaded, plan)),
+        ceilings=tuple(_value(loaded, ceiling.origin) for ceiling in loaded.policy.ceilings),
+        on_error=loaded.policy.on_error,
+        logs=loaded.policy.audit.files,
+        grant=grant,
+        inventory=inventory,
+        plan=plan,
+        disabled=disabled,
+        refused=bool(wrong) and loaded.policy.on_error == "fail",
+        findings=(*loaded.findings, *remarks, *plan.findings),
+    )
+
+
+def _disabled(policy: EffectivePolicy) -> tuple[bool, tuple[Finding, ...]]:
+    if os.environ.get("TFGPU_DISABLE", "") in ("", "0"):
+        return False, ()
+    if policy.allow_disable:
+        return True, ()
+    text = "TFGPU_DISABLE has no effect: the machine layer says allow_disable = false"
+    return False, (Finding("disable-refused", text, "warning"),)
+
+
+# ---- values
+
+
+def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
+    for name, setting in loaded.policy.settings.items():
+        others = loaded.policy.overridden.get(name, ())
+        lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, name, winner))][1:]
+        yield ExplainedSetting(
+            name=name,
+            chosen=_value(loaded, setting.origin),
+            overrides=tuple(_value(loaded, loser.origin) for loser in lost),
+            clamps=tuple(finding for finding in plan.findings if _is_about(finding, setting.origin)),
+        )
+
+
+def _replaced(loaded: Loaded, name: str, winner: Setting) -> list[Setting]:
+    """What less specific tables of the winner's own layer say, the most specific first."""
+    found: list[tuple[int, int, Setting]] = []
+    for layer in loaded.layers:
+        if layer.name == winner.origin.layer:
+            tables = [(rank, table.gpu) for rank, table in enumerate(tables_for(layer, loaded.subject))]
+            found += [(rank, len(found), table[name]) for rank, table in tables if name in table]
+    ordered = [setting for _, _, setting in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+    return [setting for setting in ordered if setting.origin != winner.origin]
+
+
+def _is_about(finding: Finding, origin: Origin) -> bool:
+    """Whether it says what became of this value, or of an entry of it: `gpu.device[0]` is one of `gpu.device`."""
+    key = dotted(origin.key)
+    same_key = finding.key is not None and (finding.key == key or finding.key.startswith(f"{key}["))
+    return finding.code == "clamped" and finding.path == origin.path and same_key
+
+
+def _value(loaded: Loaded, origin: Origin) -> Value:
+    for document in loaded.documents:
+        if document.source.path == origin.path:
+            found = _written(document.data, origin.key)
+            line, column = document.position(origin.key) or (None, None)
+            return Value(dotted(origin.key), found, origin.layer, origin.path, line, column)
+    return Value(dotted(origin.key), None, origin.layer, origin.path)
+
+
+def _written(data: Mapping[str, object], key: KeyPath) -> object:
+    """The value as its author wrote it; None where the key is not there."""
+    inner: object = data
+    for part in key:
+        inner = inner.get(str(part)) if isinstance(inner, Mapping) else None
+    return inner
+
+
+# ---- files
+
+
+def _files(loaded: Loaded, start: Start) -> Iterable[FileSeen]:
+    """Every place in the order of the layers; a layer without a file says where one was looked for."""
+    seen = [FileSeen(document.source.layer, document.source.path, "read") for document in loaded.documents]
+    paths = {file.path for file in seen}
+    for finding in loaded.findings:
+        if finding.path is not None and finding.path not in paths:
+            paths.add(finding.path)
+            seen.append(FileSeen(_layer_of(finding.path, start), finding.path, "dropped", finding.message))
+    present = {file.layer for file in seen}
+    seen += [place for place in _places(start) if place.layer not in present]
+    return sorted(seen, key=lambda file: LAYER_ORDER.index(file.layer))
+
+
+def _layer_of(path: str, start: Start) -> LayerName:
+    if path.startswith(f"{MACHINE_ROOT}/"):
+        return "machine"
+    if path == _user_file(start):
+        return "user"
+    return "run" if path == "<tfgpu run>" else "project"
+
+
+def _user_file(start: Start) -> str:
+    return os.path.join(start.config_home or "~/.config", "tfgpu", FILE_NAME)
+
+
+def _places(start: Start) -> Iterable[FileSeen]:
+    yield FileSeen("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
+    if start.elevated:
+        yield FileSeen("user", _user_file(start), "none", "not looked for under sudo")
+        yield FileSeen("project", start.cwd or "", "none", "not looked for under sudo")
+        return
+    yield FileSeen("user", _user_file(start), "none", "no such file")
+    if start.isolated:
+        yield FileSeen("project", start.cwd or "", "none", "not looked for with python -I or -E")
+    elif start.config:
+        yield FileSeen("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
+    else:
+        looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu] here or above"
+        yield FileSeen("project", start.cwd or "", "none", looked_for)

@@ -1,0 +1,99 @@
+"""Arms one finder in every Python process; the wheel ships it as its top-level module `_tfenv_boot`.
+
+It runs before anything else in processes that mostly never import a framework, so it imports `sys` and
+`os`, which are loaded already, and nothing more: not even `__future__`, which is a file to be read.
+It holds no reference to `os`: that would keep half the interpreter alive through its shutdown, for half of all the
+instructions the hook may cost.
+What is needed only once a framework is searched for is in `tfenv.startup.govern`.
+Under its other name, `tfenv.startup.boot`, it arms nothing: it is only a module to read and to test.
+"""
+
+import sys
+
+TYPE_CHECKING = False  # typing takes 7 ms to import; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+#: Top-level packages that open CUDA. `import keras` and every submodule come through `tensorflow`.
+WATCHED = ("tensorflow",)
+
+#: What this process was when it started, before the program could change it. "cwd" is None in a deleted directory,
+#: "script" is sys.argv[0] ("-c", "-m", "" when no file runs); the rest are environment variables, None when unset.
+START: "dict[str, str | None]" = {}
+
+#: Set by the sitecustomize of `tfgpu run`: a finder of tfenv and its dependencies for interpreters that lack them.
+lender: "Any" = None
+
+_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "TFGPU_CONFIG",
+    "TFGPU_RUN",
+    "TFGPU_GRANT",
+    "TFGPU_DISABLE",
+    "XDG_CONFIG_HOME",
+    "SUDO_UID",
+)
+
+
+class TfenvFinder:
+    """Finds nothing itself: lets the finders after it find a watched package, and has its loader wrapped.
+
+    Libraries call `find_spec` to ask whether TensorFlow is there: nothing happens until the module is executed.
+    """
+
+    @staticmethod
+    def find_spec(
+        name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        if name not in WATCHED:
+            return None
+        govern = _late()
+        return None if govern is None else govern.find(name, path, target, TfenvFinder, START)
+
+
+def _late() -> "Any":
+    """tfenv.startup.govern, or None when tfenv is half uninstalled: the program goes on as if it were gone."""
+    try:
+        if lender is not None and lender not in sys.meta_path:
+            sys.meta_path.append(lender)
+        from tfenv.startup import govern
+    except Exception:
+        return None
+    return govern
+
+
+def _remember() -> None:
+    import os
+
+    try:
+        START["cwd"] = os.getcwd()
+    except OSError:
+        START["cwd"] = None
+    START["script"] = getattr(sys, "argv", [""])[0]
+    for variable in _VARIABLES:
+        START[variable] = os.environ.get(variable)
+
+
+def arm() -> None:
+    """Watch imports from now on. Calling it again does nothing: a virtual environment runs each `.pth` twice."""
+    for finder in sys.meta_path:
+        if getattr(finder, "__name__", None) == "TfenvFinder":
+            return
+    _remember()
+    sys.meta_path.insert(0, TfenvFinder)
+    for name in WATCHED:
+        if name in sys.modules:
+            govern = _late()
+            if govern is not None:
+                govern.late(name, START)
+
+
+if __name__ == "_tfenv_boot":
+    try:
+        arm()
+    except (Exception, SystemExit):  # a SystemExit here ends the interpreter with "Fatal Python error"
+        pass
