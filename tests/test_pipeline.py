@@ -11,7 +11,7 @@ import pytest
 
 from tfenv import pipeline
 from tfenv.config.document import Trust
-from tfenv.policy.model import Device, Grant, Inventory, MemoryLimit, Start, Subject
+from tfenv.policy.model import Device, Grant, Inventory, MemoryLimit, Plan, Start, Subject
 
 GIB = 1 << 30
 ME = os.geteuid()
@@ -52,7 +52,7 @@ class Machine:
         trust = Trust(ME, administrator=ME, checked_from=str(self.root))
         return pipeline.load(start or self.start, self.subject, str(self.etc), trust)
 
-    def plan(self, start: Start | None = None, grant: Grant | None = None) -> pipeline.Plan:
+    def plan(self, start: Start | None = None, grant: Grant | None = None) -> Plan:
         return pipeline.make_plan(self.load(start), grant or Grant(), INVENTORY)
 
 

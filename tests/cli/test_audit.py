@@ -240,3 +240,19 @@ def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, 
         audit._summary_row(row)
     query = Query(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
     query.matches(record)
+
+
+def test_without_a_file_the_log_of_the_policy_here_is_read(tmp_path: Path) -> None:
+    """`tfgpu audit` in a project whose file names a log shows that log."""
+    (tmp_path / "tfgpu.toml").write_text('[audit]\nfile = "here.jsonl"\n')
+    line = '{"timestamp":"2026-01-02T03:04:05.000000Z","event":"policy_applied","level":"info","user":"zoe","pid":4}'
+    (tmp_path / "here.jsonl").write_text(line + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tfenv", "audit", "--format", "json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert '"zoe"' in done.stdout, done.stderr

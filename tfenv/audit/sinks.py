@@ -167,6 +167,7 @@ class Sink(Protocol):
     @property
     def name(self) -> str:
         """How the line on stderr calls it."""
+        ...
 
     def write(self, line: bytes, level: str) -> None:
         """Take the line.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pwd
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from tfenv.audit.query import Query, Record, Tail, Tally, UserGpu, last, parse_s
 from tfenv.audit.query import with_rotated as rotated_siblings
 from tfenv.audit.sinks import DEFAULT_LOG, RefusedLogError, expand_path
 from tfenv.errors import printable
+from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
 
 if TYPE_CHECKING:
@@ -124,12 +124,23 @@ def _query(args: argparse.Namespace) -> Query:
 
 
 def _own_logs() -> list[Path]:
-    """The caller's own log, by the passwd entry of the euid: $HOME may be anybody's."""
-    uid = os.geteuid()
+    """The log that the policy in force here names, or the caller's own.
+
+    Every record is in every log of a policy: the first one that exists is enough.
+    """
+    from tfenv.pipeline import current_start, load
+
+    loaded = load(current_start())
+    names = loaded.policy.audit.files or (DEFAULT_LOG,)
+    logs = [log for name in names if (log := _expanded(name, loaded.start)) is not None]
+    return [log for log in logs if log.exists()][:1] or logs[:1]
+
+
+def _expanded(name: str, start: Start) -> Path | None:
     try:
-        return [Path(expand_path(DEFAULT_LOG, pwd.getpwuid(uid).pw_dir, uid))]
-    except (KeyError, RefusedLogError):
-        return []
+        return Path(expand_path(name, start.home, start.uid))
+    except RefusedLogError:
+        return None
 
 
 def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Namespace) -> Iterable[Record]:

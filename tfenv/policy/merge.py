@@ -147,9 +147,8 @@ def _all_ceilings(tables: Iterable[Table]) -> tuple[Ceiling, ...]:
 
 
 def _strictest(layers: Iterable[Layer]) -> OnError:
-    asked: list[OnError] = ["warn"]
-    asked += [cast(OnError, layer.top["on_error"].value) for layer in layers if "on_error" in layer.top]
-    return max(asked, key=ON_ERROR_ORDER.index)
+    asked = [layer.top["on_error"].value for layer in layers if "on_error" in layer.top]
+    return cast(OnError, next((strict for strict in reversed(ON_ERROR_ORDER) if strict in asked), "warn"))
 
 
 def _machine_switch(layers: Iterable[Layer], key: str) -> bool:
