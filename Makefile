@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 # The oldest TensorFlow that is supported and one between; the newest is the one in $(VENV).
 MATRIX ?= 2.16.2 2.18.1
 
+# With a driver, the CUDA libraries that TensorFlow needs to see a GPU.
+EXTRA := $(if $(wildcard /proc/driver/nvidia/version),cuda,tensorflow)
+
 # For instance: make test PYTEST="tests/policy -x"
 PYTEST        ?=
 PYTEST_MATRIX ?= -m matrix
@@ -39,7 +42,7 @@ endef
 
 $(VENV)/.installed: $(INSTALLED)
 	$(call make_venv,$(VENV))
-	$(BIN)/python -m pip install --quiet --editable ".[tensorflow]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]" --group dev
 	@touch $@
 
 .venv-tf%/.installed: $(INSTALLED)

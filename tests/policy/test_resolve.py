@@ -143,7 +143,13 @@ def test_choosing_automatically_takes_as_many_as_asked() -> None:
     made = plan(
         layer("machine", ceiling={"allowed_devices": at(1, 2, 3)}), layer("user", {"visible_devices": AutoChoice(2)})
     )
-    assert made.visible == "1,2"
+    assert (made.visible, codes(made)) == ("1,2", [])
+
+
+def test_what_an_automatic_choice_does_not_honour_is_said() -> None:
+    """A wish to wait for a free card is a warning as long as the first ones are taken whatever they do."""
+    made = plan(layer("user", {"visible_devices": AutoChoice(1, when_busy="fail")}))
+    assert (made.visible, codes(made)) == ("0", ["not-honoured"])
 
 
 def test_each_rank_takes_its_own_place() -> None:

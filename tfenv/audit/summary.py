@@ -83,8 +83,11 @@ def _short_uuid(token: str) -> str:
 
 
 def _growth_text(plan: Plan, outcome: Outcome | None) -> str:
-    growth = outcome.growth if outcome is not None and outcome.growth is not None else plan.growth
-    return "" if growth is None else f"growth {'on' if growth else 'off'}"
+    """What the policy says of growth; False is only a default, the program may still ask for it."""
+    if plan.growth is None:
+        return ""
+    on = plan.growth or (outcome is not None and outcome.growth is True)
+    return f"growth {'on' if on else 'off'}"
 
 
 def _limits_text(plan: Plan) -> str:

@@ -232,6 +232,7 @@ def _apply_choice(pool: _Pool, room: _Pool, policy: EffectivePolicy, grant: Gran
     if isinstance(choice, str):  # "all"
         return pool
     if isinstance(choice, AutoChoice):
+        _note_not_chosen(choice, setting.origin, notes)
         return _first(pool, choice.count)
     if isinstance(choice, RankChoice):
         return _own_place(pool, choice, grant, setting.origin, notes)
@@ -259,6 +260,13 @@ def _no_overlap(choice: Sequence[Selector], pool: _Pool, origin: Origin, notes: 
     elif pool.cards:
         text = f"{_list(choice)}: none of the {_room_text(pool)} this process may use; those stay visible"
         notes.add("no-overlap", text, origin)
+
+
+def _note_not_chosen(choice: AutoChoice, origin: Origin, notes: _Notes) -> None:
+    """Which GPU is free is not looked at yet: who relies on it must know."""
+    if choice.min_free is not None or choice.timeout_s is not None or choice.when_busy != AutoChoice.when_busy:
+        text = f"min_free, when_busy and timeout have no effect yet: the first {choice.count} allowed are taken"
+        notes.add("not-honoured", text, origin, "warning")
 
 
 def _first(pool: _Pool, count: int) -> _Pool:

@@ -61,6 +61,7 @@ NO_EFFECT(cublasSetWorkspace_v2)
 
 /* ---- matrix products */
 
+NO_EFFECT(cublasSgemv_v2)
 NO_EFFECT(cublasSgemm_v2)
 NO_EFFECT(cublasGemmEx)
 NO_EFFECT(cublasGemmStridedBatchedEx)
