@@ -330,7 +330,8 @@ def _kept(key: str, wish: object, wanted: Sequence[Gpu], devices: Sequence[Devic
         return all(max(1, len(device.logical_devices)) == wish for device in devices)
     if key == "per_process_gpu_memory_fraction":
         sizes = [(gpu.total, device.limit) for gpu, device in zip(wanted, devices, strict=True)]
-        return all(total and limit and limit >= _number(wish) * total * 0.999 for total, limit in sizes)
+        # Sizes are cut to whole MiB.
+        return all(total and limit and limit + MIB > _number(wish) * total for total, limit in sizes)
     return False
 
 

@@ -7,6 +7,7 @@ function that clamps the ConfigProto on its way. Nothing here opens CUDA before 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, MutableMapping
@@ -31,6 +32,12 @@ DOORS = (
     ("tensorflow.python.grappler._pywrap_tf_cluster", "TF_NewCluster"),
 )
 
+#: They open CUDA too, and create no device: only visibility has to be settled before.
+SIDE_DOORS = (
+    ("tensorflow.python.profiler.internal._pywrap_profiler", "ProfilerSession"),
+    ("tensorflow.python.profiler.internal._pywrap_profiler", "start_server"),
+)
+
 Function = Callable[..., Any]
 
 
@@ -39,6 +46,10 @@ class Governor(Protocol):
 
     def before_listing(self) -> None:
         """The first listing of this process is next, just before cuInit: the last moment for visibility."""
+        ...
+
+    def listed(self, count: int) -> None:
+        """TensorFlow lists so many GPUs; raises PolicyError if they cannot be the plan's and `on_error = "fail"`."""
         ...
 
     def plan(self) -> Plan:
@@ -84,9 +95,22 @@ def apply_environment(plan: Plan, environ: MutableMapping[str, str]) -> list[Fin
         notes.append(_cleared(environ, _ALLOCATOR, "the policy's allocator is bfc, the one that keeps a limit"))
     elif plan.allocator not in (None, "bfc"):
         environ[_ALLOCATOR] = str(plan.allocator)
+    if limited and _XLA_DEVICES.search(environ.get(_XLA_FLAGS, "")):
+        notes.append(_without_xla_devices(environ))
     if limited:
         notes += [_cleared(environ, name, why) for name, why in _DEFEATS_A_LIMIT if name in environ]
     return notes
+
+
+_XLA_FLAGS = "TF_XLA_FLAGS"
+#: The deprecated XLA_GPU devices have an allocator of their own, which no ConfigProto limits.
+_XLA_DEVICES = re.compile(r"--?tf_xla_enable_xla_devices(?:=(?:true|1|t|yes))?(?![\w=-])", re.IGNORECASE)
+
+
+def _without_xla_devices(environ: MutableMapping[str, str]) -> Finding:
+    environ[_XLA_FLAGS] = _XLA_DEVICES.sub("", environ[_XLA_FLAGS]).strip()
+    text = f"the program's {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
+    return Finding("clamped", text, "note")
 
 
 _DEFEATS_A_LIMIT = (
@@ -142,7 +166,9 @@ class _Doors:
     def view(self) -> View:
         """The policy on the GPUs TensorFlow can use. Lists devices, so call it only where it is about to."""
         self.before_listing()
-        return make_view(self.governor.plan(), self.ordinals(), cpu_only=self.governor.cpu_only())
+        ordinals = self.ordinals()
+        self.governor.listed(len(ordinals))
+        return make_view(self.governor.plan(), ordinals, cpu_only=self.governor.cpu_only())
 
     def ordinals(self) -> list[int]:
         """The GPUs TensorFlow can use, as CUDA counts."""
@@ -194,6 +220,14 @@ class _Doors:
             return original()
 
         return list_physical_devices
+
+    def wrap_opener(self, original: Function) -> Function:
+        @wraps(original)
+        def opener(*args: Any, **kwargs: Any) -> Any:
+            self.before_listing()
+            return original(*args, **kwargs)
+
+        return opener
 
     def wrap_context_options(self, original: Function) -> Function:
         @wraps(original)
@@ -314,6 +348,10 @@ def install(governor: Governor) -> tuple[str, ...]:
     for module_name, name in DOORS:
         if name not in missing:
             _replace(sys.modules[module_name], name, _WRAPPERS[name], doors)
+    for module_name, name in SIDE_DOORS:
+        module = sys.modules.get(module_name)
+        if module is not None and hasattr(module, name):
+            _replace(module, name, _Doors.wrap_opener, doors)
     doors.missing = tuple(missing)
     os.register_at_fork(after_in_child=doors.renew_lock)
     _installed = doors

@@ -62,7 +62,8 @@ class Governed:
         self.grant, self.carried = read_grant(known, os.environ, self.boot_id)
         self.request = tokens_of(self.carried.request)
         self.asserted = start.get(_VISIBLE)
-        self.listed: str | None = None
+        self.visible_when_listed: str | None = None
+        self.checked_by = 0  # pid; a forked child lists anew
         self.current_plan = Plan()
         self.inventory = Inventory()
         self.outcomes: list[Outcome] = []
@@ -124,7 +125,21 @@ class Governed:
         """The last moment for visibility, and the first at which asking NVML is no waste."""
         self.inventory = read_inventory()
         self.decide(self.inventory)
-        self.listed = os.environ.get(_VISIBLE)
+        self.visible_when_listed = os.environ.get(_VISIBLE)
+
+    def listed(self, count: int) -> None:
+        planned = self.current_plan.devices
+        if planned is None or count == len(planned) or self.checked_by == os.getpid():
+            return
+        text = f"TensorFlow lists {count} GPUs, the policy allows {len(planned)}"
+        if count < len(planned):
+            # It ignores cards that are too old or too small, and a driver may lack some of those NVML shows.
+            self.pending += (Finding("fewer-gpus", text, "warning"),) if count else ()
+            self.checked_by = os.getpid()
+            return
+        finding = Finding("too-late", f"{text}: something opened CUDA before tfenv could narrow it")
+        self.fault(finding, "TF_ListPhysicalDevices")
+        self.checked_by = os.getpid()
 
     def plan(self) -> Plan:
         return self.current_plan
@@ -147,7 +162,7 @@ class Governed:
     def _late_visibility(self) -> tuple[Finding, ...]:
         """CUDA reads its variable once: a later value is not refused, it has no effect, and we say so."""
         value = os.environ.get(_VISIBLE)
-        if value == self.listed or self.listed is None:
+        if value == self.visible_when_listed or self.visible_when_listed is None:
             return ()
         text = f"the program set {_VISIBLE}={value} after the devices were listed: no effect"
         return (Finding("too-late", text, "note"),)
