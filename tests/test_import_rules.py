@@ -16,7 +16,7 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "dependencies"),
     ("policy",),
     ("config", "gpus", "frameworks", "audit", "simulate"),
     ("pipeline",),
@@ -49,10 +49,12 @@ def room_of(path: Path) -> str:
     return path.relative_to(ROOT / "tfenv").parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt | ast.expr]]:
     """Every module that is imported anywhere, also inside functions and for type checkers, in full."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "import_dependency":
+            yield str(ast.literal_eval(node.args[0])), node
+        elif isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: write imports in full, as in `from tfenv.policy import model`"
@@ -162,6 +164,7 @@ def test_text_for_other_interpreters_stands_alone() -> None:
         ("policy", "from tfenv.config import discover", "policy is below config"),
         ("policy", "def f():\n    import os", "policy is pure and imports no os"),
         ("errors", "import tfenv.policy.model", "errors is below policy"),
+        ("audit", "def f(): import_dependency('pynvml')", "pynvml is imported by gpus alone"),
         ("config", "from tfenv.gpus.grant import read_grant", "config and gpus are strangers"),
         ("config", "from tfenv import audit", "config and audit are strangers"),
         ("startup", "from tfenv.watch import follow", "startup and watch are strangers"),

@@ -94,10 +94,11 @@ def _status_of(governed: Governed) -> Status:
     from tfenv.audit.summary import summary
     from tfenv.frameworks import tensorflow
 
-    loaded, plan = governed.loaded, governed.plan()
-    last = governed.outcomes[-1] if governed.outcomes else None
-    found = [*loaded.findings, *plan.findings, *governed.findings, *governed.pending, *governed.log.findings]
-    found += [finding for outcome in governed.outcomes for finding in outcome.findings]
+    loaded, plan, reporter = governed.loaded, governed.plan(), governed.reporter
+    outcomes = reporter.outcomes
+    last = outcomes[-1] if outcomes else None
+    found = [*loaded.findings, *plan.findings, *governed.findings, *reporter.pending, *reporter.log.findings]
+    found += [finding for outcome in outcomes for finding in outcome.findings]
     return Status(
         armed=hook.is_armed(),
         governed=True,
@@ -105,7 +106,7 @@ def _status_of(governed: Governed) -> Status:
         version=tensorflow.version(),
         sources=loaded.policy.paths,
         plan=plan,
-        outcomes=tuple(governed.outcomes),
+        outcomes=tuple(outcomes),
         findings=tuple(dict.fromkeys(found)),
         summary=summary(loaded.subject, loaded.policy, plan, last, loaded.findings),
     )

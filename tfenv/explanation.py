@@ -14,11 +14,10 @@ from tfenv.config.discover import FILE_NAME
 from tfenv.errors import Finding
 from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
 from tfenv.gpus.inventory import read_inventory
-from tfenv.pipeline import MACHINE_ROOT, Loaded, current_start, errors_of, load, make_plan, no_gpu_plan
+from tfenv.pipeline import MACHINE_ROOT, Loaded, current_start, decide, load, switched_off
 from tfenv.policy.merge import tables_for
 from tfenv.policy.model import (
     LAYER_ORDER,
-    EffectivePolicy,
     Grant,
     Inventory,
     KeyPath,
@@ -219,12 +218,9 @@ def explain_here(project: str | os.PathLike[str] | None = None) -> Explanation:
     known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
     grant, carried = read_grant(known, os.environ, read_boot_id())
     inventory = read_inventory()
-    plan = make_plan(loaded, grant, inventory, tokens_of(carried.request))
-    plan = replace(plan, findings=tuple(loaded.locate(finding) for finding in plan.findings))
-    disabled, remarks = _disabled(loaded.policy)
-    wrong = () if disabled else errors_of((*loaded.findings, *plan.findings))
-    if wrong and loaded.policy.on_error == "cpu":
-        plan = no_gpu_plan(plan.findings)
+    decision = decide(loaded, grant, inventory, tokens_of(carried.request))
+    plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
+    disabled, remarks = switched_off(loaded)
     return Explanation(
         user=loaded.subject.user,
         groups=loaded.subject.groups,
@@ -238,18 +234,9 @@ def explain_here(project: str | os.PathLike[str] | None = None) -> Explanation:
         inventory=inventory,
         plan=plan,
         disabled=disabled,
-        refused=bool(wrong) and loaded.policy.on_error == "fail",
+        refused=decision.refused and not disabled,
         findings=(*loaded.findings, *remarks, *plan.findings),
     )
-
-
-def _disabled(policy: EffectivePolicy) -> tuple[bool, tuple[Finding, ...]]:
-    if os.environ.get("TFGPU_DISABLE", "") in ("", "0"):
-        return False, ()
-    if policy.allow_disable:
-        return True, ()
-    text = "TFGPU_DISABLE has no effect: the machine layer says allow_disable = false"
-    return False, (Finding("disable-refused", text, "warning"),)
 
 
 # ---- values

@@ -30,7 +30,19 @@ from tfenv.policy.model import (
 )
 from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
 
-__all__ = ["MACHINE_ROOT", "Loaded", "current_start", "errors_of", "identify", "load", "make_plan", "no_gpu_plan"]
+__all__ = [
+    "MACHINE_ROOT",
+    "Decision",
+    "Loaded",
+    "current_start",
+    "decide",
+    "errors_of",
+    "identify",
+    "load",
+    "make_plan",
+    "make_start",
+    "switched_off",
+]
 
 #: A literal path: no environment variable moves it.
 MACHINE_ROOT = "/etc/tfgpu"
@@ -153,6 +165,7 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
         run=remembered.get("TFGPU_RUN") or None,
         home=home,
         config_home=config_home or None,
+        disable=remembered.get("TFGPU_DISABLE") or None,
         elevated=remembered.get("SUDO_UID") is not None or os.getuid() != uid,
         isolated=isolated,
     )
@@ -178,7 +191,7 @@ def current_start(cwd: str | None = None) -> Start:
     return make_start(remembered)
 
 
-_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "XDG_CONFIG_HOME", "SUDO_UID")
+_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "SUDO_UID")
 
 
 # ---- the line
@@ -303,9 +316,61 @@ def _placed(loaded: Loaded, finding: Finding) -> Finding:
     return finding if finding.severity == "note" else loaded.locate(finding)
 
 
-def no_gpu_plan(findings: tuple[Finding, ...] = ()) -> Plan:
-    """The Plan of `on_error = "cpu"`."""
-    return Plan(visible=NO_GPU, devices=(), findings=findings)
+@dataclass(frozen=True)
+class Decision:
+    """What follows from a policy for one process.
+
+    Attributes:
+        plan: What to apply.
+        errors: What keeps the policy from being in force as it is written.
+        refused: There are errors and `on_error = "fail"`: `import tensorflow`, or the door, raises PolicyError.
+        no_gpu: There are errors and `on_error = "cpu"`.
+    """
+
+    plan: Plan
+    errors: tuple[Finding, ...] = ()
+    refused: bool = False
+    no_gpu: bool = False
+
+
+def decide(
+    loaded: Loaded,
+    grant: Grant,
+    inventory: Inventory | None = None,
+    request: Sequence[str] | None = None,
+    elsewhere: Iterable[Finding] = (),
+) -> Decision:
+    """Plan, and let `on_error` have its say.
+
+    Args:
+        loaded: The merged policy.
+        grant: What was granted.
+        inventory: The machine's GPUs; None: NVML is asked only if it must be.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
+        elsewhere: Findings of others that count too (a required log that cannot be written).
+    """
+    plan = make_plan(loaded, grant, inventory, request)
+    errors = errors_of((*loaded.findings, *plan.findings, *elsewhere))
+    on_error = loaded.policy.on_error if errors else "warn"
+    if on_error == "cpu":
+        plan = Plan(visible=NO_GPU, devices=(), findings=plan.findings)
+    return Decision(plan, errors, refused=on_error == "fail", no_gpu=on_error == "cpu")
+
+
+def switched_off(loaded: Loaded) -> tuple[bool, tuple[Finding, ...]]:
+    """Whether TFGPU_DISABLE=1 switches the policy off, and what is to be said of it."""
+    start = loaded.start
+    if start.disable in (None, "0"):
+        return False, ()
+    if start.disable != "1":
+        text = "TFGPU_DISABLE has no effect: only the value 1 switches the policy off"
+    elif start.elevated or start.isolated:
+        text = "TFGPU_DISABLE has no effect under sudo, setuid, python -I and -E"
+    elif not loaded.policy.allow_disable:
+        text = "TFGPU_DISABLE has no effect: the machine layer says allow_disable = false"
+    else:
+        return True, ()
+    return False, (Finding("disable-refused", text, "warning"),)
 
 
 def errors_of(findings: Iterable[Finding]) -> tuple[Finding, ...]:

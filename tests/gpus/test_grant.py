@@ -47,7 +47,9 @@ def test_a_carried_grant_is_dropped_elsewhere_and_after_a_change(boot: str, curr
     assert grant.tokens == tokens_of(current)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[2]", '[1,"b0",1,2,3]', "null", "[1]", '"x"', "7", '{"a":1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[2]", '[1,"b0",1,2,3]', "null", "[1]", '"x"', "7", '{"a":1}', "[" * 100_000]
+)
 def test_a_forged_or_broken_carrier_is_ignored(text: str) -> None:
     """Whatever stands in the variable, reading it never raises."""
     grant, _ = read_grant({VARIABLE: text, "CUDA_VISIBLE_DEVICES": "1"}, {}, BOOT)
@@ -59,7 +61,7 @@ def test_the_launcher_nearest_to_the_process_names_the_rank() -> None:
     environ = {"SLURM_LOCALID": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "3", "SLURM_JOB_ID": "17"}
     grant, _ = read_grant({}, environ, BOOT)
     assert (grant.rank, grant.scheduler) == (3, True)
-    assert read_grant({}, {"LOCAL_RANK": "x", "SLURM_LOCALID": "2"}, BOOT)[0].rank == 2
+    assert read_grant({}, {"LOCAL_RANK": "9" * 6000, "SLURM_LOCALID": "2"}, BOOT)[0].rank == 2
     assert read_grant({}, {}, BOOT)[0].rank is None
 
 

@@ -130,6 +130,15 @@ def test_the_grant_and_the_administrator_may_leave_nothing_together() -> None:
     assert (made.visible, codes(made)) == (NO_GPU, ["no-overlap"])
 
 
+def test_what_the_administrator_allows_by_name_needs_nvml_and_says_so() -> None:
+    """Without NVML nobody knows which cards are meant: no GPU, and the reason is not the grant."""
+    by_name = layer("machine", ceiling={"allowed_devices": (name("*A100*"),)})
+    made = plan(by_name, inventory=BLIND)
+    assert (made.visible, codes(made)) == (NO_GPU, ["no-inventory"])
+    by_uuid = layer("machine", ceiling={"allowed_devices": (uuid("GPU-00000001"),)})
+    assert codes(plan(by_uuid, grant=Grant(("1",)), inventory=BLIND)) == ["no-inventory"]
+
+
 def test_require_grant_means_no_gpu_in_a_job_without_one() -> None:
     """Inside a scheduler's job an unset CUDA_VISIBLE_DEVICES means none; outside of one, all."""
     machine = layer("machine", ceiling={"require_grant": True})
@@ -271,6 +280,7 @@ def test_unlike_cards_in_cudas_own_order_are_not_guessed() -> None:
         ("0,0", ()),
         ("MIG-GPU-8932f937/1/0,GPU-ab", ("MIG-GPU-8932f937/1/0", "GPU-ab")),
         ("void", ()),
+        ("0," + "9" * 6000, ("0",)),
         ("\u0661", ()),
     ],
 )

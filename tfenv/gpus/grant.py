@@ -34,6 +34,10 @@ _RANK_VARIABLES = (
 )
 
 
+#: Longer numbers are no ranks; Python refuses to convert very long ones at all.
+_MOST_DIGITS = 10
+
+
 @dataclass(frozen=True)
 class Carried:
     """What a parent under a policy tells its children.
@@ -65,7 +69,7 @@ def _read_carried(text: str | None, boot_id: str, current: str | None) -> Carrie
     """The parent's word, unless it comes from another boot or host, or somebody changed the list since."""
     try:
         version, boot, grant, request, wrote = json.loads(text or "null")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     if version != 1 or not boot_id or boot != boot_id:
         return None
@@ -111,6 +115,6 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
 def _rank(environ: Mapping[str, str]) -> int | None:
     for name in _RANK_VARIABLES:
         value = environ.get(name, "")
-        if value.isascii() and value.isdigit():
+        if value.isascii() and value.isdigit() and len(value) < _MOST_DIGITS:
             return int(value)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tfenv.dependencies import import_dependency
 from tfenv.policy.model import Device, Inventory
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def read_inventory() -> Inventory:
         missing) no devices and the reason. Never raises.
     """
     try:
-        import pynvml
+        pynvml = import_dependency("pynvml")
     except ImportError as error:
         return Inventory(problem=f"nvidia-ml-py cannot be imported: {error}")
     try:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfenv.dependencies import import_dependency
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -34,7 +36,7 @@ class GpuProcess:
 def read_processes() -> tuple[GpuProcess, ...]:
     """All processes that compute on a GPU, by GPU and pid; () without NVML. Never raises."""
     try:
-        import pynvml
+        pynvml = import_dependency("pynvml")
 
         pynvml.nvmlInit()
     except Exception:  # noqa: BLE001 - without nvidia-ml-py or a driver nobody can say

@@ -25,6 +25,9 @@ from tfenv.policy.model import (
 
 __all__ = ["combine", "merge", "project_contains", "tables_for"]
 
+#: `file = "none"`: no log of this layer, and from machine or user no default log either.
+_NO_FILE = "none"
+
 
 def combine(layers: Iterable[Layer]) -> tuple[Layer, ...]:
     """Make one layer of all files of one author: later files replace earlier ones, key by key.
@@ -166,22 +169,24 @@ def _log_path(setting: Setting) -> str:
     return path
 
 
-def _sinks(layers: Iterable[Layer]) -> AuditSinks:
-    """Sinks add up, so that a project cannot replace the administrator's log; `stderr` is a setting."""
-    stderr: str = "summary"
-    files: list[str] = []
-    required: list[str] = []
-    syslog = False
-    for layer in layers:
-        for table in layer.audit:
-            stderr = str(table["stderr"].value) if "stderr" in table else stderr
-            syslog = syslog or ("syslog" in table and bool(table["syslog"].value))
-            if "file" in table:
-                files.append(_log_path(table["file"]))
-                required.extend(files[-1:] if layer.name == "machine" else ())
+def _sinks(layers: Sequence[Layer]) -> AuditSinks:
+    """Sinks add up, so that a project cannot replace the log of the administrator or of the user."""
+    tables = [table for layer in layers for table in layer.audit]
+    named = [table["file"] for table in tables if "file" in table]
+    paths = {_log_path(setting): setting.origin.layer for setting in reversed(named) if setting.value != _NO_FILE}
     return AuditSinks(
-        stderr=cast(Literal["summary", "none", "json"], stderr),
-        files=tuple(dict.fromkeys(files)),
-        required_files=tuple(dict.fromkeys(required)),
-        syslog=syslog,
+        stderr=_stderr(layers),
+        files=tuple(reversed(paths)),
+        required_files=tuple(path for path in reversed(paths) if paths[path] == "machine"),
+        syslog=any(bool(table["syslog"].value) for table in tables if "syslog" in table),
+        default_file=all(setting.origin.layer not in ("machine", "user") for setting in named),
     )
+
+
+def _stderr(layers: Iterable[Layer]) -> Literal["summary", "none", "json"]:
+    """The farthest layer that speaks wins, so that a project cannot silence what the administrator wants said."""
+    for layer in layers:
+        said = [table["stderr"].value for table in layer.audit if "stderr" in table]
+        if said:
+            return cast(Literal["summary", "none", "json"], said[-1])
+    return "summary"

@@ -51,6 +51,7 @@ class Start:
         home: Home directory, from the passwd entry of the euid; None without one.
         config_home: The user's configuration directory ($XDG_CONFIG_HOME, or ~/.config); None without a home.
         uid: Effective user id.
+        disable: TFGPU_DISABLE; None when unset.
         elevated: Under sudo or setuid: only the machine layer counts.
         isolated: `python -I` or `-E`: no walk from cwd, no variables.
     """
@@ -62,6 +63,7 @@ class Start:
     run: str | None = None
     home: str | None = None
     config_home: str | None = None
+    disable: str | None = None
     elevated: bool = False
     isolated: bool = False
 
@@ -269,12 +271,14 @@ class AuditSinks:
         files: Absolute paths of logs, as configured ("~" and "<uid>" expanded by the audit).
         required_files: Those the machine layer asks for.
         syslog: Also to syslog/journald.
+        default_file: Also to the user's own log; a project cannot switch it off.
     """
 
     stderr: Literal["summary", "none", "json"] = "summary"
     files: tuple[str, ...] = ()
     required_files: tuple[str, ...] = ()
     syslog: bool = False
+    default_file: bool = True
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ __all__ = ["NO_GPU", "needs_inventory", "resolve", "valid_tokens"]
 #: The value of CUDA_VISIBLE_DEVICES that hides every GPU; "" does too, but some readers take it for unset.
 NO_GPU = "-1"
 
+#: Longer numbers are no ordinals: CUDA's own conversion overflows.
+_MOST_DIGITS = 10
+
 VISIBILITY_CEILINGS = ("allowed_devices", "max_devices", "require_grant")
 
 
@@ -53,7 +56,8 @@ def valid_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
     kept: list[str] = []
     for raw in tokens:
         token = raw.strip()
-        if not (token.isascii() and token.isdigit()) and not token.startswith(("GPU-", "MIG-")):
+        number = token.isascii() and token.isdigit() and len(token) < _MOST_DIGITS
+        if not number and not token.startswith(("GPU-", "MIG-")):
             break
         kept.append(token)
     return tuple(kept) if len(set(kept)) == len(kept) else ()
@@ -186,12 +190,21 @@ def _room_text(pool: _Pool) -> str:
 def _administrators_room(pool: _Pool, ceilings: Iterable[Ceiling], notes: _Notes) -> _Pool:
     """The grant within the machine layer's `allowed_devices`; an administrator's list may leave nothing."""
     for ceiling in ceilings:
-        found, _ = _selected(cast("tuple[Selector, ...]", ceiling.value), pool, ceiling.origin)
+        selectors = cast("tuple[Selector, ...]", ceiling.value)
+        found, missing = _selected(selectors, pool, ceiling.origin)
         kept = found if pool.open else [card for card in pool.cards if card in found]
-        if pool.cards and not kept:
-            notes.add("no-overlap", f"allows none of the {_room_text(pool)} that were granted: no GPU", ceiling.origin)
+        if selectors and not kept and (pool.open or pool.cards):
+            _note_nothing_allowed(missing, pool, ceiling.origin, notes)
         pool = pool.narrowed(kept)
     return pool
+
+
+def _note_nothing_allowed(missing: Sequence[Selector], pool: _Pool, origin: Origin, notes: _Notes) -> None:
+    if pool.open or any(card.device is None for card in pool.cards):
+        text = f"{_list(missing)}: cannot be told without NVML which GPUs these are: no GPU"
+        notes.add("no-inventory", text, origin)
+    else:
+        notes.add("no-overlap", f"allows none of the {_room_text(pool)} that were granted: no GPU", origin)
 
 
 def _by_layer(ceiling: Ceiling) -> tuple[int, str, str]:

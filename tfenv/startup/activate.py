@@ -6,26 +6,25 @@ Called by the start-up hook. Nothing here raises but PolicyError, and that only 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
 
 from tfenv import pipeline
-from tfenv.audit import record, summary
-from tfenv.audit.sinks import AuditLog
+from tfenv.audit import summary
 from tfenv.errors import Finding, PolicyError, printable
 from tfenv.frameworks import tensorflow
 from tfenv.gpus.grant import VARIABLE, Carried, carry, read_boot_id, read_grant, tokens_of
 from tfenv.gpus.inventory import read_inventory
-from tfenv.policy.model import Inventory, Outcome, Plan
+from tfenv.policy.model import Grant, Inventory, Outcome, Plan
+from tfenv.policy.resolve import NO_GPU
+from tfenv.startup.reporting import Reporter
 
 __all__ = ["Governed", "after_import", "before_import", "catch_up", "current", "refused", "too_late"]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ORDER = "CUDA_DEVICE_ORDER"
-#: Distinct outcomes that are written down per process: a program that opens sessions in a loop fills no disk.
-_MOST_OUTCOMES = 64
 
 Remembered = Mapping[str, "str | None"]
 
@@ -49,8 +48,9 @@ class Governed:
     """The policy of this process, from the import of the framework to its devices. A `tensorflow.Governor`.
 
     Attributes:
+        framework: The framework's top-level module.
         loaded: The files and what they say.
-        outcomes: What happened at the doors so far.
+        reporter: What was written down so far.
         findings: What was wrong since the files were read.
     """
 
@@ -62,23 +62,19 @@ class Governed:
         self.grant, self.carried = read_grant(known, os.environ, self.boot_id)
         self.request = tokens_of(self.carried.request)
         self.asserted = start.get(_VISIBLE)
+        self.inventory = Inventory()
         self.visible_when_listed: str | None = None
         self.checked_by = 0  # pid; a forked child lists anew
-        self.current_plan = Plan()
-        self.inventory = Inventory()
-        self.outcomes: list[Outcome] = []
         self.findings: tuple[Finding, ...] = ()
-        self.pending: tuple[Finding, ...] = ()
         self.no_gpu = False
-        policy, subject = loaded.policy, loaded.subject
-        self.log = AuditLog(policy.audit, loaded.start.home, subject.uid, subject.project)
-        self._reported: set[tuple[int, str]] = set()
+        self.reporter = Reporter(framework, loaded, self.grant)
+        self._plan = Plan()
 
     def follow(self, previous: Governed) -> None:
         """Go on where an import that failed left the environment."""
         self.asserted, self.request = previous.asserted, previous.request
 
-    # -- planning
+    # -- deciding
 
     def decide(self, inventory: Inventory | None = None) -> Plan:
         """Plan anew, with what the program has asked for by now, and write the plan into the environment.
@@ -87,13 +83,14 @@ class Governed:
             PolicyError: Something is wrong and `on_error = "fail"`.
         """
         self._hear_the_program()
-        plan = pipeline.make_plan(self.loaded, self.grant, inventory, self.request)
-        wrong = pipeline.errors_of((*self.loaded.findings, *plan.findings))
-        if wrong:
-            plan = self._after_errors(plan, wrong)
-        self.current_plan = plan
-        self._write_environment(plan)
-        return plan
+        decision = pipeline.decide(self.loaded, self.grant, inventory, self.request, self.reporter.log.findings)
+        if decision.refused:
+            self.reporter.refused(decision.errors)
+            raise PolicyError(decision.errors)
+        self.no_gpu = decision.no_gpu
+        self._plan = decision.plan
+        self._write_environment(decision.plan)
+        return decision.plan
 
     def _hear_the_program(self) -> None:
         """A value the program wrote since the last look is its own wish; removing the variable is none."""
@@ -101,16 +98,8 @@ class Governed:
         if value != self.asserted and value is not None:
             self.request = tokens_of(value)
 
-    def _after_errors(self, plan: Plan, wrong: tuple[Finding, ...]) -> Plan:
-        on_error = self.loaded.policy.on_error
-        if on_error == "fail":
-            self.write(lambda: record.policy_failed(self.context(), wrong, self.loaded.policy))
-            raise PolicyError(wrong)
-        self.no_gpu = on_error == "cpu"
-        return pipeline.no_gpu_plan(plan.findings) if self.no_gpu else plan
-
     def _write_environment(self, plan: Plan) -> None:
-        self.pending += tuple(tensorflow.apply_environment(plan, os.environ))
+        self.reporter.pending += tuple(tensorflow.apply_environment(plan, os.environ))
         if plan.visible is None:
             return
         if plan.pci_order:
@@ -118,6 +107,20 @@ class Governed:
         os.environ[_VISIBLE] = self.asserted = plan.visible
         request = None if self.request is None else ",".join(self.request)
         os.environ[VARIABLE] = carry(Carried(self.carried.grant, request, plan.visible), self.boot_id)
+
+    def fault(self, finding: Finding, door: str = "") -> None:
+        """The policy cannot be kept: what follows is `on_error`'s to say.
+
+        Raises:
+            PolicyError: With `on_error = "fail"`.
+        """
+        self.findings += (finding,)
+        self.reporter.failed(finding, door)
+        if self.loaded.policy.on_error == "fail":
+            raise PolicyError((finding,))
+        if self.loaded.policy.on_error == "cpu":
+            self.no_gpu = True
+            os.environ[_VISIBLE] = self.asserted = NO_GPU
 
     # -- what the doors ask
 
@@ -128,36 +131,34 @@ class Governed:
         self.visible_when_listed = os.environ.get(_VISIBLE)
 
     def listed(self, count: int) -> None:
-        planned = self.current_plan.devices
+        planned = self._plan.devices
         if planned is None or count == len(planned) or self.checked_by == os.getpid():
             return
         text = f"TensorFlow lists {count} GPUs, the policy allows {len(planned)}"
-        if count < len(planned):
+        if count > len(planned):
+            text += ": something opened CUDA before tfenv could narrow it"
+            self.fault(Finding("too-late", text), "TF_ListPhysicalDevices")
+        elif count:
             # It ignores cards that are too old or too small, and a driver may lack some of those NVML shows.
-            self.pending += (Finding("fewer-gpus", text, "warning"),) if count else ()
-            self.checked_by = os.getpid()
-            return
-        finding = Finding("too-late", f"{text}: something opened CUDA before tfenv could narrow it")
-        self.fault(finding, "TF_ListPhysicalDevices")
+            self.reporter.pending += (Finding("fewer-gpus", text, "warning"),)
         self.checked_by = os.getpid()
 
     def plan(self) -> Plan:
-        return self.current_plan
+        return self._plan
 
     def cpu_only(self) -> bool:
         return self.no_gpu
 
     def report(self, outcome: Outcome) -> None:
-        pending, self.pending = self.pending, ()
-        found = (*pending, *outcome.findings, *self._late_visibility(), *self._missing_gpu(outcome))
-        outcome = replace(outcome, findings=found)
-        seen = (os.getpid(), repr((outcome.door, outcome.status, outcome.asked, outcome.given, outcome.devices)))
-        if seen in self._reported or len(self._reported) >= _MOST_OUTCOMES:
-            return
-        self._reported.add(seen)
-        self.outcomes.append(outcome)
-        self.write(lambda: record.policy_outcome(self.context(), outcome))
-        self._tell(outcome)
+        missing = self._missing_gpu(outcome)
+        found = (*outcome.findings, *self._late_visibility(), *missing)
+        self.reporter.passed(replace(outcome, findings=found), self._plan)
+        if self.loaded.policy.on_error == "fail" and pipeline.errors_of(missing):
+            raise PolicyError(missing)
+
+    def failed(self, error: Exception, door: str) -> None:
+        """A fault of ours at a door."""
+        self.fault(Finding("internal-error", f"tfenv failed at {door}: {type(error).__name__}: {error}"), door)
 
     def _late_visibility(self) -> tuple[Finding, ...]:
         """CUDA reads its variable once: a later value is not refused, it has no effect, and we say so."""
@@ -171,55 +172,12 @@ class Governed:
         """No GPU where nobody asked for that: the reason, as far as it can be told without CUDA."""
         if outcome.devices or outcome.status != "applied" or outcome.asked.get("device_count") == 0:
             return ()
-        if self.current_plan.devices == ():
+        if self._plan.devices == ():
             return ()
         shown = len(self.inventory.devices or ())
         reason = self.inventory.problem or f"NVML shows {shown}; `tfgpu doctor` says more"
-        return (Finding("no-gpu", f"TensorFlow lists no GPU ({reason})", "warning"),)
-
-    def _tell(self, outcome: Outcome) -> None:
-        """Say on stderr what holds, unless the program wants no GPU anyway."""
-        wrong = any(finding.severity != "note" for finding in (*self.loaded.findings, *outcome.findings))
-        if self.loaded.policy.audit.stderr != "summary" or (outcome.asked.get("device_count") == 0 and not wrong):
-            return
-        policy, subject = self.loaded.policy, self.loaded.subject
-        line = summary.summary(subject, policy, self.current_plan, outcome, self.loaded.findings)
-        summary.show_summary(line)
-
-    def failed(self, error: Exception, door: str) -> None:
-        """A fault of ours at a door: what follows is the policy's decision.
-
-        Raises:
-            PolicyError: With `on_error = "fail"`.
-        """
-        text = f"tfenv failed at {door or 'import'}: {type(error).__name__}: {error}"
-        self.fault(Finding("internal-error", text), door)
-
-    def fault(self, finding: Finding, door: str = "") -> None:
-        """The policy is not in force. Raises PolicyError with `on_error = "fail"`."""
-        self.findings += (finding,)
-        outcome = Outcome("failed", door, findings=(finding,))
-        self.outcomes.append(outcome)
-        self.write(lambda: record.policy_failed(self.context(), policy=self.loaded.policy, outcome=outcome))
-        on_error = self.loaded.policy.on_error
-        if on_error == "fail":
-            raise PolicyError((finding,))
-        self.no_gpu = on_error == "cpu"
-        if self.loaded.policy.audit.stderr == "summary":
-            summary.show_summary(printable(f"tfgpu: {finding.message} ({on_error})"))
-
-    # -- records
-
-    def write(self, make: Callable[[], record.AuditRecord], *, later: bool = False) -> None:
-        """Write a record now, or at the next event. A fault in making it costs the record, not the program."""
-        try:
-            (self.log.keep if later else self.log.emit)(make())
-        except Exception as error:  # noqa: BLE001 - as above
-            summary.say(printable(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}"))
-
-    def context(self) -> record.Context:
-        process = record.Process.current(self.framework, tensorflow.version())
-        return record.Context(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
+        named = self._plan.visible is not None
+        return (Finding("no-gpu", f"TensorFlow lists no GPU ({reason})", "error" if named else "warning"),)
 
 
 # ---- what the hook calls
@@ -241,11 +199,9 @@ def before_import(name: str, start: Remembered) -> None:
     except PolicyError as error:
         _refused = error.findings
         raise
-    except Exception as error:
-        finding = Finding("internal-error", f"tfenv failed at import {name}: {type(error).__name__}: {error}")
-        if loaded is not None and loaded.policy.on_error == "fail":
-            raise PolicyError((finding,)) from error
-        summary.show_summary(printable(f"tfgpu: {finding.message}"))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the program goes on unless the policy forbids that
+        text = f"tfenv failed at import {name}: {type(error).__name__}: {error}"
+        _fault_at_import(Finding("internal-error", text), name, start, loaded)
 
 
 def _govern(name: str, start: Remembered, loaded: pipeline.Loaded, began: float) -> Governed | None:
@@ -253,26 +209,28 @@ def _govern(name: str, start: Remembered, loaded: pipeline.Loaded, began: float)
     governed = Governed(name, start, loaded)
     if _previous is not None:
         governed.follow(_previous)
-    if _disabled(governed, start):
+    off, remarks = pipeline.switched_off(loaded)
+    if off:
+        governed.reporter.switched_off()
         return None
+    governed.reporter.pending += remarks
     plan = governed.decide()
-    elapsed_ms = (perf_counter() - began) * 1000
-    governed.write(
-        lambda: record.policy_loaded(governed.context(), loaded.policy, plan, loaded.findings, elapsed_ms), later=True
-    )
+    governed.reporter.loaded_policy(plan, (perf_counter() - began) * 1000)
     return governed
 
 
-def _disabled(governed: Governed, start: Remembered) -> bool:
-    """Whether TFGPU_DISABLE switches the policy off; the machine layer may forbid that."""
-    if start.get("TFGPU_DISABLE") in (None, "", "0"):
-        return False
-    if governed.loaded.policy.allow_disable:
-        governed.write(lambda: record.policy_disabled(governed.context()), later=True)
-        return True
-    text = "TFGPU_DISABLE has no effect: the machine layer says allow_disable = false"
-    governed.pending += (Finding("disable-refused", text, "warning"),)
-    return False
+def _fault_at_import(finding: Finding, name: str, start: Remembered, loaded: pipeline.Loaded | None) -> None:
+    """A fault of ours before there is a plan. What was loaded so far says what follows."""
+    on_error = loaded.policy.on_error if loaded is not None else "warn"
+    if on_error == "cpu":
+        os.environ[_VISIBLE] = NO_GPU
+    try:
+        loaded = loaded or pipeline.Loaded(pipeline.make_start(start), pipeline.identify(os.geteuid()))
+        Reporter(name, loaded, Grant()).failed(finding, "")
+    except Exception:  # noqa: BLE001 - the record is lost, not the word
+        summary.show_summary(printable(f"tfgpu: {finding.message}"))
+    if on_error == "fail":
+        raise PolicyError((finding,))
 
 
 def after_import(name: str, module: ModuleType) -> None:
@@ -292,12 +250,8 @@ def _stand_at_doors(governed: Governed) -> None:
         return
     text = f"this TensorFlow has no {', '.join(missing)}: limits are set by tf.config where that is possible"
     finding = Finding("degraded", text)
-    governed.findings += (finding,)
-    outcome = Outcome("degraded", findings=(finding,))
-    governed.outcomes.append(outcome)
-    governed.write(lambda: record.policy_outcome(governed.context(), outcome))
-    if governed.loaded.policy.on_error == "fail":
-        raise PolicyError((finding,))
+    governed.reporter.passed(Outcome("degraded", findings=(finding,)), governed.plan())
+    governed.fault(finding)
     tensorflow.fall_back(governed)
 
 
@@ -320,6 +274,6 @@ def catch_up(name: str, start: Remembered) -> None:
         return
     if tensorflow.initialised():
         text = "TensorFlow had created its devices before tfenv was there: restart the process to apply the policy"
-        _current.report(Outcome("too_late", findings=(Finding("too-late", text),)))
+        _current.reporter.passed(Outcome("too_late", findings=(Finding("too-late", text),)), _current.plan())
         return
     after_import(name, ModuleType(name))

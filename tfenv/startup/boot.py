@@ -60,10 +60,26 @@ def _late() -> "Any":
     try:
         if lender is not None and lender not in sys.meta_path:
             sys.meta_path.append(lender)
+        if not _is_ours():
+            return None
         from tfenv.startup import govern
     except Exception:
         return None
     return govern
+
+
+def _is_ours() -> "bool":
+    """Whether `tfenv` is this package, and not a file of that name beside the program, which is not ours to run."""
+    from importlib.util import find_spec
+    from os.path import isdir
+
+    spec = find_spec("tfenv")
+    if spec is None:
+        return False
+    if any(isdir(folder + "/startup") for folder in spec.submodule_search_locations or ()):
+        return True
+    sys.stderr.write(f"tfgpu: {ascii(spec.origin)[1:-1]} hides tfenv: no policy is applied\n")
+    return False
 
 
 def _remember() -> None:
