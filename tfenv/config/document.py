@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, TfenvError
 from tfenv.policy.model import KeyPath, Source
 
@@ -377,10 +378,10 @@ def _line_and_column(text: str, index: int) -> tuple[int, int]:
 
 
 def _parse(path: str, text: str) -> dict[str, object]:
-    import tomli
+    tomli = import_dependency("tomli")
 
     try:
-        return tomli.loads(text)
+        parsed: dict[str, object] = tomli.loads(text)
     except RecursionError:
         raise _too_deep(path) from None
     except tomli.TOMLDecodeError as error:
@@ -388,6 +389,7 @@ def _parse(path: str, text: str) -> dict[str, object]:
     except ValueError:
         # Python refuses to convert integers of thousands of digits, and tomli lets that through.
         raise DocumentError("syntax", path, "an integer has more digits than TOML's 64 bits hold") from None
+    return parsed
 
 
 def _too_deep(path: str) -> DocumentError:
