@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tfenv.config.discover import discover
@@ -295,6 +295,7 @@ def make_plan(
     grant: Grant,
     inventory: Inventory | None = None,
     request: Sequence[str] | None = None,
+    ask: Callable[[], Inventory] = read_inventory,
 ) -> Plan:
     """Resolve the policy for this process.
 
@@ -303,10 +304,11 @@ def make_plan(
         grant: What was granted.
         inventory: The machine's GPUs; None: NVML is asked only if visibility cannot be decided without.
         request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
+        ask: Who asks NVML.
     """
     if inventory is None:
         needed = needs_inventory(loaded.policy, grant, request)
-        inventory = read_inventory() if needed else Inventory()
+        inventory = ask() if needed else Inventory()
     plan = resolve(loaded.policy, grant, inventory, request)
     return replace(plan, findings=tuple(_placed(loaded, finding) for finding in plan.findings))
 
@@ -339,6 +341,7 @@ def decide(
     inventory: Inventory | None = None,
     request: Sequence[str] | None = None,
     elsewhere: Iterable[Finding] = (),
+    ask: Callable[[], Inventory] = read_inventory,
 ) -> Decision:
     """Plan, and let `on_error` have its say.
 
@@ -348,8 +351,9 @@ def decide(
         inventory: The machine's GPUs; None: NVML is asked only if it must be.
         request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
         elsewhere: Findings of others that count too (a required log that cannot be written).
+        ask: Who asks NVML.
     """
-    plan = make_plan(loaded, grant, inventory, request)
+    plan = make_plan(loaded, grant, inventory, request, ask)
     errors = errors_of((*loaded.findings, *plan.findings, *elsewhere))
     on_error = loaded.policy.on_error if errors else "warn"
     if on_error == "cpu":

@@ -196,7 +196,9 @@ def test_no_message_gets_more_gpus_or_memory_than_it_asked_for(config: Any, foun
     taken = outcome_of(config if clamped.config is None else clamped.config, totals)
     if asked is None or taken is None:
         return
-    assert list(taken) == list(asked)
+    assert set(taken) <= set(asked)
+    # Of cards of unknown size that are limited in different ways TensorFlow can be given only those of one way.
+    assert list(taken) == list(asked) or not all(card.known for card in found)
     for card in found:
         if card.known and card.ordinal in taken:
             assert taken[card.ordinal] <= asked[card.ordinal]

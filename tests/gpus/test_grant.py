@@ -36,15 +36,20 @@ def test_a_child_gets_the_grant_of_its_parent() -> None:
     assert carried.request == "1"
 
 
-@pytest.mark.parametrize(
-    ("boot", "current"),
-    [("another boot", "1"), (BOOT, "0"), (BOOT, None), ("", "1")],
-)
-def test_a_carried_grant_is_dropped_elsewhere_and_after_a_change(boot: str, current: str | None) -> None:
-    """ssh and sbatch carry environments to other hosts; a list somebody changed since is the grant itself."""
-    variables = {} if current is None else {"CUDA_VISIBLE_DEVICES": current}
-    grant, _ = read_grant(start(Carried("0,1,2", None, "1"), boot, **variables), {}, BOOT)
+@pytest.mark.parametrize(("boot", "current"), [("another boot", "1"), (BOOT, "3"), ("", "1")])
+def test_a_carried_grant_is_dropped_elsewhere_and_where_others_were_given(boot: str, current: str) -> None:
+    """ssh and sbatch carry environments to other hosts; a list with other GPUs is a new grant."""
+    carried = Carried("0,1,2", None, "1")
+    grant, _ = read_grant(start(carried, boot, CUDA_VISIBLE_DEVICES=current), {}, BOOT)
     assert grant.tokens == tokens_of(current)
+
+
+@pytest.mark.parametrize(("given", "current"), [("0,1,2", "0"), (None, "3"), ("0,1", None), ("0,1", "")])
+def test_a_parents_own_list_for_a_child_is_a_request(given: str | None, current: str | None) -> None:
+    """Launchers write a list per child: it is asked within the parent's grant, and widens nothing."""
+    variables = {} if current is None else {"CUDA_VISIBLE_DEVICES": current}
+    grant, carried = read_grant(start(Carried(given, None, "1"), **variables), {}, BOOT)
+    assert (grant.tokens, carried.request) == (tokens_of(given), current)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ relies on are in tensorflow/core/common_runtime/gpu/gpu_device.cc, BaseGPUDevice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +62,18 @@ class View:
     """The policy as one door sees it.
 
     Attributes:
-        gpus: All GPUs TensorFlow can use, by ordinal.
+        gpus: All GPUs TensorFlow can use and the policy allows, by ordinal.
         growth: Memory grows on demand whatever the program asks.
         cpu_only: No GPU may be created at all (`on_error = "cpu"`).
+        hidden: TensorFlow can use others, too: something opened CUDA before it could be narrowed.
+        shown: How many GPUs CUDA shows, those included that TensorFlow ignores; None when unknown.
     """
 
     gpus: tuple[Gpu, ...]
     growth: bool = False
     cpu_only: bool = False
+    hidden: bool = False
+    shown: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,26 @@ class Clamped:
 # ---- the view
 
 
-def make_view(plan: Plan, ordinals: Sequence[int], *, cpu_only: bool = False) -> View:
-    """Bring the Plan to the GPUs TensorFlow can use; ordinals have gaps where it ignores a card."""
-    gpus = tuple(_gpu(ordinal, _planned_at(plan, ordinal)) for ordinal in ordinals)
-    return View(gpus, growth=plan.growth is True, cpu_only=cpu_only)
+def make_view(
+    plan: Plan,
+    ordinals: Sequence[int],
+    planned: Mapping[int, PlannedDevice] | None = None,
+    *,
+    cpu_only: bool = False,
+    shown: int | None = None,
+) -> View:
+    """Bring the Plan to the GPUs TensorFlow can use.
+
+    Args:
+        plan: What this process may use.
+        ordinals: The GPUs TensorFlow can use; with gaps where it ignores a card.
+        planned: Which of them is which of the Plan's; None: not known, they are taken in their order.
+        cpu_only: No GPU may be created.
+        shown: How many GPUs CUDA shows; None when unknown.
+    """
+    known = {ordinal: _planned_at(plan, ordinal) for ordinal in ordinals} if planned is None else planned
+    gpus = tuple(_gpu(ordinal, known[ordinal]) for ordinal in ordinals if ordinal in known)
+    return View(gpus, plan.growth is True, cpu_only, hidden=len(gpus) < len(ordinals), shown=shown)
 
 
 def _planned_at(plan: Plan, ordinal: int) -> PlannedDevice:
@@ -145,11 +165,20 @@ def _wanted(config: ConfigProto, view: View) -> list[Gpu] | None:
     if listed is None:
         return None
     gpus = [by_ordinal[ordinal] for ordinal in listed if ordinal in by_ordinal]
+    if view.hidden and not gpus:
+        gpus = list(view.gpus)  # what it names is not allowed; the rest stays
     most = _device_count(config)
     split = len(options.experimental.virtual_devices)
     if split and (split != len(gpus) or (most is not None and split > most)):
         return None
     return gpus if most is None else gpus[:most]
+
+
+def _comparable(wanted: list[Gpu]) -> list[Gpu]:
+    """TensorFlow refuses a fraction beside sizes: cards of unknown size that are limited by one are left out then."""
+    shared = [gpu for gpu in wanted if gpu.limit is None and gpu.binding]
+    sized = [gpu for gpu in wanted if gpu not in shared and (gpu.binding or gpu.parts)]
+    return [gpu for gpu in wanted if gpu not in shared] if shared and sized else wanted
 
 
 # ---- how much
@@ -181,7 +210,7 @@ def _share(gpu: Gpu, entry: VirtualDevices, fraction: float, split: int) -> _Sha
     elif split > 1 and (room or gpu.total):
         parts = [_whole((room or float(gpu.total or 0)) / split)] * split
     else:
-        parts = [_whole(room)] if room is not None and gpu.binding else []
+        parts = [_whole(room)] if room is not None and (gpu.binding or fraction) else []
     return _Share(gpu, entry, parts)
 
 
@@ -196,6 +225,8 @@ def _fitted(parts: list[float], room: float | None) -> list[float]:
     """The parts, scaled down where they do not fit."""
     if room is None or sum(parts) <= room:
         return parts
+    if sum(parts) == float("inf"):  # which is a size to TensorFlow
+        parts = [min(size, room) for size in parts]
     return [_whole(size * room / sum(parts)) for size in parts]
 
 
@@ -247,8 +278,8 @@ def _write_shares(config: ConfigProto, shares: Sequence[_Share]) -> None:
     del options.experimental.virtual_devices[:]
     options.experimental.virtual_devices.extend(entries)
     options.experimental.num_virtual_devices_per_gpu = 0
-    if all(share.parts for share in shares):
-        options.per_process_gpu_memory_fraction = 0
+    # TensorFlow refuses the one beside the other. Where a card's size is unknown, its fraction is lost.
+    options.per_process_gpu_memory_fraction = 0
 
 
 def _cap_fraction(config: ConfigProto, wanted: Sequence[Gpu]) -> None:
@@ -271,13 +302,18 @@ def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
         _write_fraction(config, fraction)
         return []
     options = config.gpu_options
+    if not any(gpu.binding or gpu.parts for gpu in wanted):
+        # No card reaches its limit; only what goes beyond a card has to be held.
+        _cap_fraction(config, wanted)
+        return []
     asked_fraction = options.per_process_gpu_memory_fraction
     split = options.experimental.num_virtual_devices_per_gpu
     shares = [
         _share(gpu, entry, asked_fraction, split) for gpu, entry in zip(wanted, _entries(config, wanted), strict=True)
     ]
-    _cap_fraction(config, wanted)
-    if not any(share.parts for share in shares) and not options.experimental.virtual_devices:
+    if not any(share.parts for share in shares):
+        _cap_fraction(config, wanted)
+        del options.experimental.virtual_devices[:]
         return []
     _write_shares(config, shares)
     return shares
@@ -326,6 +362,11 @@ def _clamp_notes(
 
 def _kept(key: str, wish: object, wanted: Sequence[Gpu], devices: Sequence[DeviceOutcome]) -> bool:
     """Whether a wish is only said in other words: a fraction or a number of parts as explicit sizes."""
+    if key == "virtual_devices":
+        given = [[round(size / MIB, 3) for size in d.logical_devices or (d.limit or 0,)] for d in devices]
+        if not isinstance(wish, list) or len(wish) != len(given):
+            return False
+        return all(not sizes or sizes == part for sizes, part in zip(wish, given, strict=True))
     if key == "num_virtual_devices_per_gpu":
         return all(max(1, len(device.logical_devices)) == wish for device in devices)
     if key == "per_process_gpu_memory_fraction":
@@ -376,11 +417,15 @@ def clamp(config: ConfigProto, view: View) -> Clamped:
     """
     if _device_count(config) == 0:
         return Clamped(None)
-    wanted = _wanted(config, view)
+    wanted = _wanted(_without_split(config) if view.hidden else config, view)
     if wanted is None or (not wanted and not view.cpu_only):
         return Clamped(None)
+    comparable = _comparable(wanted)
     result = type(config)()
     result.CopyFrom(config)
+    if view.hidden or len(comparable) < len(wanted):
+        result = _without_split(config)
+    wanted = comparable
     if view.cpu_only:
         result.device_count["GPU"] = 0
         return Clamped(result, asked=_terms(config), given=_terms(result))
@@ -390,28 +435,37 @@ def clamp(config: ConfigProto, view: View) -> Clamped:
     return Clamped(result, devices, asked, given, tuple(_clamp_notes(asked, given, wanted, devices)))
 
 
+def _without_split(config: ConfigProto) -> ConfigProto:
+    """The program's split counts GPUs that are left out: which part was meant for which cannot be told."""
+    result = type(config)()
+    result.CopyFrom(config)
+    del result.gpu_options.experimental.virtual_devices[:]
+    return result
+
+
 def _write(config: ConfigProto, wanted: Sequence[Gpu], view: View) -> list[_Share]:
     options = config.gpu_options
     if view.growth:
         options.allow_growth = True
-    if not any(gpu.limited or gpu.parts for gpu in wanted):
-        return []
-    options.experimental.use_cuda_malloc_async = False
-    options.experimental.use_unified_memory = False
-    shares = _write_limits(config, wanted)
-    if shares and not _has_foreign_entries(options.visible_device_list, view):
+    shares: list[_Share] = []
+    if any(gpu.limited or gpu.parts for gpu in wanted):
+        options.experimental.use_cuda_malloc_async = False
+        options.experimental.use_unified_memory = False
+        shares = _write_limits(config, wanted)
+    if view.hidden or (shares and not _has_foreign_entries(options.visible_device_list, view)):
         _name_wanted(config, wanted, view)
     return shares
 
 
 def _has_foreign_entries(visible_device_list: str, view: View) -> bool:
-    """An entry beyond all usable ordinals: TensorFlow refuses or ignores it, and says so itself."""
-    highest = max((gpu.ordinal for gpu in view.gpus), default=-1)
+    """An entry beyond all that CUDA shows: TensorFlow refuses it, and says so itself."""
+    last = max((gpu.ordinal for gpu in view.gpus), default=-1)
+    highest = last if view.shown is None else max(last, view.shown - 1)
     listed = _listed(visible_device_list) if visible_device_list else []
     return any(ordinal < 0 or ordinal > highest for ordinal in listed or [])
 
 
 def _name_wanted(config: ConfigProto, wanted: Sequence[Gpu], view: View) -> None:
     """TensorFlow wants as many virtual_devices as GPUs it may use: name those where they are not all."""
-    if config.gpu_options.visible_device_list or len(wanted) < len(view.gpus):
+    if config.gpu_options.visible_device_list or len(wanted) < len(view.gpus) or view.hidden:
         config.gpu_options.visible_device_list = ",".join(str(gpu.ordinal) for gpu in wanted)

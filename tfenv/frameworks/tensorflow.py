@@ -10,14 +10,14 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import wraps
 from types import ModuleType
 from typing import Any, Protocol
 
 from tfenv.errors import Finding, PolicyError
 from tfenv.frameworks.config_proto import Clamped, View, clamp, make_view
-from tfenv.policy.model import Outcome, OutcomeStatus, Plan
+from tfenv.policy.model import Outcome, OutcomeStatus, Plan, PlannedDevice
 from tfenv.policy.units import MIB
 
 __all__ = ["DOORS", "Governor", "apply_environment", "fall_back", "initialised", "install", "version"]
@@ -33,9 +33,22 @@ DOORS = (
 )
 
 #: They open CUDA too, and create no device: only visibility has to be settled before.
-SIDE_DOORS = (
+OPENERS = (
     ("tensorflow.python.profiler.internal._pywrap_profiler", "ProfilerSession"),
     ("tensorflow.python.profiler.internal._pywrap_profiler", "start_server"),
+)
+
+#: They make the eager context a server, which creates its devices anew from the ServerDef's own ConfigProto.
+CLUSTER_DOORS = tuple(
+    ("tensorflow.python.pywrap_tfe", name)
+    for name in (
+        "TFE_EnableCollectiveOps",
+        "TFE_ContextSetServerDef",
+        "TFE_ContextSetServerDefWithTimeout",
+        "TFE_ContextSetServerDefWithTimeoutAndRetries",
+        "TFE_ContextUpdateServerDef",
+        "TFE_ContextUpdateServerDefWithTimeout",
+    )
 )
 
 Function = Callable[..., Any]
@@ -48,8 +61,15 @@ class Governor(Protocol):
         """The first listing of this process is next, just before cuInit: the last moment for visibility."""
         ...
 
-    def listed(self, count: int) -> None:
-        """TensorFlow lists so many GPUs; raises PolicyError if they cannot be the plan's and `on_error = "fail"`."""
+    def identify(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
+        """Which GPU of the plan each is that TensorFlow lists; those left out are not allowed. None: not known.
+
+        Raises PolicyError if some are not the plan's and `on_error = "fail"`.
+        """
+        ...
+
+    def shown(self) -> int | None:
+        """How many GPUs CUDA shows, those TensorFlow ignores too; None when unknown."""
         ...
 
     def plan(self) -> Plan:
@@ -142,6 +162,12 @@ class _Doors:
 
     # -- listing
 
+    def enter(self) -> None:
+        self.lock.acquire()
+
+    def leave(self) -> None:
+        self.lock.release()
+
     def renew_lock(self) -> None:
         """In a forked child nobody may be left who could release the parent's lock."""
         self.lock = threading.RLock()
@@ -160,15 +186,18 @@ class _Doors:
             action()
         except PolicyError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the program goes on
+        except Exception as error:
+            if _is_the_programs(error):
+                raise
             self.governor.failed(error, door)
 
     def view(self) -> View:
         """The policy on the GPUs TensorFlow can use. Lists devices, so call it only where it is about to."""
         self.before_listing()
         ordinals = self.ordinals()
-        self.governor.listed(len(ordinals))
-        return make_view(self.governor.plan(), ordinals, cpu_only=self.governor.cpu_only())
+        planned = self.governor.identify(ordinals)
+        governor = self.governor
+        return make_view(governor.plan(), ordinals, planned, cpu_only=governor.cpu_only(), shown=governor.shown())
 
     def ordinals(self) -> list[int]:
         """The GPUs TensorFlow can use, as CUDA counts."""
@@ -198,7 +227,7 @@ class _Doors:
     def without_gpu(self, door: str) -> Outcome:
         """How programs say "CPU only", and how eager execution says that there is no GPU. CUDA stays as it is."""
         if self.listed_by == os.getpid() and not self.ordinals():
-            return Outcome("applied", door)
+            return Outcome("applied", door, findings=(NO_GPU,))
         return Outcome("applied", door, asked={"device_count": 0}, given={"device_count": 0})
 
     def after_fault(self, data: bytes) -> bytes:
@@ -262,12 +291,25 @@ class _Doors:
     def wrap_new_server(self, original: Function) -> Function:
         @wraps(original)
         def new_server(server_def: bytes) -> Any:
-            message = self.server_class.FromString(server_def)
-            data = message.default_session_config.SerializeToString()
-            message.default_session_config.ParseFromString(self.clamped(data, "TF_NewServer"))
-            return original(message.SerializeToString())
+            return original(self.clamped_server(server_def))
 
         return new_server
+
+    def wrap_server_def(self, original: Function) -> Function:
+        """Of the calls that make the eager context a member of a cluster: (context, …, serialized ServerDef, …)."""
+
+        @wraps(original)
+        def with_server_def(*args: Any, **kwargs: Any) -> Any:
+            clamped = [self.clamped_server(arg) if isinstance(arg, bytes) else arg for arg in args]
+            return original(*clamped, **kwargs)
+
+        return with_server_def
+
+    def clamped_server(self, server_def: bytes) -> bytes:
+        message = self.server_class.FromString(server_def)
+        data = message.default_session_config.SerializeToString()
+        message.default_session_config.ParseFromString(self.clamped(data, "TF_NewServer"))
+        return bytes(message.SerializeToString())
 
     def wrap_new_cluster(self, original: Function) -> Function:
         @wraps(original)
@@ -296,13 +338,32 @@ class _Doors:
             return
 
 
+#: Where an error of ours can come from; anything else that runs in a door is a signal handler of the program's.
+_OURS = {"tfenv", "google", "tensorflow", "tomli", "structlog", "jsonschema", "pynvml", *sys.stdlib_module_names}
+
+
+def _is_the_programs(error: BaseException) -> bool:
+    """Whether an exception was raised by the program itself: by the handler of a signal that came meanwhile."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = str(traceback.tb_frame.f_globals.get("__name__", "")) if traceback is not None else "tfenv"
+    return module.partition(".")[0] not in _OURS - {"__main__"}
+
+
 def _is_remote(target: Any) -> bool:
     text = target.decode(errors="replace") if isinstance(target, bytes) else str(target or "")
     return text not in ("", "local")
 
 
+#: TensorFlow has nothing to create: whoever reports it knows why.
+NO_GPU = Finding("no-gpu", "TensorFlow lists no GPU", "warning")
+
+
 def _outcome(clamped: Clamped, notes: list[Finding], view: View, door: str) -> Outcome:
     findings = (*notes, *clamped.findings)
+    if not view.gpus and not view.cpu_only:
+        findings += (NO_GPU,)
     status: OutcomeStatus = "clamped" if any(f.code == "clamped" for f in findings) else "applied"
     if view.cpu_only:
         status = "cpu"
@@ -348,12 +409,14 @@ def install(governor: Governor) -> tuple[str, ...]:
     for module_name, name in DOORS:
         if name not in missing:
             _replace(sys.modules[module_name], name, _WRAPPERS[name], doors)
-    for module_name, name in SIDE_DOORS:
+    for module_name, name in (*OPENERS, *CLUSTER_DOORS):
         module = sys.modules.get(module_name)
         if module is not None and hasattr(module, name):
-            _replace(module, name, _Doors.wrap_opener, doors)
+            wrap = _Doors.wrap_opener if (module_name, name) in OPENERS else _Doors.wrap_server_def
+            _replace(module, name, wrap, doors)
     doors.missing = tuple(missing)
-    os.register_at_fork(after_in_child=doors.renew_lock)
+    # A fork waits for a door to be left: the child would inherit the locks of modules imported there.
+    os.register_at_fork(before=doors.enter, after_in_parent=doors.leave, after_in_child=doors.renew_lock)
     _installed = doors
     return doors.missing
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tfenv.policy.model import Grant
 
@@ -66,7 +66,11 @@ def carry(carried: Carried, boot_id: str) -> str:
 
 
 def _read_carried(text: str | None, boot_id: str, current: str | None) -> Carried | None:
-    """The parent's word, unless it comes from another boot or host, or somebody changed the list since."""
+    """The parent's word, unless it comes from another boot or host, or somebody gave other GPUs since.
+
+    A parent that writes a list of its own for each child (launchers do) asks within what it was given; a list
+    that names others is a new grant (a scheduler's step).
+    """
     try:
         version, boot, grant, request, wrote = json.loads(text or "null")
     except (ValueError, TypeError, RecursionError):
@@ -76,7 +80,13 @@ def _read_carried(text: str | None, boot_id: str, current: str | None) -> Carrie
     if not all(value is None or isinstance(value, str) for value in (grant, request, wrote)):
         return None
     carried = Carried(grant, request, wrote)
-    return carried if carried.wrote == current else None
+    if carried.wrote == current:
+        return carried
+    return replace(carried, request=current) if _within(current, carried.grant) else None
+
+
+def _within(current: str | None, grant: str | None) -> bool:
+    return grant is None or set(tokens_of(current) or ()) <= set(tokens_of(grant) or ())
 
 
 def read_boot_id(path: str = _BOOT_ID) -> str:

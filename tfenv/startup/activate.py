@@ -6,7 +6,7 @@ Called by the start-up hook. Nothing here raises but PolicyError, and that only 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
@@ -15,10 +15,12 @@ from tfenv import pipeline
 from tfenv.audit import summary
 from tfenv.errors import Finding, PolicyError, printable
 from tfenv.frameworks import tensorflow
+from tfenv.gpus.cuda import read_uuids
 from tfenv.gpus.grant import VARIABLE, Carried, carry, read_boot_id, read_grant, tokens_of
-from tfenv.gpus.inventory import read_inventory
-from tfenv.policy.model import Grant, Inventory, Outcome, Plan
+from tfenv.policy import placement
+from tfenv.policy.model import Grant, Inventory, Outcome, Plan, PlannedDevice
 from tfenv.policy.resolve import NO_GPU
+from tfenv.startup import remote
 from tfenv.startup.reporting import Reporter
 
 __all__ = ["Governed", "after_import", "before_import", "catch_up", "current", "refused", "too_late"]
@@ -64,7 +66,8 @@ class Governed:
         self.asserted = start.get(_VISIBLE)
         self.inventory = Inventory()
         self.visible_when_listed: str | None = None
-        self.checked_by = 0  # pid; a forked child lists anew
+        self.identified: tuple[int, Mapping[int, PlannedDevice] | None] | None = None  # by pid: a child lists anew
+        self.uuids: tuple[str, ...] | None = None
         self.findings: tuple[Finding, ...] = ()
         self.no_gpu = False
         self.reporter = Reporter(framework, loaded, self.grant)
@@ -83,7 +86,8 @@ class Governed:
             PolicyError: Something is wrong and `on_error = "fail"`.
         """
         self._hear_the_program()
-        decision = pipeline.decide(self.loaded, self.grant, inventory, self.request, self.reporter.log.findings)
+        elsewhere = self.reporter.log.findings
+        decision = pipeline.decide(self.loaded, self.grant, inventory, self.request, elsewhere, remote.inventory)
         if decision.refused:
             self.reporter.refused(decision.errors)
             raise PolicyError(decision.errors)
@@ -121,27 +125,37 @@ class Governed:
         if self.loaded.policy.on_error == "cpu":
             self.no_gpu = True
             os.environ[_VISIBLE] = self.asserted = NO_GPU
+            self.visible_when_listed = NO_GPU
 
     # -- what the doors ask
 
     def before_listing(self) -> None:
         """The last moment for visibility, and the first at which asking NVML is no waste."""
-        self.inventory = read_inventory()
-        self.decide(self.inventory)
+        self.inventory = remote.inventory()
+        before = self._plan.findings
+        plan = self.decide(self.inventory)
+        self.reporter.pending += tuple(finding for finding in plan.findings if finding not in before)
         self.visible_when_listed = os.environ.get(_VISIBLE)
 
-    def listed(self, count: int) -> None:
-        planned = self._plan.devices
-        if planned is None or count == len(planned) or self.checked_by == os.getpid():
-            return
-        text = f"TensorFlow lists {count} GPUs, the policy allows {len(planned)}"
-        if count > len(planned):
-            text += ": something opened CUDA before tfenv could narrow it"
-            self.fault(Finding("too-late", text), "TF_ListPhysicalDevices")
-        elif count:
-            # It ignores cards that are too old or too small, and a driver may lack some of those NVML shows.
-            self.reporter.pending += (Finding("fewer-gpus", text, "warning"),)
-        self.checked_by = os.getpid()
+    def identify(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
+        if self.identified is None or self.identified[0] != os.getpid():
+            self.uuids = read_uuids()
+            planned = placement.place(self._plan, ordinals, self.uuids, self._replan)
+            self.identified = (os.getpid(), planned.devices)
+            if planned.remark is not None and planned.remark.severity == "error":
+                self.identified = None  # with on_error = "fail" the next try is refused, too
+                self.fault(planned.remark, "TF_ListPhysicalDevices")
+                self.identified = (os.getpid(), planned.devices)
+            elif planned.remark is not None:
+                self.reporter.pending += (planned.remark,)
+        return self.identified[1]
+
+    def _replan(self, tokens: tuple[str, ...]) -> Plan:
+        """The plan for exactly these cards, in CUDA's order."""
+        return pipeline.make_plan(self.loaded, Grant(tokens=tokens), self.inventory)
+
+    def shown(self) -> int | None:
+        return None if self.uuids is None else len(self.uuids)
 
     def plan(self) -> Plan:
         return self._plan
@@ -150,11 +164,11 @@ class Governed:
         return self.no_gpu
 
     def report(self, outcome: Outcome) -> None:
-        missing = self._missing_gpu(outcome)
-        found = (*outcome.findings, *self._late_visibility(), *missing)
-        self.reporter.passed(replace(outcome, findings=found), self._plan)
-        if self.loaded.policy.on_error == "fail" and pipeline.errors_of(missing):
-            raise PolicyError(missing)
+        wanted = () if self._plan.devices == () else tuple(self._explained(finding) for finding in outcome.findings)
+        self.reporter.passed(replace(outcome, findings=(*wanted, *self._late_visibility())), self._plan)
+        errors = pipeline.errors_of(wanted)
+        if errors and self.loaded.policy.on_error == "fail":
+            raise PolicyError(errors)
 
     def failed(self, error: Exception, door: str) -> None:
         """A fault of ours at a door."""
@@ -168,16 +182,14 @@ class Governed:
         text = f"the program set {_VISIBLE}={value} after the devices were listed: no effect"
         return (Finding("too-late", text, "note"),)
 
-    def _missing_gpu(self, outcome: Outcome) -> tuple[Finding, ...]:
-        """No GPU where nobody asked for that: the reason, as far as it can be told without CUDA."""
-        if outcome.devices or outcome.status != "applied" or outcome.asked.get("device_count") == 0:
-            return ()
-        if self._plan.devices == ():
-            return ()
+    def _explained(self, finding: Finding) -> Finding:
+        """Of a missing GPU the reason, as far as it can be told without CUDA."""
+        if finding.code != "no-gpu":
+            return finding
         shown = len(self.inventory.devices or ())
         reason = self.inventory.problem or f"NVML shows {shown}; `tfgpu doctor` says more"
         named = self._plan.visible is not None
-        return (Finding("no-gpu", f"TensorFlow lists no GPU ({reason})", "error" if named else "warning"),)
+        return replace(finding, message=f"{finding.message} ({reason})", severity="error" if named else "warning")
 
 
 # ---- what the hook calls
@@ -194,7 +206,7 @@ def before_import(name: str, start: Remembered) -> None:
     began = perf_counter()
     loaded: pipeline.Loaded | None = None
     try:
-        loaded = pipeline.load(pipeline.make_start(start))
+        loaded = remote.load(pipeline.make_start(start))
         _current = _govern(name, start, loaded, began) if loaded.found else None
     except PolicyError as error:
         _refused = error.findings

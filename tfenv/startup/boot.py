@@ -27,6 +27,10 @@ START: "dict[str, str | None]" = {}
 #: Set by the sitecustomize of `tfgpu run`: a finder of tfenv and its dependencies for interpreters that lack them.
 lender: "Any" = None
 
+#: Set by the block of `tfgpu install --system`: (folder that holds tfenv, its own interpreter). None: tfenv is
+#: installed in this environment, dependencies and all.
+system: "tuple[str, str] | None" = None
+
 _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
@@ -57,7 +61,10 @@ class TfenvFinder:
 
 def _late() -> "Any":
     """tfenv.startup.govern, or None when tfenv is half uninstalled: the program goes on as if it were gone."""
+    global lender  # noqa: PLW0603 - made once, when it is needed
     try:
+        if system is not None and lender is None:
+            lender = _system_lender(system[0])
         if lender is not None and lender not in sys.meta_path:
             sys.meta_path.append(lender)
         if not _is_ours():
@@ -66,6 +73,22 @@ def _late() -> "Any":
     except Exception:
         return None
     return govern
+
+
+def _system_lender(folder: "str") -> "Any":
+    """A finder of the package tfenv alone: what it depends on stays in tfenv's own environment."""
+    from importlib.machinery import PathFinder
+
+    class Lender:
+        @staticmethod
+        def find_spec(
+            name: "str",
+            path: "Sequence[str] | None" = None,  # noqa: ARG004 (finders are called with three arguments)
+            target: "ModuleType | None" = None,
+        ) -> "ModuleSpec | None":
+            return PathFinder.find_spec(name, [folder], target) if name == "tfenv" else None
+
+    return Lender
 
 
 def _is_ours() -> "bool":

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from types import ModuleType
 
-__all__ = ["arm", "is_armed", "remembered"]
+__all__ = ["arm", "is_armed", "remembered", "resolver"]
 
 #: Installed it is a module of its own at the root of the wheel, in a checkout it is tfenv/startup/boot.py.
 _NAMES = ("_tfenv_boot", "tfenv.startup.boot")
@@ -30,6 +30,15 @@ def remembered() -> Mapping[str, str | None]:
         if start:
             return start
     return {}
+
+
+def resolver() -> str | None:
+    """The interpreter that has tfenv's dependencies, where this environment does not: `tfgpu install --system`."""
+    for name in _NAMES:
+        system: tuple[str, str] | None = getattr(sys.modules.get(name), "system", None)
+        if system is not None:
+            return system[1]
+    return None
 
 
 def _boot() -> ModuleType:

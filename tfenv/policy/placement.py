@@ -1,0 +1,76 @@
+"""Which card of the Plan is which of those that CUDA shows, told by UUID. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tfenv.errors import Finding
+from tfenv.policy.model import Plan, PlannedDevice
+
+__all__ = ["Placement", "place"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was found.
+
+    Attributes:
+        devices: By CUDA ordinal; one that is left out is not allowed. None: they cannot be told apart, and
+            are taken in their order.
+        remark: What does not fit.
+    """
+
+    devices: Mapping[int, PlannedDevice] | None
+    remark: Finding | None = None
+
+
+def place(
+    plan: Plan,
+    ordinals: Sequence[int],
+    uuids: Sequence[str] | None,
+    replan: Callable[[tuple[str, ...]], Plan],
+) -> Placement:
+    """Find each listed GPU in the Plan.
+
+    Args:
+        plan: What this process may use.
+        ordinals: The GPUs TensorFlow lists.
+        uuids: The UUIDs of all that CUDA shows, by ordinal, as hex digits; None when unknown.
+        replan: Gives the Plan for exactly these cards; asked where the Plan leaves all of them visible.
+    """
+    if uuids is None or any(ordinal >= len(uuids) for ordinal in ordinals):
+        return Placement(None, _count_remark(plan, len(ordinals)))
+    if plan.devices is None:
+        devices = replan(tuple(f"GPU-{_dashed(uuids[ordinal])}" for ordinal in ordinals)).devices or ()
+        return Placement(dict(zip(ordinals, devices, strict=False)) if len(devices) == len(ordinals) else None)
+    planned = {_digits(device.device.uuid): device for device in plan.devices if device.device is not None}
+    if len(planned) < len(plan.devices):
+        return Placement(None, _count_remark(plan, len(ordinals)))
+    found = {ordinal: planned[uuids[ordinal]] for ordinal in ordinals if uuids[ordinal] in planned}
+    return Placement(found or None, _identity_remark(plan, len(found), len(ordinals)))
+
+
+def _digits(uuid: str) -> str:
+    return uuid.partition("-")[2].replace("-", "").lower()
+
+
+def _dashed(digits: str) -> str:
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _count_remark(plan: Plan, listed: int) -> Finding | None:
+    if plan.devices is None or listed == len(plan.devices):
+        return None
+    return _identity_remark(plan, min(listed, len(plan.devices)), listed)
+
+
+def _identity_remark(plan: Plan, found: int, listed: int) -> Finding | None:
+    allowed = len(plan.devices or ())
+    if found < listed:
+        text = f"TensorFlow lists {listed} GPUs, {found} of them among the {allowed} the policy allows"
+        return Finding("too-late", f"{text}: something opened CUDA before tfenv could narrow it")
+    if 0 < found < allowed:
+        # TensorFlow ignores cards that are too old or too small; a driver may lack some of those NVML shows.
+        return Finding("fewer-gpus", f"TensorFlow lists {found} of the {allowed} GPUs the policy allows", "warning")
+    return None
