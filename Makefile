@@ -60,8 +60,11 @@ $(VENV)/.installed: $(INSTALLED)
 
 # ---- checks and tests
 
+# Two workers for two cores; a file stays together, its tests share what is costly to start.
+WORKERS ?= -n 2 --dist loadfile
+
 test: venv lint
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 lint: venv generated
 	$(BIN)/ruff check .
@@ -78,7 +81,7 @@ generated: venv
 test-matrix: $(MATRIX:%=test-tf%)
 
 test-tf%: .venv-tf%/.installed
-	.venv-tf$*/bin/python -m pytest $(PYTEST_MATRIX)
+	.venv-tf$*/bin/python -m pytest $(WORKERS) $(PYTEST_MATRIX)
 
 test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest -m "not tensorflow and not slow" tests/policy tests/config tests/gpus tests/audit

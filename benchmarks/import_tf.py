@@ -1,10 +1,12 @@
 """What a policy adds to `import tensorflow`: interleaved runs of the bare import, the armed hook, and hook and policy.
 
-    python benchmarks/import_tf.py [--rounds N] [--modules]
+    python benchmarks/import_tf.py [--rounds N] [--peers | --modules]
 
 The Python that runs this has TensorFlow and tfenv, as `.venv` has after `make venv`. Nothing in it is changed: two
 temporary virtual environments of the same interpreter borrow its site-packages, and only one of them is armed.
 (Python reads the `.pth` files of an environment's own site-packages, not those of a folder that a `.pth` names.)
+`--peers` compares with tools that come into a process the same way: each gets an environment of its own, into which it
+is installed from the package index for the benchmark only.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 import tfenv
 
@@ -38,7 +42,7 @@ memory_limit = "8GiB"
 [audit]
 file = "audit.jsonl"
 """
-#: Run in every process: how long the import took, and whether a policy holds, which must be as the side says.
+#: Run in every process: how long the import took, and whether a policy and a peer are there, as the side says.
 PROBE = """\
 import json, sys, time
 wall, cpu = time.perf_counter(), time.process_time()
@@ -46,28 +50,58 @@ import tensorflow
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 activate = sys.modules.get("tfenv.startup.activate")
 governed = activate is not None and activate.current() is not None
-print(json.dumps({"wall": wall, "cpu": cpu, "governed": governed, "armed": "_tfenv_boot" in sys.modules}))
+there = {"governed": governed, "armed": "_tfenv_boot" in sys.modules, "peer": sys.argv[1] in sys.modules}
+print(json.dumps({"wall": wall, "cpu": cpu, "there": there}))
 """
 _IMPORT_TIME = re.compile(r"import time:\s+(?P<own>\d+) \|\s+(?P<total>\d+) \|\s+(?P<name>\S+)")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the things compared: an interpreter, and the directory its program starts in."""
+    """One of the things compared.
+
+    Attributes:
+        name: As it is printed.
+        python: The interpreter.
+        folder: The directory its program starts in.
+        armed: Our hook is there.
+        governed: A policy holds.
+        launcher: A program of the same environment that starts the interpreter; "" for none.
+        peer: A module that is loaded where the peer works; "" for none: coverage's .pth, idle, loads none.
+        variables: What the peer needs.
+    """
 
     name: str
     python: Path
     folder: Path
-    armed: bool
-    governed: bool
+    armed: bool = False
+    governed: bool = False
+    launcher: str = ""
+    peer: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> list[str]:
+        return [str(self.python.parent / self.launcher)] * bool(self.launcher) + [str(self.python)]
+
+    @property
+    def expected(self) -> dict[str, bool]:
+        return {"governed": self.governed, "armed": self.armed, "peer": bool(self.peer)}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds that one `import tensorflow` took: by the clock, and of all processors together."""
+    """Seconds of one process.
+
+    Attributes:
+        wall: Of `import tensorflow`, by the clock.
+        cpu: Of `import tensorflow`, of all processors together.
+        process: Of the whole process from its start to its end, by the clock: peers do much before the import.
+    """
 
     wall: float
     cpu: float
+    process: float
 
 
 Seconds = Callable[[Sample], float]
@@ -76,17 +110,44 @@ Seconds = Callable[[Sample], float]
 # ---- environments
 
 
-def make_sides(folder: Path) -> tuple[Side, Side, Side]:
+def make_sides(folder: Path) -> list[Side]:
     plain, project = folder / "plain", folder / "project"
     plain.mkdir()
     project.mkdir()
     (project / "tfgpu.toml").write_text(POLICY)
     bare, armed = make_environment(folder / "bare", armed=False), make_environment(folder / "armed", armed=True)
-    return (
-        Side("bare", bare, plain, armed=False, governed=False),
-        Side("hook, no file", armed, plain, armed=True, governed=False),
+    return [
+        Side("bare", bare, plain),
+        Side("hook, no file", armed, plain, armed=True),
         Side("hook and policy", armed, project, armed=True, governed=True),
-    )
+    ]
+
+
+def make_peers(folder: Path) -> list[Side]:
+    """Idle where they can be: no tracing, no exporters, coverage not measuring; what is left is their way in."""
+    plain = folder / "plain"
+    constraints = folder / "constraints.txt"  # else a peer's own copies would stand before TensorFlow's dependencies
+    constraints.write_text("".join(f"{found.metadata['Name']}=={found.version}\n" for found in distributions()))
+
+    def environment_with(package: str) -> Path:
+        python = make_environment(folder / package, armed=False)
+        pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install", "-c", str(constraints)]
+        subprocess.run([*pip, package], check=True, env=without("PYTHON"))
+        return python
+
+    quiet = {"DD_TRACE_ENABLED": "false", "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false"}
+    no_exporters = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+    return [
+        Side("coverage's .pth", environment_with("coverage"), plain),
+        Side(
+            "ddtrace-run", environment_with("ddtrace"), plain,
+            launcher="ddtrace-run", peer="ddtrace", variables=quiet,
+        ),
+        Side(
+            "opentelemetry", environment_with("opentelemetry-distro"), plain,
+            launcher="opentelemetry-instrument", peer="opentelemetry", variables=no_exporters,
+        ),
+    ]  # fmt: skip
 
 
 def make_environment(folder: Path, *, armed: bool) -> Path:
@@ -120,25 +181,30 @@ def library_folders() -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     """Without what would change the import, with an empty user layer."""
-    ours = ("TFGPU_", "PYTHON", "TF_", "COVERAGE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    kept = without("TFGPU_", "PYTHON", "TF_", "COVERAGE", "DD_", "OTEL_")
     return {**kept, "XDG_CONFIG_HOME": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
+
+def without(*prefixes: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 # ---- measuring
 
 
 def measure(side: Side) -> Sample:
-    done = run(side, "-c", PROBE)
+    began = perf_counter()
+    done = run(side, "-c", PROBE, side.peer)
+    process = perf_counter() - began
     result = json.loads(done.stdout)
-    if (result["armed"], result["governed"]) != (side.armed, side.governed):
-        raise SystemExit(f'"{side.name}" is not what it should be: {result}; is there a policy in /etc/tfgpu?')
-    return Sample(result["wall"], result["cpu"])
+    if result["there"] != side.expected:
+        raise SystemExit(f'"{side.name}" is not what it should be: {result["there"]}; is there a policy in /etc/tfgpu?')
+    return Sample(result["wall"], result["cpu"], process)
 
 
 def run(side: Side, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(side.python), *arguments]
-    variables = environment(side.folder.parent / "no-user-files")
+    command = [*side.command, *arguments]
+    variables = {**environment(side.folder.parent / "no-user-files"), **side.variables}
     done = subprocess.run(command, cwd=side.folder, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -164,26 +230,30 @@ def measure_all(sides: Sequence[Side], rounds: int) -> dict[str, list[Sample]]:
 
 def report(samples: Mapping[str, Sequence[Sample]]) -> None:
     bare = samples["bare"]
-    print(f"{'':16}{'wall ms':>10}{'ratio':>8}{'paired':>8}{'CPU ms':>10}{'ratio':>8}{'paired':>8}")
+    print("".join([f"{'':16}", *(f"{title:>12}{'ratio':>8}{'paired':>8}" for title in COLUMNS)]))
     for name, taken in samples.items():
-        cells = (cell for seconds in (wall, cpu) for cell in cells_of(seconds, taken, bare))
+        cells = (cell for seconds in COLUMNS.values() for cell in cells_of(seconds, taken, bare))
         print(f"{name:16}{''.join(cells)}")
     print("\nMedians. ratio: of the medians; paired: the median of the ratios within each round.")
+    print("wall and CPU are of the import; process is all from start to end, by the clock.")
     added = paired(cpu, samples["hook and policy"], bare) - 1
     print(f"A policy adds {added:+.1%} of processor time to the import; the bar is {BAR:.0%}.")
-
-
-def wall(sample: Sample) -> float:
-    return sample.wall
 
 
 def cpu(sample: Sample) -> float:
     return sample.cpu
 
 
+COLUMNS: Mapping[str, Seconds] = {
+    "wall ms": lambda sample: sample.wall,
+    "CPU ms": cpu,
+    "process ms": lambda sample: sample.process,
+}
+
+
 def cells_of(seconds: Seconds, taken: Sequence[Sample], bare: Sequence[Sample]) -> tuple[str, str, str]:
     own, theirs = (median(map(seconds, side)) for side in (taken, bare))
-    return f"{own * 1000:10.0f}", f"{own / theirs:8.3f}", f"{paired(seconds, taken, bare):8.3f}"
+    return f"{own * 1000:12.0f}", f"{own / theirs:8.3f}", f"{paired(seconds, taken, bare):8.3f}"
 
 
 def paired(seconds: Seconds, taken: Sequence[Sample], bare: Sequence[Sample]) -> float:
@@ -212,16 +282,16 @@ def report_modules(bare: Side, governed: Side) -> None:
 
 def import_times(side: Side) -> dict[str, int]:
     """Microseconds of each module's own code, in one process."""
-    matches = map(_IMPORT_TIME.match, run(side, "-X", "importtime", "-c", PROBE).stderr.splitlines())
+    matches = map(_IMPORT_TIME.match, run(side, "-X", "importtime", "-c", PROBE, "").stderr.splitlines())
     return {match["name"]: int(match["own"]) for match in matches if match}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a policy adds to `import tensorflow`.")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="processes of each kind (20)")
-    parser.add_argument(
-        "--modules", action="store_true", help="instead: which modules a policy imports, and their time"
-    )
+    also = parser.add_mutually_exclusive_group()
+    also.add_argument("--peers", action="store_true", help="compare with coverage, ddtrace and opentelemetry, too")
+    also.add_argument("--modules", action="store_true", help="instead: which modules a policy imports, and their time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tfgpu-bench-") as folder:
         sides = make_sides(Path(folder))
@@ -229,6 +299,7 @@ def main() -> None:
             measure_all(sides, 0)
             report_modules(sides[0], sides[2])
         else:
+            sides += make_peers(Path(folder)) if args.peers else []
             report(measure_all(sides, args.rounds))
     report_bytecode()
 

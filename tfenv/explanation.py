@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tfenv.audit.sinks import log_names
 from tfenv.config.discover import FILE_NAME
 from tfenv.errors import Finding
 from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
@@ -104,7 +105,7 @@ class Explanation:
         settings: Those that hold, with their origins.
         ceilings: All of them hold together.
         on_error: What follows when something cannot be put in force: the strictest wish of all layers.
-        logs: Files the audit records go to, as configured; () is the user's own log.
+        logs: Files the audit records go to, as configured.
         grant: What the scheduler or the parent process gave.
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
         plan: What is applied when TensorFlow is imported.
@@ -229,7 +230,7 @@ def explain_here(project: str | os.PathLike[str] | None = None) -> Explanation:
         settings=tuple(_settings(loaded, plan)),
         ceilings=tuple(_value(loaded, ceiling.origin) for ceiling in loaded.policy.ceilings),
         on_error=loaded.policy.on_error,
-        logs=loaded.policy.audit.files,
+        logs=log_names(loaded.policy.audit),
         grant=grant,
         inventory=inventory,
         plan=plan,

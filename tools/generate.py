@@ -23,6 +23,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
 
 Schema = Mapping[str, Any]
 WORDS = {"boolean": "`true` or `false`", "object": "table", "integer": "whole number"}
+BOUNDS = {"minimum": "at least", "maximum": "at most"}
 
 SEVERAL = "(JsonSchemaValueException, JsonSchemaValuesException)"
 
@@ -169,9 +170,10 @@ def _types(schema: Schema, root: Schema) -> list[str]:
     if "anyOf" in schema:
         return [text for option in schema["anyOf"] for text in _types(option, root)]
     if schema["type"] == "array":
-        return [f"list of {type_text(schema['items'], root)}s"]
-    smallest = f", at least {schema['minimum']}" if "minimum" in schema else ""
-    return [WORDS.get(schema["type"], str(schema["type"])) + smallest]
+        most = f", at most {schema['maxItems']}" if "maxItems" in schema else ""
+        return [f"list of {type_text(schema['items'], root)}s{most}"]
+    bounds = [f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema]
+    return [", ".join([WORDS.get(schema["type"], str(schema["type"])), *bounds])]
 
 
 def _either(options: list[str]) -> str:

@@ -13,10 +13,27 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from tfenv.audit.record import Context, Process, encode, load_audit_schema, policy_applied
+from tfenv.audit.record import Context, Process, encode, policy_applied
+from tfenv.audit.sinks import COMPLAINED_VARIABLE
+from tfenv.audit.summary import SHOWN_VARIABLE
 from tfenv.policy.model import DeviceOutcome, Grant, Outcome, Source, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test makes this process say does not silence the next."""
+    for variable in (COMPLAINED_VARIABLE, SHOWN_VARIABLE):
+        monkeypatch.setenv(variable, "")  # so that it is removed at the end, whoever sets it meanwhile
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture(scope="session")
+def schema() -> dict[str, Any]:
+    """The published schema of a record."""
+    loaded: dict[str, Any] = json.loads((ROOT / "schemas" / "audit.schema.json").read_text(encoding="utf-8"))
+    return loaded
 
 
 @pytest.fixture
@@ -46,9 +63,9 @@ def applied(context: Context, outcome: Outcome) -> Any:
 
 
 @pytest.fixture
-def valid() -> Callable[[bytes], dict[str, Any]]:
+def valid(schema: dict[str, Any]) -> Callable[[bytes], dict[str, Any]]:
     """Checks one line against all that is promised of a record, and gives it parsed."""
-    validator = Draft7Validator(load_audit_schema())
+    validator = Draft7Validator(schema)
 
     def check(line: bytes) -> dict[str, Any]:
         assert line.endswith(b"\n")

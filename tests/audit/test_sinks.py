@@ -17,9 +17,19 @@ from typing import Any
 import pytest
 import structlog
 
+from tfenv.audit import sinks as module
 from tfenv.audit.query import Query, Tally, read, with_rotated
 from tfenv.audit.record import AuditRecord, Context, encode, policy_disabled
-from tfenv.audit.sinks import AuditLog, RefusedLogError, SyslogSink, append_line, expand_path
+from tfenv.audit.sinks import (
+    COMPLAINED_VARIABLE,
+    DEFAULT_LOG,
+    AuditLog,
+    RefusedLogError,
+    SyslogSink,
+    append_line,
+    expand_path,
+    log_names,
+)
 from tfenv.policy.model import AuditSinks
 
 Valid = Callable[[bytes], dict[str, Any]]
@@ -30,7 +40,8 @@ as_root = pytest.mark.skipif(UID != 0, reason="needs root, to be somebody else o
 
 
 def open_log(*paths: Path, **more: Any) -> AuditLog:
-    return AuditLog(AuditSinks(stderr="none", files=tuple(map(str, paths)), **more), home=None, uid=UID)
+    sinks = AuditSinks(stderr="none", files=tuple(map(str, paths)), default_file=False, **more)
+    return AuditLog(sinks, home=None, uid=UID)
 
 
 def whole_records(*paths: Path) -> list[dict[str, Any]]:
@@ -80,7 +91,7 @@ def test_records_without_structlog_are_the_same_bytes(tmp_path: Path, applied: A
 def test_all_sinks_get_every_record(tmp_path: Path, applied: AuditRecord) -> None:
     """Sinks of all layers add up: each log has the record, a log named twice has it once."""
     paths = [tmp_path / name for name in ("a", "b")]
-    AuditLog(AuditSinks("none", (str(paths[0]), str(paths[1])), (str(paths[0]),)), None, UID).emit(applied)
+    open_log(*paths, required_files=(str(paths[0]),)).emit(applied)
     assert [len(whole_records(path)) for path in paths] == [1, 1]
 
 
@@ -105,12 +116,39 @@ def test_the_default_log_is_made_in_the_home_of_the_account(
     assert not (tmp_path / "forged").exists()
 
 
-def test_a_home_that_does_not_exist_is_not_created(tmp_path: Path, applied: AuditRecord) -> None:
-    """/nonexistent of a service account stays nonexistent."""
-    log = AuditLog(AuditSinks("none"), str(tmp_path / "nonexistent"), UID)
+def test_the_default_log_comes_with_a_projects_own(tmp_path: Path, applied: AuditRecord) -> None:
+    """A project's log is one more: the user's own still has the record."""
+    path = tmp_path / "log"
+    AuditLog(AuditSinks("none", (str(path),)), str(tmp_path), UID).emit(applied)
+    assert len(whole_records(path)) == len(whole_records(tmp_path / ".local/state/tfgpu/audit.jsonl")) == 1
+
+
+def test_without_a_default_log_none_is_made(tmp_path: Path, applied: AuditRecord) -> None:
+    """A machine or user layer that switched the default log off leaves the home alone."""
+    log = AuditLog(AuditSinks("none", default_file=False), str(tmp_path), UID)
     log.emit(applied)
+    assert (list(tmp_path.iterdir()), log.findings) == ([], ())
+
+
+def test_the_logs_are_named_in_order_and_once() -> None:
+    """The administrator's log comes first, the default last, and a log named twice is one."""
+    assert log_names(AuditSinks(files=("/u", "/m"), required_files=("/m",))) == ("/m", "/u", DEFAULT_LOG)
+    assert log_names(AuditSinks(files=("/u", DEFAULT_LOG))) == ("/u", DEFAULT_LOG)
+    assert log_names(AuditSinks(default_file=False)) == ()
+
+
+@pytest.mark.parametrize("home", [None, "nonexistent"])
+def test_a_user_without_a_home_has_no_default_log_and_no_complaint(
+    tmp_path: Path, applied: AuditRecord, capfd: pytest.CaptureFixture[str], home: str | None
+) -> None:
+    """A uid without a passwd entry, or with /nonexistent as its home, hears nothing of a log it cannot have."""
+    log = AuditLog(AuditSinks(), None if home is None else str(tmp_path / home), UID)
+    log.emit(applied)
+    log.open_now()
     assert list(tmp_path.iterdir()) == []
-    assert [finding.code for finding in log.findings] == ["log-not-written"]
+    assert [(finding.code, finding.severity) for finding in log.findings] == [("no-default-log", "note")]
+    assert capfd.readouterr().err == ""
+    assert COMPLAINED_VARIABLE not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -231,10 +269,91 @@ def test_a_project_cannot_lead_its_log_out_by_a_symlinked_directory(tmp_path: Pa
     project.mkdir()
     secret.mkdir()
     (project / "logs").symlink_to(secret)
-    log = AuditLog(AuditSinks("none", (f"{project}/logs/audit.jsonl",)), None, UID, str(project))
+    sinks = AuditSinks("none", (f"{project}/logs/audit.jsonl",), default_file=False)
+    log = AuditLog(sinks, None, UID, str(project))
     log.emit(applied)
     assert [finding.code for finding in log.findings] == ["refused-log"]
     assert list(secret.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"import tensorflow\n", b'{"name": "x"}\n', b"x", b'{"time\nx', b"\x00" * 100])
+def test_a_file_of_something_else_is_refused(
+    tmp_path: Path, applied: AuditRecord, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A project that names its own train.py as the log gets no line into it."""
+    path = tmp_path / "train.py"
+    path.write_bytes(content)
+    log = open_log(path)
+    log.emit(applied)
+    log.open_now()
+    assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "warning")]
+    assert path.read_bytes() == content
+    assert "it holds something else than audit records" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("begin", [b"", b"\n", b"{", b'{"timesta', b'{"ti\n', b'{"timestamp":"2026'])
+def test_a_log_whose_first_record_was_torn_is_still_a_log(tmp_path: Path, applied: AuditRecord, begin: bytes) -> None:
+    """Wherever a full disk cut off the first record, all writers after it are let in, also those of later processes."""
+    path = tmp_path / "log"
+    path.write_bytes(begin)
+    for _ in range(3):
+        module._known_logs.clear()
+        open_log(path).emit(applied)
+    assert path.read_bytes().count(encode(applied.as_dict())) == 3
+
+
+def test_a_log_is_looked_at_once_and_a_new_one_anew(tmp_path: Path, python: Python) -> None:
+    """Not every event reads the beginning of the log; a file that takes its place is read again."""
+    path = tmp_path / "log"
+    program = f"""{EMIT}
+reads = []
+pread = os.pread
+os.pread = lambda file, size, offset: (reads.append(offset) if offset == 0 else None, pread(file, size, offset))[1]
+for _ in range(5): log.emit(record)
+os.rename(sys.argv[1], sys.argv[1] + ".1")
+open(sys.argv[1], "w").write("import tensorflow")
+log.emit(record)
+print(len(reads), log.findings[0].code)
+"""
+    # The first look finds an empty file, the second a record, the third the other file.
+    assert python(program, str(path)).stdout == "3 refused-log\n"
+
+
+# ---- a log that the machine asks for
+
+
+def test_open_now_writes_what_was_kept(tmp_path: Path, applied: AuditRecord) -> None:
+    """The record of the import is in the log before devices are created, once."""
+    path = tmp_path / "log"
+    log = open_log(path, required_files=(str(path),))
+    log.keep(applied)
+    log.open_now()
+    log.open_now()
+    assert path.read_bytes() == encode(applied.as_dict())
+    assert log.findings == ()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_open_now_shows_that_a_required_log_cannot_be_written(
+    tmp_path: Path, applied: AuditRecord, *, kept: bool
+) -> None:
+    """Also where nothing was kept, as in a forked child, the administrator's log is found missing; others are not."""
+    required, other = tmp_path / "missing" / "log", tmp_path / "nowhere" / "log"
+    log = open_log(other, required_files=(str(required),))
+    if kept:
+        log.keep(applied)
+    log.open_now()
+    errors = [(finding.code, finding.path) for finding in log.findings if finding.severity == "error"]
+    assert errors == [("log-not-written", str(required))]
+    assert len(log.findings) == 1 + kept
+
+
+def test_open_now_leaves_no_trace_but_the_file(tmp_path: Path) -> None:
+    """Trying a required log out makes the file and no record."""
+    path = tmp_path / "log"
+    log = open_log(required_files=(str(path),))
+    log.open_now()
+    assert (path.read_bytes(), log.findings) == (b"", ())
 
 
 # ---- what goes wrong
@@ -250,7 +369,7 @@ import os, sys, resource, signal
 from tfenv.audit.record import Context, Process, policy_disabled
 from tfenv.audit.sinks import AuditLog
 from tfenv.policy.model import AuditSinks, Subject
-log = AuditLog(AuditSinks("none", (sys.argv[1],)), None, os.geteuid())
+log = AuditLog(AuditSinks("none", (sys.argv[1],), default_file=False), None, os.geteuid())
 record = policy_disabled(Context(Process.current("tensorflow"), Subject("alice", os.geteuid(), project="p" * 600)))
 """
 
@@ -308,9 +427,30 @@ def test_a_log_without_permission_is_one_line_on_stderr(tmp_path: Path, python: 
     assert "Permission denied" in run.stderr
 
 
+def test_children_do_not_repeat_the_complaint(tmp_path: Path, python: Python) -> None:
+    """What the parent said about a log that failed, neither its forked nor its spawned children say again."""
+    program = f"""{EMIT}
+import subprocess
+log.emit(record)
+if len(sys.argv) == 2:
+    if not os.fork(): log.emit(record); os._exit(0)
+    os.wait()
+    subprocess.run([sys.executable, "-c", sys.stdin.read(), sys.argv[1], "child"], check=True)
+    print("on")
+"""
+    path = str(tmp_path / "missing" / "log")
+    command = [sys.executable, "-c", program, path]
+    run = subprocess.run(
+        command, input=program, env=checkout(), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (run.stdout, run.stderr.count("the program goes on")) == ("on\n", 1)
+    alone = python(program, path, "child")
+    assert alone.stderr.count("the program goes on") == 1  # so the child would have spoken
+
+
 def test_a_path_with_a_nul_is_lost_like_any_other(applied: AuditRecord) -> None:
     """A path that no system call takes raises nothing."""
-    log = AuditLog(AuditSinks("none", ("/tmp/a\x00b",)), None, UID)
+    log = open_log(Path("/tmp/a\x00b"))
     log.emit(applied)
     assert [finding.code for finding in log.findings] == ["log-not-written"]
 
@@ -605,7 +745,7 @@ def test_importing_the_audit_imports_nothing_heavy(python: Python) -> None:
 def test_json_on_stderr_is_the_record(applied: AuditRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`stderr = "json"` prints the same line that the log gets."""
     path = tmp_path / "log"
-    AuditLog(AuditSinks("json", (str(path),)), None, UID).emit(applied)
+    AuditLog(AuditSinks("json", (str(path),), default_file=False), None, UID).emit(applied)
     assert capsys.readouterr().err.encode() == path.read_bytes()
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tfenv.audit.summary import SHOWN_VARIABLE, show_summary, summary
+from tfenv.audit.summary import SHOWN_VARIABLE, say, show_summary, summary
 from tfenv.errors import Finding, printable
 from tfenv.policy.model import (
     Device,
@@ -114,7 +114,7 @@ def test_printable_leaves_letters_of_all_scripts_alone() -> None:
     assert printable("Ünï 日本 \t\x00") == "Ünï 日本 \\t\\x00"
 
 
-def test_the_line_is_shown_once_per_process_tree(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_is_shown_by_the_topmost_process_only(capsys: pytest.CaptureFixture[str]) -> None:
     """The first process prints and tells its children by a variable; an empty line is not printed."""
     environ: dict[str, str] = {}
     show_summary("", environ)
@@ -123,6 +123,33 @@ def test_the_line_is_shown_once_per_process_tree(capsys: pytest.CaptureFixture[s
     show_summary("tfgpu: x", environ)
     assert capsys.readouterr().err == "tfgpu: x\n"
     assert environ == {SHOWN_VARIABLE: "1"}
+
+
+class Hostile:
+    """A stream that a program put in the place of stderr."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def write(self, _text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(), ValueError(), SystemExit(3), GeneratorExit(), BaseException()], ids=repr)
+def test_a_stream_that_raises_is_survived(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Whatever a replaced stderr raises stays in there, SystemExit too."""
+    monkeypatch.setattr("sys.stderr", Hostile(error))
+    say("tfgpu: x")
+
+
+def test_ctrl_c_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the moment of the line still ends the program."""
+    monkeypatch.setattr("sys.stderr", Hostile(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        say("tfgpu: x")
 
 
 @pytest.mark.parametrize("loss", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "sys.stderr = object()"])

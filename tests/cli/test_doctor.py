@@ -46,9 +46,10 @@ def bare_python(tmp_path: Path) -> Path:
 
 
 def rows(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The rows by topic."""
+    """The rows by topic; of several on one topic the first problem, or the last."""
     assert result.stdout, result.stderr
-    return {row["topic"]: row for row in json.loads(result.stdout)["rows"]}
+    found = json.loads(result.stdout)["rows"]
+    return {row["topic"]: row for row in sorted(found, key=lambda row: row["verdict"] == "problem")}
 
 
 def site_packages(python: Path) -> Path:
@@ -173,15 +174,16 @@ def test_findings_in_files(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> 
 
 def test_the_log_is_writable(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
     """A log that takes records is ok; trying it writes nothing into it."""
-    (project / "audit.jsonl").write_text("{}\n")
+    record = '{"timestamp":"2026-01-02T03:04:05.000000Z"}\n'
+    (project / "audit.jsonl").write_text(record)
     result = tfgpu(*QUICK, env=live)
     assert rows(result)["audit log"]["verdict"] == "ok"
-    assert (project / "audit.jsonl").read_text() == "{}\n"
+    assert (project / "audit.jsonl").read_text() == record
 
 
 def test_the_log_is_refused(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
     """A log that will be refused is a problem, with the reason."""
-    (project / "audit.jsonl").symlink_to("elsewhere")
+    (project / "audit.jsonl").symlink_to("elsewhere.jsonl")
     result = tfgpu(*QUICK, env=live)
     assert result.returncode == 1
     assert "symbolic link" in rows(result)["audit log"]["found"]

@@ -136,6 +136,69 @@ def test_a_full_disk_is_said(project: Path, variables: dict[str, str]) -> None:
     assert (result.returncode, result.stderr) == (1, b"tfgpu: No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["check"], 1),
+        (["check", "--format", "json"], 1),
+        (["explain"], 1),
+        (["explain", "--format", "json"], 1),
+        (["doctor", "--no-tensorflow"], 1),
+        (["init", "--force"], 0),
+        (["--version"], 0),
+        (["--help"], 0),
+        (["chekc"], 2),
+    ],
+)
+def test_a_closed_stdout_changes_no_exit_code(
+    arguments: list[str], code: int, project: Path, variables: dict[str, str]
+) -> None:
+    """With stdout closed (`tfgpu check >&-`) a command does its work, says nothing on stderr, ends as always."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
+    open_, closed = (
+        subprocess.run(
+            ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "tfenv", *arguments],
+            cwd=project,
+            env=variables,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        for redirection in (">/dev/null", ">&-")
+    )
+    assert (open_.returncode, closed.returncode) == (code, code), closed.stderr
+    assert closed.stdout == b""
+    assert closed.stderr == open_.stderr
+
+
+def test_a_closed_stderr_puts_no_complaint_into_stdout(project: Path, variables: dict[str, str]) -> None:
+    """With stderr closed what is wrong shows in the exit code alone: stdout is for what was asked."""
+    for arguments, code in (("check --nope", 2), ("explain --project nowhere", 2)):
+        command = f"{sys.executable} -m tfenv {arguments} 2>&-"
+        result = subprocess.run(
+            ["sh", "-c", command], cwd=project, env=variables, stdout=subprocess.PIPE, timeout=60, check=False
+        )
+        assert (result.returncode, result.stdout) == (code, b"")
+
+
+@pytest.mark.parametrize("arguments", [["init"], ["check", "tfgpu.toml"], ["run", "--config", "a.toml", "--", "true"]])
+def test_a_deleted_working_directory_is_named(arguments: list[str], project: Path, variables: dict[str, str]) -> None:
+    """Where a relative path means nothing any more, the command says so and what to do, and ends with 2."""
+    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "tfenv", *arguments]
+    result = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("tfgpu: the working directory was deleted; change to a directory that exists")
+
+
+def test_a_quoted_argument_does_not_steer_the_terminal(tfgpu: Tfgpu) -> None:
+    """What was typed wrongly is repeated escaped, whichever command complains."""
+    for arguments in (("chekc\x1b[31m",), ("check", "--nope\x1b[31m"), ("run", "--gpus", "\x1b[31m", "--", "true")):
+        result = tfgpu(*arguments)
+        assert result.returncode == 2
+        assert "[31m" in result.stderr
+        assert "\x1b" not in result.stderr
+
+
 def on_terminal(project: Path, env: dict[str, str]) -> bytes:
     """What `tfgpu check` shows on a terminal."""
     terminal, inside = pty.openpty()

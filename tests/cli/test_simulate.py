@@ -223,6 +223,27 @@ def test_no_compiler(tmp_path: Path) -> None:
     assert "apt install gcc" in result.stderr
 
 
+def test_a_compiler_that_fails(tmp_path: Path) -> None:
+    """What the compiler says keeps its lines, and its escape sequences are shown escaped."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nprintf 'first\\033[31m\\nsecond\\n' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    result = simulate("--", "/bin/echo", "ran", env=environment(CC=str(compiler), XDG_CACHE_HOME=str(tmp_path)))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "second" in [line.strip() for line in result.stderr.splitlines()]
+    assert r"first\x1b[31m" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_hostile_names_do_not_steer_the_terminal() -> None:
+    """Escape sequences in a GPU's name or a command's are shown escaped."""
+    result = simulate("--gpus", "1x1GiB:a\x1b[31m", "--", "true")
+    assert "\x1b" not in result.stderr
+    result = simulate("--", "no\x1b[31m")
+    assert result.returncode == 127
+    assert result.stderr == 'tfgpu simulate: command not found: "no\\x1b[31m"\n'
+
+
 def test_log_that_cannot_be_written(tmp_path: Path) -> None:
     """A log in a folder that is not there is said before the command starts."""
     result = simulate("--log", str(tmp_path / "absent" / "log"), "--", "echo", "ran")

@@ -56,7 +56,8 @@ def test_samples_are_right(path: Path) -> None:
     layer, findings = validate(sample(path))
     assert findings == ()
     if path.parent.name not in ("groups", "users"):
-        assert advise(layer) == ()
+        # Whom a sample names exists on no machine of ours.
+        assert {finding.code for finding in advise(layer)} <= {"unknown-user", "unknown-group"}
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT / "sample_configs")))

@@ -229,7 +229,7 @@ def test_max_devices_alone_is_advised_against() -> None:
     """max_devices without a choice gives everybody the same card; with {count = 1} there is nothing to say."""
     assert advice("ceiling.max_devices = 1") == [("first-card-for-all", 1)]
     assert advice("ceiling.max_devices = 1\ngpu.visible_devices = {count = 1}") == []
-    assert advice("gpu.visible_devices = {count = 1}\n[group.students]\nceiling.max_devices = 1") == []
+    assert advice("gpu.visible_devices = {count = 1}\n[group.root]\nceiling.max_devices = 1") == []
     assert advice("ceiling.max_devices = 0") == []
     assert advice('ceiling.max_devices = 1\ngpu.visible_devices = ["GPU-8932f937"]') == []
 
@@ -241,6 +241,41 @@ def test_numbers_in_the_machine_layer_are_advised_against() -> None:
     assert {code for code, _ in advice(text)} == {"numbers-in-machine-layer"}
     assert advice(text, "project") == []
     assert advice('gpu.visible_devices = ["GPU-8932f937"]') == []
+
+
+def test_names_that_nobody_has_are_advised_against() -> None:
+    """A user or group that this machine does not know is a warning in the machine layer, a number is not."""
+    text = """machine.trusted_owners = ["root", "no-such-user"]
+[user.root.gpu]
+memory_growth = true
+[user.nobody-has-this.gpu]
+memory_growth = true
+[group.nobody-has-this.ceiling]
+require_grant = true
+[user."uid:4000000".gpu]
+memory_growth = true
+[group."gid:4000000".gpu]
+memory_growth = true
+[user."\\ud7ff".gpu]
+memory_growth = true
+"""
+    assert sorted(advice(text)) == [
+        ("unknown-group", 6),
+        ("unknown-user", 1),
+        ("unknown-user", 4),
+        ("unknown-user", 12),
+    ]
+    assert advice("[user.nobody-has-this.gpu]\nmemory_growth = true\n", "user") == []
+
+
+@pytest.mark.parametrize(
+    "key", ["ceiling.max_devices", "gpu.memory_limit", "gpu.visible_devices", "on_error", "version"]
+)
+def test_an_integer_too_long_to_write_is_quoted_all_the_same(key: str) -> None:
+    """Python writes no integer of thousands of digits; a finding about one is made nevertheless, and is short."""
+    _, (finding,) = validate(document(f"{key} = 0x{'f' * 5000}"))
+    assert finding.key == key
+    assert len(finding.message) < 250
 
 
 # ---- the schema

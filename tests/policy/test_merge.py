@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.policy.values import SUBJECT, at, layer, layers, origin, table
 from tfenv.policy.merge import combine, merge, project_contains
-from tfenv.policy.model import Layer, MemoryLimit, Setting, Subject, Tables
+from tfenv.policy.model import Layer, LayerName, MemoryLimit, Setting, Subject, Tables
 
 GIB = 1 << 30
 
@@ -139,13 +139,13 @@ def test_projects_are_compared_by_path_components(root: str, path: str, *, insid
     assert project_contains(root, path) is inside
 
 
+def audit(name: LayerName, **values: object) -> Layer:
+    """A layer with an [audit] table."""
+    return Layer(name, audit=(table(name, "audit", values),))
+
+
 def test_audit_sinks_add_up() -> None:
     """A project cannot replace the administrator's log; its own is relative to its file."""
-
-    def audit(name: str, **values: object) -> Layer:
-        settings = {key: Setting(value, origin(name, "audit", key)) for key, value in values.items()}  # type: ignore[arg-type]
-        return Layer(name, audit=(settings,))  # type: ignore[arg-type]
-
     policy = merge(
         [audit("machine", file="/var/log/tfgpu/<uid>.jsonl", syslog=True), audit("project", file="log/a.jsonl")],
         SUBJECT,
@@ -153,6 +153,56 @@ def test_audit_sinks_add_up() -> None:
     assert policy.audit.files == ("/var/log/tfgpu/<uid>.jsonl", "/srv/p/log/a.jsonl")
     assert policy.audit.required_files == ("/var/log/tfgpu/<uid>.jsonl",)
     assert policy.audit.syslog
+
+
+@pytest.mark.parametrize(
+    ("files", "kept", "default"),
+    [
+        ({}, (), True),
+        ({"project": "a.jsonl"}, ("/srv/p/a.jsonl",), True),
+        ({"project": "none"}, (), True),
+        ({"user": "/u"}, ("/u",), False),
+        ({"machine": "/m"}, ("/m",), False),
+        ({"machine": "/m", "user": "/u", "project": "a"}, ("/m", "/u", "/srv/p/a"), False),
+        ({"user": "none"}, (), False),
+        ({"machine": "none", "project": "a"}, ("/srv/p/a",), False),
+        ({"machine": "/m", "user": "none"}, ("/m",), False),
+        ({"machine": "none", "user": "/u"}, ("/u",), False),
+    ],
+    ids=str,
+)
+def test_the_default_log_is_the_machines_and_the_users_affair(
+    files: dict[LayerName, str], kept: tuple[str, ...], *, default: bool
+) -> None:
+    """It stays on beside a project's file, and goes where machine or user name a file or "none"."""
+    sinks = merge([audit(name, file=path) for name, path in files.items()], SUBJECT).audit
+    assert (sinks.files, sinks.default_file) == (kept, default)
+    assert sinks.required_files == tuple(path for path in kept if path == "/m")
+
+
+@pytest.mark.parametrize(
+    ("said", "stands"),
+    [
+        ({}, "summary"),
+        ({"project": "none"}, "none"),
+        ({"user": "json", "project": "none"}, "json"),
+        ({"machine": "json", "project": "none"}, "json"),
+        ({"machine": "summary", "user": "none", "project": "json"}, "summary"),
+        ({"machine": "none", "run": "json"}, "none"),
+    ],
+    ids=str,
+)
+def test_the_farthest_word_on_stderr_stands(said: dict[LayerName, str], stands: str) -> None:
+    """A project cannot silence what the administrator wants said; where nobody farther speaks, it may choose."""
+    layers = [audit(name, stderr=value) for name, value in said.items()]
+    assert merge(layers, SUBJECT).audit.stderr == stands
+    assert merge(reversed(layers), SUBJECT).audit.stderr == stands
+
+
+def test_inside_a_layer_the_more_specific_word_on_stderr_stands() -> None:
+    """users/NAME.toml replaces what the machine's main file says: one author wrote both."""
+    policy = merge([audit("machine", stderr="json"), audit("machine", stderr="none")], SUBJECT)
+    assert policy.audit.stderr == "none"
 
 
 def test_only_the_machine_layer_forbids_switching_off() -> None:

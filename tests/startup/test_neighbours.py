@@ -71,6 +71,20 @@ def test_ddtrace_inside_of_run(own: Environment, wheel: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_opentelemetry(own: Environment, tmp_path: Path) -> None:
+    """Under opentelemetry-instrument, which comes in by a sitecustomize, both have their effect; `tfgpu run`, too."""
+    add(own, "opentelemetry-distro")
+    script = tmp_path / "train.py"
+    # Its agent is initialised by its sitecustomize alone: the module's being loaded proves that it ran.
+    started = "opentelemetry.instrumentation.auto_instrumentation"
+    script.write_text(f"import tensorflow, sys; assert {started!r} in sys.modules; {TELL}")
+    quiet = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+    command = ("opentelemetry-instrument", "python", str(script))
+    assert told(tool(own, *command, **quiet)) == GOVERNED
+    assert told(tool(own, *command, **quiet, **launched(own))) == GOVERNED
+
+
+@pytest.mark.slow
 def test_coverage(own: Environment, tmp_path: Path) -> None:
     """Under `coverage run`, and with coverage's own .pth measuring child processes, imports are governed."""
     add(own, "coverage")

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, Literal
 
 from tfenv.errors import Finding
@@ -36,9 +35,7 @@ __all__ = [
     "Level",
     "Process",
     "encode",
-    "load_audit_schema",
     "policy_applied",
-    "policy_changed",
     "policy_clamped",
     "policy_disabled",
     "policy_failed",
@@ -47,9 +44,7 @@ __all__ = [
     "utc_now",
 ]
 
-EventName = Literal[
-    "policy_loaded", "policy_applied", "policy_clamped", "policy_failed", "policy_disabled", "policy_changed"
-]
+EventName = Literal["policy_loaded", "policy_applied", "policy_clamped", "policy_failed", "policy_disabled"]
 Level = Literal["info", "warning", "error"]
 
 #: One record, its newline included: no write of this size is split on a local file system.
@@ -226,18 +221,6 @@ def policy_loaded(
     """A policy was found, merged and planned, at the import of the framework."""
     wrong = (*findings, *plan.findings)
     return _record("policy_loaded", context, _plan_fields(policy, plan), wrong, duration_ms)
-
-
-def policy_changed(
-    context: Context,
-    policy: EffectivePolicy,
-    plan: Plan,
-    findings: Iterable[Finding] = (),
-    duration_ms: float | None = None,
-) -> AuditRecord:
-    """A file changed under a running process; `plan` is what would hold for a new one."""
-    wrong = (*findings, *plan.findings)
-    return _record("policy_changed", context, _plan_fields(policy, plan), wrong, duration_ms)
 
 
 def policy_applied(context: Context, outcome: Outcome, duration_ms: float | None = None) -> AuditRecord:
@@ -515,16 +498,3 @@ _SHRINKING: tuple[Callable[[dict[str, Any]], None], ...] = (
     _keep("devices", 0),
     _keep("findings", 0),
 )
-
-
-def load_audit_schema() -> dict[str, Any]:
-    """The JSON Schema of a record: beside the package in a checkout, inside it in a wheel.
-
-    Raises:
-        FileNotFoundError: Neither is there.
-    """
-    package = Path(__file__).resolve().parent.parent
-    places = [folder / "schemas" / "audit.schema.json" for folder in (package, package.parent)]
-    path = next((place for place in places if place.exists()), places[-1])
-    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return schema

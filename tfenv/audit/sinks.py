@@ -16,21 +16,36 @@ import stat
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tfenv.audit.record import AuditRecord, encode
-from tfenv.audit.summary import say
+from tfenv.audit.summary import say, say_once
+from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, Severity, printable
 from tfenv.policy.model import AuditSinks
 
-__all__ = ["DEFAULT_LOG", "AuditLog", "RefusedLogError", "append_line", "expand_path"]
+__all__ = [
+    "COMPLAINED_VARIABLE",
+    "DEFAULT_LOG",
+    "AuditLog",
+    "RefusedLogError",
+    "append_line",
+    "expand_path",
+    "log_names",
+]
 
-#: The user's own log, when no layer names one.
+#: The user's own log, unless the machine or the user layer names another one or none.
 DEFAULT_LOG = "~/.local/state/tfgpu/audit.jsonl"
+#: Set for the children once the line about a log that failed was shown, as `summary.SHOWN_VARIABLE` is.
+COMPLAINED_VARIABLE = "TFGPU_AUDIT_COMPLAINED"
 SYSLOG_SOCKET = "/dev/log"
 
 _SYSLOG_USER = 1 << 3
 _SYSLOG_SEVERITY = {"error": 3, "warning": 4, "info": 6}
+
+# How every record begins: `encode` sees to it.
+_BEGIN = b'{"timestamp"'
 
 # O_NOFOLLOW: a planted symlink is refused. O_NONBLOCK: a planted FIFO does not hang us.
 _OPEN = os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -40,7 +55,16 @@ class RefusedLogError(OSError):
     """The log at this path is not one to write to; its text says why."""
 
 
+def log_names(sinks: AuditSinks) -> tuple[str, ...]:
+    """All logs as configured, the administrator's first and the user's default log last."""
+    default = (DEFAULT_LOG,) if sinks.default_file else ()
+    return tuple(dict.fromkeys((*sinks.required_files, *sinks.files, *default)))
+
+
 # ---- one log file
+
+#: Device and inode of the files that were seen to begin with a record: asked once per process, not per event.
+_known_logs: set[tuple[int, int]] = set()
 
 
 def expand_path(path: str, home: str | None, uid: int) -> str:
@@ -68,16 +92,17 @@ def append_line(path: str, line: bytes, uid: int) -> None:
     """Append one line with one write(2).
 
     Args:
-        path: A regular file with one name, owned by `uid` or root; created with mode 0600.
+        path: A regular file with one name, owned by `uid` or root, of records; created with mode 0600.
         line: With its newline.
         uid: Effective user id.
 
     Raises:
-        RefusedLogError: The path is a symlink, a FIFO, a hard link, or somebody else's.
+        RefusedLogError: The path is a symlink, a FIFO, a hard link, somebody else's, or holds something else.
         OSError: It could not be opened, or not be written whole.
     """
     descriptor = _open_log(path, uid)
     try:
+        _check_holds_records(descriptor)
         line = line if _ends_whole(descriptor) else b"\n" + line
         written = os.write(descriptor, line)
     finally:
@@ -147,6 +172,27 @@ def _is_current_log(status: os.stat_result, uid: int) -> bool:
     if status.st_nlink > 1:
         raise RefusedLogError(errno.EMLINK, "it has a second name (hard link)")
     return status.st_nlink == 1
+
+
+def _check_holds_records(descriptor: int) -> None:
+    """A project's `file = "train.py"` gets no line.
+
+    Raises:
+        RefusedLogError: It begins with something else than a record.
+    """
+    status = os.fstat(descriptor)
+    identity = (status.st_dev, status.st_ino)
+    if identity in _known_logs:
+        return
+    try:
+        head = os.pread(descriptor, len(_BEGIN), 0)
+    except OSError:  # it may be written and not read, as an administrator makes it
+        return
+    # The first record may be torn, and a whole one follow on the next line.
+    if not all(_BEGIN.startswith(line) for line in head.split(b"\n")):
+        raise RefusedLogError(errno.EINVAL, "it holds something else than audit records")
+    if len(head) == len(_BEGIN):
+        _known_logs.add(identity)
 
 
 def _ends_whole(descriptor: int) -> bool:
@@ -254,7 +300,7 @@ class _Line:
     """What structlog calls a logger: gets the finished line of one sink, and counts what the sink loses."""
 
     def __init__(self, sink: Sink, on_failure: Callable[[Sink, OSError | ValueError], None]) -> None:
-        self._sink = sink
+        self.sink = sink
         self._on_failure = on_failure
         self._lost: deque[int] = deque()  # one pid per lost record: a child does not report its parent's
 
@@ -265,6 +311,13 @@ class _Line:
             while True:
                 claimed += self._lost.popleft() == os.getpid()
         return claimed
+
+    def try_out(self) -> None:
+        """Find out whether the sink can be written, by writing nothing to it."""
+        try:
+            self.sink.write(b"", "info")
+        except (OSError, ValueError) as error:
+            self._on_failure(self.sink, error)
 
     # structlog calls the method that is named like the level.
     def info(self, line: bytes, lost: int) -> None:
@@ -278,10 +331,10 @@ class _Line:
 
     def _write(self, line: bytes, level: str, lost: int) -> None:
         try:
-            self._sink.write(line, level)
+            self.sink.write(line, level)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             self._lost.extend([os.getpid()] * (lost + 1))
-            self._on_failure(self._sink, error)
+            self._on_failure(self.sink, error)
 
 
 def _render(logger: _Line, _method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[bytes], Mapping[str, int]]:
@@ -301,7 +354,7 @@ def _import_structlog() -> Any:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        import structlog
+        structlog = import_dependency("structlog")
     except Exception:  # noqa: BLE001 - a half uninstalled environment, or an interpreter that is shutting down
         return None
     finally:
@@ -315,27 +368,31 @@ class AuditLog:
 
     Attributes:
         findings: What was wrong with the sinks, one per sink and cause: "refused-log" (never written to)
-            and "log-not-written". Of severity "error" for a log that the machine layer asks for.
+            and "log-not-written". Of severity "error" for a log that the machine layer asks for. And the
+            note "no-default-log" for a user without a home directory.
     """
 
     def __init__(self, sinks: AuditSinks, home: str | None, uid: int, project: str | None = None) -> None:
         """
         Args:
-            sinks: From the policy; without any file the user's own log is written.
+            sinks: From the policy.
             home: From the passwd entry of the euid; None without one.
             uid: Effective user id.
             project: The project's directory, which a log named inside it may not leave by a symlink.
         """
-        files = dict.fromkeys((*sinks.required_files, *(sinks.files or (DEFAULT_LOG,))))
-        targets: list[Sink] = [FileSink(path, home, uid, project) for path in files]
+        self.findings: tuple[Finding, ...] = ()
+        if sinks.default_file and (home is None or not os.path.isdir(home)):
+            # A container's uid, or the /nonexistent of a service: nobody's fault, and nothing to say on stderr.
+            text = "this user has no home directory, and so no audit log of their own"
+            self.findings = (Finding("no-default-log", text, "note"),)
+            sinks = replace(sinks, default_file=False)
+        targets: list[Sink] = [FileSink(path, home, uid, project) for path in log_names(sinks)]
         targets += [SyslogSink()] if sinks.syslog else []
         targets += [StderrSink()] if sinks.stderr == "json" else []
-        self.findings: tuple[Finding, ...] = ()
         self._required = frozenset(sinks.required_files)
         self._lines = tuple(_Line(target, self._failed) for target in targets)
         self._loggers: tuple[Any, ...] | None = None
         self._kept: deque[tuple[int, AuditRecord]] = deque()
-        self._told = False
         self._registered = False
 
     def keep(self, record: AuditRecord) -> None:
@@ -354,6 +411,18 @@ class AuditLog:
         self._bind()
         self.flush()
         self._write(record)
+
+    def open_now(self) -> None:
+        """Write what was kept, and show in `findings` whether the logs that the machine asks for can be written.
+
+        For the moment just before devices are created: a required log that cannot be written is found out while
+        `on_error` can still refuse. A log that nothing was kept for is opened, and created if it is missing.
+        """
+        self._bind()
+        self.flush()
+        for line in self._lines:
+            if line.sink.name in self._required:
+                line.try_out()
 
     def flush(self) -> None:
         """Write what was kept; without importing structlog, a program that only imported TensorFlow ends soon."""
@@ -388,7 +457,7 @@ class AuditLog:
                 for logger in self._loggers:
                     getattr(logger, record.level)(record.event, **fields)
         except Exception as error:  # noqa: BLE001 - a bug of ours is no reason to stop somebody's training
-            self._tell(f"an audit record was not written: {type(error).__name__}: {error}")
+            _complain(f"an audit record was not written: {type(error).__name__}: {error}")
 
     def _write_plainly(self, record: AuditRecord) -> None:
         """The same bytes without structlog."""
@@ -404,9 +473,8 @@ class AuditLog:
         finding = Finding("refused-log" if refused else "log-not-written", text, severity, path=sink.name)
         if finding not in self.findings:
             self.findings = (*self.findings, finding)
-        self._tell(text)
+        _complain(text)
 
-    def _tell(self, text: str) -> None:
-        if not self._told:
-            self._told = True
-            say(printable(f"tfgpu: {text}; the program goes on"))
+
+def _complain(text: str) -> None:
+    say_once(printable(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE)

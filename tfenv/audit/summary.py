@@ -10,9 +10,11 @@ from tfenv.errors import Finding, printable
 from tfenv.policy.model import EffectivePolicy, Outcome, Plan, Setting, Subject
 from tfenv.policy.units import format_limit
 
-__all__ = ["SHOWN_VARIABLE", "say", "show_summary", "summary"]
+__all__ = ["SHOWN_VARIABLE", "say", "say_once", "show_summary", "summary"]
 
-#: Set for the children once the line was shown: a data loader with 64 workers speaks once.
+#: Set by the process that showed the line, for the children it starts from then on: a training program and
+#: its 64 data loaders speak once. Children of a parent that never showed it, as those of a spawn Pool whose
+#: parent imports no TensorFlow, do not know of each other, and each shows it.
 SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
 _LONGEST_MESSAGE = 200
 
@@ -120,9 +122,15 @@ def _shorten(text: str) -> str:
 
 
 def show_summary(text: str, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Print the line to stderr, once per process tree. Never raises; nothing for ""."""
-    if text and SHOWN_VARIABLE not in environ:
-        environ[SHOWN_VARIABLE] = "1"
+    """Print the line to stderr, unless this process or one above it did. Never raises; nothing for ""."""
+    if text:
+        say_once(text, SHOWN_VARIABLE, environ)
+
+
+def say_once(text: str, variable: str, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Print the line to stderr, unless this process or one above it did, and tell the children by `variable`."""
+    if variable not in environ:
+        environ[variable] = "1"
         say(text)
 
 
@@ -131,5 +139,7 @@ def say(text: str) -> None:
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
-    except Exception:  # noqa: BLE001 - whatever the program put in the place of stderr is not worth its life
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - what the program put in the place of stderr, sys.exit() even, is not worth its life
         return

@@ -9,24 +9,20 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfenv.audit.query import Query, Record, Tail, Tally, UserGpu, last, parse_since, read, select, summarize
 from tfenv.audit.query import with_rotated as rotated_siblings
-from tfenv.audit.sinks import DEFAULT_LOG, RefusedLogError, expand_path
+from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
+from tfenv.cli.output import FINDINGS, INTERRUPTED, OK, USAGE, print_table, say
 from tfenv.errors import printable
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
+EVENTS = ("loaded", "applied", "clamped", "failed", "disabled")
 STATUSES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
-_NO_WIDTH = 1 << 20
 _COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
 _SUMMARY_COLUMNS = ("user", "GPU", "processes", "clamped", "failed", "largest limit", "last (UTC)")
 
@@ -86,12 +82,12 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     except BrokenPipeError:  # `tfgpu audit | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return OK
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except OSError as error:
-        _say(f"{error.filename or 'the audit log'}: {error.strerror or error}")
-        return 2
+        say("audit", f"{error.filename or 'the audit log'}: {error.strerror or error}")
+        return USAGE
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -101,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.follow:
         return _follow(paths, logs, query, args)
     if args.file is None and not any(log.exists() for log in logs):
-        _say("no audit log yet; a record is written when TensorFlow is imported under a policy")
+        say("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
         logs = []
     if args.summary:
         _print_summary(summarize(read(logs, query, tally)), args.format)
@@ -131,7 +127,7 @@ def _own_logs() -> list[Path]:
     from tfenv.pipeline import current_start, load
 
     loaded = load(current_start())
-    names = loaded.policy.audit.files or (DEFAULT_LOG,)
+    names = log_names(loaded.policy.audit)
     logs = [log for name in names if (log := _expanded(name, loaded.start)) is not None]
     return [log for log in logs if log.exists()][:1] or logs[:1]
 
@@ -151,15 +147,10 @@ def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Na
 
 def _report(tally: Tally) -> int:
     if not tally.unreadable:
-        return 0
-    _say(
-        "1 line is not an audit record" if tally.unreadable == 1 else f"{tally.unreadable} lines are not audit records"
-    )
-    return 1
-
-
-def _say(text: str) -> None:
-    print(printable(f"tfgpu audit: {text}"), file=sys.stderr)
+        return OK
+    one = tally.unreadable == 1
+    say("audit", "1 line is not an audit record" if one else f"{tally.unreadable} lines are not audit records")
+    return FINDINGS
 
 
 def _follow(paths: Sequence[Path], logs: Sequence[Path], query: Query, args: argparse.Namespace) -> int:
@@ -183,7 +174,7 @@ def _print_records(records: Iterable[Record], shape: str) -> None:
     if shape == "json":
         _print_json(records)
     else:
-        _print_table(_COLUMNS, [_row(record) for record in records])
+        print_table(_COLUMNS, [_row(record) for record in records])
 
 
 def _print_stream(records: Iterable[Record], shape: str) -> None:
@@ -205,27 +196,7 @@ def _print_summary(rows: Sequence[UserGpu], shape: str) -> None:
     if shape == "json":
         _print_json([{**vars(row), "processes": len(row.processes)} for row in rows])
     else:
-        _print_table(_SUMMARY_COLUMNS, [_summary_row(row) for row in rows])
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    _console(Console, table).print(table)
-
-
-def _console(make: type[Console], table: Table) -> Console:
-    """As wide as the terminal; into a pipe as wide as the table, which grep wants in one line a record."""
-    console = make(highlight=False)
-    if console.is_terminal:
-        return console
-    unbounded = console.options.update(width=_NO_WIDTH)
-    return make(highlight=False, width=console.measure(table, options=unbounded).maximum)
+        print_table(_SUMMARY_COLUMNS, [_summary_row(row) for row in rows])
 
 
 def _row(record: Record) -> tuple[str, ...]:

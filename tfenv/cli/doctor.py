@@ -277,11 +277,11 @@ def _bytecode_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
 
 def _log_rows(explanation: Explanation) -> Iterator[Row]:
     """Each log of this user, by writing nothing to it the way a record is written."""
-    from tfenv.audit.sinks import DEFAULT_LOG, FileSink
+    from tfenv.audit.sinks import FileSink
     from tfenv.pipeline import home_of
 
     uid = os.geteuid()
-    for path in explanation.logs or (DEFAULT_LOG,):
+    for path in explanation.logs:
         try:
             FileSink(path, home_of(uid), uid, explanation.project).write(b"", "info")
         except (OSError, ValueError) as error:

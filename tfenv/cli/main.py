@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
 
 from tfenv import __version__
-from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE
+from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, say
 from tfenv.errors import TfenvError, printable
 
 __all__ = ["COMMANDS", "main"]
@@ -72,9 +73,16 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of the program and of each command: an argument that is quoted in a complaint must not steer the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
     """The parser of all names; only the chosen command's options are known to it."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tfgpu",
         description="Declare once, in tfgpu.toml, which GPUs TensorFlow may see and how much memory it may take.",
         epilog="`tfgpu COMMAND --help` tells more. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of tfgpu.",
@@ -94,11 +102,17 @@ def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentPar
 
 
 def _never_fail_to_print() -> None:
-    """In an ASCII locale a GPU's name or a path must not end the command: what cannot be shown is escaped."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+    """Make printing safe, wherever it goes.
+
+    What a locale cannot show, in a GPU's name or a path, is escaped. A stream that was closed (`tfgpu check >&-`)
+    swallows what is said: to Python it is None, and what is printed to a stderr of None goes to stdout.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:
@@ -115,18 +129,26 @@ def _failed(error: Exception) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, TfenvError):
-        _say(str(error))
+        say(None, str(error))
         return FINDINGS
+    if isinstance(error, FileNotFoundError) and not error.filename and _is_homeless():
+        say(None, "the working directory was deleted; change to a directory that exists, or name an absolute path")
+        return USAGE
     if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that may not be written
         _silence_stdout()
-        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        say(None, f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
         return FINDINGS
-    _say(f"internal error: {type(error).__name__}: {error}; please report it (TFGPU_DEBUG=1 shows where)")
+    say(None, f"internal error: {type(error).__name__}: {error}; please report it (TFGPU_DEBUG=1 shows where)")
     return INTERNAL
 
 
-def _say(text: str) -> None:
-    print(printable(f"tfgpu: {text}"), file=sys.stderr)
+def _is_homeless() -> bool:
+    """Whether somebody deleted the working directory: then relative paths, "." too, mean nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ __all__ = [
     "FINDINGS",
     "INTERNAL",
     "INTERRUPTED",
+    "NOT_EXECUTABLE",
+    "NOT_FOUND",
     "OK",
     "USAGE",
     "add_format",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 OK, FINDINGS, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
+#: Of a command that `run` or `simulate` could not start; a shell says the same.
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 Style = Literal["ok", "note", "problem", "strong", "quiet"]
 _CODES: Mapping[Style, str] = {"ok": "32", "note": "33", "problem": "31", "strong": "1", "quiet": "2"}
@@ -48,9 +52,9 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="for people (text) or programs")
 
 
-def say(command: str, text: str) -> None:
-    """One line to stderr."""
-    print(printable(f"tfgpu {command}: {text}"), file=sys.stderr)
+def say(command: str | None, text: str) -> None:
+    """One line to stderr, from a command or, without its name, from the program."""
+    print(printable(f"tfgpu {command}: {text}" if command else f"tfgpu: {text}"), file=sys.stderr)
 
 
 # ---- text

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tfenv.cli.output import USAGE, say, toml_text
+from tfenv.cli.output import NOT_EXECUTABLE, NOT_FOUND, USAGE, say, toml_text
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.config.values import selector_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 VARIABLE = "TFGPU_RUN"
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 #: Python ignores these from its start on, and what is ignored stays so in the command.
 _IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
 
@@ -144,9 +143,9 @@ def _become(command: Sequence[str], variables: Mapping[str, str]) -> int:
     except (FileNotFoundError, NotADirectoryError):
         if shutil.which(command[0]) is None:
             say("run", f'command not found: "{command[0]}"')
-            return _NOT_FOUND
+            return NOT_FOUND
         say("run", f'cannot run "{command[0]}": the interpreter that its first line names is not there')
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         say("run", f'cannot run "{command[0]}": {reason}')
-    return _NOT_EXECUTABLE
+    return NOT_EXECUTABLE

@@ -13,20 +13,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfenv.errors import TfenvError
+from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, say
+from tfenv.errors import TfenvError, printable
 from tfenv.policy.units import format_bytes
 from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
 from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
 
 if TYPE_CHECKING:
-    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
+    from tfenv.cli.output import SubParsers
 
 __all__ = ["add_parser", "run"]
 
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
 #: In a file or a pipe nothing is cut off or wrapped: people search it.
 _FILE_WIDTH = 200
-_FAILED, _USAGE, _NOT_EXECUTABLE, _NOT_FOUND = 1, 2, 126, 127
 #: What a terminal, a scheduler or a service manager sends to end a command.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _WATCHED = (*_FORWARDED, signal.SIGCHLD)
@@ -52,7 +52,6 @@ def add_parser(subparsers: SubParsers) -> None:
     )  # fmt: skip
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the summary, on stderr")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
-    parser.set_defaults(run=run)
 
 
 def _gpus(text: str) -> tuple[SimulatedGpu, ...]:
@@ -74,24 +73,28 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; its own exit code, 128+n if signal n ended it, 127 if there is no such command."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        _say("no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
-        return _USAGE
+        say("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
+        return USAGE
     with tempfile.TemporaryDirectory(prefix="tfgpu-simulate-") as folder:
         log = args.log or Path(folder) / "requests.jsonl"
         try:
             log.write_bytes(b"")  # an older log would be summed up as well
             variables = environment(args.gpus, log=log, processes=args.processes)
         except (OSError, TfenvError) as error:
-            _say(str(error))
-            return _FAILED
+            _complain(str(error))
+            return FINDINGS
         code = _run_command(command, variables)
-        if code not in (_NOT_EXECUTABLE, _NOT_FOUND):
+        if code not in (NOT_EXECUTABLE, NOT_FOUND):
             _report(args.gpus, read_requests(log), args.format)
     return code
 
 
-def _say(text: str) -> None:
-    print(f"tfgpu simulate: {text}", file=sys.stderr)
+def _complain(text: str) -> None:
+    """A compiler's output, which has lines of its own, follows in the lines below."""
+    first, _, others = text.partition("\n")
+    say("simulate", first)
+    for line in others.splitlines():
+        print(printable(line), file=sys.stderr)
 
 
 # ---- the command
@@ -102,11 +105,11 @@ def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
     try:
         child = subprocess.Popen(command, env=variables)
     except FileNotFoundError:
-        _say(f'command not found: "{command[0]}"')
-        return _NOT_FOUND
+        say("simulate", f'command not found: "{command[0]}"')
+        return NOT_FOUND
     except OSError as error:
-        _say(f'cannot run "{command[0]}": {error.strerror}')
-        return _NOT_EXECUTABLE
+        say("simulate", f'cannot run "{command[0]}": {error.strerror}')
+        return NOT_EXECUTABLE
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     try:
         code = _wait(child)
@@ -156,7 +159,7 @@ def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], open
     for title in ("memory", "peak", "one process", "first", "requests", "refused"):
         table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
     for gpu, row in zip(gpus, rows, strict=True):
-        table.add_row(str(row.gpu), Text(gpu.name), format_bytes(gpu.memory), *_cells(row))
+        table.add_row(str(row.gpu), Text(printable(gpu.name)), format_bytes(gpu.memory), *_cells(row))
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = _FILE_WIDTH

@@ -162,6 +162,8 @@ def validate_urn_tfenv_schema_tfgpu_1(data, custom_formats={}, name_prefix=None)
                     data__machine__trustedowners_is_list = isinstance(data__machine__trustedowners, (list, tuple))
                     if data__machine__trustedowners_is_list:
                         data__machine__trustedowners_len = len(data__machine__trustedowners)
+                        if data__machine__trustedowners_len > 256:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.trusted_owners must contain less than or equal to 256 items")
                         for data__machine__trustedowners_x, data__machine__trustedowners_item in enumerate(data__machine__trustedowners):
                             if not isinstance(data__machine__trustedowners_item, (str)):
                                 raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.trusted_owners[{data__machine__trustedowners_x}]".format(**locals()) + " must be string")
@@ -213,6 +215,8 @@ def validate___definitions_ceiling(data, custom_formats={}, name_prefix=None):
             if isinstance(data__maxdevices, (int, float)) and not isinstance(data__maxdevices, bool):
                 if data__maxdevices < 0:
                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".max_devices must be bigger than or equal to 0")
+                if data__maxdevices > 1024:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".max_devices must be smaller than or equal to 1024")
         if "memory_limit" in data_keys:
             data_keys.remove("memory_limit")
             data__memorylimit = data["memory_limit"]
@@ -256,6 +260,8 @@ def validate___definitions_devices(data, custom_formats={}, name_prefix=None):
             data_is_list = isinstance(data, (list, tuple))
             if data_is_list:
                 data_len = len(data)
+                if data_len > 256:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + " must contain less than or equal to 256 items")
                 for data_x, data_item in enumerate(data):
                     validate___definitions_selector(data_item, custom_formats, (name_prefix or "data") + "[{data_x}]".format(**locals()))
             data_any_of_count1 += 1
@@ -324,6 +330,8 @@ def validate___definitions_gpu(data, custom_formats={}, name_prefix=None):
             data__device_is_list = isinstance(data__device, (list, tuple))
             if data__device_is_list:
                 data__device_len = len(data__device)
+                if data__device_len > 64:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".device must contain less than or equal to 64 items")
                 for data__device_x, data__device_item in enumerate(data__device):
                     validate___definitions_device(data__device_item, custom_formats, (name_prefix or "data") + ".device[{data__device_x}]".format(**locals()))
         if data_keys:
@@ -355,6 +363,8 @@ def validate___definitions_device(data, custom_formats={}, name_prefix=None):
             data__logicaldevices_is_list = isinstance(data__logicaldevices, (list, tuple))
             if data__logicaldevices_is_list:
                 data__logicaldevices_len = len(data__logicaldevices)
+                if data__logicaldevices_len > 64:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".logical_devices must contain less than or equal to 64 items")
                 for data__logicaldevices_x, data__logicaldevices_item in enumerate(data__logicaldevices):
                     validate___definitions_size(data__logicaldevices_item, custom_formats, (name_prefix or "data") + ".logical_devices[{data__logicaldevices_x}]".format(**locals()))
         if data_keys:
@@ -386,6 +396,8 @@ def validate___definitions_visible_devices(data, custom_formats={}, name_prefix=
             data_is_list = isinstance(data, (list, tuple))
             if data_is_list:
                 data_len = len(data)
+                if data_len > 256:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + " must contain less than or equal to 256 items")
                 for data_x, data_item in enumerate(data):
                     validate___definitions_selector(data_item, custom_formats, (name_prefix or "data") + "[{data_x}]".format(**locals()))
             data_any_of_count3 += 1
@@ -432,6 +444,8 @@ def validate___definitions_rank(data, custom_formats={}, name_prefix=None):
                     if isinstance(data__rank, (int, float)) and not isinstance(data__rank, bool):
                         if data__rank < 0:
                             raise JsonSchemaValueException("" + (name_prefix or "data") + ".rank must be bigger than or equal to 0")
+                        if data__rank > 1024:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".rank must be smaller than or equal to 1024")
                     data__rank_any_of_count4 += 1
                 except JsonSchemaValueException: pass
             if not data__rank_any_of_count4:
@@ -457,6 +471,8 @@ def validate___definitions_choice(data, custom_formats={}, name_prefix=None):
             if isinstance(data__count, (int, float)) and not isinstance(data__count, bool):
                 if data__count < 1:
                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".count must be bigger than or equal to 1")
+                if data__count > 1024:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".count must be smaller than or equal to 1024")
         if "prefer" in data_keys:
             data_keys.remove("prefer")
             data__prefer = data["prefer"]

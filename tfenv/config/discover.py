@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from tfenv.config.document import LARGEST, DocumentError, peek
+from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
@@ -175,7 +176,7 @@ def _has_policy(path: str) -> bool:
         return False
     if b"tfgpu" not in raw or len(raw) > LARGEST:
         return b"tfgpu" in raw
-    import tomli
+    tomli = import_dependency("tomli")
 
     try:
         tool = tomli.loads(raw.decode("utf-8-sig")).get("tool", {})

@@ -1,7 +1,8 @@
 """One file: opened once, judged by what was opened, parsed, with the position of every key.
 
-The order is the order of trust: kind of file, owner and permissions, size, encoding, syntax. Nothing of a
-file's content is looked at before its owner is known to count.
+The order is the order of trust: kind of file, owner and permissions, size, encoding, syntax. `read` looks at
+nothing of a file's content before its owner is known to count; the search for files asks, with `peek`, of any
+pyproject.toml whether it has a table of ours, and keeps nothing else of it.
 """
 
 from __future__ import annotations

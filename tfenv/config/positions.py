@@ -17,8 +17,9 @@ from tfenv.policy.model import KeyPath
 
 __all__ = ["positions"]
 
-#: Keys below so many levels get no position. Without a bound, 256 KiB of dots would cost gigabytes.
-DEEPEST = 64
+#: Keys below so many levels get no position; a document has 32, a table of a pyproject.toml stands two lower.
+#: Without a bound, 256 KiB of dots would cost gigabytes.
+DEEPEST = 34
 
 #: White space, line ends and comments: what may stand between any two parts.
 _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")

@@ -1,19 +1,25 @@
-"""Everything that is wrong with a policy table, by the schema.
+"""What is wrong with a policy table, by the schema.
 
-Loaded only when the generated validator said that something is: jsonschema takes 17 ms to import.
+Loaded only when the generated validator said that something is: jsonschema takes 17 ms to import, and a
+millisecond for a value. So the generated validator judges each value, and jsonschema only explains.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from tfenv.config import _validator
 from tfenv.config.values import shown
+from tfenv.dependencies import import_dependency
 from tfenv.policy.model import KeyPath
 
-__all__ = ["Problem", "problems_of"]
+__all__ = ["Judge", "Problem"]
+
+#: Unknown keys that are compared with the known ones, in one file: comparing takes the time.
+_MOST_COMPARED = 20
 
 _TYPES = {
     "object": "a table",
@@ -31,25 +37,134 @@ class Problem:
     Attributes:
         path: Inside the policy table.
         message: What is wrong and what would be right.
-        unknown: The key is not known; without it the rest may well be right.
+        code: Of the finding it becomes.
     """
 
     path: KeyPath
     message: str
-    unknown: bool = False
+    code: str = "invalid-value"
 
 
-def problems_of(table: Any, schema: Mapping[str, Any]) -> Iterator[Problem]:
-    """List all problems, in the order in which the schema is read.
+class Judge:
+    """Says what the schema has against the values of one document.
 
     Raises:
         ImportError: jsonschema is not installed.
     """
-    from jsonschema import Draft7Validator  # type: ignore[import-untyped, unused-ignore]
 
-    for error in Draft7Validator(schema).iter_errors(table):
-        for leaf in _leaves(error):
-            yield from _problems_at(leaf, schema)
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+        self._explainer = import_dependency("jsonschema").Draft7Validator(schema)
+
+    def sifted(self, policy: Mapping[str, object]) -> tuple[Mapping[str, object], Sequence[Problem]]:
+        """The policy without unknown keys and without what is too much in its lists, and these as problems.
+
+        A list is cut to its first entries: of a ceiling's devices, fewer are tighter.
+        """
+        sieve = _Sieve(self._schema)
+        return cast("Mapping[str, object]", sieve.sifted(policy, self._schema, ())), sieve.problems
+
+    def objection(self, path: KeyPath, value: object, *, explained: bool = True) -> Problem | None:
+        """What is wrong with the value of one key or list entry, or None.
+
+        Args:
+            path: Where it stands.
+            value: By itself; nothing beside it is looked at.
+            explained: False: the message need not say more than that it is wrong.
+        """
+        if _validator.is_valid(_alone(path, value)):
+            return None
+        entry = _first_wrong_entry(path, value) if explained else None
+        if entry is not None:
+            return self.objection((*path, entry), cast("list[object]", value)[entry])
+        problem = next(self._explanations(_alone(path, value)), None) if explained else None
+        if problem is None:
+            return Problem(path, f"{shown(value)} is not understood")
+        return Problem((*path, *problem.path[len(path) :]), problem.message)
+
+    def _explanations(self, table: object) -> Iterator[Problem]:
+        try:
+            leaves = [leaf for error in self._explainer.iter_errors(table) for leaf in _leaves(error)]
+        except ValueError:
+            # jsonschema quotes values, and Python refuses to write integers of thousands of digits.
+            return
+        for leaf in leaves:
+            yield from (problem for problem in _problems_at(leaf, self._schema) if problem.code == "invalid-value")
+
+
+def _first_wrong_entry(path: KeyPath, value: object) -> int | None:
+    """Which entry of a list is wrong by itself: jsonschema would explain all of them, hundreds of times over."""
+    if not isinstance(value, list) or not _validator.is_valid(_alone(path, [])):
+        return None
+    wrong = (number for number, entry in enumerate(value) if not _validator.is_valid(_alone((*path, number), entry)))
+    return next(wrong, None)
+
+
+def _alone(path: KeyPath, value: object) -> object:
+    """A policy table that holds one value and nothing else."""
+    for depth in reversed(range(len(path))):
+        part = path[depth]
+        if isinstance(part, int):
+            value = [value]
+        elif depth and isinstance(path[depth - 1], int) and part != "match":
+            # An entry of [[gpu.device]] is none without its "match".
+            value = {"match": 0, part: value}
+        else:
+            value = {part: value}
+    return value
+
+
+class _Sieve:
+    """Goes through a policy once, along the schema."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+        self.problems: list[Problem] = []
+
+    def sifted(self, value: object, entry: Mapping[str, Any], path: KeyPath) -> object:
+        """A value without what the schema's entry for it does not know."""
+        meant = _alternative(value, _resolved(entry, self._schema), self._schema)
+        if isinstance(value, Mapping) and meant.get("type") == "object":
+            return self._table(value, meant, path)
+        if isinstance(value, list) and meant.get("type") == "array":
+            items = enumerate(self._cut(value, meant, path))
+            return [self.sifted(item, meant["items"], (*path, number)) for number, item in items]
+        return value
+
+    def _table(self, table: Mapping[str, object], entry: Mapping[str, Any], path: KeyPath) -> dict[str, object]:
+        known = entry.get("properties", {})
+        named = next(iter(entry.get("patternProperties", {}).values()), None)
+        kept: dict[str, object] = {}
+        for name, value in table.items():
+            inner = known.get(name, named)
+            if inner is not None:
+                kept[name] = self.sifted(value, inner, (*path, name))
+            else:
+                self._unknown((*path, name), name, list(known))
+        return kept
+
+    def _unknown(self, path: KeyPath, name: str, known: list[str]) -> None:
+        compared = len(self.problems) < _MOST_COMPARED
+        message = _why_unknown(name, known, self._schema) if compared else f"unknown key {shown(name)}"
+        self.problems.append(Problem(path, message, "unknown-key"))
+
+    def _cut(self, items: list[object], entry: Mapping[str, Any], path: KeyPath) -> list[object]:
+        most = entry.get("maxItems", len(items))
+        if len(items) > most:
+            message = f"{len(items)} entries are too many; the first {most} count, take the others out"
+            self.problems.append(Problem(path, message, "too-many"))
+        return items[:most]
+
+
+def _alternative(value: object, entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one of several forms that a list or a table is meant to have; {} where that cannot be told."""
+    if "anyOf" not in entry:
+        return entry
+    kind = "array" if isinstance(value, list) else "object"
+    forms = [form for option in entry["anyOf"] if (form := _resolved(option, schema)).get("type") == kind]
+    if isinstance(value, Mapping):
+        forms = [form for form in forms if all(name in value for name in form.get("required", ()))]
+    return forms[0] if len(forms) == 1 else {}
 
 
 def _leaves(error: Any) -> Iterator[Any]:
@@ -85,7 +200,7 @@ def _problems_at(error: Any, schema: Mapping[str, Any]) -> Iterator[Problem]:
         if patterns and not any(re.search(pattern, name) for pattern in patterns):
             yield Problem((*path, name), _why_no_name(cast(str, path[-1]), name))
         elif not patterns and name not in names:
-            yield Problem((*path, name), _why_unknown(name, names, schema), unknown=True)
+            yield Problem((*path, name), _why_unknown(name, names, schema), "unknown-key")
 
 
 def _why_no_name(table: str, name: str) -> str:
@@ -120,6 +235,8 @@ def _message(error: Any, annotation: Mapping[str, Any]) -> str:
         return f"{shown(value)} is not {_TYPES[wanted]}{example if wanted != 'object' else ''}"
     if error.validator == "minimum":
         return f"{shown(value)} is too small; the smallest is {wanted}"
+    if error.validator == "maximum":
+        return f"{shown(value)} is too large; the largest is {wanted}"
     if error.validator == "required":
         missing = [name for name in wanted if name not in value]
         return f'"{missing[0]}" is missing; write which GPUs this entry is about, as in match = "name:*A100*"'

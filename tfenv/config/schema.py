@@ -6,10 +6,14 @@ other keys and ceilings, and every loss is a Finding with its place.
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,13 +44,16 @@ from tfenv.policy.model import (
 
 if TYPE_CHECKING:
     from tfenv.config.document import Document
-    from tfenv.config.problems import Problem
+    from tfenv.config.problems import Judge, Problem
 
 __all__ = ["advise", "load_schema", "schema_path", "validate"]
 
 _Raw = Mapping[str, object]
 _MACHINE_ONLY = ("project", "machine")
 _NEWEST_VERSION = 1
+#: Findings that are listed for one file; the others are counted.
+_MOST_FINDINGS = 100
+_NO_FILE = "none"
 
 
 # ---- the schema itself
@@ -86,12 +93,13 @@ def validate(document: Document) -> tuple[Layer, tuple[Finding, ...]]:
 
     Returns:
         What is right in it, and a finding with file:line:column for each thing that is not, in the
-        order of the file. Never raises for what a file contains.
+        order of the file; of very many the last says how many more there are. Never raises for what a
+        file contains.
     """
     reader = _Reader(document)
     layer = reader.read()
     findings = sorted(reader.findings, key=lambda found: (found.line or 0, found.column or 0))
-    return layer, tuple(findings)
+    return layer, (*findings, *reader.unlisted())
 
 
 class _LostError(Exception):
@@ -105,24 +113,37 @@ class _Reader:
         self.document = document
         self.source = document.source
         self.findings: list[Finding] = []
-        self._problems: list[Problem] = []
+        self._unlisted: list[Severity] = []
+        #: None: the schema has nothing against the document.
+        self._judge: Judge | None = None
+        self._sifted_out: Sequence[Problem] = ()
 
     # -- findings
 
     def report(self, code: str, path: KeyPath, message: str, severity: Severity = "error") -> None:
         """Add a finding about a key, given by its path inside the policy table."""
+        if len(self.findings) >= _MOST_FINDINGS:
+            self._unlisted.append(severity)
+            return
         line, column = self.document.position(path) or (None, None)
         self.findings.append(Finding(code, message, severity, self.source.path, line, column, dotted(path) or None))
 
-    def _problem_at(self, path: KeyPath) -> Problem | None:
-        """What the schema has against a key or something inside it; asked once, it is dealt with."""
-        here = [problem for problem in self._problems if problem.path[: len(path)] == path]
-        self._problems = [problem for problem in self._problems if problem not in here]
-        return here[0] if here else None
+    def unlisted(self) -> Iterator[Finding]:
+        """One finding for all that are not listed, as severe as the worst of them."""
+        if self._unlisted:
+            severity: Severity = "error" if "error" in self._unlisted else "warning"
+            message = f"… and {len(self._unlisted)} more; correct those that are listed first"
+            yield Finding("more-findings", message, severity, self.source.path)
 
-    def _refuse(self, path: KeyPath, otherwise: str) -> None:
+    def _objection(self, path: KeyPath, value: object) -> Problem | None:
+        """What the schema has against the value of a key, or something inside it."""
+        if self._judge is None:
+            return None
+        return self._judge.objection(path, value, explained=len(self.findings) < _MOST_FINDINGS)
+
+    def _refuse(self, path: KeyPath, value: object, otherwise: str) -> None:
         """Report what the schema has against a key; `otherwise` where it does not say."""
-        problem = self._problem_at(path)
+        problem = self._objection(path, value)
         self.report("invalid-value", path, problem.message if problem else otherwise)
 
     def _converted(self, value: object, path: KeyPath, convert: Callable[[Any], object] | None) -> object:
@@ -131,7 +152,7 @@ class _Reader:
         Raises:
             _LostError: They do not; it is reported, at the place inside the value that is wrong.
         """
-        problem = self._problem_at(path)
+        problem = self._objection(path, value)
         place = problem.path if problem else path
         try:
             converted = convert(value) if convert else value
@@ -155,8 +176,9 @@ class _Reader:
         """The layer. Steps: drop what may not be here, ask the schema, convert."""
         policy = self._checked(self._for_this_layer(self.document.data))
         layer = self._layer(policy)
-        for problem in self._problems:
-            self.report("invalid-value", problem.path, problem.message)
+        for problem in self._sifted_out:
+            severity: Severity = "warning" if problem.code == "unknown-key" else "error"
+            self.report(problem.code, problem.path, problem.message, severity)
         return layer
 
     def _for_this_layer(self, policy: _Raw) -> _Raw:
@@ -170,22 +192,18 @@ class _Reader:
         return {name: value for name, value in policy.items() if name not in _MACHINE_ONLY}
 
     def _checked(self, policy: _Raw) -> _Raw:
-        """Ask the schema; report unknown keys and go on without them."""
+        """Ask the schema; go on without unknown keys and what is too much."""
         if _validator.is_valid(policy):
             return policy
         try:
-            from tfenv.config.problems import problems_of
+            from tfenv.config.problems import Judge
 
-            problems = list(problems_of(policy, load_schema()))
+            self._judge = Judge(load_schema())
         except (ImportError, FileNotFoundError) as missing:
             message = f"a mistake here cannot be named because tfenv is incomplete; install it again ({missing})"
             self.report("incomplete-install", (), message)
             return {}
-        self._problems = [problem for problem in problems if not problem.unknown]
-        for problem in problems:
-            if problem.unknown:
-                self.report("unknown-key", problem.path, problem.message, "warning")
-                policy = cast(_Raw, _without(policy, problem.path))
+        policy, self._sifted_out = self._judge.sifted(policy)
         return policy
 
     def _layer(self, policy: _Raw) -> Layer:
@@ -215,10 +233,14 @@ class _Reader:
         return self._keys({"on_error": policy["on_error"]}, (), {})
 
     def _version(self, version: object) -> None:
-        newer = isinstance(version, int) and version > _NEWEST_VERSION
-        if newer and self._problem_at(("version",)):
+        problem = self._objection(("version",), version)
+        if problem is None:
+            return
+        if isinstance(version, int) and version > _NEWEST_VERSION:
             message = f"this tfenv knows version {_NEWEST_VERSION} of the file; upgrade tfenv, or write version = 1"
             self.report("newer-version", ("version",), message, "warning")
+        else:
+            self.report("invalid-value", ("version",), problem.message)
 
     def _machine(self, policy: _Raw) -> Table:
         path: KeyPath = ("machine",)
@@ -234,7 +256,7 @@ class _Reader:
         value = parent.get(cast(str, path[-1]), {})
         if isinstance(value, Mapping):
             return cast(_Raw, value)
-        self._refuse(path, f"{shown(value)} is not a table")
+        self._refuse(path, value, f"{shown(value)} is not a table")
         return {}
 
     def _named(self, policy: _Raw, kind: str) -> dict[str, Tables]:
@@ -243,8 +265,8 @@ class _Reader:
         raw = self._raw(policy, (kind,))
         for name in raw:
             path: KeyPath = (kind, name)
-            if any(problem.path == path for problem in self._problems):
-                self._refuse(path, f"{shown(name)} is not understood")
+            if (problem := self._objection(path, {})) is not None:
+                self.report("invalid-value", path, problem.message)
             else:
                 named[name] = self._tables(self._raw(raw, path), path)
         return named
@@ -295,19 +317,19 @@ class _Reader:
         if entries is None:
             return None
         if not isinstance(entries, list):
-            self._refuse(path, f"{shown(entries)} is not a list; write [[gpu.device]]")
+            self._refuse(path, entries, f"{shown(entries)} is not a list; write [[gpu.device]]")
             return None
         read = (self._rule(entry, (*path, number)) for number, entry in enumerate(entries))
         return tuple(rule for rule in read if rule is not None)
 
     def _rule(self, entry: object, path: KeyPath) -> DeviceRule | None:
         if not isinstance(entry, Mapping):
-            self._refuse(path, f"{shown(entry)} is not a table; write [[gpu.device]]")
+            self._refuse(path, entry, f"{shown(entry)} is not a table; write [[gpu.device]]")
             return None
         converters = {"match": selector_of, "memory_limit": limit_of, "logical_devices": sizes_of}
         keys = {name: setting.value for name, setting in self._keys(cast(_Raw, entry), path, converters).items()}
         if "match" not in entry:
-            self._refuse(path, '"match" is missing')
+            self._refuse(path, {}, '"match" is missing')
         if "match" not in keys:
             return None
         limit = cast("MemoryLimit | None", keys.get("memory_limit"))
@@ -330,34 +352,20 @@ class _Reader:
             self.report("allocator-without-limit", (*path, "allocator"), message, "warning")
 
     def _log_file(self, value: object) -> object:
-        """`audit.file`: where a project's file may point is inside the project."""
-        if not isinstance(value, str):
+        """`audit.file`: a project's file may name a log inside the project, and none of its other files."""
+        if not isinstance(value, str) or value == _NO_FILE:
             return value
         if not value.isprintable():
             raise WrongValueError(f"{shown(value)} holds control characters; write a plain path")
         if self.source.layer != "project":
             if not value.startswith(("/", "~/")):
                 raise WrongValueError(f'{shown(value)} is relative to nothing; begin it with "/" or "~/"')
-        elif value and not _inside(os.path.dirname(self.source.path), value):
-            message = f'{shown(value)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
-            raise WrongValueError(message, "outside-project")
+        elif value:
+            _check_log_of_project(os.path.dirname(self.source.path), value)
         return value
 
 
 # ---- small parts
-
-
-def _without(value: object, path: KeyPath) -> object:
-    """A copy without one key; only what leads to it is copied."""
-    first, rest = path[0], path[1:]
-    if isinstance(value, list):
-        return [_without(item, rest) if number == first and rest else item for number, item in enumerate(value)]
-    table = dict(cast(_Raw, value))
-    if rest:
-        table[cast(str, first)] = _without(table[cast(str, first)], rest)
-    else:
-        del table[cast(str, first)]
-    return table
 
 
 def _over(base: Tables, specific: Tables) -> Tables:
@@ -374,12 +382,26 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _inside(folder: str, path: str) -> bool:
-    """Whether a relative path stays below a folder, links followed."""
+def _check_log_of_project(folder: str, path: str) -> None:
+    """What a stranger's repository names is appended to: a new log, and not ".git/config" or "train.py"."""
+    inside = _inside(folder, path)
+    if inside is None:
+        message = f'{shown(path)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
+        raise WrongValueError(message, "outside-project")
+    for place in (path, inside):
+        hidden = any(part.startswith(".") and part != "." for part in place.split("/"))
+        if hidden or not place.endswith(".jsonl"):
+            what = "passes through a hidden folder or file" if hidden else 'does not end in ".jsonl"'
+            raise WrongValueError(f'{shown(path)} {what}; a log of a project is called as in "logs/tfgpu.jsonl"')
+
+
+def _inside(folder: str, path: str) -> str | None:
+    """Where a relative path leads to below a folder, links followed; None where it leads out of it."""
     if path.startswith(("/", "~")) or ".." in path.split("/"):
-        return False
-    root = os.path.realpath(folder)
-    return os.path.realpath(os.path.join(root, path)).startswith(root.rstrip("/") + "/")
+        return None
+    root = os.path.realpath(folder).rstrip("/") + "/"
+    real = os.path.realpath(os.path.join(root, path))
+    return real[len(root) :] if real.startswith(root) else None
 
 
 def _limits(tables: Tables) -> bool:
@@ -408,6 +430,7 @@ def advise(layer: Layer, documents: Sequence[Document] = ()) -> tuple[Finding, .
     found = [advice for tables in (layer.base, *named) for advice in _advice_on_count(tables, layer.base)]
     if layer.name == "machine":
         found += [advice for tables in (layer.base, *named) for advice in _advice_on_numbers(tables)]
+        found += _advice_on_names(layer)
     return tuple(_advice(origin, code, message, by_path) for origin, code, message in found)
 
 
@@ -423,7 +446,8 @@ def _advice_on_count(tables: Tables, base: Tables) -> Iterator[tuple[Origin, str
     if most is None or most.value == 0 or (visible is not None and visible.value != "all"):
         return
     message = (
-        "alone it gives everybody the first GPU; add visible_devices = {count = 1} under gpu, which chooses a free one"
+        "alone it gives everybody the first GPU; give users or groups a visible_devices or allowed_devices of their "
+        "own ({count = 1} takes the first one, too, as long as free ones are not chosen)"
     )
     yield most.origin, "first-card-for-all", message
 
@@ -437,7 +461,40 @@ def _advice_on_numbers(tables: Tables) -> Iterator[tuple[Origin, str, str]]:
             yield rule.origin, "numbers-in-machine-layer", _USE_UUIDS
 
 
+_USER_ID = re.compile("uid:[0-9]+")
+_GROUP_ID = re.compile("gid:[0-9]+")
 _USE_UUIDS = "numbers shift inside containers and Slurm's cgroups; write the UUIDs that `nvidia-smi -L` shows"
+
+
+def _advice_on_names(layer: Layer) -> Iterator[tuple[Origin, str, str]]:
+    """A name that this machine does not know is a spelling mistake, or a table that speaks of nobody."""
+    if (owners := layer.machine.get("trusted_owners")) is not None:
+        for name in cast("tuple[str, ...]", owners.value):
+            if not _is_user(name):
+                yield owners.origin, "unknown-user", f"there is no user {shown(name)} here, nobody is trusted by it"
+    for kind, named, exists in (("user", layer.users, _is_user), ("group", layer.groups, _is_group)):
+        for name, tables in named.items():
+            setting = next(iter((*tables.gpu.values(), *tables.ceiling.values())), None)
+            if setting is not None and not exists(name):
+                origin = replace(setting.origin, key=(kind, name))
+                yield origin, f"unknown-{kind}", f"there is no {kind} {shown(name)} here; write it as `id` shows it"
+
+
+def _is_user(name: str) -> bool:
+    return bool(_USER_ID.fullmatch(name)) or _is_known(pwd.getpwnam, name)
+
+
+def _is_group(name: str) -> bool:
+    return bool(_GROUP_ID.fullmatch(name)) or _is_known(grp.getgrnam, name)
+
+
+def _is_known(look_up: Callable[[str], object], name: str) -> bool:
+    try:
+        look_up(name)
+    except (KeyError, ValueError):
+        # ValueError: a name that cannot be encoded, or holds a NUL.
+        return False
+    return True
 
 
 def _numbered(value: object) -> bool:

@@ -30,6 +30,11 @@ _UUID = re.compile(r"GPU-[0-9A-F][0-9A-F-]*|MIG-(?:GPU-)?[0-9A-F][0-9A-F-]*(?:/[
 _A_DEVICE = 'a position (0), a UUID ("GPU-8932f937", "MIG-…") or a name ("name:*A100*")'
 _SHOWN_CHARACTERS = 60
 _SHOWN_ITEMS = 4
+#: Bits of the largest integer that is written in decimals; Python refuses to write thousands of digits so.
+_SHOWN_BITS = 64
+_LARGEST_POSITION = 9999
+#: No machine has more GPUs, and no job more processes on one.
+_MOST_DEVICES = 1024
 #: Percentages are sums of binary fractions: 10% three times is a little more than 30%.
 _ROUNDING = 1e-9
 
@@ -56,6 +61,8 @@ def shown(value: object) -> str:
         text = "{" + ", ".join(f"{key} = …" for key in value if str(key).isprintable()) + "}"
     elif isinstance(value, list):
         text = "[…]" if len(value) > _SHOWN_ITEMS else "[" + ", ".join(shown(item) for item in value) + "]"
+    elif isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        text = hex(value)
     else:
         text = str(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
@@ -122,6 +129,8 @@ def selector_of(value: object) -> Selector:
     """One device: a position, a UUID or the beginning of one, a MIG device, or "name:" and a glob."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise WrongValueError(f"{shown(value)} names no GPU; write {_A_DEVICE}")
+    if isinstance(value, int) and not 0 <= value <= _LARGEST_POSITION:
+        raise WrongValueError(_why_no_selector(value, shown(value)))
     text = str(value)
     if _POSITION.fullmatch(text):
         return Selector("position", str(int(text)))
@@ -158,7 +167,7 @@ def _why_no_list(value: object) -> str:
         single = selector_of(value)
     except ValueError:
         return f'{shown(value)} is no list of GPUs; write [0], ["GPU-8932f937"] or "none"'
-    written = str(single) if single.kind == "position" else json.dumps(str(single), ensure_ascii=False)
+    written = str(single) if single.kind == "position" else shown(str(single))
     return f"{shown(value)} is one GPU, not a list of them; write [{written}]"
 
 
@@ -174,12 +183,12 @@ def visible_devices_of(value: object) -> VisibleDevices:
 
 
 def _why_no_word(value: str) -> str:
-    if re.fullmatch(r"[0-9]+(?: *, *[0-9]+)+", value):
+    if len(value) <= _SHOWN_CHARACTERS and re.fullmatch(r"[0-9]+(?: *, *[0-9]+)+", value):
         return f"{shown(value)} is a string; write a list, [{', '.join(re.findall('[0-9]+', value))}]"
     if value.strip().lower() in ("", "-1"):
         return f'{shown(value)} is not understood; for no GPU at all write "none"'
     if value.lower() in ("all", "none", "auto"):
-        right = {"auto": "{count = 1} to choose a free one"}.get(value.lower(), f'"{value.lower()}"')
+        right = {"auto": "{count = 1} for the first one that is allowed"}.get(value.lower(), f'"{value.lower()}"')
         return f"{shown(value)} is not understood; write {right}"
     try:
         selector_of(value)
@@ -221,6 +230,8 @@ def _whole_number(value: object, *, at_least: int, name: str) -> int:
         raise WrongValueError(
             f"{name} = {shown(value)} is not a whole number from {at_least}; write {name} = {at_least}"
         )
+    if cast("float", value) > _MOST_DEVICES:
+        raise WrongValueError(f"{name} = {shown(value)} is too large; the largest is {_MOST_DEVICES}")
     return int(cast("float", value))
 
 
@@ -236,4 +247,6 @@ def _duration_of(value: object) -> float:
         raise WrongValueError(
             f'timeout = {shown(value)} has no unit; write "30s", "10min", "2h" or "1d", with the quotes'
         )
+    if len(value) > _SHOWN_CHARACTERS:
+        raise WrongValueError(f'{shown(value)} is not a duration; write "30s", "10min", "2h" or "1d"')
     return parse_duration(value)

@@ -173,11 +173,11 @@ def _sinks(layers: Sequence[Layer]) -> AuditSinks:
     """Sinks add up, so that a project cannot replace the log of the administrator or of the user."""
     tables = [table for layer in layers for table in layer.audit]
     named = [table["file"] for table in tables if "file" in table]
-    paths = {_log_path(setting): setting.origin.layer for setting in reversed(named) if setting.value != _NO_FILE}
+    paths = [(setting.origin.layer, _log_path(setting)) for setting in named if setting.value != _NO_FILE]
     return AuditSinks(
         stderr=_stderr(layers),
-        files=tuple(reversed(paths)),
-        required_files=tuple(path for path in reversed(paths) if paths[path] == "machine"),
+        files=tuple(dict.fromkeys(path for _, path in paths)),
+        required_files=tuple(dict.fromkeys(path for layer, path in paths if layer == "machine")),
         syslog=any(bool(table["syslog"].value) for table in tables if "syslog" in table),
         default_file=all(setting.origin.layer not in ("machine", "user") for setting in named),
     )

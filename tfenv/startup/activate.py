@@ -132,6 +132,7 @@ class Governed:
     def before_listing(self) -> None:
         """The last moment for visibility, and the first at which asking NVML is no waste."""
         self.inventory = remote.inventory()
+        self.reporter.log.open_now()  # a log the administrator requires has its say in what follows
         before = self._plan.findings
         plan = self.decide(self.inventory)
         self.reporter.pending += tuple(finding for finding in plan.findings if finding not in before)
