@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,11 @@ import pytest
 from tfenv.simulate.environment import environment, parse_gpus
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A background job of a shell ignores Ctrl-C, and so would every program under test; a handler is not inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 #: Variables that would change what a child process does; a test sets those it is about.
 _DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CONFIG_HOME")
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -22,6 +23,7 @@ from tfenv.errors import Finding, PolicyError
 if TYPE_CHECKING:
     from typing_extensions import assert_type
 
+REPOSITORY = Path(__file__).parents[1]
 Simulated = Callable[..., dict[str, str]]
 
 needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
@@ -29,11 +31,12 @@ ONE_OF_FOUR = '[gpu]\nvisible_devices = [2]\nmemory_limit = "1000MiB"\n\n[audit]
 
 
 def ask(program: str, folder: Path, env: dict[str, str]) -> Any:
-    """What a program in a directory prints last, as JSON."""
+    """What a program in a directory prints last, as JSON; `-S` keeps the hook out that this environment may have."""
+    path = os.pathsep.join([env.get("PYTHONPATH", str(REPOSITORY)), sysconfig.get_path("purelib")])
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
+        [sys.executable, "-S", "-c", textwrap.dedent(program)],
         cwd=folder,
-        env=env | {"XDG_CONFIG_HOME": str(folder / "config")},
+        env=env | {"XDG_CONFIG_HOME": str(folder / "config"), "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=200,

@@ -113,13 +113,13 @@ def test_the_policies_are_shown_with_their_files() -> None:
 
 @pytest.mark.parametrize(("name", "text"), shown_policies(), ids=[name for name, _ in shown_policies()])
 def test_shown_policies_are_right(name: str, text: str) -> None:
-    """A policy copied from the README gives no finding, and none of the advice that `tfgpu check` gives."""
+    """A policy copied from the README gives no finding, and no advice but that its people are not known here."""
     data = tomli.loads(text)
     data = data["tool"]["tfgpu"] if name == "pyproject.toml" else data
     layer_name: LayerName = "machine" if name.startswith("/etc") else "project"
     layer, findings = validate(Document(Source(layer_name, name), data, "0" * 64, text, 0))
     assert findings == ()
-    assert advise(layer) == ()
+    assert {finding.code for finding in advise(layer)} <= {"unknown-user", "unknown-group"}
 
 
 # ---- Python

@@ -98,9 +98,9 @@ def test_a_machine_tree_is_checked_wholly(project: Path, tfgpu: Tfgpu) -> None:
     report = json.loads(result.stdout)
     names = [path.removeprefix(f"{tree}/") for path in report["files"]]
     assert names == ["tfgpu.toml", "groups/students.toml", "users/alice.toml"]
-    assert [(f["path"], f["key"]) for f in report["findings"]] == [
-        (str(tree / "groups" / "students.toml"), "ceiling.max_devices")
-    ]
+    # Whether there is an alice on this machine is another finding's matter.
+    found = [(f["path"], f["key"]) for f in report["findings"] if not f["code"].startswith("unknown-")]
+    assert found == [(str(tree / "groups" / "students.toml"), "ceiling.max_devices")]
 
 
 def test_one_file_of_a_machine_tree(project: Path, tfgpu: Tfgpu) -> None:
