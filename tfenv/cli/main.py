@@ -28,6 +28,8 @@ COMMANDS = {
     "doctor": "find out why a GPU or a policy does not work here",
     "audit": "show what was applied, from the audit log",
     "simulate": "run a command on simulated GPUs",
+    "install": "cover every environment of an interpreter, for all users",
+    "uninstall": "take back what install wrote",
 }
 
 
