@@ -54,7 +54,6 @@ def log(tmp_path: Path, write_log: WriteLog) -> Path:
         (Query(since="2026-11-05T10:00:00.000000Z"), [3, 4]),
         (Query(since="2026-11-05T08:30:00.000000Z", users=frozenset({"alice"})), [3, 4]),
     ],
-    ids=str,
     ids=lambda value: "query" if isinstance(value, Query) else str(value),  # the order of a set is no name
 )
 def test_a_query_finds_what_it_asks_for(log: Path, query: Query, found: list[int]) -> None:
