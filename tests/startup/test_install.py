@@ -49,6 +49,7 @@ cp "$SITE" "$HERE/installed"
 tfgpu install --system --python "$HERE/project/bin/python" 2>/dev/null
 cmp -s "$SITE" "$HERE/installed" && echo "again: unchanged"
 say installed
+tfgpu doctor --no-tensorflow --python "$HERE/project/bin/python" | grep '^ok *hook' | sed "s#$HERE##"
 mv /opt/tfenv /opt/gone
 say gone
 mv /opt/gone /opt/tfenv
@@ -89,11 +90,15 @@ def test_every_environment_of_an_interpreter_is_covered_and_left_as_it_was(tmp_p
     )
     if "unshare failed" in done.stderr:
         pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
+    version = "python" + ".".join(str(part) for part in sys.version_info[:2])
+    (doctor,) = [line for line in done.stdout.splitlines() if line.startswith("ok ")]
+    assert doctor.endswith(f"by `tfgpu install --system` from /opt/tfenv/lib/{version}/site-packages")
     assert done.stdout.splitlines() == [
         "before: None [] False",
         "dry run: unchanged",
         "again: unchanged",
         "installed: -1 [] True",
+        doctor,
         "gone: None [] False",
         "uninstalled: as before",
         "after: None [] False",

@@ -128,11 +128,17 @@ def _hook_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
         found = f"armed in {where}, but tfenv is incomplete: {hook['activation_error']}"
         yield Row("hook", "problem", found, "install tfenv again in that environment")
     else:
-        lent = ", lent by `tfgpu run`" if hook["lent"] else ""
-        yield Row("hook", "ok", f"live in {where}{lent}")
-        if hook["missing"]:
+        yield Row("hook", "ok", f"live in {where}{_by_what(hook)}")
+        # What covers a whole interpreter reads files in tfenv's own.
+        if hook["missing"] and hook["system"] is None:
             found = f"not installed: {', '.join(hook['missing'])}"
             yield Row("dependencies", "problem", found, "install tfenv again in that environment")
+
+
+def _by_what(hook: Mapping[str, Any]) -> str:
+    if hook["system"] is not None:
+        return f", by `tfgpu install --system` from {shown_path(hook['system'][0])}"
+    return ", lent by `tfgpu run`" if hook["lent"] else ""
 
 
 def _why_not_armed(hook: Mapping[str, Any]) -> tuple[str, str]:

@@ -38,6 +38,7 @@ def hook() -> "dict[str, Any]":
         "armed": bool(armed),
         "boot": getattr(boot, "__file__", None) or _origin("_tfenv_boot"),
         "lent": getattr(boot, "lender", None) is not None,
+        "system": getattr(boot, "system", None),
         "site_disabled": bool(sys.flags.no_site),
         "pth": _files_on_path("tfenv.pth", _site_folders()),
         "pth_unread": _files_on_path("tfenv.pth", [path for path in sys.path if path not in _site_folders()]),
@@ -86,6 +87,9 @@ def _activation_error() -> "str | None":
     """Why the hook could not do its work once a framework is imported; None when it can, or is not there at all."""
     boot = sys.modules.get("_tfenv_boot")
     lender = getattr(boot, "lender", None)
+    system = getattr(boot, "system", None)
+    if system is not None and lender is None:
+        lender = boot.system_lender(system[0])  # type: ignore[union-attr]
     if lender is not None and lender not in sys.meta_path:
         sys.meta_path.append(lender)
     try:

@@ -64,7 +64,7 @@ def _late() -> "Any":
     global lender  # noqa: PLW0603 - made once, when it is needed
     try:
         if system is not None and lender is None:
-            lender = _system_lender(system[0])
+            lender = system_lender(system[0])
         if lender is not None and lender not in sys.meta_path:
             sys.meta_path.append(lender)
         if not _is_ours():
@@ -75,7 +75,7 @@ def _late() -> "Any":
     return govern
 
 
-def _system_lender(folder: "str") -> "Any":
+def system_lender(folder: "str") -> "Any":
     """A finder of the package tfenv alone: what it depends on stays in tfenv's own environment."""
     from importlib.machinery import PathFinder
 
