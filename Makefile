@@ -94,6 +94,7 @@ demo: venv
 bench: venv
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/import_tf.py
+	$(BIN)/python benchmarks/clamp.py
 
 build: venv
 	$(BIN)/python -m build --outdir dist .
