@@ -601,7 +601,8 @@ def test_logrotate_loses_nothing(tmp_path: Path, writers: Callable[[], int], opt
     written = writers()
     logs = with_rotated(tmp_path / "log")
     assert len(logs) == 6
-    assert len(whole_records(*logs)) == written
+    # A writer may be faster than logrotate's own `create`, which then moves what it wrote aside.
+    assert len(whole_records(*logs, *tmp_path.glob("log-*.backup"))) == written
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/sbin/logrotate"), reason="logrotate is not installed")

@@ -147,7 +147,7 @@ ASKED_AND_GIVEN: dict[str, tuple[list[list[float]] | None, list[list[float]], st
     "bigger-limit": ([[9000], []], [[1000], [1000]], "policy_clamped"),
     "smaller-limits": ([[300], [200]], [[300], [200]], "policy_applied"),
     "split": ([[4000, 4000], []], [[500, 500], [1000]], "policy_clamped"),
-    "small-split": ([[200, 300], []], [[200, 300], [1000]], "policy_clamped"),
+    "small-split": ([[200, 300], []], [[200, 300], [1000]], "policy_applied"),
     "virtual-alias": ([[5000], []], [[1000], [1000]], "policy_clamped"),
     "one-visible": (None, [[1000]], "policy_applied"),
 }

@@ -291,7 +291,7 @@ class _Doors:
     def wrap_new_server(self, original: Function) -> Function:
         @wraps(original)
         def new_server(server_def: bytes) -> Any:
-            return original(self.clamped_server(server_def))
+            return original(self.clamped_server(server_def, "TF_NewServer"))
 
         return new_server
 
@@ -300,15 +300,16 @@ class _Doors:
 
         @wraps(original)
         def with_server_def(*args: Any, **kwargs: Any) -> Any:
-            clamped = [self.clamped_server(arg) if isinstance(arg, bytes) else arg for arg in args]
+            door = original.__name__
+            clamped = [self.clamped_server(arg, door) if isinstance(arg, bytes) else arg for arg in args]
             return original(*clamped, **kwargs)
 
         return with_server_def
 
-    def clamped_server(self, server_def: bytes) -> bytes:
+    def clamped_server(self, server_def: bytes, door: str) -> bytes:
         message = self.server_class.FromString(server_def)
         data = message.default_session_config.SerializeToString()
-        message.default_session_config.ParseFromString(self.clamped(data, "TF_NewServer"))
+        message.default_session_config.ParseFromString(self.clamped(data, door))
         return bytes(message.SerializeToString())
 
     def wrap_new_cluster(self, original: Function) -> Function:
