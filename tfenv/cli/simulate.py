@@ -102,17 +102,20 @@ def _complain(text: str) -> None:
 
 def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
     """Start it, hand signals on, wait for its end."""
+    # Blocked before there is a child: a signal that comes meanwhile would end us, and leave it behind.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     try:
-        child = subprocess.Popen(command, env=variables)
+        code = _wait(subprocess.Popen(command, env=variables, preexec_fn=unblock))  # noqa: PLW1509 - no threads here
     except FileNotFoundError:
         say("simulate", f'command not found: "{command[0]}"')
         return NOT_FOUND
     except OSError as error:
         say("simulate", f'cannot run "{command[0]}": {error.strerror}')
         return NOT_EXECUTABLE
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    try:
-        code = _wait(child)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return code if code >= 0 else 128 - code
