@@ -302,6 +302,12 @@ def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
         _write_fraction(config, fraction)
         return []
     options = config.gpu_options
+    if any(gpu.limit is None and gpu.binding for gpu in wanted):
+        # A percentage of a card of unknown size: beside any size it would be lost, so sizes are given up.
+        del options.experimental.virtual_devices[:]
+        options.experimental.num_virtual_devices_per_gpu = 0
+        _cap_fraction(config, wanted)
+        return []
     if not any(gpu.binding or gpu.parts for gpu in wanted):
         # No card reaches its limit; only what goes beyond a card has to be held.
         _cap_fraction(config, wanted)
