@@ -28,6 +28,8 @@ MIB = 1 << 20
 
 #: Variables that would change what a child process does; a World sets those it is about.
 _DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CONFIG_HOME")
+#: Read once, while there is one thread: pytest sets and removes PYTEST_CURRENT_TEST while batches start in others.
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
 #: Cases that run at once: many of them only wait, ten seconds for each tensor that is refused.
 _PARALLEL = 10
 #: Cases of one zygote; more of them are shared out.
@@ -125,8 +127,7 @@ class Report:
 
 def child_environment(world: World) -> dict[str, str]:
     """The environment a program of that World starts with."""
-    base = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
-    base |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
+    base = _ENVIRONMENT | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
     env = environment(parse_gpus(world.gpus), base=base)
     if world.armed:
         env = launch.environment(env | {"PYTHONPATH": str(REPOSITORY)})
