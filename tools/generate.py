@@ -102,21 +102,39 @@ device (`"MIG-…"`), or a pattern for the product name (`"name:*A100*"`).
 
 def reference(schema: Schema) -> str:
     """The text of docs/reference.md."""
-    pages = [*_tables(schema, schema, ""), *_choices(schema)]
+    pages = [*_tables(schema, schema, "", {}), *_choices(schema)]
     return REFERENCE_HEAD + "\n".join(pages)
 
 
-def _tables(schema: Schema, root: Schema, path: str) -> Iterator[str]:
-    """One section a table, the table of the top of the file first."""
+def _tables(schema: Schema, root: Schema, path: str, told: dict[str, str]) -> Iterator[str]:
+    """One section a table, the table of the top of the file first; keys that were told are not told again.
+
+    Args:
+        schema: Of the table.
+        root: The whole schema.
+        path: The table's name in the file.
+        told: By definition, the table whose section has the keys; added to.
+    """
+    first = told.setdefault(_definition(schema) or path, path)
+    if first != path:
+        described = schema["description"].replace(f"[{first}]", f"[`[{first}]`](#{first})")
+        yield f"## `[{path}]`\n\n{described}\n"
+        return
     yield _section(schema, root, path)
     for name, entry in _keys(schema, root).items():
         resolved = _resolved(entry, root)
         items = _resolved(resolved.get("items", {}), root)
         below = f"{path}.{name}" if path else name
         if "properties" in resolved or "patternProperties" in resolved:
-            yield from _tables({**resolved, **entry}, root, below)
+            yield from _tables({**resolved, **entry}, root, below, told)
         elif "properties" in items:
-            yield from _tables({**items, "description": entry["description"]}, root, f"[{below}]")
+            yield from _tables({**items, "description": entry["description"]}, root, f"[{below}]", told)
+
+
+def _definition(schema: Schema) -> str | None:
+    """The definition, with keys of its own, that a table stands for; None: it is described where it stands."""
+    named = [str(part["$ref"]) for part in (schema, *schema.get("allOf", ())) if "$ref" in part]
+    return next((name for name in named if not name.endswith("/subject")), None)
 
 
 def _choices(schema: Schema) -> Iterator[str]:

@@ -1,0 +1,334 @@
+"""The pages cannot lie: what they show is parsed, checked, and where it can be, run through the pipeline."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from tests.machine import ME, Machine
+from tests.pages import DOCS, PAGES, ROOT, Block, Command, all_commands, blocks, commands, file_name
+from tfenv import pipeline
+from tfenv.audit.summary import summary
+from tfenv.cli.main import COMMANDS, _parser
+from tfenv.config.discover import PYPROJECT_TABLE
+from tfenv.config.document import Document, Trust
+from tfenv.config.schema import advise, validate
+from tfenv.gpus.grant import read_grant, tokens_of
+from tfenv.policy.model import Device, Inventory, LayerName, Source, Start, Subject
+
+GIB = 1 << 30
+
+# ---- the machine of the worked examples
+
+UUIDS = ("8932f937", "5c1a0b7e", "e4d0a6c2", "0f7be913", "a1c4d2e8", "6b90f3a7", "d27e5c14", "39f8b06d")
+GROUPS = {"alice": ("students",), "bob": ("staff",), "carol": ("students",)}
+YOU = "you"
+
+
+def cards(count: int, name: str, total: int) -> Inventory:
+    uuids = [f"GPU-{start}-0000-4000-8000-000000000000" for start in UUIDS[:count]]
+    return Inventory(tuple(Device(index, uuid, name, total) for index, uuid in enumerate(uuids)))
+
+
+#: Four cards as on the page of the laws, unless a page says eight.
+FOUR = cards(4, "NVIDIA A100-SXM4-40GB", 40 * GIB)
+EIGHT = cards(8, "NVIDIA A100-SXM4-80GB", 80 * GIB)
+MACHINES = {"administrators.md": EIGHT}
+
+
+class Example:
+    """The files of one section, laid out below a temporary folder, and the commands that are run there."""
+
+    def __init__(self, section: tuple[Block, ...], root: Path) -> None:
+        self.root = root
+        self.machine = Machine(root)
+        self.inventory = MACHINES.get(section[0].page.name, FOUR)
+        for block in section:
+            if block.language == "toml":
+                self.machine.write(self._inside(file_name(block)), self._moved(block.text))
+        self.request = _request("".join(block.text for block in section if block.language == "python"))
+
+    def _inside(self, name: str) -> str:
+        """Where a file of the page stands below the temporary folder."""
+        if name.startswith("/etc/tfgpu/"):
+            return name.replace("/etc/tfgpu/", "etc/")
+        if name.startswith("~/"):
+            return name.replace("~/", "home/")
+        return name.lstrip("/") if name.startswith("/") else f"home/project/{name}"
+
+    def _moved(self, text: str) -> str:
+        return text.replace("/srv/", f"{self.root}/srv/")
+
+    def _as_on_the_page(self, text: str, user: str) -> str:
+        places = {self.machine.etc: "/etc/tfgpu", self.root / "home": f"/home/{user}", self.root / "srv": "/srv"}
+        for place, name in places.items():
+            text = text.replace(str(place), name)
+        return text
+
+    def outcome(self, command: Command) -> list[str]:
+        """The line on stderr, and what `tfgpu explain` says of settings that were clamped."""
+        user = command.user or YOU
+        grant, _ = read_grant(command.variables, command.variables, "")
+        loaded = self._load(command, user)
+        decision = pipeline.decide(loaded, grant, self.inventory, self.request)
+        line = summary(loaded.subject, loaded.policy, decision.plan, findings=loaded.findings)
+        clamps = [
+            f"    clamped: {finding.message}"
+            for finding in decision.plan.findings
+            if finding.code == "clamped" and "gpu" in (finding.key or "").split(".")
+        ]
+        return [self._as_on_the_page(text, user) for text in (line, *clamps)]
+
+    def _load(self, command: Command, user: str) -> pipeline.Loaded:
+        folder = self.root / command.folder.lstrip("/") if command.folder else self.machine.project
+        folder.mkdir(parents=True, exist_ok=True)
+        config = command.variables.get("TFGPU_CONFIG")
+        start = Start(
+            cwd=str(folder),
+            uid=ME,
+            config=self._moved(config) if config else None,
+            home=str(self.root / "home"),
+            config_home=str(self.root / "home" / ".config"),
+        )
+        trust = Trust(ME, administrator=ME, checked_from=str(self.root))
+        return pipeline.load(start, Subject(user, ME, GROUPS.get(user, ())), str(self.machine.etc), trust)
+
+
+def _request(program: str) -> tuple[str, ...] | None:
+    """What the program of the section writes into CUDA_VISIBLE_DEVICES."""
+    found = re.search(r'os\.environ\["CUDA_VISIBLE_DEVICES"\] = "(.*)"', program)
+    return tokens_of(found[1]) if found else None
+
+
+def worked_examples() -> list[tuple[Block, ...]]:
+    """The sections that show what a program says, each with its policies, or those that were shown last on its page."""
+    sections: dict[tuple[Path, str], list[Block]] = {}
+    for block in blocks(pages=DOCS):
+        sections.setdefault((block.page, block.section), []).append(block)
+    last: dict[Path, list[Block]] = {}
+    found: list[tuple[Block, ...]] = []
+    for (page, _), section in sections.items():
+        own = [block for block in section if block.language == "toml"]
+        before = [] if own else last.get(page, [])
+        last[page] = own or before
+        if any(map(is_worked, section)):
+            found.append((*section, *before))
+    return found
+
+
+def is_worked(block: Block) -> bool:
+    return block.language == "console" and any(said(command) for command in commands(block.text))
+
+
+def said(command: Command) -> list[str]:
+    """What the page says that tfgpu says."""
+    return [line for line in command.output if line.startswith("tfgpu: ") or line.startswith("    clamped: ")]
+
+
+@pytest.mark.parametrize("section", worked_examples(), ids=lambda section: f"{section[0]} {section[0].section}")
+def test_worked_examples_are_true(section: tuple[Block, ...], tmp_path: Path) -> None:
+    """With the files of a section, a program of that user, under those variables, says what the page says."""
+    example = Example(section, tmp_path)
+    shown = [command for block in section if block.language == "console" for command in commands(block.text)]
+    for command in shown:
+        if command.words[0] in ("python", "tfgpu") and said(command):
+            expected = example.outcome(command)
+            if command.words[0] == "tfgpu":  # `tfgpu explain | grep clamped`
+                assert said(command) == expected[1:]
+            else:
+                assert said(command) == expected[:1]
+
+
+def test_there_are_worked_examples() -> None:
+    """Both laws are shown with many examples, and other pages have some."""
+    pages = [section[0].page.name for section in worked_examples()]
+    assert pages.count("laws.md") >= 12
+    assert {"laws.md", "quickstart.md", "administrators.md", "slurm.md"} <= set(pages)
+
+
+def test_a_wrong_example_is_noticed(tmp_path: Path) -> None:
+    """The limit in the line is that of the file, not that of the page."""
+    page = tmp_path / "page.md"
+    policy = Block(page, 1, "toml", '# tfgpu.toml\n[gpu]\nmemory_limit = "8GiB"\n', "")
+    (command,) = commands("$ python train.py\ntfgpu: all GPUs, at most 9.0 GiB each (tfgpu.toml)\n")
+    (line,) = Example((policy,), tmp_path / "root").outcome(command)
+    assert said(command) != [line]
+    assert line.endswith("at most 8.0 GiB each (tfgpu.toml)")
+
+
+# ---- policies
+
+#: What is advised on every machine where these people are not known.
+TOLERATED = {"unknown-user", "unknown-group"}
+
+
+def shown_policies() -> list[Block]:
+    return blocks("toml")
+
+
+def read_policy(block: Block) -> Document:
+    """A block as the file its first line names."""
+    name = file_name(block)
+    data: dict[str, Any] = tomli.loads(block.text)
+    if name == "pyproject.toml":
+        for table in PYPROJECT_TABLE:
+            data = data[table]
+    return Document(_source(name), data, "0" * 64, block.text, 0)
+
+
+def _source(name: str) -> Source:
+    folder, _, file = name.rpartition("/")
+    if folder == "/etc/tfgpu/groups":
+        return Source("machine", name, scope=("group", file.removesuffix(".toml")))
+    if folder == "/etc/tfgpu/users":
+        return Source("machine", name, scope=("user", file.removesuffix(".toml")))
+    layer: LayerName = "machine" if folder == "/etc/tfgpu" else "user" if name.startswith("~/") else "project"
+    return Source(layer, name)
+
+
+@pytest.mark.parametrize("block", shown_policies(), ids=str)
+def test_policies_are_right(block: Block) -> None:
+    """A policy that a page shows names its file, gives no finding there, and no advice that could be followed here."""
+    assert file_name(block).endswith(".toml"), "the first line says which file it is: # tfgpu.toml"
+    title = block.text.partition("\n")[0]
+    layer, findings = validate(read_policy(block))
+    advice = {finding.code for finding in advise(layer)} - TOLERATED
+    assert (findings != ()) is title.endswith(", with a mistake")
+    assert advice == ({"numbers-in-machine-layer"} if title.endswith(", with numbers") else set())
+
+
+# ---- command lines and scripts
+
+
+def shown_commands() -> list[tuple[str, Command]]:
+    return [(page, command) for page, command in all_commands() if command.words[:1]]
+
+
+def tfgpu_commands() -> list[Any]:
+    found = [(page, list(c.words[1:])) for page, c in shown_commands() if Path(c.words[0]).name == "tfgpu"]
+    return [pytest.param(words, id=f"{page} {' '.join(words)}") for page, words in found]
+
+
+@pytest.mark.parametrize("words", tfgpu_commands())
+def test_commands_are_understood(words: list[str]) -> None:
+    """Every `tfgpu` command line of a page is one that the command itself can parse."""
+    if words == ["COMMAND", "--help"]:
+        return
+    assert words[0] in COMMANDS
+    parser = _parser(words[0], import_module(f"tfenv.cli.{words[0]}"))
+    assert parser.parse_args(words) is not None
+
+
+@pytest.mark.parametrize("block", blocks("bash", "sh"), ids=str)
+def test_scripts_are_shell(block: Block) -> None:
+    """A shell script of a page is one to a shell."""
+    done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_command_lines_are_shell(page: Path) -> None:
+    """So is every line at a prompt."""
+    text = page.read_text(encoding="utf-8")
+    typed = re.findall(r"^(?: {4})?(?:[a-z]+(?::\S+)?)?\$ (.+(?:\\\n.+)*)$", text, re.MULTILINE)
+    lines = [line for line in typed if "…" not in line]
+    done = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_compiles(block: Block) -> None:
+    """Python of a page is Python."""
+    compile(block.text, str(block), "exec")
+
+
+# ---- other formats
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_is_yaml(block: Block) -> None:
+    """A YAML block is well-formed, and no document of it is empty."""
+    assert all(yaml.safe_load_all(block.text))
+
+
+@pytest.mark.parametrize("block", blocks("ini"), ids=str)
+def test_units_are_units(block: Block) -> None:
+    """A unit of systemd has its sections, and keys in all of them."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(block.text)
+    assert parser.sections()
+    assert all(parser[section] for section in parser.sections())
+
+
+INSTRUCTIONS = {"FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "ENTRYPOINT", "CMD", "ARG", "VOLUME", "LABEL"}
+
+
+@pytest.mark.parametrize("block", blocks("dockerfile"), ids=str)
+def test_dockerfiles_are_dockerfiles(block: Block) -> None:
+    """Each instruction is one, and what is run is shell."""
+    lines = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    assert {line.split()[0] for line in lines} <= INSTRUCTIONS
+    scripts = "\n".join(line.removeprefix("RUN ") for line in lines if line.startswith("RUN "))
+    done = subprocess.run(["bash", "-n"], input=scripts, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- the site
+
+
+def nav_pages(entries: list[Any]) -> list[str]:
+    found: list[str] = []
+    for entry in entries:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += nav_pages(value) if isinstance(value, list) else [value]
+    return found
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+    """Of mkdocs.yml: the names of Python functions in it are mkdocs' business."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda _loader, suffix, _node: suffix)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """Each page in docs/ is in the navigation once, and each entry is a page."""
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    pages = [str(page.relative_to(ROOT / "docs")) for page in DOCS]
+    assert sorted(nav_pages(config["nav"])) == sorted(pages)
+
+
+@pytest.fixture(name="site", scope="module")
+def fixture_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install --group docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_has_every_page(site: Path) -> None:
+    """mkdocs builds the pages without a warning, links and anchors included."""
+    for page in DOCS:
+        assert (site / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    """A reader without a network misses nothing: no script, style, font or image comes from elsewhere."""
+    fetched = re.compile(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>|@import\s+url|url\(https?:")
+    files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
+    assert len(files) > len(DOCS)
+    found = {(path.name, match[0]) for path in files for match in fetched.finditer(path.read_text(encoding="utf-8"))}
+    assert found == set()
