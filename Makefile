@@ -17,7 +17,7 @@ PYTEST_MATRIX ?= -m matrix
 # The hook is copied into an environment, so a change to it means to install again.
 INSTALLED := pyproject.toml tfenv/startup/boot.py tfenv/startup/tfenv.pth
 
-.PHONY: help venv test lint generate generated test-matrix test-lowest demo bench build clean
+.PHONY: help venv test lint generate generated docs test-matrix test-lowest demo bench build clean
 
 help:
 	@echo "make demo         what TensorFlow takes without and with a policy, side by side"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-lowest  the tests without TensorFlow, on the lowest versions of the dependencies"
 	@echo "make lint         the checks alone: ruff, mypy, basedpyright, generated files"
 	@echo "make generate     writes the generated files anew, after a change of schemas/tfgpu.schema.json"
+	@echo "make docs         the documentation site, into site/"
 	@echo "make bench        the benchmarks"
 	@echo "make build        the wheel and the sdist, into dist/"
 	@echo "make clean        removes the environments and what tools left behind"
@@ -56,6 +57,12 @@ $(VENV)/.installed: $(INSTALLED)
 .venv-lowest/.installed: $(INSTALLED) .ci/lowest.txt
 	$(call make_venv,.venv-lowest)
 	.venv-lowest/bin/python -m pip install --quiet --editable . --constraint .ci/lowest.txt --group test
+	@touch $@
+
+# The site needs neither TensorFlow nor tfenv.
+.venv-docs/.installed: pyproject.toml
+	$(call make_venv,.venv-docs)
+	.venv-docs/bin/python -m pip install --quiet --group docs
 	@touch $@
 
 # ---- checks and tests
@@ -96,9 +103,12 @@ bench: venv
 	$(BIN)/python benchmarks/import_tf.py
 	$(BIN)/python benchmarks/clamp.py
 
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
 build: venv
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-* build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

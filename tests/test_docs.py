@@ -131,7 +131,7 @@ def is_worked(block: Block) -> bool:
 
 def said(command: Command) -> list[str]:
     """What the page says that tfgpu says."""
-    return [line for line in command.output if line.startswith("tfgpu: ") or line.startswith("    clamped: ")]
+    return [line for line in command.output if line.startswith(("tfgpu: ", "    clamped: "))]
 
 
 @pytest.mark.parametrize("section", worked_examples(), ids=lambda section: f"{section[0]} {section[0].section}")
@@ -201,8 +201,10 @@ def test_policies_are_right(block: Block) -> None:
     assert file_name(block).endswith(".toml"), "the first line says which file it is: # tfgpu.toml"
     title = block.text.partition("\n")[0]
     layer, findings = validate(read_policy(block))
-    advice = {finding.code for finding in advise(layer)} - TOLERATED
     assert (findings != ()) is title.endswith(", with a mistake")
+    if findings:
+        return
+    advice = {finding.code for finding in advise(layer)} - TOLERATED
     assert advice == ({"numbers-in-machine-layer"} if title.endswith(", with numbers") else set())
 
 
@@ -303,7 +305,7 @@ _Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda _loader, suffi
 
 def test_every_page_is_in_the_navigation() -> None:
     """Each page in docs/ is in the navigation once, and each entry is a page."""
-    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=_Loader)
     pages = [str(page.relative_to(ROOT / "docs")) for page in DOCS]
     assert sorted(nav_pages(config["nav"])) == sorted(pages)
 
@@ -327,7 +329,8 @@ def test_the_site_has_every_page(site: Path) -> None:
 
 def test_the_site_fetches_nothing(site: Path) -> None:
     """A reader without a network misses nothing: no script, style, font or image comes from elsewhere."""
-    fetched = re.compile(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>|@import\s+url|url\(https?:")
+    element = r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>"
+    fetched = re.compile(rf"{element}|@import\s+url|url\(https?:")
     files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
     assert len(files) > len(DOCS)
     found = {(path.name, match[0]) for path in files for match in fetched.finditer(path.read_text(encoding="utf-8"))}

@@ -1,9 +1,8 @@
-"""What the README and the pages in docs/ show must work: commands, policies, Python, links."""
+"""What the README shows must work: commands, Python, links. tests/test_docs.py looks at all pages."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,38 +12,16 @@ from typing import Any
 import pytest
 import tomli
 
-from tfenv.cli.main import COMMANDS, main
-from tfenv.config.document import Document
-from tfenv.config.schema import advise, validate
-from tfenv.policy.model import LayerName, Source
+from tests.pages import PAGES, README, ROOT, Block, all_commands, blocks, file_name
+from tfenv.cli.main import COMMANDS
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-PAGES = sorted([README, ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("sample_configs/**/*.md")])
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
-
-
-def blocks(language: str) -> list[str]:
-    return [text for name, text in _BLOCK.findall(README.read_text(encoding="utf-8")) if name == language]
-
-
-def shown_commands() -> list[list[str]]:
-    """The command lines of the console blocks, without variables set in front of them."""
-    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
-    return [_without_variables(shlex.split(line)) for line in lines]
 
 
 def commands_of(program: str) -> list[list[str]]:
-    found = [words[1:] for words in shown_commands() if words[0] == program]
+    found = [list(command.words[1:]) for _, command in all_commands([README]) if command.words[0] == program]
     assert found, f"the README shows no {program} command"
     return found
-
-
-def _without_variables(words: list[str]) -> list[str]:
-    first = next(number for number, word in enumerate(words) if not _ASSIGNMENT.fullmatch(word))
-    return words[first:]
 
 
 def commands_in_text() -> Iterator[str]:
@@ -61,14 +38,9 @@ def anchor(heading: str) -> str:
 # ---- commands
 
 
-@pytest.mark.parametrize("words", commands_of("tfgpu"), ids=" ".join)
-def test_shown_options_are_options(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option of a `tfgpu` command in the README is in that command's own help."""
-    ours = words[: words.index("--")] if "--" in words else words
-    assert main([ours[0], "--help"]) == 0
-    text = capsys.readouterr().out
-    missing = [word for word in ours[1:] if word.startswith("-") and word not in text]
-    assert missing == []
+def test_the_readme_shows_commands() -> None:
+    """The ways of use are shown with their commands, which tests/test_docs.py parses."""
+    assert {words[0] for words in commands_of("tfgpu")} >= {"init", "check", "explain", "run", "audit", "doctor"}
 
 
 def test_the_table_of_commands_is_complete() -> None:
@@ -101,34 +73,19 @@ def test_the_extras_exist() -> None:
 # ---- policies
 
 
-def shown_policies() -> list[tuple[str, str]]:
-    """Each TOML block with the file it stands for, which its first line names."""
-    return [(text.splitlines()[0].removeprefix("# ").split(",")[0], text) for text in blocks("toml")]
-
-
 def test_the_policies_are_shown_with_their_files() -> None:
     """The README shows a project's file, a table in pyproject.toml and the machine's file."""
-    assert [name for name, _ in shown_policies()] == ["tfgpu.toml", "pyproject.toml", "/etc/tfgpu/tfgpu.toml"]
-
-
-@pytest.mark.parametrize(("name", "text"), shown_policies(), ids=[name for name, _ in shown_policies()])
-def test_shown_policies_are_right(name: str, text: str) -> None:
-    """A policy copied from the README gives no finding, and no advice but that its people are not known here."""
-    data = tomli.loads(text)
-    data = data["tool"]["tfgpu"] if name == "pyproject.toml" else data
-    layer_name: LayerName = "machine" if name.startswith("/etc") else "project"
-    layer, findings = validate(Document(Source(layer_name, name), data, "0" * 64, text, 0))
-    assert findings == ()
-    assert {finding.code for finding in advise(layer)} <= {"unknown-user", "unknown-group"}
+    shown = [file_name(block) for block in blocks("toml", pages=[README])]
+    assert shown == ["tfgpu.toml", "pyproject.toml", "/etc/tfgpu/tfgpu.toml"]
 
 
 # ---- Python
 
 
-@pytest.mark.parametrize("program", blocks("python"))
-def test_shown_python_runs(program: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", blocks("python", pages=[README]), ids=str)
+def test_shown_python_runs(program: Block, tmp_path: Path) -> None:
     """The Python of the README runs, in a directory without any policy, and says so."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program.text}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
     )
@@ -141,7 +98,7 @@ def test_shown_python_runs(program: str, tmp_path: Path) -> None:
 
 def test_there_are_pages() -> None:
     """The pages a newcomer is led to are among those that are checked."""
-    assert {"README.md", "index.md", "how-it-works.md", "performance.md"} <= {page.name for page in PAGES}
+    assert {"README.md", "index.md", "how-it-works.md", "performance.md", "slurm.md"} <= {page.name for page in PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

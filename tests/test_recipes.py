@@ -1,0 +1,171 @@
+"""The recipes are right in detail: their scripts are run, their layouts made on disk, their policies applied."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tomli
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from tests.machine import ME, Machine
+from tests.pages import ROOT, Block, blocks
+from tfenv.config.document import Document
+from tfenv.config.schema import validate
+from tfenv.policy.model import Source
+
+RECIPES = ROOT / "docs" / "recipes"
+
+
+def recipe(name: str, language: str) -> list[Block]:
+    return blocks(language, pages=[RECIPES / f"{name}.md"])
+
+
+# ---- Slurm
+
+
+def task_prolog(folder: Path, **variables: str) -> str:
+    """What the TaskProlog of the recipe prints, with its policies below a folder."""
+    (script,) = [block.text for block in recipe("slurm", "bash") if "task_prolog" in block.text]
+    moved = script.replace("/etc/slurm/tfgpu", str(folder))
+    done = subprocess.run(["bash"], input=moved, env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.replace(str(folder), "/etc/slurm/tfgpu")
+
+
+def test_the_task_prolog_names_a_policy_that_is_there(tmp_path: Path) -> None:
+    """By shards, otherwise by partition; nothing where there is no such file, or where the user named one."""
+    for name in ("shards-3.toml", "gpu.toml"):
+        (tmp_path / name).touch()
+    shards = {"SLURM_JOB_PARTITION": "gpu", "SLURM_SHARDS_ON_NODE": "3"}
+    assert task_prolog(tmp_path, **shards) == "export TFGPU_CONFIG=/etc/slurm/tfgpu/shards-3.toml\n"
+    assert task_prolog(tmp_path, SLURM_JOB_PARTITION="gpu") == "export TFGPU_CONFIG=/etc/slurm/tfgpu/gpu.toml\n"
+    assert task_prolog(tmp_path, SLURM_JOB_PARTITION="debug") == ""
+    assert task_prolog(tmp_path, SLURM_JOB_PARTITION="gpu", TFGPU_CONFIG="mine.toml") == ""
+
+
+# ---- Kubernetes
+
+CONFIG_MAP = '[ceiling]\nmemory_limit = "25%"\n'
+
+
+def config_map(volume: Path, text: str = CONFIG_MAP) -> Path:
+    """A ConfigMap as Kubernetes mounts it: an open directory, and the file behind two links.
+
+    Returns:
+        The file.
+    """
+    data = volume / "..2026_11_25_12_00_00.1"
+    data.mkdir(parents=True)
+    data.chmod(0o755)
+    (data / "tfgpu.toml").write_text(text)
+    (data / "tfgpu.toml").chmod(0o644)
+    (volume / "..data").symlink_to(data.name)
+    (volume / "tfgpu.toml").symlink_to("..data/tfgpu.toml")
+    volume.chmod(0o777)
+    return volume / "tfgpu.toml"
+
+
+def test_the_manifests_policy_is_right() -> None:
+    """The file in the ConfigMap gives no finding as a machine's file."""
+    documents = [document for block in recipe("kubernetes", "yaml") for document in yaml.safe_load_all(block.text)]
+    (text,) = [document["data"]["tfgpu.toml"] for document in documents if document["kind"] == "ConfigMap"]
+    path = "/etc/tfgpu/tfgpu.toml"
+    _, findings = validate(Document(Source("machine", path), tomli.loads(text), "0" * 64, text, 0))
+    assert findings == ()
+
+
+def test_a_config_map_is_no_machine_layer(tmp_path: Path) -> None:
+    """Mounted as /etc/tfgpu, it is left out: everybody can write its directory."""
+    machine = Machine(tmp_path / "root")
+    config_map(machine.etc)
+    assert [finding.code for finding in machine.load().findings] == ["insecure-permissions"]
+
+
+def test_a_file_mounted_with_sub_path_is(tmp_path: Path) -> None:
+    """Mounted alone, with `subPath`, the file stands in a directory of root's, and holds."""
+    machine = Machine(tmp_path / "root")
+    machine.write("etc/tfgpu.toml", CONFIG_MAP)
+    loaded = machine.load()
+    assert loaded.findings == ()
+    assert [ceiling.key for ceiling in loaded.policy.ceilings] == ["memory_limit"]
+
+
+EXPLAIN = "import tfenv; e = tfenv.explain(); print([f.code for f in e.findings], [c.value for c in e.ceilings])"
+
+
+@pytest.mark.skipif(ME != 0, reason="needs root, to mount")
+def test_a_config_map_is_a_policy_for_tfgpu_config(tmp_path: Path) -> None:
+    """Mounted read-only, as it is, it is accepted where TFGPU_CONFIG names it; were it writable, it would not be."""
+    file = config_map(tmp_path / "volume")
+    mount = f"mount --bind {file.parent} {file.parent} && mount -o remount,ro,bind {file.parent} && "
+    ask = f"exec {sys.executable} -c '{EXPLAIN}'"
+    answers = []
+    for command in (ask, mount + ask):
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", command],
+            env={**os.environ, "TFGPU_CONFIG": str(file), "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "unshare" in done.stderr or "mount:" in done.stderr:
+            pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
+        answers.append(done.stdout.strip())
+    assert answers == ["['insecure-permissions'] []", "[] ['25%']"]
+
+
+# ---- JupyterHub
+
+
+def hub_environment() -> dict[str, Any]:
+    """`Spawner.environment` after jupyterhub_config.py of the recipe was read."""
+    config: Any = pytest.importorskip("traitlets.config", reason="of the development group").Config()
+    (text,) = [block.text for block in recipe("jupyterhub", "python") if "def policy" in block.text]
+    exec(compile(text, "jupyterhub_config.py", "exec"), {"c": config})
+    return dict(config.Spawner.environment)
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"), [(["staff", "students"], "staff"), (["students"], "students"), (["guests"], "default")]
+)
+def test_a_hub_user_gets_the_file_of_a_group(groups: list[str], file: str) -> None:
+    """The value is a function of the spawner, as JupyterHub calls it, and names a file for everybody."""
+    user = SimpleNamespace(groups=[SimpleNamespace(name=name) for name in groups])
+    policy = hub_environment()["TFGPU_CONFIG"]
+    assert policy(SimpleNamespace(user=user)) == f"/etc/tfgpu-hub/{file}.toml"
+
+
+# ---- direnv
+
+
+def test_the_envrc_names_an_absolute_path(tmp_path: Path) -> None:
+    """Whatever the directory a process starts in, it reads the project's file."""
+    (script,) = [block.text for block in recipe("direnv", "bash") if "PROFILE" in block.text]
+    done = subprocess.run(
+        ["bash"], input=f'{script}\necho "$TFGPU_CONFIG"', cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{tmp_path}/policies/default.toml\n"
+
+
+# ---- CI
+
+
+@pytest.mark.tensorflow
+def test_the_test_of_the_recipe_passes(tmp_path: Path) -> None:
+    """The test that the recipe for CI shows passes beside the policy that it shows."""
+    (policy,) = recipe("ci", "toml")
+    (program,) = recipe("ci", "python")
+    (tmp_path / "tfgpu.toml").write_text(policy.text)
+    (tmp_path / "test_policy.py").write_text(program.text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_policy.py"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("TFGPU_", "CUDA_", "PYTEST_"))}
+    environ["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
