@@ -15,8 +15,8 @@ PAGES = [README, ROOT / "CHANGELOG.md", *DOCS, *sorted(ROOT.glob("sample_configs
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
-#: A line that is typed at a prompt: `$`, `alice$`, `alice:/srv/vision$`; also in a block that is indented.
-_PROMPT = re.compile(r"^(?: {4})?(?:(?P<user>[a-z]+)(?::(?P<folder>\S+))?)?\$ (?P<line>.+)$")
+#: A line that is typed at a prompt: `$`, `alice@gpu1$`, `alice@gpu1:/srv/vision$`; also in a block that is indented.
+_PROMPT = re.compile(r"^(?: {4})?(?:(?P<user>[a-z]+)@\w+(?::(?P<folder>\S+))?)?\$ (?P<line>.+)$")
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 _SEPARATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<"}
 

@@ -241,7 +241,7 @@ def test_scripts_are_shell(block: Block) -> None:
 def test_command_lines_are_shell(page: Path) -> None:
     """So is every line at a prompt."""
     text = page.read_text(encoding="utf-8")
-    typed = re.findall(r"^(?: {4})?(?:[a-z]+(?::\S+)?)?\$ (.+(?:\\\n.+)*)$", text, re.MULTILINE)
+    typed = re.findall(r"^(?: {4})?(?:[a-z]+@\S+)?\$ (.+(?:\\\n.+)*)$", text, re.MULTILINE)
     lines = [line for line in typed if "…" not in line]
     done = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -117,7 +117,7 @@ def _tables(schema: Schema, root: Schema, path: str, told: dict[str, str]) -> It
     """
     first = told.setdefault(_definition(schema) or path, path)
     if first != path:
-        described = schema["description"].replace(f"[{first}]", f"[`[{first}]`](#{first})")
+        described = schema["description"].replace(f"[{first}]", _link(first))
         yield f"## `[{path}]`\n\n{described}\n"
         return
     yield _section(schema, root, path)
@@ -147,16 +147,24 @@ def _choices(schema: Schema) -> Iterator[str]:
 def _section(schema: Schema, root: Schema, path: str, heading: str = "## `[{}]`") -> str:
     lines = [heading.format(path) if path else "## Top of the file", "", schema["description"], ""]
     required = schema.get("required", ())
+    tables: list[str] = []
     for name, entry in _keys(schema, root).items():
         resolved = {**_resolved(entry, root), **entry}
         if "properties" in resolved or "patternProperties" in resolved:
-            lines += [f"- `{name}`: a table, see below."]
+            tables += [_link(f"{path}.{name}" if path else name)]
             continue
         lines += [f"### `{name}`", "", entry["description"], ""]
         lines += [f"- Type: {type_text(entry, root)}"]
         lines += ["- Required" if name in required else f"- Default: {default_text(entry)}"]
         lines += ["- Example: " + ", ".join(f"`{name} = {toml(example)}`" for example in entry["examples"]), ""]
+    if tables:
+        lines += ["Tables below it: " + ", ".join(tables), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _link(table: str) -> str:
+    """A link to a table's section."""
+    return f"[`[{table}]`](#{re.sub(r'[^a-z]', '', table.lower())})"
 
 
 def _keys(schema: Schema, root: Schema) -> dict[str, Any]:
