@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import tomli
-import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from tests.machine import ME, Machine
 from tests.pages import DOCS, PAGES, ROOT, Block, Command, all_commands, blocks, commands, file_name
@@ -24,6 +23,8 @@ from tfenv.config.document import Document, Trust
 from tfenv.config.schema import advise, validate
 from tfenv.gpus.grant import read_grant, tokens_of
 from tfenv.policy.model import Device, Inventory, LayerName, Source, Start, Subject
+
+yaml: Any = pytest.importorskip("yaml", reason="of the development group")
 
 GIB = 1 << 30
 
@@ -296,7 +297,7 @@ def nav_pages(entries: list[Any]) -> list[str]:
     return found
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Of mkdocs.yml: the names of Python functions in it are mkdocs' business."""
 
 

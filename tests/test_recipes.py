@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import tomli
-import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from tests.machine import ME, Machine
 from tests.pages import ROOT, Block, blocks
 from tfenv.config.document import Document
 from tfenv.config.schema import validate
 from tfenv.policy.model import Source
+
+yaml: Any = pytest.importorskip("yaml", reason="of the development group")
 
 RECIPES = ROOT / "docs" / "recipes"
 
