@@ -6,6 +6,8 @@ import configparser
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -69,25 +71,19 @@ class Example:
     def _moved(self, text: str) -> str:
         return text.replace("/srv/", f"{self.root}/srv/")
 
-    def _as_on_the_page(self, text: str, user: str) -> str:
-        places = {self.machine.etc: "/etc/tfgpu", self.root / "home": f"/home/{user}", self.root / "srv": "/srv"}
-        for place, name in places.items():
-            text = text.replace(str(place), name)
-        return text
-
     def outcome(self, command: Command) -> list[str]:
         """The line on stderr, and what `tfgpu explain` says of settings that were clamped."""
         user = command.user or YOU
         grant, _ = read_grant(command.variables, command.variables, "")
-        loaded = self._load(command, user)
+        places = {self.machine.etc: "/etc/tfgpu", self.root / "home": f"/home/{user}", self.root / "srv": "/srv"}
+        loaded = renamed(self._load(command, user), {str(place): name for place, name in places.items()})
         decision = pipeline.decide(loaded, grant, self.inventory, self.request)
-        line = summary(loaded.subject, loaded.policy, decision.plan, findings=loaded.findings)
         clamps = [
             f"    clamped: {finding.message}"
             for finding in decision.plan.findings
             if finding.code == "clamped" and "gpu" in (finding.key or "").split(".")
         ]
-        return [self._as_on_the_page(text, user) for text in (line, *clamps)]
+        return [summary(loaded.subject, loaded.policy, decision.plan, findings=loaded.findings), *clamps]
 
     def _load(self, command: Command, user: str) -> pipeline.Loaded:
         folder = self.root / command.folder.lstrip("/") if command.folder else self.machine.project
@@ -102,6 +98,21 @@ class Example:
         )
         trust = Trust(ME, administrator=ME, checked_from=str(self.root))
         return pipeline.load(start, Subject(user, ME, GROUPS.get(user, ())), str(self.machine.etc), trust)
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The value with other paths in all its strings: messages are as long as those that people see."""
+    if isinstance(value, str):
+        for place, name in names.items():
+            value = value.replace(place, name)
+        return value
+    if isinstance(value, Mapping):
+        return {renamed(key, names): renamed(item, names) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(renamed(item, names) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: renamed(getattr(value, field.name), names) for field in fields(value)})
+    return value
 
 
 def _request(program: str) -> tuple[str, ...] | None:
