@@ -17,6 +17,8 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 #: A line that is typed at a prompt: `$`, `alice@gpu1$`, `alice@gpu1:/srv/vision$`; also in a block that is indented.
 _PROMPT = re.compile(r"^(?: {4})?(?:(?P<user>[a-z]+)@\w+(?::(?P<folder>\S+))?)?\$ (?P<line>.+)$")
+#: A command with options in a sentence or a table.
+_INLINE = re.compile(r"`(tfgpu [^`\n…]+ -[^`\n…]+)`")
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 _SEPARATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<"}
 
@@ -113,13 +115,16 @@ def _command(line: str, user: str, folder: str, output: Sequence[str]) -> Comman
 
 
 def all_commands(pages: Sequence[Path] = PAGES) -> Iterator[tuple[str, Command]]:
-    """Every command line that is shown, with its page."""
+    """Every command line that is shown, at a prompt, in a script or in a sentence, with its page."""
     for page in pages:
         for command in commands(page.read_text(encoding="utf-8")):
             yield str(page.relative_to(ROOT)), command
     for block in blocks("bash", "sh", pages=pages):
         for command in script_commands(block.text):
             yield str(block), command
+    for page in pages:
+        for text in _INLINE.findall(page.read_text(encoding="utf-8")):
+            yield str(page.relative_to(ROOT)), _command(text, "", "", ())
 
 
 # ---- policies
