@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import REPOSITORY
+from tests.cli.server import Server
 from tfenv.simulate.environment import environment, parse_gpus
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
@@ -176,3 +178,145 @@ def test_what_follows_from_an_error(
     assert (len(told["plan"]["devices"]), told["refused"]) == (devices, refused)
     shown = tfgpu("explain", env=four_gpus).stdout
     assert ("raises PolicyError" in shown) is refused
+
+
+# ---- somebody else: with real users, on a machine of its own
+
+
+def told_of(server: Server, variables: dict[str, str], user: str, *arguments: str, **also: str) -> Any:
+    """What root is told of a user."""
+    done = server.tfgpu("explain", "--user", user, "--format", "json", *arguments, env=variables | also)
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_root_is_told_of_somebody_else(server: Server, variables: dict[str, str]) -> None:
+    """A user's own tables, his groups', his own file and the project's speak, with origins; nobody else's do."""
+    server.machine("tfgpu.toml", "[gpu]\nmemory_growth = true\n[ceiling]\nmemory_limit = '20GiB'\n")
+    server.machine("groups/students.toml", "[ceiling]\nmemory_limit = '10GiB'\n")
+    server.machine("users/bob.toml", "[ceiling]\nmemory_limit = '1GiB'\n")
+    server.write(server.home / "alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    project = server.write(server.home / "alice/vision/tfgpu.toml", "[gpu]\nmemory_growth = false\n", "alice").parent
+    told = told_of(server, variables, "alice", "--project", str(project))
+    assert (told["user"], told["groups"], told["project"]) == ("alice", ["alice", "students", "vision"], str(project))
+    assert [(c["value"], c["path"]) for c in told["ceilings"]] == [("10GiB", "/etc/tfgpu/groups/students.toml")]
+    limit, growth = told["settings"]["memory_limit"], told["settings"]["memory_growth"]
+    assert (limit["value"], limit["path"]) == ("8GiB", f"{server.home}/alice/.config/tfgpu/tfgpu.toml")
+    assert (growth["layer"], [lost["layer"] for lost in growth["overrides"]]) == ("project", ["machine"])
+    assert told_of(server, variables, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
+
+
+def test_the_callers_environment_is_not_theirs(server: Server, variables: dict[str, str]) -> None:
+    """Variables of root, his XDG_CONFIG_HOME and those of sudo, schedulers and ranks say nothing of alice."""
+    server.machine("tfgpu.toml", "[gpu]\nvisible_devices = {rank = 'auto'}\n[ceiling]\nrequire_grant = true\n")
+    elsewhere = server.write(server.root / "elsewhere/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n", "root")
+    theirs = server.write(server.home / "alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    told = told_of(
+        server,
+        variables,
+        "alice",
+        XDG_CONFIG_HOME=str(elsewhere.parent.parent),
+        SUDO_UID=str(os.getuid()),
+        CUDA_VISIBLE_DEVICES="3",
+        TFGPU_CONFIG=str(elsewhere),
+        TFGPU_RUN="gpu = {memory_limit = '2GiB'}",
+        TFGPU_DISABLE="1",
+        SLURM_JOB_ID="1",
+        LOCAL_RANK="2",
+    )
+    limit = told["settings"]["memory_limit"]
+    assert (limit["path"], limit["overrides"]) == (str(theirs), [])
+    assert told["grant"] == {"tokens": None, "pci_order": False, "scheduler": False, "rank": None}
+    assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
+
+
+def test_trust_and_permissions_are_theirs(server: Server, variables: dict[str, str]) -> None:
+    """A file of bob's does not count for alice, one that only root can read does not either, and both are told."""
+    project = server.home / "alice" / "vision"
+    path = server.write(project / "tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    assert told_of(server, variables, "alice", "--project", str(project))["findings"] == []
+    told = told_of(server, variables, "bob", "--project", str(project))
+    assert told["findings"] == [], "the owner of the directory is trusted"
+    server.write(path, path.read_text(), "bob")
+    assert codes(told_of(server, variables, "alice", "--project", str(project))) == ["untrusted-owner"]
+    server.machine("tfgpu.toml", "[machine]\ntrusted_owners = ['uid:47002']\n")
+    assert codes(told_of(server, variables, "alice", "--project", str(project))) == []
+    server.write(path, path.read_text(), "root", mode=0o600)
+    assert codes(told_of(server, variables, "alice", "--project", str(project))) == ["unreadable"]
+
+
+def codes(told: Any) -> list[str]:
+    return [finding["code"] for finding in told["findings"]]
+
+
+def test_root_reads_no_secret_for_a_user(server: Server, variables: dict[str, str]) -> None:
+    """A user's link to a file of root's is not followed with root's permissions."""
+    secret = server.write(server.root / "secret", "password = hunter2\n", "root", mode=0o600)
+    link = server.home / "alice" / "tfgpu.toml"
+    link.symlink_to(secret)
+    os.chown(link, 47001, 47001, follow_symlinks=False)
+    done = server.tfgpu("explain", "--user", "alice", "--project", str(link.parent), env=variables)
+    assert "unreadable" in done.stdout
+    assert "password" not in done.stdout + done.stderr
+
+
+def test_tfenv_may_stand_where_only_root_can_look(server: Server, variables: dict[str, str]) -> None:
+    """Everything that reading takes is loaded before root becomes somebody else; mistakes are named all the same."""
+    hidden = server.root / "hidden"
+    hidden.mkdir(mode=0o700)
+    for name in ("tfenv", "schemas"):
+        subprocess.run(["cp", "-a", str(REPOSITORY / name), str(hidden / name)], check=True)
+    server.machine("tfgpu.toml", "[gpu]\nmemory_limit = 8\n[ceiling]\nmax_devics = 1\n")
+    told = told_of(server, variables, "alice", PYTHONPATH=str(hidden))
+    assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [
+        ("invalid-value", 2),
+        ("unknown-key", 4),
+    ]
+
+
+def test_a_uid_without_an_entry(server: Server, variables: dict[str, str]) -> None:
+    """uid:1234 asks for somebody of whom the databases know nothing: no groups, no home, the machine's policy."""
+    server.machine("tfgpu.toml", "[user.'uid:47999'.ceiling]\nmax_devices = 1\n")
+    told = told_of(server, variables, "uid:47999")
+    assert (told["user"], told["groups"]) == ("uid:47999", [])
+    assert [ceiling["key"] for ceiling in told["ceilings"]] == ['user."uid:47999".ceiling.max_devices']
+    assert told["files"][1]["why"] == "there is no home directory"
+    assert told_of(server, variables, "uid:47001")["user"] == "alice"
+
+
+def test_a_directory_they_may_not_enter(server: Server, variables: dict[str, str]) -> None:
+    """Where the user has no way in, that is said, and no file behind it speaks."""
+    closed = server.write(server.root / "closed" / "tfgpu.toml", "[gpu]\nmemory_growth = true\n", "root").parent
+    closed.chmod(0o700)
+    shown = server.tfgpu("explain", "--user", "alice", "--project", str(closed), env=variables).stdout
+    assert "alice may not enter this directory" in shown
+    assert "memory_growth" not in shown
+
+
+def test_others_are_nobodys_business(server: Server, variables: dict[str, str]) -> None:
+    """A user is told of himself, in his own environment, and of nobody else: exit code 2 and what to do."""
+    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
+        pytest.skip("other users may not read this checkout")
+    own = server.tfgpu("explain", "--user", "alice", "--format", "json", env=variables, user="alice")
+    assert (json.loads(own.stdout)["user"], json.loads(own.stdout)["new_login"]) == ("alice", False)
+    refused = server.tfgpu("explain", "--user", "bob", env=variables, user="alice")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "tfgpu explain: only root may ask for somebody else; try `sudo tfgpu explain --user bob`\n"
+    )
+
+
+def test_a_user_who_is_not_there(tfgpu: Tfgpu) -> None:
+    """An unknown name is wrong usage; a similar one is offered."""
+    done = tfgpu("explain", "--user", "rooot")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'tfgpu explain: there is no user "rooot" here; did you mean "root"?\n'
+    for name in ("uid:99999999999", "uid:x", "a\nb", ""):
+        assert tfgpu("explain", "--user", name).returncode == 2
+
+
+def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) -> None:
+    """--project through a symbolic link tells what a program sees there: the kernel knows no links in a directory."""
+    (project / "real").mkdir()
+    (project / "link").symlink_to(project / "real")
+    assert as_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")

@@ -20,7 +20,7 @@ from tfenv.cli.output import (
     toml_text,
 )
 from tfenv.errors import printable
-from tfenv.explanation import ExplainedSetting, Explanation, FileSeen, Value, explain_here
+from tfenv.explanation import ExplainedSetting, Explanation, FileSeen, Value, explain
 from tfenv.policy.model import Device, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
@@ -43,17 +43,18 @@ def add_parser(subparsers: SubParsers) -> None:
         "explain",
         help="show which values hold here, who set them, and what follows",
         description="Show which values hold for a program that starts here, who set each of them, what they overrode, "
-        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU.",
+        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU. Root may ask for somebody else.",
     )
+    parser.add_argument("--user", metavar="NAME", help="whose program: a login name, or uid:1234 (default: yours)")
     parser.add_argument("--project", metavar="DIR", help="the directory where the program starts (default: here)")
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain; 1 when there is an error or a warning, 2 when DIR is no directory."""
+    """Explain; 1: there is an error or a warning; 2: DIR is no directory, NAME no user or none of one's business."""
     try:
-        explanation = explain_here(args.project)
-    except NotADirectoryError as error:
+        explanation = explain(args.project, args.user)
+    except (NotADirectoryError, LookupError, PermissionError) as error:
         say("explain", str(error))
         return USAGE
     if args.format == "json":
@@ -66,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
 def _print_text(explanation: Explanation) -> None:
     project = shown_path(explanation.project or "a deleted directory")
     print(f"{paint('Policy', 'strong')} of {printable(explanation.user)} in {project}")
+    print(paint(f"Groups: {printable(', '.join(explanation.groups) or 'none')}", "quiet"))
+    if explanation.new_login:
+        print(paint("As in a new login: variables (CUDA_VISIBLE_DEVICES, TFGPU_*) of yours do not count.", "quiet"))
     _print_files(explanation.files)
     _print_settings(explanation.settings)
     _print_ceilings(explanation.ceilings)

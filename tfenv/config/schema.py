@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,8 +74,9 @@ def schema_path() -> Path:
     raise FileNotFoundError(f"tfgpu.schema.json is missing from {package / 'schemas'}; install tfenv again")
 
 
+@cache
 def load_schema() -> dict[str, Any]:
-    """The JSON Schema (draft-07) of tfgpu.toml.
+    """The JSON Schema (draft-07) of tfgpu.toml, read once per process.
 
     Raises:
         FileNotFoundError: It is not installed.
