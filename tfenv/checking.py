@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tfenv.config.advice import advise
 from tfenv.config.discover import FILE_NAME, PYPROJECT_TABLE
 from tfenv.config.document import Document, DocumentError, Trust, read
-from tfenv.config.schema import advise, validate
+from tfenv.config.schema import validate
 from tfenv.errors import Finding
+from tfenv.gpus.inventory import read_inventory
+from tfenv.identity import find_group, find_user
 from tfenv.pipeline import MACHINE_ROOT, current_start, load
-from tfenv.policy.merge import combine
-from tfenv.policy.model import Layer, Source
+from tfenv.policy.model import Layer, Source, Tables
 
 __all__ = ["Checked", "check_here", "check_path"]
 
@@ -63,7 +65,8 @@ def check_path(path: str) -> Checked:
     if not sources:
         message = f"neither {FILE_NAME} nor {_PYPROJECT} is here; `tfgpu init` writes a first policy"
         return _nothing(full, message)
-    return _check(sources)
+    checked = _check(sources)
+    return checked + Checked((), tuple(_never_read(full))) if _is_machine_root(full) else checked
 
 
 def _nothing(path: str, message: str) -> Checked:
@@ -89,10 +92,17 @@ def _check(sources: Iterable[Source]) -> Checked:
     return Checked(tuple(files), (*findings, *_advice(layers, documents)))
 
 
-def _advice(layers: Iterable[Layer], documents: Iterable[Document]) -> Iterator[Finding]:
-    known = tuple(documents)
-    for layer in combine(layers):
-        yield from advise(layer, known)
+def _advice(layers: Iterable[Layer], documents: Sequence[Document]) -> tuple[Finding, ...]:
+    known = tuple(layers)
+    # NVML may take a second to answer: it is asked only if there is something to compare with.
+    speaks = any(tables.gpu or tables.ceiling for layer in known for tables in _all_tables(layer))
+    return advise(known, documents, read_inventory() if speaks else None)
+
+
+def _all_tables(layer: Layer) -> Iterator[Tables]:
+    yield layer.base
+    for named in (layer.groups, layer.users, layer.projects):
+        yield from named.values()
 
 
 # ---- which files, and whose
@@ -118,6 +128,24 @@ def _toml_files(folder: str) -> list[str]:
         return []
 
 
+def _never_read(root: str) -> Iterator[Finding]:
+    """Files in a machine layer's directory that look like policies and stand where nobody looks."""
+    for folder, folders, files in os.walk(root):
+        scope = _SCOPES.get(os.path.relpath(folder, root))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if scope is not None and _is_name(scope, name):
+                yield Finding("never-read", f"is never read; call it {name}.toml", "warning", path)
+            elif name.endswith(".toml") and scope is None and path != os.path.join(root, FILE_NAME):
+                message = f"is never read: only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
+                yield Finding("never-read", message, "warning", path)
+
+
+def _is_name(scope: Literal["group", "user"], name: str) -> bool:
+    return (find_user(name) if scope == "user" else find_group(name)) is not None
+
+
 def _source_of(path: str) -> Source:
     """A file with the layer that it belongs to where it stands."""
     folder, name = os.path.split(path)
@@ -134,7 +162,9 @@ def _source_of(path: str) -> Source:
 
 
 def _is_machine_root(folder: str) -> bool:
-    return folder == MACHINE_ROOT or any(_toml_files(os.path.join(folder, scope)) for scope in _SCOPES)
+    """A draft is known by its files for groups or users, or by the two folders for them."""
+    scopes = [os.path.join(folder, scope) for scope in _SCOPES]
+    return folder == MACHINE_ROOT or any(map(_toml_files, scopes)) or all(map(os.path.isdir, scopes))
 
 
 def _trust(source: Source) -> Trust:

@@ -11,7 +11,18 @@ from typing import TypeVar, cast
 
 from tfenv.policy.model import Subject
 
-__all__ = ["Account", "account_of", "call_as", "find_user", "home_of", "identify", "similar"]
+__all__ = [
+    "Account",
+    "account_of",
+    "call_as",
+    "find_group",
+    "find_user",
+    "home_of",
+    "identify",
+    "members_of",
+    "similar",
+    "subject_of",
+]
 
 _Answer = TypeVar("_Answer")
 
@@ -45,11 +56,38 @@ def find_user(name: str) -> int | None:
     try:
         return pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError):  # ValueError: a name that cannot be encoded, or holds a NUL
-        pass
-    digits = name.removeprefix("uid:")
+        return _number_after("uid:", name)
+
+
+def find_group(name: str) -> int | None:
+    """The gid of a group's name, or of "gid:1234" with or without an entry; None when there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        return _number_after("gid:", name)
+
+
+def _number_after(prefix: str, name: str) -> int | None:
+    digits = name.removeprefix(prefix)
     if digits == name or not (digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS):
         return None
     return int(digits) if int(digits) <= _LARGEST_ID else None
+
+
+def members_of(group: str) -> tuple[str, ...]:
+    """Login names of a group's members, as far as the databases list them: a directory service may not."""
+    try:
+        entry = grp.getgrnam(group)
+    except (KeyError, ValueError):
+        return ()
+    primary = (user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid)
+    return tuple(dict.fromkeys((*entry.gr_mem, *primary)))
+
+
+def subject_of(user: str) -> Subject | None:
+    """The subject of a new login of somebody; None when there is no such user."""
+    uid = find_user(user)
+    return None if uid is None else identify(uid, account_of(uid).groups)
 
 
 def account_of(uid: int) -> Account:
