@@ -116,6 +116,13 @@ def test_projects_that_are_not_there(tmp_path: Path) -> None:
     assert found == [3, 5, 7, 9]
 
 
+def test_a_table_for_everybody_in_one_file() -> None:
+    """Hundreds of users in the file that everybody reads are better off with files of their own: a note."""
+    tables = [f'[user."uid:{number}".gpu]\nmemory_growth = true\n' for number in range(4_000_000, 4_000_101)]
+    assert advice(tfgpu="".join(tables)) == [("many-tables", "tfgpu", 1)]
+    assert advice(tfgpu="".join(tables[:100])) == []
+
+
 # ---- replaced keys
 
 

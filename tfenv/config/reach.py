@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Advice", "Places", "advise_on_reach"]
 
 _Kind = Literal["user", "group"]
+#: Tables of users in the file that everybody reads: more than these are worth a word.
+_MANY_TABLES = 100
 #: A subject whom no table but those for everybody speaks of.
 _ANYBODY = Subject("", -1, (), "/")
 
@@ -80,6 +82,7 @@ def advise_on_reach(
             yield from _advice_on_name(named)
             yield from _advice_on_place(named, document.source.scope)
         yield from _advice_on_projects(document)
+        yield from _too_many_tables(document)
         yield from _replaced_in_its_file(document, places)
     for part in parts:
         yield from _unknown_owners(part)
@@ -145,6 +148,13 @@ def _advice_on_name(named: _Named) -> Iterator[Advice]:
     elif named.kind == "group" and not members_of(entry):
         message = f"nobody is in the group {shown(entry)}, as far as this machine lists its members"
         yield Advice(named.origin, "empty-group", message, "note")
+
+
+def _too_many_tables(document: Document) -> Iterator[Advice]:
+    count = len(_table(document.data, "user"))
+    if document.source.scope is None and count > _MANY_TABLES:
+        message = f"everybody's programs read all {count} tables; users/NAME.toml is read for its own user only"
+        yield Advice(Origin(document.source.layer, document.source.path, ("user",)), "many-tables", message, "note")
 
 
 def _unknown(named: _Named) -> str:
