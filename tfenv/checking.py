@@ -13,7 +13,7 @@ from tfenv.config.document import Document, DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.gpus.inventory import read_inventory
-from tfenv.identity import find_group, find_user
+from tfenv.identity import account_of, find_group, find_user
 from tfenv.pipeline import MACHINE_ROOT, current_start, load
 from tfenv.policy.model import Layer, Source, Tables
 
@@ -60,13 +60,14 @@ def check_path(path: str) -> Checked:
     """
     full = os.path.abspath(path)
     if not os.path.lexists(full):
-        return _nothing(full, "there is no such file or directory; correct the path")
+        right = "`sudo tfgpu init --machine` writes a first one" if full == MACHINE_ROOT else "correct the path"
+        return _nothing(full, f"there is no such file or directory; {right}")
     sources = list(_sources_in(full) if os.path.isdir(full) else [_source_of(full)])
     if not sources:
         message = f"neither {FILE_NAME} nor {_PYPROJECT} is here; `tfgpu init` writes a first policy"
         return _nothing(full, message)
     checked = _check(sources)
-    return checked + Checked((), tuple(_never_read(full))) if _is_machine_root(full) else checked
+    return checked + Checked((), (*_unlisted(full), *_never_read(full))) if _is_machine_root(full) else checked
 
 
 def _nothing(path: str, message: str) -> Checked:
@@ -80,6 +81,7 @@ def _check(sources: Iterable[Source]) -> Checked:
     files: list[str] = []
     for source in sources:
         files.append(source.path)
+        findings.extend(_closed_to_its_people(source))
         try:
             document = read(source, _trust(source))
         except DocumentError as error:
@@ -105,6 +107,40 @@ def _all_tables(layer: Layer) -> Iterator[Tables]:
         yield from named.values()
 
 
+# ---- who can read it
+
+
+def _closed_to_its_people(source: Source) -> Iterator[Finding]:
+    """A machine file that root can read and those it is for cannot, as an umask of 077 makes it: they would drop it."""
+    if source.layer != "machine":
+        return
+    folder = os.path.dirname(source.path)
+    folders = [folder] if source.scope is None else [os.path.dirname(folder), folder]
+    gids = _gids_of(source)
+    for place, bits, right in (*((folder, 0o1, "chmod go+x") for folder in folders), (source.path, 0o4, "chmod go+r")):
+        try:
+            status = os.stat(place)
+            has_list = "system.posix_acl_access" in os.listxattr(place)
+        except OSError:
+            continue
+        if not (status.st_mode & bits or has_list or (status.st_mode & bits << 3 and status.st_gid in gids)):
+            what = "it" if place == source.path else f"its directory {place}"
+            message = f"{what} is closed to those it is for, in whose programs it is an error; open it ({right})"
+            yield Finding("closed", message, "warning", source.path)
+
+
+def _gids_of(source: Source) -> frozenset[int]:
+    """The groups of all whom a file is for."""
+    if source.scope is None:
+        return frozenset()
+    kind, name = source.scope
+    if kind == "group":
+        gid = find_group(name)
+        return frozenset() if gid is None else frozenset({gid})
+    uid = find_user(name)
+    return frozenset() if uid is None else frozenset(account_of(uid).groups)
+
+
 # ---- which files, and whose
 
 
@@ -126,6 +162,14 @@ def _toml_files(folder: str) -> list[str]:
         return sorted(name for name in os.listdir(folder) if name.endswith(".toml") and not name.startswith("."))
     except OSError:
         return []
+
+
+def _unlisted(root: str) -> Iterator[Finding]:
+    """Folders whose files were not checked."""
+    for scope in _SCOPES:
+        folder = os.path.join(root, scope)
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            yield Finding("unreadable", "may not be listed, its files were not checked; ask root to", path=folder)
 
 
 def _never_read(root: str) -> Iterator[Finding]:

@@ -38,7 +38,7 @@ from tfenv.policy.model import (
     dotted,
 )
 
-__all__ = ["ExplainedSetting", "Explanation", "FileSeen", "Value", "explain", "plan_as_dict"]
+__all__ = ["ExplainedCeiling", "ExplainedSetting", "Explanation", "FileSeen", "Value", "explain", "plan_as_dict"]
 
 _GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
 
@@ -62,6 +62,17 @@ class Value:
     path: str
     line: int | None = None
     column: int | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedCeiling(Value):
+    """A ceiling that holds here.
+
+    Attributes:
+        replaces: Less specific tables' of the same layer, the most specific first: what it is an exception from.
+    """
+
+    replaces: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ class Explanation:
     project: str | None
     files: tuple[FileSeen, ...] = ()
     settings: tuple[ExplainedSetting, ...] = ()
-    ceilings: tuple[Value, ...] = ()
+    ceilings: tuple[ExplainedCeiling, ...] = ()
     on_error: OnError = "warn"
     logs: tuple[str, ...] = ()
     grant: Grant = field(default_factory=Grant)
@@ -150,7 +161,7 @@ class Explanation:
             "new_login": self.new_login,
             "files": [dict(vars(seen)) for seen in self.files],
             "settings": {setting.name: _setting_as_dict(setting) for setting in self.settings},
-            "ceilings": [dict(vars(ceiling)) for ceiling in self.ceilings],
+            "ceilings": [_ceiling_as_dict(ceiling) for ceiling in self.ceilings],
             "on_error": self.on_error,
             "logs": list(self.logs),
             "disabled": self.disabled,
@@ -160,6 +171,10 @@ class Explanation:
             "plan": plan_as_dict(self.plan),
             "findings": [dict(vars(finding)) for finding in self.findings],
         }
+
+
+def _ceiling_as_dict(ceiling: ExplainedCeiling) -> dict[str, object]:
+    return {**vars(ceiling), "replaces": [dict(vars(value)) for value in ceiling.replaces]}
 
 
 def _setting_as_dict(setting: ExplainedSetting) -> dict[str, object]:
@@ -288,7 +303,7 @@ def _explained(
         project=loaded.subject.project,
         files=tuple(_files(loaded, places)),
         settings=tuple(_settings(loaded, plan)),
-        ceilings=tuple(_value(loaded, ceiling.origin) for ceiling in loaded.policy.ceilings),
+        ceilings=tuple(_ceilings(loaded)),
         on_error=loaded.policy.on_error,
         logs=log_names(loaded.policy.audit),
         grant=grant,
@@ -306,7 +321,9 @@ def _explained(
 def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
     for name, setting in loaded.policy.settings.items():
         others = loaded.policy.overridden.get(name, ())
-        lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, name, winner))][1:]
+        lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, "gpu", name, winner))][
+            1:
+        ]
         yield ExplainedSetting(
             name=name,
             chosen=_value(loaded, setting.origin),
@@ -315,12 +332,20 @@ def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
         )
 
 
-def _replaced(loaded: Loaded, name: str, winner: Setting) -> list[Setting]:
+def _ceilings(loaded: Loaded) -> Iterable[ExplainedCeiling]:
+    for ceiling in loaded.policy.ceilings:
+        lost = _replaced(loaded, "ceiling", ceiling.key, Setting(ceiling.value, ceiling.origin))
+        replaces = tuple(_value(loaded, loser.origin) for loser in lost)
+        yield ExplainedCeiling(**vars(_value(loaded, ceiling.origin)), replaces=replaces)
+
+
+def _replaced(loaded: Loaded, kind: Literal["gpu", "ceiling"], name: str, winner: Setting) -> list[Setting]:
     """What less specific tables of the winner's own layer say, the most specific first."""
     found: list[tuple[int, int, Setting]] = []
     for layer in loaded.layers:
         if layer.name == winner.origin.layer:
-            tables = [(rank, table.gpu) for rank, table in enumerate(tables_for(layer, loaded.subject))]
+            ranked = enumerate(tables_for(layer, loaded.subject))
+            tables = [(rank, table.gpu if kind == "gpu" else table.ceiling) for rank, table in ranked]
             found += [(rank, len(found), table[name]) for rank, table in tables if name in table]
     ordered = [setting for _, _, setting in sorted(found, key=lambda entry: entry[:2], reverse=True)]
     return [setting for setting in ordered if setting.origin != winner.origin]

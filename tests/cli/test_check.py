@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from tests.cli.server import Server
 from tfenv.simulate.environment import environment, parse_gpus
 
+DAEMON = grp.getgrnam("daemon").gr_gid
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -239,3 +242,48 @@ def test_the_real_machine_layer_must_be_roots(server: Server, variables: dict[st
     result = server.tfgpu("check", "/etc/tfgpu", env=variables)
     assert result.returncode == 1
     assert f"/etc/tfgpu/{name}: it belongs to alice, not to root" in result.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another group")
+def test_a_file_that_its_people_cannot_read(project: Path, tfgpu: Tfgpu) -> None:
+    """What an umask of 077 closes to everybody is a warning; a user's or group's file may be open to a group only."""
+    etc = draft(project / "etc", tfgpu="", users__daemon="", groups__daemon="", users__root="")
+    for name, mode, group in (
+        ("tfgpu.toml", 0o600, 0),
+        ("users/daemon.toml", 0o640, DAEMON),
+        ("groups/daemon.toml", 0o640, DAEMON),
+        ("users/root.toml", 0o640, DAEMON),
+    ):
+        os.chown(etc / name, -1, group)
+        (etc / name).chmod(mode)
+    assert found(tfgpu("check", "etc", "--format", "json"), etc) == [
+        ("tfgpu.toml", None, "closed"),
+        ("users/root.toml", None, "closed"),
+    ]
+    for name in ("tfgpu.toml", "users/root.toml"):
+        (etc / name).chmod(0o644)
+    (etc / "users").chmod(0o700)
+    assert {path for path, _, _ in found(tfgpu("check", "etc", "--format", "json"), etc)} == {
+        "users/daemon.toml",
+        "users/root.toml",
+    }
+
+
+def test_a_closed_machine_layer_is_an_error_for_its_people(server: Server, variables: dict[str, str]) -> None:
+    """What `check` warns of is what alice is told: her programs cannot read the policy."""
+    server.machine("tfgpu.toml", GOOD)
+    (server.etc / "tfgpu" / "tfgpu.toml").chmod(0o600)
+    assert "[warning closed]" in server.tfgpu("check", "/etc/tfgpu", env=variables).stdout
+    assert "[error unreadable]" in server.tfgpu("explain", "--user", "alice", env=variables).stdout
+
+
+def test_folders_that_may_not_be_listed(server: Server, variables: dict[str, str]) -> None:
+    """Who may not look into users/ is told that its files were not checked."""
+    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
+        pytest.skip("other users may not read this checkout")
+    server.machine("tfgpu.toml", GOOD)
+    server.machine("users/bob.toml", GOOD)
+    (server.etc / "tfgpu" / "users").chmod(0o711)
+    result = server.tfgpu("check", "/etc/tfgpu", env=variables, user="alice")
+    assert result.returncode == 1
+    assert "/etc/tfgpu/users: may not be listed" in result.stdout

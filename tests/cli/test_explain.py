@@ -64,6 +64,15 @@ def test_a_table_for_one_user_overrides(project: Path, tfgpu: Tfgpu) -> None:
     assert not any("3GiB" in line for line in lines)
 
 
+def test_an_exception_says_from_what(project: Path, tfgpu: Tfgpu) -> None:
+    """Below a ceiling stands what it replaces in its own layer."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    (project / "tfgpu.toml").write_text(f"[ceiling]\nmax_devices = 1\n[user.{user}.ceiling]\nmax_devices = 2\n")
+    lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
+    held = lines.index(f"max_devices = 2 tfgpu.toml:4 [user.{user}.ceiling]")
+    assert lines[held + 1] == "replaces 1 tfgpu.toml:2"
+
+
 def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
     """Below a value that a ceiling changed stands which ceiling did."""
     result = tfgpu("explain", env=four_gpus)
@@ -200,6 +209,7 @@ def test_root_is_told_of_somebody_else(server: Server, variables: dict[str, str]
     told = told_of(server, variables, "alice", "--project", str(project))
     assert (told["user"], told["groups"], told["project"]) == ("alice", ["alice", "students", "vision"], str(project))
     assert [(c["value"], c["path"]) for c in told["ceilings"]] == [("10GiB", "/etc/tfgpu/groups/students.toml")]
+    assert [(c["value"], c["path"]) for c in told["ceilings"][0]["replaces"]] == [("20GiB", "/etc/tfgpu/tfgpu.toml")]
     limit, growth = told["settings"]["memory_limit"], told["settings"]["memory_growth"]
     assert (limit["value"], limit["path"]) == ("8GiB", f"{server.home}/alice/.config/tfgpu/tfgpu.toml")
     assert (growth["layer"], [lost["layer"] for lost in growth["overrides"]]) == ("project", ["machine"])

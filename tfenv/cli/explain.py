@@ -20,7 +20,7 @@ from tfenv.cli.output import (
     toml_text,
 )
 from tfenv.errors import printable
-from tfenv.explanation import ExplainedSetting, Explanation, FileSeen, Value, explain
+from tfenv.explanation import ExplainedCeiling, ExplainedSetting, Explanation, FileSeen, Value, explain
 from tfenv.policy.model import Device, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
@@ -105,8 +105,11 @@ def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
     _print_rows("Settings", rows)
 
 
-def _print_ceilings(ceilings: Iterable[Value]) -> None:
-    rows = [(f"{value.key.rpartition('.')[2]} = {_text(value)}", _origin(value)) for value in ceilings]
+def _print_ceilings(ceilings: Iterable[ExplainedCeiling]) -> None:
+    rows: list[tuple[str, str]] = []
+    for ceiling in ceilings:
+        rows.append((f"{ceiling.key.rpartition('.')[2]} = {_text(ceiling)}", _origin(ceiling)))
+        rows += [(f"  replaces {_text(lost)}", _origin(lost)) for lost in ceiling.replaces]
     _print_rows("Ceilings", rows)
 
 
