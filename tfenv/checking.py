@@ -13,7 +13,7 @@ from tfenv.config.document import Document, DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.gpus.inventory import read_inventory
-from tfenv.identity import account_of, find_group, find_user
+from tfenv.identity import account_of, find_group, find_user, similar
 from tfenv.pipeline import MACHINE_ROOT, current_start, load
 from tfenv.policy.model import Layer, Source, Tables
 
@@ -158,10 +158,7 @@ def _sources_in(folder: str) -> Iterator[Source]:
 
 
 def _toml_files(folder: str) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".toml") and not name.startswith("."))
-    except OSError:
-        return []
+    return [name for name in _names_in(folder) if name.endswith(".toml")]
 
 
 def _unlisted(root: str) -> Iterator[Finding]:
@@ -174,16 +171,33 @@ def _unlisted(root: str) -> Iterator[Finding]:
 
 def _never_read(root: str) -> Iterator[Finding]:
     """Files in a machine layer's directory that look like policies and stand where nobody looks."""
-    for folder, folders, files in os.walk(root):
-        scope = _SCOPES.get(os.path.relpath(folder, root))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            if scope is not None and _is_name(scope, name):
-                yield Finding("never-read", f"is never read; call it {name}.toml", "warning", path)
-            elif name.endswith(".toml") and scope is None and path != os.path.join(root, FILE_NAME):
-                message = f"is never read: only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
-                yield Finding("never-read", message, "warning", path)
+    message = f"is never read: only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
+    for folder in (root, *_folders_for_people(root)):
+        for name in _toml_files(folder):
+            if folder != root or name not in (FILE_NAME, _PYPROJECT):
+                yield Finding("never-read", message, "warning", os.path.join(folder, name))
+    for folder, scope in _SCOPES.items():
+        for name in _names_in(os.path.join(root, folder)):
+            if _is_name(scope, name):
+                message = f"is never read; call it {name}.toml"
+                yield Finding("never-read", message, "warning", os.path.join(root, folder, name))
+
+
+def _folders_for_people(root: str) -> Iterator[str]:
+    """Folders that people make by mistake: "user" for "users", "users/team"."""
+    for name in _names_in(root):
+        path = os.path.join(root, name)
+        if name in _SCOPES:
+            yield from filter(os.path.isdir, (os.path.join(path, inner) for inner in _names_in(path)))
+        elif similar(name.lower(), _SCOPES) is not None and os.path.isdir(path):
+            yield path
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
 
 
 def _is_name(scope: Literal["group", "user"], name: str) -> bool:

@@ -192,6 +192,10 @@ def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
     (etc / "user").mkdir()
     (etc / "user" / "alice.toml").touch()
     (etc / "users" / "daemon").touch()
+    (etc / "users" / "team").mkdir()
+    (etc / "users" / "team" / "bob.toml").touch()
+    (etc / "data").mkdir()
+    (etc / "data" / "x.toml").touch()
     (etc / "users" / "README").touch()
     (etc / ".git").mkdir()
     (etc / ".git" / "x.toml").touch()
@@ -199,6 +203,7 @@ def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
         ("policy.toml", None, "never-read"),
         ("user/alice.toml", None, "never-read"),
         ("users/daemon", None, "never-read"),
+        ("users/team/bob.toml", None, "never-read"),
     ]
 
 

@@ -12,7 +12,7 @@ import pwd
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tfenv.config.values import shown
 from tfenv.errors import Severity
@@ -204,7 +204,7 @@ def _advice_on_place(named: _Named, scope: tuple[_Kind, str] | None) -> Iterator
         message = f"{file} is read for that group's members: {named.text} counts for those in both; else it is {right}"
         yield Advice(named.origin, "partly-reachable", message)
     elif not _reaches(named, *scope):
-        message = f"{named.text} never counts here: {file} is not read for any of them; put it into {right}"
+        message = f"{named.text} never counts here: {file} is read for others; put it into {right}"
         yield Advice(named.origin, "unreachable-table", message)
 
 
@@ -271,9 +271,14 @@ def _replaced_for_all(whole: Layer, places: Places) -> Iterator[Advice]:
     """A key that a more specific table replaces for everybody whom its own table reaches."""
     for tables, subjects in _reached(whole):
         for key, setting in _settings(tables):
-            winners = [_winner(whole, subject, key) for subject in subjects()]
-            if winners and all(winner is not None and winner.origin != setting.origin for winner in winners):
-                yield _replaced(setting.origin, cast("Setting", winners[0]).origin, places)
+            replaced_by: Setting | None = None
+            for subject in subjects():
+                replaced_by = _winner(whole, subject, key)
+                if replaced_by is None or replaced_by.origin == setting.origin:
+                    replaced_by = None
+                    break
+            if replaced_by is not None:
+                yield _replaced(setting.origin, replaced_by.origin, places)
 
 
 def _winner(whole: Layer, subject: Subject, key: KeyPath) -> Setting | None:
