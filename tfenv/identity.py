@@ -5,7 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -74,14 +74,15 @@ def _number_after(prefix: str, name: str) -> int | None:
     return int(digits) if int(digits) <= _LARGEST_ID else None
 
 
-def members_of(group: str) -> tuple[str, ...]:
+def members_of(group: str) -> Iterator[str]:
     """Login names of a group's members, as far as the databases list them: a directory service may not."""
     try:
         entry = grp.getgrnam(group)
     except (KeyError, ValueError):
-        return ()
-    primary = (user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid)
-    return tuple(dict.fromkeys((*entry.gr_mem, *primary)))
+        return
+    yield from entry.gr_mem
+    # Last, for it lists all users; callers mostly need one member.
+    yield from (user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid)
 
 
 def subject_of(user: str) -> Subject | None:

@@ -62,6 +62,8 @@ def shared_server() -> Iterator[Server]:
     """The server of all tests; `server` is the one to use."""
     if os.geteuid() != 0:
         pytest.skip("only root can make files of other users, and become them")
+    if shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        pytest.skip("unshare and setpriv, of util-linux, are not here")
     # Not below pytest's own folder, into which nobody else may look.
     root = Path(tempfile.mkdtemp(prefix="tfgpu-server-"))
     try:

@@ -316,6 +316,16 @@ def test_others_are_nobodys_business(server: Server, variables: dict[str, str]) 
     )
 
 
+def test_from_python(server: Server, variables: dict[str, str]) -> None:
+    """tfenv.explain(directory, user=...) tells the same, and who is not there is a LookupError."""
+    server.machine("users/alice.toml", "[ceiling]\nmax_devices = 1\n")
+    program = "import tfenv; told = tfenv.explain('/usr', user='alice'); print(told.user, told.ceilings[0].value)\n"
+    program += "try: tfenv.explain(user='no-such-user')\nexcept LookupError as error: print(error)\n"
+    done = server.run([sys.executable, "-c", program], variables)
+    assert done.stderr == ""
+    assert done.stdout.startswith('alice 1\nthere is no user "no-such-user" here')
+
+
 def test_a_user_who_is_not_there(tfgpu: Tfgpu) -> None:
     """An unknown name is wrong usage; a similar one is offered."""
     done = tfgpu("explain", "--user", "rooot")

@@ -103,6 +103,10 @@ def test_where_nvml_knows_it_the_uuid_is_offered() -> None:
         ("ceiling.memory_limit = '8GiB'\n[group.root]\ngpu.memory_limit = '9GiB'", [("above-ceiling", 3)]),
         ("ceiling.memory_limit = '8GiB'\n[group.root]\ngpu.memory_limit = '9GiB'\nceiling.memory_limit = '9GiB'", []),
         ("gpu.memory_limit = '9GiB'\n[group.root]\nceiling.memory_limit = '8GiB'", []),
+        (
+            "[project.'/usr/lib']\ngpu.memory_limit = '9GiB'\n[project.'/usr']\nceiling.memory_limit = '8GiB'",
+            [("above-ceiling", 2)],
+        ),
         # splits
         (
             "ceiling.memory_limit = '8GiB'\n[[gpu.device]]\nmatch = 'GPU-1'\nlogical_devices = ['5GiB', '5GiB']",

@@ -14,7 +14,7 @@ from tfenv.config.reach import Advice, Places, advise_on_reach
 from tfenv.config.schema import rules_of
 from tfenv.errors import Finding
 from tfenv.identity import subject_of
-from tfenv.policy.merge import combine, project_contains, tables_for
+from tfenv.policy.merge import combine, tables_for
 from tfenv.policy.model import (
     AutoChoice,
     Device,
@@ -137,8 +137,7 @@ def _views(whole: Layer) -> Iterator[_View]:
         subject = subject_of(name) or Subject(name, -1)
         yield _View(tables, _over(*tables_for(whole, subject)))
     for path, tables in whole.projects.items():
-        outer = [whole.projects[root] for root in whole.projects if root != path and project_contains(root, path)]
-        yield _View(tables, _over(whole.base, *outer, tables))
+        yield _View(tables, _over(*tables_for(whole, Subject("", -1, (), path))))
 
 
 def _over(*tables: Tables) -> Tables:

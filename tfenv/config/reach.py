@@ -145,7 +145,7 @@ def _advice_on_name(named: _Named) -> Iterator[Advice]:
         right = f"{named.kind}s/{entry}.toml" if named.is_file else f"[{dotted((named.kind, entry))}]"
         message = f"{named.text} never counts, for the {named.kind} has a name; write {right}"
         yield Advice(named.origin, "unreachable-table", message)
-    elif named.kind == "group" and not members_of(entry):
+    elif named.kind == "group" and next(members_of(entry), None) is None:
         message = f"nobody is in the group {shown(entry)}, as far as this machine lists its members"
         yield Advice(named.origin, "empty-group", message, "note")
 
@@ -290,11 +290,15 @@ def _reached(whole: Layer) -> Iterator[tuple[Tables, Callable[[], Iterable[Subje
     """Each table with those whom it reaches, as far as they are known; all stand in "/", whose table is theirs, too."""
     yield whole.base, lambda: (_ANYBODY,)
     for name, tables in whole.groups.items():
-        yield tables, partial(_known, members_of(name))
+        yield tables, partial(_members, name)
     for name, tables in whole.users.items():
         yield tables, partial(_known, (name,))
     for path, tables in whole.projects.items():
         yield tables, partial(iter, (Subject("", -1, (), path.rstrip("/") or "/"),))
+
+
+def _members(group: str) -> Iterator[Subject]:
+    return _known(members_of(group))
 
 
 def _known(users: Iterable[str]) -> Iterator[Subject]:
