@@ -101,6 +101,19 @@ def test_rows_are_whole_in_a_pipe(layers: Path, tfgpu: Tfgpu, four_gpus: dict[st
     assert "12.0 GiB (50%)" in shown
 
 
+def test_long_lists_are_shortened(project: Path, tfgpu: Tfgpu) -> None:
+    """Eight UUIDs do not push origins off the screen: the first few are shown, and how many there are; JSON has all."""
+    uuids = [f"GPU-{number}932f937-0000-4000-8000-000000000000" for number in range(8)]
+    text = f"[gpu]\nmemory_growth = true\n[ceiling]\nallowed_devices = {uuids}\nmemory_limit = '8GiB'\n"
+    (project / "tfgpu.toml").write_text(text)
+    shown = tfgpu("explain").stdout.splitlines()
+    assert max(len(line) for line in shown if "tfgpu.toml:" in line) <= 100
+    (line,) = [line for line in shown if "allowed_devices" in line]
+    assert '["GPU-0932f937…", "GPU-1932f937…", "GPU-2932f937…", … 8 in all]' in line
+    told = as_json(tfgpu("explain", "--format", "json"))
+    assert [c["value"] for c in told["ceilings"] if c["key"] == "ceiling.allowed_devices"] == [uuids]
+
+
 def test_without_a_gpu(layers: Path, tfgpu: Tfgpu) -> None:
     """Without a driver the plan is there all the same, and why nothing is known of the cards is said."""
     result = tfgpu("explain")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tfenv.cli.output import (
     USAGE,
@@ -34,6 +34,12 @@ _STATES: dict[str, tuple[str, Style]] = {
     "dropped": ("dropped", "problem"),
     "none": ("-", "quiet"),
 }
+#: Characters of a row that others are lined up with.
+_WIDEST_VALUE = 60
+#: Entries of a list that are shown.
+_MOST_ENTRIES = 4
+#: "GPU-8932f937": tells one card from another.
+_SHORT_UUID = 12
 _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 
 
@@ -117,13 +123,25 @@ def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     if not rows:
         return
     _heading(title)
-    width = max(len(left) for left, right in rows if right)
+    lengths = [len(left) for left, right in rows if right]
+    width = max((length for length in lengths if length <= _WIDEST_VALUE), default=0)
     for left, right in rows:
         print(f"  {left:<{width}}  {paint(right, 'quiet')}" if right else f"  {left}")
 
 
 def _text(value: Value) -> str:
-    return toml_text(value.value)
+    """A value as it stands in its file, but for the rest of long lists and of UUIDs: eight of them fill three lines."""
+    if not isinstance(value.value, list):
+        return toml_text(value.value)
+    entries = value.value if len(value.value) <= _MOST_ENTRIES else value.value[: _MOST_ENTRIES - 1]
+    shown = [toml_text(_shortened(entry)) for entry in entries]
+    more = [] if len(entries) == len(value.value) else [f"… {len(value.value)} in all"]
+    return f"[{', '.join(shown + more)}]"
+
+
+def _shortened(entry: object) -> object:
+    is_uuid = isinstance(entry, str) and entry.startswith(("GPU-", "MIG-")) and len(entry) > _SHORT_UUID
+    return f"{cast('str', entry)[:_SHORT_UUID]}…" if is_uuid else entry
 
 
 def _origin(value: Value) -> str:
