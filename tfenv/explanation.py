@@ -249,7 +249,7 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
     known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
     grant, carried = read_grant(known, os.environ, read_boot_id())
     start = current_start(cwd)
-    return _explained(load(start), grant, tokens_of(carried.request), _places(start))
+    return _explained(load(start), grant, tokens_of(carried.request))
 
 
 def _uid_of(user: str) -> int:
@@ -277,8 +277,8 @@ def _explain_to_root(account: Account, cwd: str | None) -> Explanation:
         loaded, may_enter = call_as(account, lambda: (load(start, subject), _may_enter(start.cwd)))
     except OSError as error:
         raise PermissionError(f"cannot read with the permissions of {subject.user}: {error}") from error
-    places = _places(start) if may_enter else _places(start, f"{subject.user} may not enter this directory")
-    return replace(_explained(loaded, Grant(), None, places), new_login=True)
+    obstacle = None if may_enter else f"{subject.user} may not enter this directory"
+    return replace(_explained(loaded, Grant(), None, obstacle), new_login=True)
 
 
 def _may_enter(directory: str | None) -> bool:
@@ -291,8 +291,9 @@ def _import_readers() -> None:
 
 
 def _explained(
-    loaded: Loaded, grant: Grant, request: tuple[str, ...] | None, places: Iterable[FileSeen]
+    loaded: Loaded, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
 ) -> Explanation:
+    """What follows from the files; `obstacle`: why none of the project's can be found."""
     inventory = read_inventory()
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
@@ -301,7 +302,7 @@ def _explained(
         user=loaded.subject.user,
         groups=loaded.subject.groups,
         project=loaded.subject.project,
-        files=tuple(_files(loaded, places)),
+        files=tuple(_files(loaded, obstacle or _ban(loaded))),
         settings=tuple(_settings(loaded, plan)),
         ceilings=tuple(_ceilings(loaded)),
         on_error=loaded.policy.on_error,
@@ -378,7 +379,15 @@ def _written(data: Mapping[str, object], key: KeyPath) -> object:
 # ---- files
 
 
-def _files(loaded: Loaded, places: Iterable[FileSeen]) -> Iterable[FileSeen]:
+def _ban(loaded: Loaded) -> str | None:
+    """Where the administrator lets no project's file count."""
+    said = [layer.machine["allow_project_files"] for layer in loaded.layers if "allow_project_files" in layer.machine]
+    if not said or said[-1].value is not False:
+        return None
+    return f"no project's file counts: allow_project_files = false in {said[-1].origin.path}"
+
+
+def _files(loaded: Loaded, obstacle: str | None) -> Iterable[FileSeen]:
     """Every place in the order of the layers; a layer without a file says where one was looked for."""
     seen = [FileSeen(document.source.layer, document.source.path, "read") for document in loaded.documents]
     paths = {file.path for file in seen}
@@ -387,7 +396,7 @@ def _files(loaded: Loaded, places: Iterable[FileSeen]) -> Iterable[FileSeen]:
             paths.add(finding.path)
             seen.append(FileSeen(_layer_of(finding.path, loaded.start), finding.path, "dropped", finding.message))
     present = {file.layer for file in seen}
-    seen += [place for place in places if place.layer not in present]
+    seen += [place for place in _places(loaded.start, obstacle) if place.layer not in present]
     return sorted(seen, key=lambda file: LAYER_ORDER.index(file.layer))
 
 
@@ -403,8 +412,8 @@ def _user_file(start: Start) -> str:
     return os.path.join(start.config_home or "~/.config", "tfgpu", FILE_NAME)
 
 
-def _places(start: Start, obstacle: str | None = None) -> Iterable[FileSeen]:
-    """Where each layer's file would stand; `obstacle`: why none of the project's can be found."""
+def _places(start: Start, obstacle: str | None) -> Iterable[FileSeen]:
+    """Where each layer's file would stand."""
     yield FileSeen("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
     if start.elevated:
         yield FileSeen("user", _user_file(start), "none", "not looked for under sudo")
@@ -413,7 +422,7 @@ def _places(start: Start, obstacle: str | None = None) -> Iterable[FileSeen]:
     yield FileSeen("user", _user_file(start), "none", "no such file" if start.home else "there is no home directory")
     if start.isolated:
         yield FileSeen("project", start.cwd or "", "none", "not looked for with python -I or -E")
-    elif start.config:
+    elif start.config and obstacle is None:
         yield FileSeen("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
     else:
         looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu] here or above"

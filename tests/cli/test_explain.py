@@ -316,6 +316,16 @@ def test_a_directory_they_may_not_enter(server: Server, variables: dict[str, str
     assert "memory_growth" not in shown
 
 
+def test_where_no_projects_file_counts(server: Server, variables: dict[str, str]) -> None:
+    """A project's file that the administrator lets not count is not said to be missing."""
+    server.machine("tfgpu.toml", "[machine]\nallow_project_files = false\n")
+    project = server.write(server.home / "alice/p/tfgpu.toml", "[gpu]\nmemory_growth = true\n", "alice").parent
+    told = told_of(server, variables, "alice", "--project", str(project))
+    (seen,) = [file for file in told["files"] if file["layer"] == "project"]
+    assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
+    assert told["settings"] == {}
+
+
 def test_others_are_nobodys_business(server: Server, variables: dict[str, str]) -> None:
     """A user is told of himself, in his own environment, and of nobody else: exit code 2 and what to do."""
     if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
