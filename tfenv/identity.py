@@ -6,8 +6,7 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from tfenv.policy.model import Subject
 
@@ -34,8 +33,8 @@ _MOST_DIGITS = 10
 _NO_GROUP = 65534
 
 
-@dataclass(frozen=True)
-class Account:
+# No dataclass: every process that uses a framework loads this module, and making one takes ten times as long.
+class Account(NamedTuple):
     """A user of this machine.
 
     Attributes:
