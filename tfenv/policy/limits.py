@@ -139,8 +139,9 @@ def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> Pl
     parts = rule.logical_devices if rule is not None else ()
     fitted = _fit(parts, held.limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        text = f"logical_devices are scaled down to fit {format_limit(held.limit)}"
-        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by)
+        room = "the card" if held.limit is None else format_limit(held.limit)
+        text = f"logical_devices are scaled down to fit {room}"
+        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by or room)
     return PlannedDevice(card.token, card.device, held.limit, fitted, held.by)
 
 
