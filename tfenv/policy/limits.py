@@ -6,7 +6,6 @@ The tightest limit holds, and its key is remembered: a record names what held.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from tfenv.policy.model import (
@@ -25,14 +24,8 @@ from tfenv.policy.units import format_limit
 __all__ = ["Held", "allocator", "growth", "limit_on", "mixes_sizes_and_shares", "planned", "position", "rules"]
 
 
-@dataclass(frozen=True)
-class Held:
-    """The limit on one GPU, and the keys that say so."""
-
-    limit: MemoryLimit | None = None
-    by: tuple[Origin, ...] = ()
-
-
+#: The limit on one GPU (None: unlimited), and the keys that say so.
+Held = tuple[MemoryLimit | None, tuple[Origin, ...]]
 #: One limit somebody declared, and where.
 _Bound = tuple[MemoryLimit, Origin]
 
@@ -98,12 +91,12 @@ def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None
     bounds = [*_memory_ceilings(policy), *([wish] if wish is not None else [])]
     limit = _tightest([bound for bound, _ in bounds], total)
     if limit is None:
-        return Held()
+        return None, ()
     holders = _holders(limit, bounds)
     if wish is not None and _is_above(wish[0], limit, total):
         text = f"{format_limit(wish[0])} is above the ceiling of {format_limit(limit)} from {origins_text(holders)}"
         notes.clamped(text, wish[1], asked_by=wish[1], held_by=holders)
-    return Held(limit, holders)
+    return limit, holders
 
 
 def _fit(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
@@ -135,14 +128,14 @@ def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> Pl
     """
     total = card.device.total if card.device is not None else None
     rule = _rule_for(card, place, policy)
-    held = limit_on(policy, rule, total, notes)
+    limit, limited_by = limit_on(policy, rule, total, notes)
     parts = rule.logical_devices if rule is not None else ()
-    fitted = _fit(parts, held.limit, total)
+    fitted = _fit(parts, limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        room = "the card" if held.limit is None else format_limit(held.limit)
+        room = "the card" if limit is None else format_limit(limit)
         text = f"logical_devices are scaled down to fit {room}"
-        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by or room)
-    return PlannedDevice(card.token, card.device, held.limit, fitted, held.by)
+        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=limited_by or room)
+    return PlannedDevice(card.token, card.device, limit, fitted, limited_by)
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
