@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "run a command under the policy, or under options given here",
     "doctor": "find out why a GPU or a policy does not work here",
     "audit": "show what was applied, from the audit log",
+    "watch": "follow the policy files, and tell what each change means",
     "simulate": "run a command on simulated GPUs",
     "install": "cover every environment of an interpreter, for all users",
     "uninstall": "take back what install wrote",
