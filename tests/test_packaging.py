@@ -146,7 +146,8 @@ def test_sdist_is_complete(sdist: set[str], folder: str) -> None:
 
 def test_sdist_has_the_top_level(sdist: set[str]) -> None:
     """The files at the top that tools and readers need are in the sdist."""
-    assert {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"} <= sdist
+    top = {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".pre-commit-hooks.yaml"}
+    assert top <= sdist
 
 
 def test_sdist_has_nothing_built(sdist: set[str]) -> None:
