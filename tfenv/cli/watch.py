@@ -185,16 +185,19 @@ class _Hook:
         self._command = command
         self._stdout = sys.stderr if quiet_stdout else None  # a reader of JSON lines gets nothing else
         self._child: subprocess.Popen[str] | None = None
+        self._stopped = False
 
     def run(self, change: Change) -> None:
         """Run it to its end, unless there is none or the change has a mistake."""
-        if self._command is None or not change.valid:
+        if self._command is None or self._stopped or not change.valid:
             return
         variables = {**os.environ, FILES_VARIABLE: os.pathsep.join(file.path for file in change.files)}
         try:
             with subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=self._stdout, env=variables, text=True
             ) as self._child:
+                if self._stopped:  # by a signal, before the child had a name here
+                    self._child.terminate()  # type: ignore[unreachable]
                 self._child.communicate(json.dumps(_as_dict(change)) + "\n")
                 self._report(self._child.returncode)
         except (OSError, ValueError) as error:
@@ -203,7 +206,8 @@ class _Hook:
             self._child = None
 
     def stop(self) -> None:
-        """End the command that runs. May be called from a signal handler."""
+        """End the command that runs, and start none any more. May be called from a signal handler."""
+        self._stopped = True
         if self._child is not None:
             self._child.terminate()
 

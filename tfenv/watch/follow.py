@@ -1,8 +1,8 @@
 """Follows the places where policy files stand or may stand, and yields each change once, when it is over.
 
 inotify tells of changes, through watchdog, in the directories on the way to each place. Once a second all places are
-looked at besides: a network file system tells nothing of what other hosts write, and a rename further up is told to
-nobody.
+looked at besides: a network file system tells nothing of what other hosts write, a rename further up is told to
+nobody, and new permissions are not asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ __all__ = ["Watch", "survey"]
 _LOOK_EVERY, _POLL_EVERY = 1.0, 0.5
 #: A change is over when nothing was written for so long; one that never ends is told after so long, in seconds.
 _QUIET, _LONGEST = 0.1, 0.6
-#: What reading a file causes: it would wake us for ever.
-_READING = ("opened", "closed_no_write")
+#: What the kernel is asked to tell. Not that a file was opened, for we do that, too; nor each write: a training's log
+#: may stand beside the policy, and a writer that is done closes the file.
+_EVENTS = (
+    "FileCreatedEvent", "FileClosedEvent", "FileMovedEvent", "FileDeletedEvent",
+    "DirCreatedEvent", "DirMovedEvent", "DirDeletedEvent",
+)  # fmt: skip
 
 #: What tells whether a name means something else by now; None: there is nothing of that name.
 _Signature = tuple[int, ...]
@@ -100,8 +104,16 @@ class _Inotify:
         self._watches: dict[str, tuple[_Signature | None, Any]] = {}
         self._observer: Any = None
         try:
+            import logging
+
+            from watchdog import events
             from watchdog.observers import Observer
 
+            # What it remarks of its threads, as when they end, is nothing for a user's terminal.
+            remarks = logging.getLogger("watchdog")
+            remarks.addHandler(logging.NullHandler())
+            remarks.propagate = False
+            self._filter = [getattr(events, name) for name in _EVENTS]
             self._observer = Observer()
             self._observer.start()
         except (ImportError, OSError) as error:
@@ -114,7 +126,7 @@ class _Inotify:
     def dispatch(self, event: Any) -> None:
         """Called by watchdog, in a thread of its own."""
         names = {os.fsdecode(event.src_path), os.fsdecode(getattr(event, "dest_path", "") or "")}
-        if event.event_type not in _READING and names & self._names:
+        if names & self._names:
             self._wake()
 
     def follow(self, surveyed: Mapping[str, _Signature | None]) -> None:
@@ -141,7 +153,8 @@ class _Inotify:
     def _schedule(self, folder: str) -> None:
         try:
             signature = _signature(folder)
-            self._watches[folder] = signature, self._observer.schedule(self, folder, recursive=False)
+            watch = self._observer.schedule(self, folder, recursive=False, event_filter=self._filter)
+            self._watches[folder] = signature, watch
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 self._give_up(error)
