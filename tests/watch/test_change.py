@@ -15,7 +15,8 @@ from jsonschema import Draft7Validator
 from tests.machine import ME, Machine
 from tfenv.audit.record import MAX_RECORD_BYTES
 from tfenv.config.document import Trust
-from tfenv.watch.change import Change, ChangeLog, State, compare, look
+from tfenv.policy.model import AuditSinks
+from tfenv.watch.change import Change, ChangeLog, State, _both, compare, look
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/audit.schema.json").read_text())
 Edit = Callable[..., "Change | None"]
@@ -241,6 +242,14 @@ def test_a_log_that_is_taken_away_is_told_so(machine: Machine, edit: Edit) -> No
     assert change is not None
     ChangeLog().write(change)
     assert [len(records(machine.project / name)) for name in ("old.jsonl", "new.jsonl")] == [1, 1]
+
+
+def test_logs_of_before_and_after_add_up() -> None:
+    """Every sink of either policy gets the record but stderr, where the command speaks for itself."""
+    old = AuditSinks(files=("/a",), required_files=("/a",), syslog=True, default_file=False, stderr="json")
+    new = AuditSinks(files=("/b", "/a"), required_files=("/b",))
+    expected = AuditSinks(files=("/a", "/b"), required_files=("/a", "/b"), syslog=True, stderr="none")
+    assert (_both(old, new), _both(new, new).syslog, expected.default_file) == (expected, False, True)
 
 
 def test_a_record_of_many_changes_is_one_line(machine: Machine, edit: Edit, tmp_path: Path) -> None:

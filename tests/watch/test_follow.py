@@ -261,6 +261,21 @@ def test_what_inotify_is_not_told(machine: Machine, monkeypatch: pytest.MonkeyPa
         assert following.next() == {"gpu.memory_limit": "9GiB"}
 
 
+def test_what_is_being_written_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is found half written is read when it is quiet, and told once."""
+    for name, seconds in (("_LOOK_EVERY", 0.02), ("_QUIET", 0.5), ("_LONGEST", 20.0)):
+        monkeypatch.setattr(follow, name, seconds)
+    path = machine.write("home/project/tfgpu.toml", limit(8))
+    with Following(machine) as following:
+        with path.open("w") as file:
+            for piece in ("[gpu]\n", 'memory_limit = "9G', 'iB"\n'):
+                file.write(piece)
+                file.flush()
+                time.sleep(0.1)
+        assert following.next() == {"gpu.memory_limit": "9GiB"}
+        assert following.nothing(0.6)
+
+
 def test_a_survey_names_every_link_and_ends_at_what_is_missing(tmp_path: Path) -> None:
     """Each name on the way is there once; a loop of links ends; what is below a missing name is not asked for."""
     (tmp_path / "a").mkdir()
