@@ -109,12 +109,11 @@ def _print_start(watch: Watch) -> None:
     loaded = watch.state.loaded
     folder = shown_path(loaded.start.cwd or "a deleted directory")
     print(f"{paint('Watching', 'strong')} the policy of {printable(loaded.subject.user)} in {folder}")
-    there = {*loaded.hashes, *(finding.path for finding in loaded.findings)}
-    for path in watch.places:
-        if path in there:
-            print(f"  {shown_path(path)}")
-    others = sum(path not in there for path in watch.places)
-    print(paint(f"  and {others} places where no file is yet" if others else "", "quiet"))
+    there = {*loaded.hashes, *(finding.path for finding in loaded.findings if finding.code != "not-found")}
+    speaking = [path for path in watch.places if path in there]
+    for path in speaking:
+        print(f"  {shown_path(path)}")
+    print(paint(f"  and {len(watch.places) - len(speaking)} places that have no say now", "quiet"))
     print_findings((finding for finding in watch.state.findings if finding.severity != "note"), indent="  ")
     print(f"  now: {watch.state.in_force}\n{_ONCE}", flush=True)
 
