@@ -102,6 +102,8 @@ bench: venv
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/import_tf.py
 	$(BIN)/python benchmarks/clamp.py
+	$(BIN)/python benchmarks/machine_policy.py
+	$(BIN)/python benchmarks/resolver.py
 
 docs: .venv-docs/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
