@@ -37,6 +37,8 @@ OWNERS = {
     "google": ("frameworks",),
     "pynvml": ("gpus",),
     "watchdog": ("watch",),
+    "duckdb": ("audit",),
+    "backports": ("audit",),
 }
 #: Loaded only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
