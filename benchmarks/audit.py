@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 
-from tfenv.audit import duckdb_engine, usage
+from tfenv.audit import duckdb_engine, query, usage
 from tfenv.audit.query import Group, Query, Tally
 from tfenv.audit.record import Context, Process, encode, policy_outcome
 from tfenv.policy.model import DeviceOutcome, Grant, Outcome, Source, Subject
@@ -137,7 +137,7 @@ def by_command(path: Path) -> Answer:
 WAYS: dict[str, tuple[str, Callable[[Path], Answer]]] = {
     "tfgpu audit summary": ("tfenv", by_command),
     "DuckDB": ("duckdb", ours(duckdb_engine.groups)),
-    "plain reading": ("json", ours(usage.plain_groups)),
+    "plain reading": ("json", ours(query.groups)),
     "orjson": ("orjson", by_orjson),
     "polars": ("polars", by_polars),
 }

@@ -3,17 +3,20 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tfenv.audit import duckdb_engine, usage
-from tfenv.audit.query import Group, Query, Tally
-from tfenv.audit.usage import plain_groups, summarize, summarize_logs
+from tfenv.audit.query import Group, Query, Tally, group_of
+from tfenv.audit.query import groups as plain_groups
+from tfenv.audit.usage import summarize, summarize_logs
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
 needs_duckdb = pytest.mark.skipif(not duckdb_engine.is_there(), reason="DuckDB is not installed: tfenv[audit]")
@@ -22,7 +25,7 @@ USES = ("policy_applied", "policy_clamped", "policy_failed")
 
 
 def group(**fields: Any) -> Group:
-    return Group({"timestamp": "1", "event": "policy_applied", "user": "alice", **fields}, 1, ("1",))
+    return group_of({"timestamp": "1", "event": "policy_applied", "user": "alice", "pid": 1, **fields})
 
 
 def test_a_summary_counts_per_user_and_gpu(write_log: WriteLog, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_both_ways_of_reading_agree(long_log: Path, query: Query) -> None:
 @needs_duckdb
 def test_duckdb_does_the_work(long_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of our own shape are grouped by DuckDB: few groups, and none of them read by plain reading."""
-    monkeypatch.setattr(duckdb_engine, "read", None)
+    monkeypatch.setattr(duckdb_engine, "plain_groups", None)
     groups = list(duckdb_engine.groups(long_log, Query(), Tally()))
     assert any(group.times > 1 for group in groups)
 
@@ -207,9 +210,22 @@ def test_damage_anywhere_changes_both_answers_alike(long_log: Path, data: st.Dat
         place = data.draw(st.integers(0, len(damaged) - 1))
         end = place + data.draw(st.integers(0, 30))
         damaged[place:end] = data.draw(st.sampled_from([b"", b",", b"}", b'"', b"\n"]))
+    assume(not any(map(has_a_key_twice, bytes(damaged).splitlines())))
     log = long_log.with_name("damaged")
     log.write_bytes(damaged)
     assert_agreement(log, Query())
+
+
+def has_a_key_twice(line: bytes) -> bool:
+    """Two records that were melted into one: JSON leaves open which of the two values counts (RFC 8259, section 4)."""
+    twice = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        twice.append(len(dict(pairs)) < len(pairs))
+
+    with suppress(ValueError):
+        json.loads(line, object_pairs_hook=look)
+    return any(twice)
 
 
 @needs_duckdb
@@ -255,6 +271,18 @@ def test_a_short_log_does_not_wait_for_duckdb(
     monkeypatch.setattr(duckdb_engine, "groups", groups)
     rows = summarize_logs([long_log], Query(), Tally())
     assert (calls == [long_log], rows == []) == (used, used)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_without_duckdb_a_long_log_is_read_all_the_same(
+    long_log: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    """Not installed, or installed and of no use here: plain reading gives the answer."""
+    monkeypatch.setattr(usage, "_SMALL_LOGS_BYTES", 0)
+    monkeypatch.setattr(duckdb_engine, "is_there", lambda: broken)
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    plain = summarize(plain_groups(long_log, Query(), Tally()))
+    assert summarize_logs([long_log], Query(), Tally()) == plain
 
 
 @needs_duckdb

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfenv.audit.query import Group, Query
+from tfenv.audit.query import Query, group_of
 from tfenv.audit.record import Context, Process, encode, policy_applied
 from tfenv.audit.usage import summarize
 from tfenv.cli import audit
@@ -346,7 +346,7 @@ def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, 
     """A record whose fields have other types than ours (a newer version, another program) is no traceback."""
     record = {**fields, "timestamp": timestamp, "event": event}
     assert all(cell.isprintable() for cell in audit._row(record))
-    for row in summarize([Group({**record, "event": "policy_applied"}, 1, ("1",))]):
+    for row in summarize([group_of({**record, "event": "policy_applied"})]):
         audit._summary_row(row)
     query = Query(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
     query.matches(record)

@@ -2,7 +2,8 @@
 
 DuckDB only reduces many records to few: it puts together those that are equal but for their time and process. What a
 record means is decided where it is decided for every record, in Python; what DuckDB cannot read goes there, too, line
-by line, or as a whole file. So both ways of reading give the same answer.
+by line, or as a whole file. So both ways of reading give the same answer, but for what JSON readers never agreed on: a
+key twice in one object, as in two records melted into one, and a bare nan.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from tfenv.audit.query import BEGIN, TIMESTAMP_BYTES, Group, Query, Tally, read, select
+from tfenv.audit.query import BEGIN, TIMESTAMP_BYTES, Group, Query, Tally, group_of, select
+from tfenv.audit.query import groups as plain_groups
 from tfenv.dependencies import import_dependency
 
 __all__ = ["groups", "is_there"]
@@ -79,8 +81,7 @@ def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
     """
     rows = None if _is_for_python(log) else _rows(log, query)
     if rows is None:
-        for record in read([log], query, tally):
-            yield Group(record, 1, (str(record.get("pid")),))
+        yield from plain_groups(log, query, tally)
         return
     names = _names(query)[3:]
     for odd, times, timestamp, pids, event, fields in rows:
@@ -89,8 +90,7 @@ def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
             if query.matches(group.record):
                 yield group
         else:
-            for record in select([odd.encode()] * times, query, tally):
-                yield Group(record, 1, (str(record.get("pid")),))
+            yield from map(group_of, select([odd.encode()] * times, query, tally))
 
 
 def _is_for_python(log: Path) -> bool:
@@ -101,7 +101,10 @@ def _is_for_python(log: Path) -> bool:
 def _rows(log: Path, query: Query) -> Sequence[Any] | None:
     """What DuckDB makes of the log; None where it does not take it: bytes that are no text, a damaged end."""
     log.open("rb").close()  # whether it can be read is said in Python's words
-    duckdb = import_dependency("duckdb")
+    try:
+        duckdb = import_dependency("duckdb")
+    except ImportError:  # half uninstalled, or made for another Python
+        return None
     parameters = {
         "path": str(log.absolute()),
         "compression": _COMPRESSION.get(log.suffix, "none"),

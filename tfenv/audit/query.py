@@ -27,6 +27,8 @@ __all__ = [
     "Tally",
     "devices_of",
     "gpu_name",
+    "group_of",
+    "groups",
     "is_worth_reading",
     "last",
     "parse_moment",
@@ -283,6 +285,21 @@ def read(paths: Sequence[Path], query: Query, tally: Tally) -> Iterator[Record]:
         if is_worth_reading(path, query.since):
             with open_log(path) as file:
                 yield from select(_whole_lines(path, file, tally), query, tally)
+
+
+def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
+    """Each wanted record of a log as a group of its own.
+
+    Raises:
+        OSError: The log cannot be read.
+    """
+    for record in read([log], query, tally):
+        yield group_of(record)
+
+
+def group_of(record: Record) -> Group:
+    """One record, of one process."""
+    return Group(record, 1, (str(record.get("pid")),))
 
 
 def is_worth_reading(path: Path, since: str) -> bool:

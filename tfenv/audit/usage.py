@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tfenv.audit import duckdb_engine
-from tfenv.audit.query import Group, Query, Record, Tally, devices_of, gpu_name, is_worth_reading, read
+from tfenv.audit.query import Group, Query, Record, Tally, devices_of, gpu_name, is_worth_reading
+from tfenv.audit.query import groups as plain_groups
 
-__all__ = ["UserGpu", "plain_groups", "summarize", "summarize_logs"]
+__all__ = ["UserGpu", "summarize", "summarize_logs"]
 
 #: The events of a use; plans (policy_loaded, policy_changed) are none.
 _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
@@ -65,18 +66,8 @@ def summarize_logs(logs: Sequence[Path], query: Query, tally: Tally) -> list[Use
     query = replace(query, events=events)
     logs = [log for log in logs if is_worth_reading(log, query.since)]
     large = sum(log.stat().st_size for log in logs) > _SMALL_LOGS_BYTES
-    make_groups = duckdb_engine.groups if large and duckdb_engine.is_there() else plain_groups
-    return summarize((group for log in logs for group in make_groups(log, query, tally)), query)
-
-
-def plain_groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
-    """Each wanted record of a log is a group of its own.
-
-    Raises:
-        OSError: The log cannot be read.
-    """
-    for record in read([log], query, tally):
-        yield Group(record, 1, (str(record.get("pid")),))
+    read_groups = duckdb_engine.groups if large and duckdb_engine.is_there() else plain_groups
+    return summarize((group for log in logs for group in read_groups(log, query, tally)), query)
 
 
 def summarize(groups: Iterable[Group], query: Query = Query()) -> list[UserGpu]:  # noqa: B008 - it is frozen

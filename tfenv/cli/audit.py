@@ -25,6 +25,9 @@ OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
 _COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
+_USAGE = """%(prog)s [options]
+       %(prog)s summary [options]
+       %(prog)s export --prometheus FILE [options]"""
 _SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
 
 
@@ -38,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "audit",
         help="show what was applied, from the audit log",
         description=f"Show records of the audit log. {exit_codes}",
+        usage=_USAGE,
         argument_default=argparse.SUPPRESS,
     )
     _add_filters(parser)
@@ -47,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_format(parser)
     parser.set_defaults(run=run, act=_show)
     # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
-    actions = parser.add_subparsers(title="instead of records", metavar="")
+    actions = parser.add_subparsers(title="instead of records", metavar="ACTION", prog=parser.prog)
     _add_summary(actions, f"Processes, limits, clamps and failures per user and GPU. {exit_codes}")
     _add_export(actions, exit_codes)
 
