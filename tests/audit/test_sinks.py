@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.conftest import SimulatedGpus
 from tfenv.audit import sinks as module
 from tfenv.audit.query import Query, Tally, read
 from tfenv.audit.record import AuditRecord, Context, encode, policy_disabled
@@ -534,6 +535,42 @@ def test_closed_descriptors_do_not_matter(tmp_path: Path, python: Python) -> Non
     run = python(f"{EMIT}\nlog.emit(record)\nos.closerange(0, 256)\nlog.emit(record)\nos._exit(0)", str(path))
     assert run.returncode == 0
     assert len(whole_records(path)) == 2
+
+
+#: Runs a program where /etc has a tfgpu.toml, without touching the machine's own.
+WITH_MACHINE_FILE = """
+mount -t tmpfs none "$1" && mkdir -p "$1/upper/tfgpu" "$1/work" && printf '%s' "$2" > "$1/upper/tfgpu/tfgpu.toml" &&
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc && shift 2 && exec "$@"
+"""
+
+
+@as_root
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("on_error", "said"), [("fail", ["log-not-written", "log-not-written", "False"]), ("warn", ["2", "2", "True"])]
+)
+def test_a_machines_log_that_is_missing_has_its_say(
+    tmp_path: Path, simulated_gpus: SimulatedGpus, on_error: str, said: list[str]
+) -> None:
+    """With `on_error = "fail"` in /etc/tfgpu TensorFlow gets PolicyError, each time, and CUDA stays closed."""
+    machine = f'on_error = "{on_error}"\n[audit]\nfile = "{tmp_path}/missing/<uid>.jsonl"\n'
+    in_namespace = ["unshare", "--mount", "sh", "-c", WITH_MACHINE_FILE, "sh", str(tmp_path), machine]
+    if subprocess.run([*in_namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount here")
+    program = """
+import os, sys, tfenv, tensorflow as tf
+for _ in range(2):
+    try: print(len(tf.config.list_physical_devices("GPU")))
+    except tfenv.PolicyError as error: print(*(finding.code for finding in error.findings))
+print(os.path.exists(sys.argv[1]) and "cuInit" in open(sys.argv[1]).read())
+"""
+    calls = tmp_path / "calls"
+    run = [sys.executable, "-m", "tfenv", "run", "--", sys.executable, "-c", program, str(calls)]
+    environment = simulated_gpus("2x24GiB", log=calls)
+    done = subprocess.run(
+        [*in_namespace, *run], env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.stdout.splitlines() == said, done.stderr
 
 
 # ---- many writers
