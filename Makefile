@@ -97,6 +97,7 @@ bench: venv
 	$(BIN)/python benchmarks/clamp.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/machine_policy.py
+	$(BIN)/python benchmarks/resolver.py
 
 build: venv
 	$(BIN)/python -m build --outdir dist .

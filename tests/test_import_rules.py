@@ -40,6 +40,7 @@ OWNERS = {
     "watchdog": ("watch",),
     "duckdb": ("audit",),
     "backports": ("audit",),
+    "shtab": ("cli",),
 }
 #: Loaded only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}

@@ -63,6 +63,7 @@ def test_each_event_has_its_counter(log: Path, write_log: WriteLog, figures: Fig
         {"devices": None, "event": "policy_failed", "user": "bob", "timestamp": "2026-11-05T07:00:00.000000Z"},
         {"event": "policy_loaded", "timestamp": "of another program"},
         {"event": "policy_disabled", "lost": 2},
+        {"event": "policy_changed"},
         {"event": "of a later version"},
     )
     with log.open("ab") as file:
@@ -77,6 +78,7 @@ def test_each_event_has_its_counter(log: Path, write_log: WriteLog, figures: Fig
         'tfgpu_policy_clamped_total{user="alice",gpu="GPU-a"}': "1",
         'tfgpu_policy_failed_total{user="bob",gpu=""}': "1",
         'tfgpu_policy_disabled_total{user="alice"}': "1",
+        'tfgpu_policy_changed_total{user="alice"}': "1",
         "tfgpu_records_lost_total": "5",
         "tfgpu_unreadable_lines_total": "1",
     }

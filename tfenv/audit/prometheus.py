@@ -57,6 +57,9 @@ _EVENTS = {
     "policy_disabled": _Metric(
         "tfgpu_policy_disabled_total", "counter", ("user",), "Processes for which TFGPU_DISABLE switched it off."
     ),
+    "policy_changed": _Metric(
+        "tfgpu_policy_changed_total", "counter", ("user",), "Changes of the policy that tfgpu watch saw."
+    ),
 }
 _LOST = _Metric("tfgpu_records_lost_total", "counter", (), "Records that could not be written, as later ones say.")
 _UNREADABLE = _Metric("tfgpu_unreadable_lines_total", "counter", (), "Lines of the logs that are no records.")
