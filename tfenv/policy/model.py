@@ -5,7 +5,7 @@ Pure and immutable. Sizes are in bytes unless a name says otherwise, fractions a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +102,11 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.path} ({dotted(self.key)})"
+
+
+def origins_text(origins: Iterable[Origin]) -> str:
+    """Several origins for people: `/etc/tfgpu/tfgpu.toml (ceiling.memory_limit) and tfgpu.toml (gpu.memory_limit)`."""
+    return " and ".join(str(origin) for origin in origins)
 
 
 @dataclass(frozen=True)
@@ -466,12 +471,14 @@ class PlannedDevice:
         device: What NVML says of it; None when unknown.
         limit: The tightest limit on it, None: unlimited.
         logical_devices: Split into logical GPUs; fits the limit.
+        limited_by: The keys that say `limit`: one, or a size's and a share's where only the card can tell them apart.
     """
 
     token: str
     device: Device | None = None
     limit: MemoryLimit | None = None
     logical_devices: tuple[MemoryLimit, ...] = ()
+    limited_by: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -487,6 +494,9 @@ class Plan:
         allocator: TensorFlow's GPU allocator; None: the program decides.
         findings: What was clamped, and what could not be planned.
         machine_count: How many GPUs the machine has, None when unknown.
+        limited_by: The keys that say `limit`.
+        grown_by: The key that says `growth`; None: nobody does.
+        allocated_by: The key that says `allocator`: its own, or the limit that implies it.
     """
 
     visible: str | None = None
@@ -497,6 +507,15 @@ class Plan:
     allocator: Allocator | None = None
     findings: tuple[Finding, ...] = ()
     machine_count: int | None = None
+    limited_by: tuple[Origin, ...] = ()
+    grown_by: Origin | None = None
+    allocated_by: tuple[Origin, ...] = ()
+
+    @property
+    def limits(self) -> tuple[Origin, ...]:
+        """The keys that limit the memory of any GPU; () where none is limited."""
+        found = [origin for device in self.devices or () for origin in device.limited_by]
+        return tuple(dict.fromkeys([*found, *self.limited_by]))
 
 
 OutcomeStatus = Literal["applied", "clamped", "too_late", "degraded", "cpu", "failed"]
