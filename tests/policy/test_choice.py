@@ -143,7 +143,8 @@ def fixed(need: int | None, user_total: int, family: str = "") -> Wish:
 def test_a_process_is_limited_to_what_the_users_others_leave() -> None:
     """16 GiB for all of a user's processes: 10 for the first leave 6; others' leases do not count."""
     first = lease("a", 10 * GIB, uid=ALICE)
-    assert choose(fixed(10 * GIB, 16 * GIB), Scene((first, lease("a", 9 * GIB)))) == (Seat("a", 6 * GIB, shared=True),)
+    assert choose(fixed(10 * GIB, 16 * GIB), Scene((first, lease("a", 8 * GIB)))) == (Seat("a", 6 * GIB),)
+    assert choose(fixed(None, 16 * GIB), Scene((first, lease("a", 9 * GIB)))) == (Seat("a", 6 * GIB, shared=True),)
     assert choose(fixed(4 * GIB, 16 * GIB), Scene((first,))) == (Seat("a", 4 * GIB),)
     assert choose(fixed(8 * GIB, 16 * GIB), Scene((lease("a", 16 * GIB, uid=ALICE),))) is None
 

@@ -8,7 +8,7 @@ somebody waits for who came earlier, be it one of the two cards he needs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tfenv.policy.model import AutoChoice, Candidate, CardMemory, Lease, Plan, PlannedDevice, Seat, Wish
 from tfenv.policy.units import MIB
@@ -165,7 +165,7 @@ def _seat(candidate: Candidate, uid: int, scene: Scene) -> Seat | None:
         wanted = left if candidate.need is None else min(candidate.need, left)
     else:
         return None
-    return Seat(candidate.uuid, wanted, shared=not _fits(candidate, uid, scene))
+    return Seat(candidate.uuid, wanted, shared=not _fits(replace(candidate, need=wanted), uid, scene))
 
 
 def _claims(earlier: Wish, wish: Wish, scene: Scene) -> set[str]:

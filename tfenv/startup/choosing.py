@@ -85,7 +85,7 @@ def choose_seats(plan: Plan, inventory: Inventory, asking: Asking) -> Chosen:
     except LeaseError as error:
         return _without_leases(wish, measure(), error)
     if isinstance(answer, Held):
-        return _held(answer, automatic, names)
+        return _held(answer, automatic, names, chosen=plan.choosing is not None)
     return _gave_up(answer, automatic, names)
 
 
@@ -95,7 +95,7 @@ def _resign(busy: Busy, wish: Wish, automatic: AutoChoice, on_error: OnError) ->
     return share(wish, busy.scene) if automatic.when_busy == "share" or waited_in_vain else ()
 
 
-def _held(held: Held, automatic: AutoChoice, names: Mapping[str, str]) -> Chosen:
+def _held(held: Held, automatic: AutoChoice, names: Mapping[str, str], *, chosen: bool) -> Chosen:
     choice = Choice(held.seats, held.id, held.waited_s)
     shared = [names.get(seat.uuid, seat.uuid) for seat in held.seats if seat.shared]
     if held.resigned is not None and automatic.when_busy == "wait":
@@ -104,7 +104,7 @@ def _held(held: Held, automatic: AutoChoice, names: Mapping[str, str]) -> Chosen
     if not shared:
         return Chosen(choice)
     text = f"GPU {', '.join(shared)} is shared with others beyond its memory, or beyond what they leave"
-    return Chosen(choice, (_finding("shared-gpu", text, "warning"),))
+    return Chosen(choice, (_finding("shared-gpu", text, "warning" if chosen else "note"),))
 
 
 def _gave_up(busy: Busy, automatic: AutoChoice, names: Mapping[str, str]) -> Chosen:
