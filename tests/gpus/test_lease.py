@@ -185,9 +185,7 @@ def test_what_is_in_a_file_is_not_believed(planted: Path, content: str) -> None:
 def test_files_of_other_users_are_left_alone(planted: Path) -> None:
     """A dead lease of another user takes no room and is not removed, nor is a file of another name."""
     for name in ("lease-1-a", "notes.txt"):
-        (planted / name).write_text(
-            json.dumps({"pid": 1, "since": 0, "seats": [{"uuid": "a", "limit": None, "shared": False}]})
-        )
+        (planted / name).write_text('{"pid": 1, "since": 0, "seats": [{"uuid": "a", "limit": null, "shared": false}]}')
         os.chown(planted / name, NOBODY, NOBODY)
     assert take("a") is not None
     assert {"lease-1-a", "notes.txt"} <= names(planted)

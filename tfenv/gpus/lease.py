@@ -248,9 +248,7 @@ def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, 
         descriptor = os.open(new, flags, 0o600, dir_fd=directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            text = json.dumps(content).encode()
-            if os.write(descriptor, text) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _write_all(descriptor, json.dumps(content).encode())
             os.fchmod(descriptor, _FILE_MODE)
             os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
@@ -262,6 +260,11 @@ def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, 
         raise LeaseError(f"a lease cannot be written: {error}") from error
     _kept[descriptor] = os.fstat(descriptor)
     return name, descriptor
+
+
+def _write_all(descriptor: int, text: bytes) -> None:
+    if os.write(descriptor, text) < len(text):  # the disk became full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 #: What this process keeps locked, by descriptor.
