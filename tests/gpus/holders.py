@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tfenv.gpus.turn import Held, acquire
-from tfenv.policy.model import Candidate, Wish
+from tfenv.policy.choice import Candidate, Wish
 
 NOBODY = 65534
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
@@ -27,7 +27,7 @@ TOTAL = 24
 _PROGRAM = """
 import json, os, subprocess, sys, time
 from tfenv.gpus.turn import acquire
-from tfenv.policy.model import Candidate, Wish
+from tfenv.policy.choice import Candidate, Wish
 orders = json.loads(sys.argv[1])
 wish = Wish(os.geteuid(), tuple(Candidate(**each) for each in orders["wish"]["candidates"]), orders["wish"]["count"])
 print("asking", flush=True)

@@ -15,8 +15,8 @@ import pytest
 
 from tests.gpus.holders import TOTAL, Holder, hold, take, wish
 from tfenv.gpus.turn import Busy, Held, acquire, look
-from tfenv.policy.choice import UNNOTICED, share
-from tfenv.policy.model import Candidate, CardMemory, Seat, Wish
+from tfenv.policy.choice import UNNOTICED, Candidate, CardMemory, Wish, share
+from tfenv.policy.model import Seat
 
 
 @pytest.fixture

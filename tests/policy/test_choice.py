@@ -7,17 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy.values import CARDS, GIB
-from tfenv.policy.choice import UNNOTICED, Scene, choose, claimed, is_possible, share, waits_for_family, wish_from
-from tfenv.policy.model import (
-    AutoChoice,
+from tfenv.policy.choice import (
+    UNNOTICED,
     Candidate,
     CardMemory,
+    Scene,
+    Wish,
+    choose,
+    claimed,
+    is_possible,
+    share,
+    waits_for_family,
+    wish_from,
+)
+from tfenv.policy.model import (
+    AutoChoice,
     Lease,
     MemoryLimit,
     Plan,
     PlannedDevice,
     Seat,
-    Wish,
 )
 
 ALICE, BOB = 1000, 1001

@@ -15,7 +15,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,8 @@ from functools import cache
 from typing import Any
 
 from tfenv.errors import TfenvError
-from tfenv.policy.model import Candidate, Lease, Seat, Wish
+from tfenv.policy.choice import Candidate, Wish
+from tfenv.policy.model import Lease, Seat
 
 __all__ = [
     "LARGEST_NUMBER",
@@ -241,7 +241,7 @@ def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, 
     Raises:
         LeaseError: It cannot be written.
     """
-    name = f"{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"{kind}-{os.getpid()}-{os.urandom(4).hex()}"
     new = f".new-{name}"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tfenv.dependencies import import_dependency
-from tfenv.policy.choice import UNNOTICED
-from tfenv.policy.model import CardMemory
+from tfenv.policy.choice import UNNOTICED, CardMemory
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -24,8 +24,8 @@ from tfenv.gpus.lease import (
     try_lock,
     wish_of,
 )
-from tfenv.policy.choice import Scene, choose, claimed, is_possible, waits_for_family
-from tfenv.policy.model import CardMemory, Lease, Seat, Wish
+from tfenv.policy.choice import CardMemory, Scene, Wish, choose, claimed, is_possible, waits_for_family
+from tfenv.policy.model import Lease, Seat
 
 __all__ = ["Busy", "Held", "Measure", "Patience", "acquire", "look"]
 

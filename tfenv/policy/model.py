@@ -418,57 +418,6 @@ class Lease:
     parent: str | None = None
 
 
-@dataclass(frozen=True)
-class CardMemory:
-    """How much of a GPU's memory is in use, and by whom, as NVML says.
-
-    Attributes:
-        used: Bytes, without what the driver reserves.
-        by_pid: Bytes of each process; None: the driver hides processes, or their memory.
-    """
-
-    used: int
-    by_pid: Mapping[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A GPU a process may have, and what it needs of it.
-
-    Attributes:
-        uuid: The GPU.
-        total: Its memory in bytes.
-        need: Bytes the process is limited to; None: it is not limited and takes the card whole.
-        user_total: Bytes all processes of the user may take of it together; None: any.
-        min_free: Bytes that must be free before the process starts.
-    """
-
-    uuid: str
-    total: int
-    need: int | None = None
-    user_total: int | None = None
-    min_free: int = 0
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a process wants of the machine's GPUs.
-
-    Attributes:
-        uid: Whose process it is.
-        candidates: The GPUs it may have.
-        count: How many of them it wants.
-        fixed: It has these GPUs anyway, and only the user's total counts.
-        family: Ids of leases of its ancestors, for which it cannot wait: they may be waiting for it.
-    """
-
-    uid: int
-    candidates: tuple[Candidate, ...]
-    count: int
-    fixed: bool = False
-    family: frozenset[str] = frozenset()
-
-
 # ---- what is to be done, and what was
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tfenv import pipeline
 from tfenv.audit import summary
@@ -21,8 +22,10 @@ from tfenv.policy import placement
 from tfenv.policy.model import Choice, Grant, Inventory, Outcome, Plan, PlannedDevice, dotted
 from tfenv.policy.resolve import NO_GPU
 from tfenv.startup import remote
-from tfenv.startup.choosing import Asking, Chosen, choose_seats
 from tfenv.startup.reporting import Reporter
+
+if TYPE_CHECKING:
+    from tfenv.startup.choosing import Asking, Chosen
 
 __all__ = ["Governed", "after_import", "before_import", "catch_up", "current", "refused", "too_late"]
 
@@ -155,6 +158,8 @@ class Governed:
 
     def _choose(self, plan: Plan) -> Plan:
         """Agree with other processes on who takes which GPU, and plan anew with what came of it."""
+        from tfenv.startup.choosing import choose_seats  # most processes choose nothing
+
         if self.chosen is None:
             made = choose_seats(plan, self.inventory, self._asking())
             findings = tuple(self._located(finding, plan) for finding in made.findings)
@@ -165,6 +170,8 @@ class Governed:
         return plan if self.chosen is None or self.no_gpu else self.decide(self.inventory)
 
     def _asking(self) -> Asking:
+        from tfenv.startup.choosing import Asking
+
         policy = self.loaded.policy
         return Asking(
             uid=self.loaded.start.uid,

@@ -12,8 +12,8 @@ from tfenv.audit import summary
 from tfenv.errors import Finding, Severity, printable
 from tfenv.gpus.lease import LeaseError
 from tfenv.gpus.turn import Busy, Held, acquire
-from tfenv.policy.choice import Scene, choose, share, wish_from
-from tfenv.policy.model import AutoChoice, CardMemory, Choice, Inventory, Lease, OnError, Plan, Seat, Wish
+from tfenv.policy.choice import CardMemory, Scene, Wish, choose, share, wish_from
+from tfenv.policy.model import AutoChoice, Choice, Inventory, Lease, OnError, Plan, Seat
 from tfenv.policy.units import format_bytes
 
 __all__ = ["Asking", "Chosen", "choose_seats", "scene_in_words"]

@@ -11,15 +11,17 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfenv import pipeline
 from tfenv.config.discover import discover
 from tfenv.errors import TfenvError
 from tfenv.gpus.inventory import read_inventory
-from tfenv.gpus.memory import read_memory
-from tfenv.policy.model import CardMemory, Inventory, Start
+from tfenv.policy.model import Inventory, Start
 from tfenv.startup import hook
+
+if TYPE_CHECKING:
+    from tfenv.policy.choice import CardMemory
 
 __all__ = ["RemoteError", "inventory", "load", "memory", "serve"]
 
@@ -62,12 +64,18 @@ def memory(uuids: tuple[str, ...]) -> Mapping[str, CardMemory]:
     """As `read_memory`, here or in tfenv's own interpreter. Never raises."""
     interpreter = hook.resolver()
     if interpreter is None:
-        return read_memory(uuids)
+        return _read_memory(uuids)
     try:
         found: Mapping[str, CardMemory] = _ask(interpreter, ("memory", uuids))
     except RemoteError:
         return {}
     return found
+
+
+def _read_memory(uuids: tuple[str, ...]) -> Mapping[str, CardMemory]:
+    from tfenv.gpus.memory import read_memory  # most processes choose nothing
+
+    return read_memory(uuids)
 
 
 def _anything_there(start: Start) -> bool:
@@ -99,5 +107,5 @@ def serve() -> None:
 _ANSWERS: Mapping[str, Callable[[Any], object]] = {
     "load": pipeline.load,
     "inventory": lambda _: read_inventory(),
-    "memory": read_memory,
+    "memory": _read_memory,
 }
