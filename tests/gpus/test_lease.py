@@ -210,7 +210,7 @@ def test_a_directory_that_is_not_for_all_is_not_used(planted: Path, mode: int, m
     """Without the sticky bit others could remove a lease; one that is closed to others is no place to meet."""
     os.chown(planted, NOBODY, NOBODY)
     planted.chmod(mode)
-    monkeypatch.setattr(module, "_ARBITER_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.1)
     with pytest.raises(LeaseError, match="no directory for leases"):
         take("a")
 
@@ -228,7 +228,7 @@ def test_a_link_in_the_place_of_the_directory_is_not_followed(
     """Nothing is written where it leads."""
     tmp_path.chmod(0o1777)
     machine.symlink_to(tmp_path)
-    monkeypatch.setattr(module, "_ARBITER_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.1)
     with pytest.raises(LeaseError):
         take("a")
     assert list(tmp_path.iterdir()) == []

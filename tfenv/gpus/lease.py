@@ -53,6 +53,8 @@ _LARGEST_FILE = 1 << 16
 LARGEST_NUMBER = 10**18
 #: A chooser needs milliseconds; who keeps the directory for longer was stopped, or means harm.
 _ARBITER_SECONDS = 30.0
+#: Somebody may be making the directory right now.
+_UNFIT_SECONDS = 1.0
 
 
 class LeaseError(TfenvError):
@@ -126,19 +128,19 @@ def arbiter() -> Iterator[dict[str, int]]:
     Raises:
         LeaseError: There is no directory, or somebody keeps it locked.
     """
-    deadline = time.monotonic() + _ARBITER_SECONDS
+    began = time.monotonic()
     while True:
         opened = open_directories()
         try:
             if not opened:
                 _make_directory()
-            elif _lock_all(opened, deadline) and _open_to_all(opened):
+            elif _lock_all(opened, began + _ARBITER_SECONDS) and _open_to_all(opened):
                 yield opened
                 return
         finally:
             for descriptor in opened.values():
                 os.close(descriptor)  # and the lock with it
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + (_ARBITER_SECONDS if opened else _UNFIT_SECONDS):
             raise LeaseError(f"no directory for leases that users can share: {' and '.join(directories())}")
         time.sleep(0.01)
 

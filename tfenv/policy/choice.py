@@ -7,11 +7,11 @@ somebody waits for who came earlier, be it one of the two cards he needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tfenv.policy.model import AutoChoice, Lease, Plan, PlannedDevice, Seat
-from tfenv.policy.units import MIB
+from tfenv.policy.units import MIB, format_bytes
 
 __all__ = [
     "LEAST_ROOM",
@@ -22,6 +22,7 @@ __all__ = [
     "Wish",
     "choose",
     "claimed",
+    "in_words",
     "is_possible",
     "share",
     "waits_for_family",
@@ -32,6 +33,7 @@ __all__ = [
 UNNOTICED = 256 * MIB
 #: What is left of a user's total is used from here on; a CUDA context alone takes as much.
 LEAST_ROOM = 256 * MIB
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -238,3 +240,31 @@ def _claims(earlier: Wish, wish: Wish, scene: Scene) -> set[str]:
 def _within_total(candidate: Candidate, uid: int, scene: Scene) -> bool:
     left = scene.left_of_total(candidate, uid)
     return left is None or (candidate.need is not None and left >= candidate.need)
+
+
+# ---- in words
+
+
+def in_words(scene: Scene, names: Mapping[str, str]) -> str:
+    """Who is on which GPU, and how many wait: "GPU 0: alice, pid 4711, train.py, 8.0 GiB; 2 came earlier"."""
+    cards = [f"GPU {name}: {', '.join(_on(scene, uuid))}" for uuid, name in names.items()]
+    shown = cards[:_MOST_NAMED] + ([f"{len(cards) - _MOST_NAMED} more"] if len(cards) > _MOST_NAMED else [])
+    return "; ".join(shown + ([f"{len(scene.ahead)} came earlier"] if scene.ahead else []))
+
+
+def _on(scene: Scene, uuid: str) -> Iterator[str]:
+    leases, strangers = scene.on(uuid), scene.strangers(uuid)
+    for lease in leases[:2]:
+        yield _lease_in_words(lease)
+    if len(leases) > 2:  # noqa: PLR2004 - as above
+        yield f"and {len(leases) - 2} more"
+    if strangers:
+        yield f"{format_bytes(strangers)} used without a lease"
+    if not leases and not strangers:
+        yield "free"
+
+
+def _lease_in_words(lease: Lease) -> str:
+    size = "all of it" if lease.seat.limit is None else format_bytes(lease.seat.limit)
+    script = f" {lease.script.rpartition('/')[2]}" if lease.script else ""
+    return f"{lease.user} (pid {lease.pid}{script}) {size}"

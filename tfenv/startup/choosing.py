@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
@@ -12,17 +12,15 @@ from tfenv.audit import summary
 from tfenv.errors import Finding, Severity, printable
 from tfenv.gpus.lease import LeaseError
 from tfenv.gpus.turn import Busy, Held, acquire
-from tfenv.policy.choice import CardMemory, Scene, Wish, choose, share, wish_from
-from tfenv.policy.model import AutoChoice, Choice, Inventory, Lease, OnError, Plan, Seat
-from tfenv.policy.units import format_bytes
+from tfenv.policy.choice import CardMemory, Scene, Wish, choose, in_words, share, wish_from
+from tfenv.policy.model import AutoChoice, Choice, Inventory, OnError, Plan, Seat
 
-__all__ = ["Asking", "Chosen", "choose_seats", "scene_in_words"]
+__all__ = ["Asking", "Chosen", "choose_seats"]
 
 #: Seconds between two words of a process that waits: on a terminal, in a log.
 _ON_TERMINAL, _IN_LOG = 1.0, 60.0
 #: Seconds a process waits without a word.
 _SILENT = 0.5
-_MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _held(held: Held, automatic: AutoChoice, names: Mapping[str, str], *, chosen
     choice = Choice(held.seats, held.id, held.waited_s)
     shared = [names.get(seat.uuid, seat.uuid) for seat in held.seats if seat.shared]
     if held.resigned is not None and automatic.when_busy == "wait":
-        text = f"no GPU became free in {held.waited_s:.0f} s ({scene_in_words(held.resigned.scene, names)})"
+        text = f"no GPU became free in {held.waited_s:.0f} s ({in_words(held.resigned.scene, names)})"
         return Chosen(choice, (_finding("no-free-gpu", f"{text}: GPU {', '.join(shared)} is shared"),))
     if not shared:
         return Chosen(choice)
@@ -109,7 +107,7 @@ def _held(held: Held, automatic: AutoChoice, names: Mapping[str, str], *, chosen
 
 def _gave_up(busy: Busy, automatic: AutoChoice, names: Mapping[str, str]) -> Chosen:
     nothing = Choice(waited_s=busy.waited_s)
-    there = scene_in_words(busy.scene, names)
+    there = in_words(busy.scene, names)
     if not busy.possible:
         text = "none of these GPUs is large enough for memory_limit and min_free, even when it is free: no GPU"
         return Chosen(nothing, (_finding("no-free-gpu", text),), refused=automatic.when_busy == "fail")
@@ -149,32 +147,7 @@ def _without_leases(wish: Wish, memory: Mapping[str, CardMemory], error: LeaseEr
     return Chosen(Choice(choose(wish, scene) or share(wish, scene)), (_finding("no-lease", text),))
 
 
-# ---- in words
-
-
-def scene_in_words(scene: Scene, names: Mapping[str, str]) -> str:
-    """Who is on which GPU, and how many wait: "GPU 0: alice, pid 4711, train.py, 8.0 GiB; 2 came earlier"."""
-    cards = [f"GPU {name}: {', '.join(_on(scene, uuid))}" for uuid, name in names.items()]
-    shown = cards[:_MOST_NAMED] + ([f"{len(cards) - _MOST_NAMED} more"] if len(cards) > _MOST_NAMED else [])
-    return "; ".join(shown + ([f"{len(scene.ahead)} came earlier"] if scene.ahead else []))
-
-
-def _on(scene: Scene, uuid: str) -> Iterator[str]:
-    leases, strangers = scene.on(uuid), scene.strangers(uuid)
-    for lease in leases[:2]:
-        yield _lease_in_words(lease)
-    if len(leases) > 2:  # noqa: PLR2004 - as above
-        yield f"and {len(leases) - 2} more"
-    if strangers:
-        yield f"{format_bytes(strangers)} used without a lease"
-    if not leases and not strangers:
-        yield "free"
-
-
-def _lease_in_words(lease: Lease) -> str:
-    size = "all of it" if lease.seat.limit is None else format_bytes(lease.seat.limit)
-    script = f" {os.path.basename(lease.script)}" if lease.script else ""
-    return f"{lease.user} (pid {lease.pid}{script}) {size}"
+# ---- waiting
 
 
 class _Waiting:
@@ -204,7 +177,7 @@ class _Waiting:
         return True
 
     def _say(self, busy: Busy) -> None:
-        text = f"tfgpu: waiting for {self.what} ({_clock(busy.waited_s)}): {scene_in_words(busy.scene, self.names)}"
+        text = f"tfgpu: waiting for {self.what} ({_clock(busy.waited_s)}): {in_words(busy.scene, self.names)}"
         text = printable(text)
         if not self.terminal:
             summary.say(text)
