@@ -112,7 +112,7 @@ def print_listings(rounds: int) -> None:
     policies = {"[0]": "[gpu]\nvisible_devices = [0]\n", "{count = 1}": "[gpu]\nvisible_devices = {count = 1}\n"}
     found: dict[str, list[tuple[float, float, str]]] = {name: [] for name in policies}
     with tempfile.TemporaryDirectory(prefix="tfgpu-listing-") as folder:
-        for name, policy in policies.items():
+        for policy in policies.values():
             listing(policy, Path(folder))  # what is cold is warm then
         for number in range(rounds):
             for name in sorted(policies, reverse=bool(number % 2)):

@@ -90,8 +90,8 @@ def _open_directory(path: str) -> int | None:
     return None
 
 
-def _make_directory() -> None:
-    """Make the first of the directories that can be made, unless one is there."""
+def _make_directory() -> bool:
+    """Make the first of the directories that can be made; False where all are there, fit or not."""
     problem: OSError | None = None
     for path in directories():
         try:
@@ -101,9 +101,10 @@ def _make_directory() -> None:
         except OSError as error:
             problem = error
             continue
-        return
+        return True
     if problem is not None:
         raise LeaseError(f"no directory for leases: {problem}")
+    return False
 
 
 def open_directories() -> dict[str, int]:
@@ -132,9 +133,9 @@ def arbiter() -> Iterator[dict[str, int]]:
     while True:
         opened = open_directories()
         try:
-            if not opened:
-                _make_directory()
-            elif _lock_all(opened, began + _ARBITER_SECONDS) and _open_to_all(opened):
+            if not opened and _make_directory():
+                continue
+            if opened and _lock_all(opened, began + _ARBITER_SECONDS) and _open_to_all(opened):
                 yield opened
                 return
         finally:
