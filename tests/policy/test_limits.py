@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.policy.values import BLIND, CARDS, GIB, PATHS, at, codes, layer, name, origin, plan
-from tfenv.policy.model import DeviceRule, MemoryLimit, Seat
+from tfenv.policy.model import AutoChoice, DeviceRule, MemoryLimit, Seat
+from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.units import MIB
 
 
@@ -122,6 +125,14 @@ def test_memory_total_bounds_a_process_and_is_kept_for_all_of_the_users() -> Non
     left = plan(ceiling, layer("user", {"visible_devices": at(0)}), seats=seats)
     assert [device.limit for device in left.devices or ()] == [MemoryLimit(bytes=6 * GIB)]
     assert [(f.code, f.held_by) for f in left.findings] == [("clamped", "/etc/tfgpu/tfgpu.toml (ceiling.memory_total)")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"visible_devices": at(0)}, {"visible_devices": AutoChoice(1)}])
+def test_no_seat_is_no_gpu(settings: dict[str, object]) -> None:
+    """Where the user's other processes have all of the total, nothing is visible, whatever the policy lists."""
+    ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
+    made = plan(ceiling, layer("user", settings), seats=())
+    assert (made.visible, made.devices) == (NO_GPU, ())
 
 
 def test_memory_total_of_several_layers_is_the_smallest() -> None:

@@ -134,6 +134,36 @@ def test_where_no_lease_can_be_written_a_choice_is_made_by_memory_alone(
     assert made.choice == Choice((Seat("GPU-1"),))
 
 
+def totals(size: int) -> Plan:
+    """GPU 0, whatever others have of it, and so much for all processes of the user."""
+    planned = PlannedDevice("0", DEVICES[0], MemoryLimit(bytes=size), user_total=MemoryLimit(bytes=size))
+    return Plan(devices=(planned,))
+
+
+def test_a_users_total_is_held_for_a_list_of_gpus_too() -> None:
+    """What the user's other processes leave is the limit, and the lease that others see."""
+    fill(10 * GIB)
+    made = choose_seats(totals(16 * GIB), INVENTORY, asking())
+    assert (seats(made), codes(made)) == ((Seat("GPU-0", 6 * GIB),), [])
+    assert sorted(lease.seat.limit or 0 for lease in leases.read_leases()) == [6 * GIB, 10 * GIB]
+
+
+def test_a_child_goes_without_where_its_parent_holds_the_total() -> None:
+    """It does not wait: the parent may be waiting for it."""
+    parent = choose_seats(totals(16 * GIB), INVENTORY, asking()).choice
+    assert parent is not None
+    made = choose_seats(totals(16 * GIB), INVENTORY, asking(family=(parent.lease,)))
+    assert (seats(made), codes(made)) == ((), [("no-free-gpu", "error")])
+    assert "a parent process holds" in made.findings[0].message
+
+
+def test_a_users_total_without_nvml_is_a_limit_alone() -> None:
+    """Nobody can tell which GPUs these are: nothing is agreed on, and it is said."""
+    planned = PlannedDevice("0", None, MemoryLimit(bytes=GIB), user_total=MemoryLimit(bytes=GIB))
+    made = choose_seats(Plan(devices=(planned,)), Inventory(problem="no driver"), asking())
+    assert (made.choice, codes(made)) == (None, [("no-inventory", "warning")])
+
+
 # ---- words while waiting
 
 
@@ -162,13 +192,14 @@ def test_silence_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_terminal_shows_progress_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line is written over, no longer than the terminal is wide, and gone at the end."""
     master, slave = pty.openpty()
-    os.set_blocking(master, False)
     with open(slave, "w", closefd=True) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(choosing, "_ON_TERMINAL", 0.1)
         monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((60, 20)))
         wait_for(1.0)
-        shown = os.read(master, 1 << 16).decode()
+        shown = ""
+        while not shown.endswith("\r\x1b[K"):  # a terminal gives what it has in parts
+            shown += os.read(master, 1 << 16).decode()
     os.close(master)
     parts = shown.split("\r\x1b[K")
     assert "\n" not in shown

@@ -47,6 +47,8 @@ def resolve(
     else:
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
         choosing = None
+    if seats is not None and not seats:  # others left nothing for this process
+        governed, pool = True, pool.narrowed(())
     devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
     default, default_by = limit_on(policy, None, None, notes if pool.open else Notes())
     grows, grown_by = growth(policy, notes)
