@@ -142,8 +142,9 @@ def _chosen(pool: Pool, room: Pool, choice: Sequence[Selector], origin: Origin, 
         _no_overlap(choice, pool, origin, notes)
         return pool
     _note_missing(missing, room, origin, notes)
-    if len(kept) < len(found):
-        holders = pool.held_from(card for card in found if card not in kept)
+    lost = [card for card in found if not any(same_card(card, other) for other in kept)]
+    if lost:  # a grant that names one GPU in two ways loses none
+        holders = pool.held_from(lost)
         text = f"{_names(found)}: only {_names(kept)} is within the ceilings{_under(holders)}"
         notes.clamped(text, origin, asked_by=origin, held_by=holders)
     return pool.narrowed(kept, origin)
