@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.gpus.holders import TOTAL, Holder, hold, take, wish
 from tfenv.gpus.turn import Busy, Held, acquire, look
 from tfenv.policy.choice import UNNOTICED, Candidate, CardMemory, Wish, share
@@ -214,3 +215,36 @@ def test_an_interrupt_while_waiting_reaches_the_program(machine: Path) -> None:
 def test_sizes_add_up(machine: Path) -> None:
     """Three of 8 bytes fit on a card of 24, the fourth waits."""
     assert [take("a", TOTAL // 3) is not None for _ in range(4)] == [True, True, True, False]
+
+
+#: Forks 24 processes that ask at one moment for a whole card of four; prints which GPUs were given.
+RACE = """
+import json, os, sys, time
+from tests.gpus.holders import wish
+from tfenv.gpus.turn import Held, acquire
+at = time.monotonic() + 0.1
+pipes = []
+for _ in range(24):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        while time.monotonic() < at:
+            pass
+        answer = acquire(wish(), dict)
+        os.write(writer, answer.seats[0].uuid.encode() if isinstance(answer, Held) else b"-")
+        sys.stdin.read()  # kept until all have asked
+        os._exit(0)
+    pipes.append(reader)
+print("".join(os.read(reader, 1).decode() for reader in pipes), flush=True)
+"""
+
+
+def test_of_many_that_ask_at_one_moment_one_gets_each_gpu(machine: Path) -> None:
+    """A look and the lease that follows from it are one step: nobody comes between."""
+    for _ in range(4):
+        race = subprocess.Popen(
+            [sys.executable, "-c", RACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
+        assert race.stdout is not None
+        given = race.stdout.readline().strip()
+        race.communicate()
+        assert sorted(given.replace("-", "")) == ["a", "b", "c", "d"]
