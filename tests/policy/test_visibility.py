@@ -142,7 +142,8 @@ def test_a_seat_outside_the_candidates_widens_nothing() -> None:
 def test_ceilings_bound_how_many_are_chosen_not_which() -> None:
     """`max_devices = 1` beside `{count = 2}`: one of all the candidates, and a clamp that names the ceiling."""
     made = plan(*CHOOSING, layer("project", ceiling={"max_devices": 1}))
-    assert (made.visible, codes(made)) == ("1,2,3", ["clamped"])
+    assert (made.visible, codes(made)) == ("1", ["clamped"]), "who opens CUDA before the choice sees no more than that"
+    assert [device.token for device in made.devices or ()] == ["1", "2", "3"]
     assert made.choosing is not None
     assert made.choosing.count == 1
     assert "project" not in (made.findings[0].path or "")

@@ -13,7 +13,7 @@ from tfenv.policy.limits import allocator, growth, limit_on, mixes_sizes_and_sha
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan, Seat
 from tfenv.policy.notes import Notes
 from tfenv.policy.pool import Pool, granted, valid_tokens
-from tfenv.policy.visibility import governs_visibility, needs_inventory, visible_pools
+from tfenv.policy.visibility import governs_visibility, needs_inventory, shown_before_choice, visible_pools
 
 __all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "valid_tokens"]
 
@@ -49,14 +49,15 @@ def resolve(
         choosing = None
     if seats is not None and not seats:  # others left nothing for this process
         governed, pool = True, pool.narrowed(())
+    shown = pool if choosing is None else shown_before_choice(pool, policy)
     devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
     default, default_by = limit_on(policy, None, None, notes if pool.open else Notes())
     grows, grown_by = growth(policy, notes)
     limited_by = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or default_by
     allocates, allocated_by = allocator(policy, limited_by, notes)
     return Plan(
-        visible=_visible_value(pool) if governed and not pool.open else None,
-        pci_order=_sets_order(policy, grant, request, governed=governed and bool(pool.cards)),
+        visible=_visible_value(shown) if governed and not shown.open else None,
+        pci_order=_sets_order(policy, grant, request, governed=governed and bool(shown.cards)),
         devices=None if pool.open else devices,
         limit=default,
         growth=grows,

@@ -28,7 +28,7 @@ from tfenv.policy.model import (
 from tfenv.policy.notes import Notes, by_layer
 from tfenv.policy.pool import Card, Pool, granted, identify, same_card, selected, valid_tokens
 
-__all__ = ["governs_visibility", "needs_inventory", "visible_pools"]
+__all__ = ["governs_visibility", "needs_inventory", "shown_before_choice", "visible_pools"]
 
 _CEILINGS = ("allowed_devices", "max_devices", "require_grant")
 
@@ -295,6 +295,16 @@ def _within_ceilings(
     return choice
 
 
+def _once_each(pool: Pool) -> Pool:
+    """A grant may name one GPU in two ways; it is one candidate all the same."""
+    firsts = {card.identity: card for card in reversed(pool.cards)}
+    return (
+        pool
+        if len(firsts) == len(pool.cards)
+        else pool.narrowed(card for card in pool.cards if card in firsts.values())
+    )
+
+
 def _seated(pool: Pool, seats: Sequence[Seat], origin: Origin) -> Pool:
     """The candidates that were chosen, in the order in which the policy names them."""
     chosen = [seat.uuid for seat in seats]
@@ -323,6 +333,7 @@ def visible_pools(
     counts = [c for c in policy.ceilings if c.key == "max_devices"]
     automatic = _auto_choice(policy)
     if automatic is not None and (pool.open or pool.cards):
+        pool = _once_each(pool)
         choice = _within_ceilings(*automatic, pool, counts, notes)
         if choice.count > 0:
             return (room, pool, choice) if seats is None else (room, _seated(pool, seats, automatic[1]), None)
@@ -330,6 +341,11 @@ def visible_pools(
     if request is None:
         _note_piled(pool, room, policy, grant, notes)
     return room, pool, None
+
+
+def shown_before_choice(pool: Pool, policy: EffectivePolicy) -> Pool:
+    """What is visible until some of the candidates are chosen: ceilings hold for who opens CUDA earlier, too."""
+    return _apply_count(pool, [c for c in policy.ceilings if c.key == "max_devices"], None, Notes())
 
 
 def _selectors(policy: EffectivePolicy) -> list[tuple[Selector, Origin]]:
