@@ -55,6 +55,7 @@ class Command:
         user: Named by the prompt; "" when it names none.
         folder: The working directory that the prompt names; "" when it names none.
         output: The lines below it.
+        background: It goes on running, beside those that follow.
     """
 
     words: tuple[str, ...]
@@ -62,6 +63,7 @@ class Command:
     user: str = ""
     folder: str = ""
     output: tuple[str, ...] = ()
+    background: bool = False
 
 
 def blocks(*languages: str, pages: Sequence[Path] = PAGES) -> list[Block]:
@@ -111,7 +113,7 @@ def _command(line: str, user: str, folder: str, output: Sequence[str]) -> Comman
     while rest and (match := _ASSIGNMENT.fullmatch(rest[0])):
         variables[match[1]] = match[2]
         del rest[0]
-    return Command(tuple(rest), variables, user, folder, tuple(output))
+    return Command(tuple(rest), variables, user, folder, tuple(output), background=words[-1:] == ["&"])
 
 
 def all_commands(pages: Sequence[Path] = PAGES) -> Iterator[tuple[str, Command]]:

@@ -25,7 +25,8 @@ from tfenv.config.discover import PYPROJECT_TABLE
 from tfenv.config.document import Document, Trust
 from tfenv.config.schema import validate
 from tfenv.gpus.grant import read_grant, tokens_of
-from tfenv.policy.model import Device, Inventory, LayerName, Source, Start, Subject
+from tfenv.policy.choice import Scene, choose, in_words, wish_from
+from tfenv.policy.model import Device, Inventory, LayerName, Lease, Plan, Seat, Source, Start, Subject
 
 yaml: Any = pytest.importorskip("yaml", reason="of the development group")
 
@@ -36,6 +37,7 @@ GIB = 1 << 30
 UUIDS = ("8932f937", "5c1a0b7e", "e4d0a6c2", "0f7be913", "a1c4d2e8", "6b90f3a7", "d27e5c14", "39f8b06d")
 GROUPS = {"alice": ("students",), "bob": ("staff",), "carol": ("students",)}
 YOU = "you"
+UIDS = {YOU: 1000, "alice": 1001, "bob": 1002, "carol": 1003}
 
 
 def cards(count: int, name: str, total: int) -> Inventory:
@@ -59,6 +61,7 @@ class Example:
         for block in section:
             if block.language == "toml":
                 self.machine.write(self._inside(file_name(block)), self._moved(block.text))
+        self.leases: list[Lease] = []
         self.request = _request("".join(block.text for block in section if block.language == "python"))
 
     def _inside(self, name: str) -> str:
@@ -78,13 +81,34 @@ class Example:
         grant, _ = read_grant(command.variables, command.variables, "")
         places = {self.machine.etc: "/etc/tfgpu", self.root / "home": f"/home/{user}", self.root / "srv": "/srv"}
         loaded = renamed(self._load(command, user), {str(place): name for place, name in places.items()})
-        decision = pipeline.decide(loaded, grant, self.inventory, self.request)
+        plan = pipeline.decide(loaded, grant, self.inventory, self.request).plan
+        if plan.takes_leases:
+            seats = self._take_seats(command, plan)
+            if isinstance(seats, str):
+                return [seats]
+            plan = pipeline.decide(loaded, grant, self.inventory, self.request, seats=seats).plan
         clamps = [
             f"    clamped: {finding.message}"
-            for finding in decision.plan.findings
+            for finding in plan.findings
             if finding.code == "clamped" and "gpu" in (finding.key or "").split(".")
         ]
-        return [summary(loaded.subject, loaded.policy, decision.plan, findings=loaded.findings), *clamps]
+        return [summary(loaded.subject, loaded.policy, plan, findings=loaded.findings), *clamps]
+
+    def _take_seats(self, command: Command, plan: Plan) -> tuple[Seat, ...] | str:
+        """The places the program takes beside those of the section that run already, or what it says while it waits."""
+        user = command.user or YOU
+        wish = wish_from(plan, UIDS[user])
+        assert wish is not None
+        scene = Scene(tuple(self.leases))
+        seats = choose(wish, scene)
+        if seats is None:
+            names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
+            what = "a free GPU" if wish.count == 1 else f"{wish.count} free GPUs"
+            return f"tfgpu: waiting for {what} (0:12): {in_words(scene, names)}"
+        if command.background:
+            pid = 4101 + len(self.leases)
+            self.leases += [Lease(str(pid), seat, UIDS[user], user, pid, command.words[-1]) for seat in seats]
+        return seats
 
     def _load(self, command: Command, user: str) -> pipeline.Loaded:
         folder = self.root / command.folder.lstrip("/") if command.folder else self.machine.project
@@ -165,7 +189,7 @@ def test_there_are_worked_examples() -> None:
     """Both laws are shown with many examples, and other pages have some."""
     pages = [section[0].page.name for section in worked_examples()]
     assert pages.count("laws.md") >= 12
-    assert {"laws.md", "quickstart.md", "administrators.md", "slurm.md"} <= set(pages)
+    assert {"laws.md", "sharing.md", "quickstart.md", "administrators.md", "slurm.md"} <= set(pages)
 
 
 def test_a_wrong_example_is_noticed(tmp_path: Path) -> None:
