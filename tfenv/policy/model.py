@@ -136,7 +136,7 @@ class Layer:
     Attributes:
         top: Keys at the top of the file (`on_error`).
         base: `[gpu]` and `[ceiling]`.
-        groups: `[group.NAME.*]`, in file order.
+        groups: `[group.NAME.*]` in the order of the files; a name occurs once for each file that speaks of it.
         users: `[user.NAME.*]`.
         projects: `[project."PATH".*]`, machine layer only.
         audit: `[audit]`, one table per file of the layer: sinks add up.
@@ -147,7 +147,7 @@ class Layer:
     name: LayerName
     top: Table = field(default_factory=dict)
     base: Tables = field(default_factory=Tables)
-    groups: Mapping[str, Tables] = field(default_factory=dict)
+    groups: tuple[tuple[str, Tables], ...] = ()
     users: Mapping[str, Tables] = field(default_factory=dict)
     projects: Mapping[str, Tables] = field(default_factory=dict)
     audit: tuple[Table, ...] = ()
