@@ -18,8 +18,11 @@ from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
 from tfenv.gpus.inventory import read_inventory
+from tfenv.gpus.memory import read_memory
+from tfenv.gpus.turn import Busy, look
 from tfenv.identity import Account, account_of, call_as, find_user, identify, similar
 from tfenv.pipeline import MACHINE_ROOT, Loaded, current_start, decide, load, switched_off
+from tfenv.policy.choice import in_words, wish_from
 from tfenv.policy.merge import tables_for
 from tfenv.policy.model import (
     LAYER_ORDER,
@@ -37,7 +40,16 @@ from tfenv.policy.model import (
     dotted,
 )
 
-__all__ = ["ExplainedCeiling", "ExplainedSetting", "Explanation", "FileSeen", "Value", "explain", "plan_as_dict"]
+__all__ = [
+    "Choosing",
+    "ExplainedCeiling",
+    "ExplainedSetting",
+    "Explanation",
+    "FileSeen",
+    "Value",
+    "explain",
+    "plan_as_dict",
+]
 
 _GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
 
@@ -109,6 +121,23 @@ class FileSeen:
 
 
 @dataclass(frozen=True)
+class Choosing:
+    """GPUs that would be chosen when the program first lists its devices.
+
+    Attributes:
+        count: How many.
+        when_busy: What follows when there are fewer free ones.
+        now: Those that would be taken now, as the plan names them; None: there are not enough, or nobody can tell.
+        scene: Who is on the GPUs, in words; why nobody can tell.
+    """
+
+    count: int
+    when_busy: str
+    now: tuple[str, ...] | None = None
+    scene: str = ""
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The policy of a process that would start now.
 
@@ -124,6 +153,7 @@ class Explanation:
         grant: What the scheduler or the parent process gave.
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
         plan: What is applied when TensorFlow is imported.
+        choosing: Which of the plan's GPUs are to be chosen; None: all of them are meant.
         disabled: TFGPU_DISABLE switches all of it off.
         refused: `import tensorflow` raises PolicyError: there is an error, and `on_error = "fail"`.
         findings: What is wrong, with positions; clamps are notes.
@@ -141,6 +171,7 @@ class Explanation:
     grant: Grant = field(default_factory=Grant)
     inventory: Inventory = field(default_factory=Inventory)
     plan: Plan = field(default_factory=Plan)
+    choosing: Choosing | None = None
     disabled: bool = False
     refused: bool = False
     findings: tuple[Finding, ...] = ()
@@ -168,6 +199,7 @@ class Explanation:
             "grant": dict(vars(self.grant)),
             "inventory": _inventory_as_dict(self.inventory),
             "plan": plan_as_dict(self.plan),
+            "choosing": None if self.choosing is None else dict(vars(self.choosing)),
             "findings": [dict(vars(finding)) for finding in self.findings],
         }
 
@@ -309,10 +341,26 @@ def _explained(
         grant=grant,
         inventory=inventory,
         plan=plan,
+        choosing=_choosing(plan, loaded.subject.uid),
         disabled=disabled,
         refused=decision.refused and not disabled,
         findings=(*loaded.findings, *remarks, *plan.findings),
     )
+
+
+def _choosing(plan: Plan, uid: int) -> Choosing | None:
+    """What an automatic choice would take now; takes nothing, and lets nobody wait."""
+    if plan.choosing is None:
+        return None
+    made = Choosing(plan.choosing.count, plan.choosing.when_busy)
+    wish = wish_from(plan, uid)
+    if wish is None:
+        return replace(made, scene="which GPUs are free cannot be told without NVML")
+    names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
+    found = look(wish, lambda: read_memory(names))
+    if isinstance(found, Busy):
+        return replace(made, scene=in_words(found.scene, names))
+    return replace(made, now=tuple(names[seat.uuid] for seat in found))
 
 
 # ---- values

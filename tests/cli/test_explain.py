@@ -202,6 +202,23 @@ def test_what_follows_from_an_error(
     assert ("raises PolicyError" in shown) is refused
 
 
+def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """Which GPU would be chosen now, of which; without a lease, so that asking twice gives the same."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = {count = 1}\n")
+    others = tmp_path / "others"
+    others.write_text("0 4190001 9000\n")
+    variables = environment(parse_gpus("3x24GiB"), log=tmp_path / "log", processes=others, base={})
+    for _ in range(2):
+        lines = [" ".join(line.split()) for line in tfgpu("explain", env=variables).stdout.splitlines()]
+        assert "chosen 1 of them, when devices are first listed; now it would be 1" in lines
+    explained = as_json(tfgpu("explain", "--format", "json", env=variables))
+    assert explained["choosing"] == {"count": 1, "when_busy": "wait", "now": ["1"], "scene": ""}
+    assert not (tmp_path / "log.leases").exists()
+    others.write_text("0 4190001 9000\n1 4190001 9000\n2 4190001 9000\n")
+    said = tfgpu("explain", env=variables).stdout
+    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease; GPU 1:" in said
+
+
 # ---- somebody else: with real users, on a machine of its own
 
 

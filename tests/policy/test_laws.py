@@ -20,6 +20,7 @@ from tfenv.policy.model import (
     LayerName,
     MemoryLimit,
     Plan,
+    Seat,
     Table,
 )
 from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve, valid_tokens
@@ -129,11 +130,31 @@ def test_a_plan_is_within_the_grant_and_every_ceiling(case: Case) -> None:
     needs_inventory(policy, case.grant, case.request)
     made = resolve(policy, case.grant, case.inventory, case.request)
     assert resolve(policy, case.grant, case.inventory, case.request) == made
+    _assert_says_who_holds(made)
+    made = _chosen(policy, case, made)
     if case.grant.tokens is not None and made.visible not in (None, NO_GPU):
         assert set(str(made.visible).split(",")) <= set(valid_tokens(case.grant.tokens))
     for ceiling in policy.ceilings:
         _assert_holds(ceiling, made, case.grant)
     _assert_says_who_holds(made)
+
+
+def _chosen(policy: EffectivePolicy, case: Case, made: Plan) -> Plan:
+    """The plan after an automatic choice: as many seats as it wants, and one on each other card of the machine."""
+    if not made.takes_leases:
+        return made
+    count = made.choosing.count if made.choosing is not None else len(made.devices or ())
+    candidates = [device.device.uuid if device.device else device.token for device in made.devices or ()]
+    others = {card.uuid for card in CARDS} - set(candidates)
+    seats = tuple(Seat(uuid, 2 << 30) for uuid in (*candidates[:count], *sorted(others)))
+    after = resolve(
+        policy, case.grant, case.inventory, case.request, seats if made.devices is not None else seats[:count]
+    )
+    assert after.choosing is None
+    assert {device.token for device in after.devices or ()} <= {device.token for device in made.devices or ()} or (
+        made.devices is None
+    )
+    return after
 
 
 def _assert_holds(ceiling: Ceiling, made: Plan, grant: Grant) -> None:
@@ -188,7 +209,7 @@ def test_no_project_file_widens_anything(case: Case) -> None:
     machine, user, _ = case.layers
     with_it, without = merge(case.layers, SUBJECT), merge([machine, user], SUBJECT)
     assert set(map(repr, without.ceilings)) <= set(map(repr, with_it.ceilings))
-    made = resolve(with_it, case.grant, case.inventory, case.request)
+    made = _chosen(with_it, case, resolve(with_it, case.grant, case.inventory, case.request))
     bounds = resolve(_allowed_alone(without), case.grant, case.inventory)
     if made.visible is not None and made.devices is not None and bounds.devices is not None:
         assert {device.token for device in made.devices} <= {device.token for device in bounds.devices}

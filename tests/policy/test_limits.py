@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tests.policy.values import BLIND, GIB, PATHS, at, codes, layer, name, origin, plan
-from tfenv.policy.model import DeviceRule, MemoryLimit
+import pytest
+
+from tests.policy.values import BLIND, CARDS, GIB, PATHS, at, codes, layer, name, origin, plan
+from tfenv.policy.model import AutoChoice, DeviceRule, MemoryLimit, Seat
+from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.units import MIB
 
 
@@ -103,3 +106,43 @@ def test_a_files_wish_above_a_ceiling_says_who_asked_and_what_held() -> None:
     for key, ceiling in held.items():
         assert findings[key].asked_by == f"{PATHS['project']} ({key})"
         assert findings[key].held_by == f"{PATHS['machine']} (ceiling.{ceiling})"
+
+
+# ---- over all processes of a user
+
+
+def test_memory_total_bounds_a_process_and_is_kept_for_all_of_the_users() -> None:
+    """Alone a process may take the user's whole total, and what the user's others leave of it beside them."""
+    ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
+    made = plan(ceiling, layer("user", {"visible_devices": at(0), "memory_limit": MemoryLimit(bytes=10 * GIB)}))
+    assert made.devices is not None
+    assert made.devices[0].limit == MemoryLimit(bytes=10 * GIB)
+    assert made.devices[0].user_total == MemoryLimit(bytes=16 * GIB)
+    assert made.takes_leases
+    unlimited = plan(ceiling, layer("user", {"visible_devices": at(0)}))
+    assert [device.limit for device in unlimited.devices or ()] == [MemoryLimit(bytes=16 * GIB)]
+    seats = (Seat(CARDS[0].uuid, 6 * GIB),)
+    left = plan(ceiling, layer("user", {"visible_devices": at(0)}), seats=seats)
+    assert [device.limit for device in left.devices or ()] == [MemoryLimit(bytes=6 * GIB)]
+    assert [(f.code, f.held_by) for f in left.findings] == [("clamped", "/etc/tfgpu/tfgpu.toml (ceiling.memory_total)")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"visible_devices": at(0)}, {"visible_devices": AutoChoice(1)}])
+def test_no_seat_is_no_gpu(settings: dict[str, object]) -> None:
+    """Where the user's other processes have all of the total, nothing is visible, whatever the policy lists."""
+    ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
+    made = plan(ceiling, layer("user", settings), seats=())
+    assert (made.visible, made.devices) == (NO_GPU, ())
+
+
+def test_memory_total_of_several_layers_is_the_smallest() -> None:
+    """Ceilings hold together, a share of the card among them."""
+    made = plan(
+        layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)}),
+        layer("project", ceiling={"memory_total": MemoryLimit(fraction=0.5)}),
+    )
+    assert made.devices is not None
+    totals = [
+        device.user_total.on(device.device.total) for device in made.devices if device.user_total and device.device
+    ]
+    assert totals == [16 * GIB, 16 * GIB, 8 * GIB, 8 * GIB]

@@ -21,6 +21,7 @@ from tfenv.policy.model import (
     Origin,
     Plan,
     RankChoice,
+    Seat,
     Selector,
     Setting,
     Subject,
@@ -82,10 +83,16 @@ def name(text: str) -> Selector:
     return Selector("name", text)
 
 
-def plan(*made: Layer, grant: Grant = FREE, inventory: Inventory = INVENTORY, request: str | None = None) -> Plan:
+def plan(
+    *made: Layer,
+    grant: Grant = FREE,
+    inventory: Inventory = INVENTORY,
+    request: str | None = None,
+    seats: tuple[Seat, ...] | None = None,
+) -> Plan:
     """The plan of these layers on a machine with two A100 and two T4."""
     tokens = None if request is None else tuple(request.split(",")) if request else ()
-    return resolve(merge(made, SUBJECT), grant, inventory, tokens)
+    return resolve(merge(made, SUBJECT), grant, inventory, tokens, seats)
 
 
 def codes(made: Plan) -> list[str]:
@@ -171,6 +178,7 @@ class Dice(random.Random):
                 "allowed_devices": self.selectors(),
                 "max_devices": self.randrange(6),
                 "memory_limit": self.limit(bound=True),
+                "memory_total": self.limit(bound=True),
                 "require_memory_growth": self.random() < 0.5,
                 "require_grant": self.random() < 0.5,
             }

@@ -20,7 +20,7 @@ from tfenv.cli.output import (
     toml_text,
 )
 from tfenv.errors import printable
-from tfenv.explanation import ExplainedCeiling, ExplainedSetting, Explanation, FileSeen, Value, explain
+from tfenv.explanation import Choosing, ExplainedCeiling, ExplainedSetting, Explanation, FileSeen, Value, explain
 from tfenv.policy.model import Device, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
@@ -172,6 +172,8 @@ def _print_plan(explanation: Explanation) -> None:
     granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
     visible = "left as it is" if plan.visible is None else plan.visible
     print(f"  CUDA_VISIBLE_DEVICES  {printable(visible)}  {paint(f'(granted: {printable(granted)})', 'quiet')}")
+    if explanation.choosing is not None:
+        print(f"  chosen                {printable(_choosing(explanation.choosing))}")
     print(f"  memory growth         {_growth(plan)}")
     print(f"  allocator             {plan.allocator or 'as the program has it'}")
     print(f"  on error              {explanation.on_error}")
@@ -185,6 +187,14 @@ def _print_plan(explanation: Explanation) -> None:
         print_table(_COLUMNS, [_row(position, device) for position, device in enumerate(plan.devices)], indent=2)
     if explanation.inventory.devices is None:
         print(paint(f"  What cards these are is unknown ({printable(explanation.inventory.problem or '')}).", "quiet"))
+
+
+def _choosing(choosing: Choosing) -> str:
+    text = f"{choosing.count} of them, when devices are first listed"
+    if choosing.now is not None:
+        return f"{text}; now it would be {', '.join(choosing.now)}"
+    busy = {"wait": "the program would wait", "cpu": "none would be visible", "fail": "PolicyError"}
+    return f"{text}; now {busy.get(choosing.when_busy, 'the least used would be shared')} ({choosing.scene})"
 
 
 def _growth(plan: Plan) -> str:

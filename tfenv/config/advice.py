@@ -226,8 +226,8 @@ def _first_card_for_all(view: _View) -> Iterator[Advice]:
     if most is None or most.value == 0 or (visible is not None and visible.value != "all"):
         return
     message = (
-        "alone it gives everybody the first GPU; give users or groups a visible_devices or allowed_devices of their "
-        "own ({count = 1} takes the first one, too, as long as free ones are not chosen)"
+        "alone it gives everybody the first GPU; write visible_devices = {count = 1} beside it, which chooses a free "
+        "one, or give users or groups a visible_devices or allowed_devices of their own"
     )
     yield Advice(most.origin, "first-card-for-all", message)
 

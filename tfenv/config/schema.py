@@ -285,7 +285,8 @@ class _Reader:
         if isinstance(raw.get("allowed_devices"), list):
             # What is left of the list is fewer devices; without the list it would be all of them.
             raw["allowed_devices"] = self._good_entries(raw["allowed_devices"], (*path, "allowed_devices"), selector_of)
-        return self._keys(raw, path, {"allowed_devices": selectors_of, "memory_limit": limit_of, "max_devices": _whole})
+        limits = {"memory_limit": limit_of, "memory_total": limit_of}
+        return self._keys(raw, path, {"allowed_devices": selectors_of, "max_devices": _whole, **limits})
 
     def _table(self, parent: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> Table:
         return self._keys(self._raw(parent, path), path, converters)

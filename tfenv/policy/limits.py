@@ -10,11 +10,13 @@ from typing import cast
 
 from tfenv.policy.model import (
     Allocator,
+    CeilingKey,
     DeviceRule,
     EffectivePolicy,
     MemoryLimit,
     Origin,
     PlannedDevice,
+    Seat,
     origins_text,
 )
 from tfenv.policy.notes import Notes, by_layer
@@ -81,7 +83,12 @@ def _is_above(wish: MemoryLimit, limit: MemoryLimit, total: int | None) -> bool:
 
 
 def _memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
-    ceilings = sorted((c for c in policy.ceilings if c.key == "memory_limit"), key=by_layer)
+    """No process may take more than all of its user's processes together."""
+    return _bounds(policy, "memory_limit", "memory_total")
+
+
+def _bounds(policy: EffectivePolicy, *keys: CeilingKey) -> list[_Bound]:
+    ceilings = sorted((c for c in policy.ceilings if c.key in keys), key=by_layer)
     return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in ceilings]
 
 
@@ -117,7 +124,24 @@ def position(card: Card, room: Pool) -> int:
     return int(card.token) if card.token.isdigit() else -1
 
 
-def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> PlannedDevice:
+def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: EffectivePolicy, notes: Notes) -> Held:
+    """The limit within what the user's other processes leave of `memory_total`."""
+    limit, limited_by = held
+    totals = _bounds(policy, "memory_total")
+    if seat is None or seat.limit is None or limit is None or not totals:
+        return held
+    left = _tightest([limit, MemoryLimit(bytes=seat.limit)], total)
+    if left is None or left.on(total) == limit.on(total):
+        return held
+    holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
+    text = f"{format_limit(limit)} is above the {format_limit(left)} that the user's other processes leave"
+    notes.clamped(text, holders[0], asked_by=limited_by[0], held_by=holders)
+    return left, holders
+
+
+def planned(
+    card: Card, place: int, policy: EffectivePolicy, notes: Notes, seats: Sequence[Seat] | None = None
+) -> PlannedDevice:
     """What the policy says of one GPU.
 
     Args:
@@ -125,17 +149,20 @@ def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> Pl
         place: Its position, as selectors count.
         policy: The merged policy.
         notes: Where clamps are noted.
+        seats: The places this process was given among others; None: not yet, or there is no need.
     """
     total = card.device.total if card.device is not None else None
     rule = _rule_for(card, place, policy)
-    limit, limited_by = limit_on(policy, rule, total, notes)
+    seat = next((seat for seat in seats or () if seat.uuid == card.identity), None)
+    limit, limited_by = _left_for_us(limit_on(policy, rule, total, notes), seat, total, policy, notes)
     parts = rule.logical_devices if rule is not None else ()
     fitted = _fit(parts, limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
         room = "the card" if limit is None else format_limit(limit)
         text = f"logical_devices are scaled down to fit {room}"
         notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=limited_by or room)
-    return PlannedDevice(card.token, card.device, limit, fitted, limited_by)
+    user_total = _tightest([bound for bound, _ in _bounds(policy, "memory_total")], total)
+    return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total)
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:

@@ -42,6 +42,11 @@ class Card:
     token: str
     device: Device | None = None
 
+    @property
+    def identity(self) -> str:
+        """By what a seat names it: the UUID, or the token where that is not known."""
+        return self.device.uuid if self.device is not None else self.token
+
 
 def same_card(a: Card, b: Card) -> bool:
     """Whether both are one GPU, as far as that can be told."""
