@@ -17,7 +17,7 @@ from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, prin
 from tfenv.errors import printable
 from tfenv.explanation import Explanation, explain_here
 from tfenv.gpus.usage import GpuProcess, read_processes
-from tfenv.policy.model import Inventory
+from tfenv.policy.model import Device, Inventory
 from tfenv.policy.units import format_bytes
 from tfenv.startup.launch import PYTHONPATH_FOLDER
 
@@ -191,7 +191,7 @@ def _policy_rows(explanation: Explanation) -> Iterator[Row]:
 
 def _gpu_row(inventory: Inventory) -> Row:
     if inventory.devices:
-        names = [f"{device.name} {format_bytes(device.total)}" for device in inventory.devices]
+        names = [f"{device.name} {_size(device)}".rstrip() for device in inventory.devices]
         counted = ", ".join(f"{names.count(name)} x {printable(name)}" for name in dict.fromkeys(names))
         return Row("GPUs", "ok", counted)
     if inventory.devices is not None:
@@ -201,6 +201,10 @@ def _gpu_row(inventory: Inventory) -> Row:
         advice = "a driver is there: compare it with `nvidia-smi`, and restart after a driver update"
         return Row("GPUs", "problem", reason, advice)
     return Row("GPUs", "note", f"no NVIDIA driver here ({reason})", "try policies with `tfgpu simulate`")
+
+
+def _size(device: Device) -> str:
+    return "" if device.total is None else format_bytes(device.total)
 
 
 # ---- TensorFlow and Keras

@@ -70,6 +70,11 @@ class _Card:
     token: str
     device: Device | None = None
 
+    @property
+    def is_instance(self) -> bool:
+        """A MIG instance, of which CUDA shows a process one."""
+        return self.token.startswith("MIG-") or (self.device is not None and self.device.instance is not None)
+
 
 @dataclass(frozen=True)
 class _Pool:
@@ -90,12 +95,27 @@ def _identify(token: str, grant: Grant, inventory: Inventory) -> Device | None:
     """
     devices = inventory.devices or ()
     if token.isdigit():
-        alike = len({device.name for device in devices}) == 1
-        index = int(token)
+        alike = len({_model(device) for device in devices}) == 1
         sure = grant.tokens is None or grant.pci_order or alike
-        return devices[index] if sure and index < len(devices) else None
+        return next((device for device in devices if sure and device.index == int(token)), None)
     named = [device for device in devices if device.uuid.lower().startswith(token.lower())]
-    return named[0] if len(named) == 1 else None
+    return named[0] if len(named) == 1 else _first_instance(token, devices)
+
+
+def _model(device: Device) -> str:
+    """The product without the size of an instance: "NVIDIA A100" of "NVIDIA A100 MIG 3g.20gb"."""
+    return device.name.partition(" MIG ")[0]
+
+
+def _first_instance(token: str, devices: Sequence[Device]) -> Device | None:
+    """What CUDA shows of a GPU that is split and named as a whole."""
+    named = [device for device in devices if (device.parent or "").lower().startswith(token.lower())]
+    return named[0] if len({device.parent for device in named}) == 1 else None
+
+
+def _token(device: Device) -> str:
+    """What names it in CUDA_VISIBLE_DEVICES: an instance has no number there."""
+    return str(device.index) if device.instance is None else device.uuid
 
 
 def _granted(grant: Grant, inventory: Inventory) -> _Pool:
@@ -103,15 +123,16 @@ def _granted(grant: Grant, inventory: Inventory) -> _Pool:
         return _Pool(tuple(_Card(token, _identify(token, grant, inventory)) for token in valid_tokens(grant.tokens)))
     if inventory.devices is None:
         return _Pool(open=True)
-    return _Pool(tuple(_Card(str(device.index), device) for device in inventory.devices))
+    return _Pool(tuple(_Card(_token(device), device) for device in inventory.devices))
 
 
 # ---- selectors
 
 
 def _same_uuid(text: str, card: _Card) -> bool:
-    known = card.device.uuid if card.device is not None else card.token
-    return known.lower().startswith(text.lower()) or card.token.lower().startswith(text.lower())
+    """Whether a UUID, or the beginning of one, names it; a GPU's names all its instances."""
+    known = [card.token] if card.device is None else [card.token, card.device.uuid, card.device.parent or ""]
+    return any(name.lower().startswith(text.lower()) for name in known)
 
 
 def _matches(selector: Selector, position: int, card: _Card, *, machine_numbers: bool) -> bool:
@@ -517,6 +538,19 @@ def _visible_pool(
     return _apply_count(pool, [c for c in policy.ceilings if c.key == "max_devices"], notes)
 
 
+def _shown_together(pool: _Pool, policy: EffectivePolicy, notes: _Notes) -> _Pool:
+    """CUDA shows a process one MIG instance and nothing beside it, or whole GPUs (NVIDIA's MIG user guide)."""
+    instances = [card for card in pool.cards if card.is_instance]
+    if not instances or len(pool.cards) == 1:
+        return pool
+    whole = [card for card in pool.cards if not card.is_instance]
+    kept = whole if whole and not pool.cards[0].is_instance else instances[:1]
+    setting = policy.settings.get("visible_devices")
+    text = f"{_names(kept)} of {_names(pool.cards)}: CUDA shows a process one MIG instance alone, or whole GPUs"
+    notes.add("one-instance", text, setting.origin if setting else None, "note")
+    return pool.narrowed(kept)
+
+
 def _lacks_required_grant(policy: EffectivePolicy, grant: Grant, notes: _Notes) -> bool:
     required = [c for c in policy.ceilings if c.key == "require_grant" and c.value is True]
     if not required or not grant.scheduler or grant.tokens is not None:
@@ -530,6 +564,8 @@ def _ungoverned_pool(
 ) -> _Pool:
     """What CUDA will show by itself: the program's own value where it set one, otherwise the grant."""
     current = grant if request is None else replace(grant, tokens=tuple(request))
+    if instance := next((card for card in _granted(current, inventory).cards if card.is_instance), None):
+        return _Pool((instance,))  # whatever stands before it: see `_shown_together`
     ordered = current.pci_order or _sets_order(policy, current, request, governed=False)
     if current.tokens is None and not ordered and len({d.name for d in inventory.devices or ()}) > 1:
         # CUDA puts the fastest first: which of the unlike cards is GPU:0 cannot be told.
@@ -553,7 +589,7 @@ def resolve(policy: EffectivePolicy, grant: Grant, inventory: Inventory, request
     governed = governs_visibility(policy)
     if governed:
         room = _room(policy, grant, inventory, notes)
-        pool = _visible_pool(room, policy, grant, inventory, request, notes)
+        pool = _shown_together(_visible_pool(room, policy, grant, inventory, request, notes), policy, notes)
     else:
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
     devices = [_planned(card, _position(card, room), policy, notes) for card in pool.cards]
