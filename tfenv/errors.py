@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding", "PolicyError", "Severity", "TfenvError", "printable"]
+__all__ = ["PROGRAM", "Finding", "PolicyError", "Severity", "TfenvError", "printable"]
 
 #: "error": something the policy says is not in force, `on_error` decides what follows.
 #: "warning": worth an administrator's look, the policy is in force (an unknown key).
 #: "note": for the record only (a clamp).
 Severity = Literal["error", "warning", "note"]
+
+#: Who asked, where it was the program's own code, its environment included.
+PROGRAM = "the program"
 
 
 def printable(text: str) -> str:
@@ -36,6 +39,8 @@ class Finding:
         line: 1-based; None when unknown.
         column: 1-based, counted in characters; None when unknown.
         key: Dotted key inside the file, as in "gpu.memory_limit".
+        asked_by: Of a clamp: who asked for more, `PROGRAM` or "file (key)".
+        held_by: Of a clamp: the ceilings or settings that held, "file (key)", or the grant.
     """
 
     code: str
@@ -45,6 +50,8 @@ class Finding:
     line: int | None = None
     column: int | None = None
     key: str | None = None
+    asked_by: str | None = None
+    held_by: str | None = None
 
     @property
     def where(self) -> str:

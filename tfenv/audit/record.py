@@ -376,6 +376,8 @@ def _finding_fields(finding: Finding) -> dict[str, Any]:
         "line": finding.line,
         "column": finding.column,
         "key": finding.key,
+        "asked_by": finding.asked_by,
+        "held_by": finding.held_by,
         "message": finding.message,
     }
     return {name: value for name, value in fields.items() if value is not None}

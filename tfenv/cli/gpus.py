@@ -14,9 +14,9 @@ from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
 from tfenv.gpus.inventory import read_inventory
 from tfenv.gpus.usage import GpuState, Usage, read_usage
 from tfenv.pipeline import Decision, Loaded, current_start, decide, load, switched_off
+from tfenv.policy.hidden import Hidden, hidden_by
 from tfenv.policy.model import AutoChoice, EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.units import format_bytes
-from tfenv.policy.visibility import Hidden, hidden_by
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tfenv.errors import Finding
-from tfenv.policy.model import DeviceOutcome, Plan, PlannedDevice
+from tfenv.errors import PROGRAM, Finding
+from tfenv.policy.model import DeviceOutcome, Plan, PlannedDevice, origins_text
+from tfenv.policy.notes import clamp_of_the_program
 from tfenv.policy.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def make_view(
 def _planned_at(plan: Plan, ordinal: int) -> PlannedDevice:
     if plan.devices is not None and ordinal < len(plan.devices):
         return plan.devices[ordinal]
-    return PlannedDevice(token="", limit=plan.limit)
+    return PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by)
 
 
 def _gpu(ordinal: int, planned: PlannedDevice) -> Gpu:
@@ -359,8 +360,10 @@ def _clamp_notes(
     asked: dict[str, object], given: dict[str, object], wanted: Sequence[Gpu], devices: Sequence[DeviceOutcome]
 ) -> list[Finding]:
     held = ", ".join(sorted({format_bytes(d.limit) for d in devices if d.limit is not None})) or "the policy's share"
+    keys = tuple(dict.fromkeys(origin for gpu in wanted for origin in gpu.planned.limited_by))
+    under = f" under {origins_text(keys)}" if keys else ""
     return [
-        Finding("clamped", f"the program asked for {key} = {asked[key]}; it was given {held} on each GPU", "note")
+        clamp_of_the_program(f"{PROGRAM} asked for {key} = {asked[key]}; it was given {held} on each GPU{under}", keys)
         for key in _CLAMPABLE
         if key in asked and asked[key] != given.get(key) and not _kept(key, asked[key], wanted, devices)
     ]

@@ -15,9 +15,10 @@ from functools import wraps
 from types import ModuleType
 from typing import Any, Protocol
 
-from tfenv.errors import Finding, PolicyError
+from tfenv.errors import PROGRAM, Finding, PolicyError
 from tfenv.frameworks.config_proto import Clamped, View, clamp, make_view
-from tfenv.policy.model import Outcome, OutcomeStatus, Plan, PlannedDevice
+from tfenv.policy.model import Origin, Outcome, OutcomeStatus, Plan, PlannedDevice, origins_text
+from tfenv.policy.notes import clamp_of_the_program
 from tfenv.policy.units import MIB
 
 __all__ = ["DOORS", "Governor", "apply_environment", "fall_back", "initialised", "install", "version"]
@@ -110,15 +111,17 @@ def apply_environment(plan: Plan, environ: MutableMapping[str, str]) -> list[Fin
     notes: list[Finding] = []
     limited = plan.limit is not None or any(device.limit is not None for device in plan.devices or ())
     if plan.growth and environ.get(_GROWTH) == "false":
-        notes.append(_cleared(environ, _GROWTH, "memory growth is on"))
-    if plan.allocator == "bfc" and _ALLOCATOR in environ and environ[_ALLOCATOR] != "":
-        notes.append(_cleared(environ, _ALLOCATOR, "the policy's allocator is bfc, the one that keeps a limit"))
+        by = () if plan.grown_by is None else (plan.grown_by,)
+        notes.append(_cleared(environ, _GROWTH, "memory growth is on", by))
+    if plan.allocator == "bfc" and environ.get(_ALLOCATOR, "") not in ("", "bfc"):
+        why = "the policy's allocator is bfc, the one that keeps a limit"
+        notes.append(_cleared(environ, _ALLOCATOR, why, plan.allocated_by))
     elif plan.allocator not in (None, "bfc"):
         environ[_ALLOCATOR] = str(plan.allocator)
     if limited and _XLA_DEVICES.search(environ.get(_XLA_FLAGS, "")):
-        notes.append(_without_xla_devices(environ))
+        notes.append(_without_xla_devices(environ, plan.limits))
     if limited:
-        notes += [_cleared(environ, name, why) for name, why in _DEFEATS_A_LIMIT if name in environ]
+        notes += [_cleared(environ, name, why, plan.limits) for name, why in _DEFEATS_A_LIMIT if name in environ]
     return notes
 
 
@@ -127,10 +130,10 @@ _XLA_FLAGS = "TF_XLA_FLAGS"
 _XLA_DEVICES = re.compile(r"--?tf_xla_enable_xla_devices(?:=(?:true|1|t|yes))?(?![\w=-])", re.IGNORECASE)
 
 
-def _without_xla_devices(environ: MutableMapping[str, str]) -> Finding:
+def _without_xla_devices(environ: MutableMapping[str, str], by: Sequence[Origin]) -> Finding:
     environ[_XLA_FLAGS] = _XLA_DEVICES.sub("", environ[_XLA_FLAGS]).strip()
-    text = f"the program's {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
-    return Finding("clamped", text, "note")
+    text = f"{PROGRAM}'s {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
+    return clamp_of_the_program(f"{text}{_says(by)}", by)
 
 
 _DEFEATS_A_LIMIT = (
@@ -139,8 +142,13 @@ _DEFEATS_A_LIMIT = (
 )
 
 
-def _cleared(environ: MutableMapping[str, str], name: str, why: str) -> Finding:
-    return Finding("clamped", f"the program's {name}={environ.pop(name)} was cleared: {why}", "note")
+def _cleared(environ: MutableMapping[str, str], name: str, why: str, by: Sequence[Origin]) -> Finding:
+    text = f"{PROGRAM}'s {name}={environ.pop(name)} was cleared: {why}"
+    return clamp_of_the_program(f"{text}{_says(by)}", by)
+
+
+def _says(by: Sequence[Origin]) -> str:
+    return f", as {origins_text(by)} says" if by else ""
 
 
 # ---- the doors

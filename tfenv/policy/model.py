@@ -5,7 +5,7 @@ Pure and immutable. Sizes are in bytes unless a name says otherwise, fractions a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +102,11 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.path} ({dotted(self.key)})"
+
+
+def origins_text(origins: Iterable[Origin]) -> str:
+    """Several origins for people: `/etc/tfgpu/tfgpu.toml (ceiling.memory_limit) and tfgpu.toml (gpu.memory_limit)`."""
+    return " and ".join(str(origin) for origin in origins)
 
 
 @dataclass(frozen=True)
@@ -371,6 +376,100 @@ class Grant:
     rank: int | None = None
 
 
+# ---- a GPU that several processes want
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place on one GPU for one process.
+
+    Attributes:
+        uuid: The GPU.
+        limit: Bytes the process may take of it; None: the whole card.
+        shared: There was no room for it, the process went on all the same.
+    """
+
+    uuid: str
+    limit: int | None = None
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A live process's claim to a place on one GPU.
+
+    Attributes:
+        id: Of the process's leases together: one process holds one lease per GPU, all under one id.
+        seat: Which GPU, and how much of it.
+        uid: The owner, as the kernel says.
+        user: Name of the owner; "uid:1234" without a passwd entry.
+        pid: In the numbering of the holder's own container.
+        script: The program's file; None for `-c`, notebooks, interactive.
+        since: When it was taken, in seconds since the epoch.
+        parent: The id of the lease of an ancestor whose GPU it shares; None: none.
+    """
+
+    id: str
+    seat: Seat
+    uid: int
+    user: str
+    pid: int
+    script: str | None = None
+    since: float = 0.0
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """How much of a GPU's memory is in use, and by whom, as NVML says.
+
+    Attributes:
+        used: Bytes, without what the driver reserves.
+        by_pid: Bytes of each process; None: the driver hides processes, or their memory.
+    """
+
+    used: int
+    by_pid: Mapping[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A GPU a process may have, and what it needs of it.
+
+    Attributes:
+        uuid: The GPU.
+        total: Its memory in bytes.
+        need: Bytes the process is limited to; None: it is not limited and takes the card whole.
+        user_total: Bytes all processes of the user may take of it together; None: any.
+        min_free: Bytes that must be free before the process starts.
+    """
+
+    uuid: str
+    total: int
+    need: int | None = None
+    user_total: int | None = None
+    min_free: int = 0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a process wants of the machine's GPUs.
+
+    Attributes:
+        uid: Whose process it is.
+        candidates: The GPUs it may have.
+        count: How many of them it wants.
+        fixed: It has these GPUs anyway, and only the user's total counts.
+        family: Ids of leases of its ancestors, for which it cannot wait: they may be waiting for it.
+    """
+
+    uid: int
+    candidates: tuple[Candidate, ...]
+    count: int
+    fixed: bool = False
+    family: frozenset[str] = frozenset()
+
+
 # ---- what is to be done, and what was
 
 
@@ -383,12 +482,14 @@ class PlannedDevice:
         device: What NVML says of it; None when unknown.
         limit: The tightest limit on it, None: unlimited.
         logical_devices: Split into logical GPUs; fits the limit.
+        limited_by: The keys that say `limit`: one, or a size's and a share's where only the card can tell them apart.
     """
 
     token: str
     device: Device | None = None
     limit: MemoryLimit | None = None
     logical_devices: tuple[MemoryLimit, ...] = ()
+    limited_by: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -404,6 +505,9 @@ class Plan:
         allocator: TensorFlow's GPU allocator; None: the program decides.
         findings: What was clamped, and what could not be planned.
         machine_count: How many GPUs the machine has, None when unknown.
+        limited_by: The keys that say `limit`.
+        grown_by: The key that says `growth`; None: nobody does.
+        allocated_by: The key that says `allocator`: its own, or the limit that implies it.
     """
 
     visible: str | None = None
@@ -414,6 +518,15 @@ class Plan:
     allocator: Allocator | None = None
     findings: tuple[Finding, ...] = ()
     machine_count: int | None = None
+    limited_by: tuple[Origin, ...] = ()
+    grown_by: Origin | None = None
+    allocated_by: tuple[Origin, ...] = ()
+
+    @property
+    def limits(self) -> tuple[Origin, ...]:
+        """The keys that limit the memory of any GPU; () where none is limited."""
+        found = [origin for device in self.devices or () for origin in device.limited_by]
+        return tuple(dict.fromkeys([*found, *self.limited_by]))
 
 
 OutcomeStatus = Literal["applied", "clamped", "too_late", "degraded", "cpu", "failed"]

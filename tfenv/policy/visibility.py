@@ -1,101 +1,338 @@
-"""Which GPUs a policy hides, and what of it does: `resolve`, asked again with one more rule at a time. Pure."""
+"""Which GPUs a process may see. Pure. Each step narrows, none widens:
+
+grant -> machine's allowed devices -> the files' choice -> the program's own wish -> fewest devices
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
+from tfenv.errors import PROGRAM
 from tfenv.policy.model import (
-    LAYER_ORDER,
     AutoChoice,
     Ceiling,
     EffectivePolicy,
     Grant,
     Inventory,
     Origin,
-    Plan,
-    Setting,
-    dotted,
+    RankChoice,
+    Selector,
+    VisibleDevices,
+    origins_text,
 )
-from tfenv.policy.resolve import resolve
+from tfenv.policy.notes import Notes, by_layer
+from tfenv.policy.pool import Card, Pool, granted, identify, same_card, selected, valid_tokens
 
-__all__ = ["Hidden", "hidden_by"]
+__all__ = ["governs_visibility", "needs_inventory", "visible_pools"]
 
-Rule = Literal["grant", "require_grant", "allowed_devices", "visible_devices", "request", "max_devices", "one_instance"]
-
-#: Holds nobody back, and makes `resolve` decide visibility where no file does.
-_NO_BOUND = Ceiling("max_devices", 1 << 20, Origin("machine", "", ()))
+_CEILINGS = ("allowed_devices", "max_devices", "require_grant")
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """Why a GPU is not visible.
-
-    Attributes:
-        rule: What hides it: "grant": the scheduler or the parent process gave others; "request": the program
-            itself asked for others; "one_instance": CUDA shows a process one MIG instance alone; otherwise the key.
-        origin: Where that key stands; None where no file says it.
-    """
-
-    rule: Rule
-    origin: Origin | None = None
+# ---- in words
 
 
-def hidden_by(
-    policy: EffectivePolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None = None
-) -> Mapping[str, Hidden]:
-    """For each GPU that a process would not see the first rule that takes it away, by UUID.
+def _names(cards: Iterable[Card]) -> str:
+    return ", ".join(card.token for card in cards) or "none"
 
-    GPUs among which `{count = …}` has yet to choose count as visible, and so do those of which cannot be told.
-    """
-    devices = inventory.devices or ()
-    found: dict[str, Hidden] = {}
-    for hidden, plan in _stages(policy, grant, inventory, request):
-        seen = _seen(plan, inventory)
-        if seen is None:
+
+def _room_text(pool: Pool) -> str:
+    return f"{len(pool.cards)} GPU{'s' if len(pool.cards) != 1 else ''} ({_names(pool.cards)})"
+
+
+def _under(origins: Sequence[Origin]) -> str:
+    return f" under {origins_text(origins)}" if origins else ""
+
+
+def _list(selectors: Iterable[Selector]) -> str:
+    return ", ".join(str(selector) for selector in selectors)
+
+
+# ---- what administrators and others allow
+
+
+def _lacks_required_grant(policy: EffectivePolicy, grant: Grant) -> Origin | None:
+    """The key that asks for a grant, where a scheduler's job has none."""
+    required = [c for c in policy.ceilings if c.key == "require_grant" and c.value is True]
+    if not required or not grant.scheduler or grant.tokens is not None:
+        return None
+    return min(required, key=by_layer).origin
+
+
+def _room(policy: EffectivePolicy, grant: Grant, inventory: Inventory, notes: Notes) -> Pool:
+    """Where positions of users' and projects' files count: the grant within the machine layer's `allowed_devices`."""
+    pool = granted(grant, inventory)
+    holder = _lacks_required_grant(policy, grant)
+    if holder is not None:
+        notes.add("no-grant", "the scheduler granted no GPU (CUDA_VISIBLE_DEVICES is unset)", holder)
+        return pool.narrowed((), holder)
+    for ceiling in _allowed(policy):
+        if ceiling.origin.layer == "machine":
+            pool = _administrators_room(pool, ceiling, notes)
+    return pool
+
+
+def _allowed(policy: EffectivePolicy) -> list[Ceiling]:
+    return sorted((c for c in policy.ceilings if c.key == "allowed_devices"), key=by_layer)
+
+
+def _administrators_room(pool: Pool, ceiling: Ceiling, notes: Notes) -> Pool:
+    """An administrator's list may leave nothing."""
+    selectors = cast("tuple[Selector, ...]", ceiling.value)
+    found, missing = selected(selectors, pool, ceiling.origin)
+    kept = found if pool.open else [card for card in pool.cards if card in found]
+    if selectors and not kept and (pool.open or pool.cards):
+        _note_nothing_allowed(missing, pool, ceiling.origin, notes)
+    return pool.narrowed(kept, ceiling.origin)
+
+
+def _note_nothing_allowed(missing: Sequence[Selector], pool: Pool, origin: Origin, notes: Notes) -> None:
+    if pool.open or any(card.device is None for card in pool.cards):
+        text = f"{_list(missing)}: cannot be told without NVML which GPUs these are: no GPU"
+        notes.add("no-inventory", text, origin)
+    else:
+        notes.add("no-overlap", f"allows none of the {_room_text(pool)} that were granted: no GPU", origin)
+
+
+def _apply_allowed(pool: Pool, room: Pool, ceilings: Iterable[Ceiling], notes: Notes) -> Pool:
+    """Keep what the other layers' `allowed_devices` name; a list of one's own that leaves nothing is a mistake."""
+    for ceiling in ceilings:
+        selectors = cast("tuple[Selector, ...]", ceiling.value)
+        found, missing = selected(selectors, room, ceiling.origin)
+        kept = found if pool.open else [card for card in pool.cards if card in found]
+        if selectors and not kept:
+            _no_overlap(selectors, pool, ceiling.origin, notes)
             continue
-        found |= {device.uuid: hidden for device in devices if device.uuid not in seen and device.uuid not in found}
+        _note_missing(missing, room, ceiling.origin, notes)
+        pool = pool.narrowed(kept, ceiling.origin)
+    return pool
+
+
+def _note_missing(missing: Sequence[Selector], room: Pool, origin: Origin, notes: Notes) -> None:
+    if missing:
+        text = f"{_list(missing)}: not among the {_room_text(room)} this process may use{_under(room.by)}"
+        notes.add("no-such-device", text, origin, "warning", asked_by=origin, held_by=room.by)
+
+
+# ---- the files' choice
+
+
+def _apply_choice(pool: Pool, room: Pool, policy: EffectivePolicy, grant: Grant, notes: Notes) -> Pool:
+    setting = policy.settings.get("visible_devices")
+    if setting is None:
+        return pool
+    choice = cast(VisibleDevices, setting.value)
+    if isinstance(choice, str):  # "all"
+        return pool
+    if isinstance(choice, AutoChoice):
+        _note_not_chosen(choice, setting.origin, notes)
+        return _first(pool, choice.count, setting.origin)
+    if isinstance(choice, RankChoice):
+        return _own_place(pool, choice, grant, setting.origin, notes)
+    return _chosen(pool, room, choice, setting.origin, notes)
+
+
+def _chosen(pool: Pool, room: Pool, choice: Sequence[Selector], origin: Origin, notes: Notes) -> Pool:
+    if not choice:
+        return pool.narrowed((), origin)
+    found, missing = selected(choice, room, origin)
+    kept = found if pool.open else [card for card in found if card in pool.cards]
+    if not kept:
+        _no_overlap(choice, pool, origin, notes)
+        return pool
+    _note_missing(missing, room, origin, notes)
+    if len(kept) < len(found):
+        holders = pool.held_from(card for card in found if card not in kept)
+        text = f"{_names(found)}: only {_names(kept)} is within the ceilings{_under(holders)}"
+        notes.clamped(text, origin, asked_by=origin, held_by=holders)
+    return pool.narrowed(kept, origin)
+
+
+def _no_overlap(choice: Sequence[Selector], pool: Pool, origin: Origin, notes: Notes) -> None:
+    """A file's wish that leaves no GPU keeps the list: nobody trains on the CPU for days without knowing."""
+    if pool.open:
+        notes.add("no-inventory", f"{_list(choice)}: cannot be told without NVML; all GPUs stay visible", origin)
+    elif pool.cards:
+        room = f"{_room_text(pool)} this process may use{_under(pool.by)}"
+        text = f"{_list(choice)}: none of the {room}; those stay visible"
+        notes.add("no-overlap", text, origin, asked_by=origin, held_by=pool.by)
+
+
+def _note_not_chosen(choice: AutoChoice, origin: Origin, notes: Notes) -> None:
+    """Which GPU is free is not looked at yet: who relies on it must know."""
+    if choice.min_free is not None or choice.timeout_s is not None or choice.when_busy != AutoChoice.when_busy:
+        text = f"min_free, when_busy and timeout have no effect yet: the first {choice.count} allowed are taken"
+        notes.add("not-honoured", text, origin, "warning")
+
+
+def _first(pool: Pool, count: int, by: Origin) -> Pool:
+    if pool.open:
+        return pool.narrowed((Card(str(position)) for position in range(count)), by)
+    return pool.narrowed(pool.cards[:count], by)
+
+
+# ---- ranks
+
+
+def _own_place(pool: Pool, choice: RankChoice, grant: Grant, origin: Origin, notes: Notes) -> Pool:
+    """Each local rank takes its own place in the list: [0] for all would pile every rank on one card."""
+    rank = grant.rank if choice.rank == "auto" else choice.rank
+    if rank is None:
+        return pool
+    if pool.open:
+        return pool.narrowed((Card(str(rank)),), origin)
+    if not pool.cards:
+        return pool
+    if rank >= len(pool.cards):
+        _note_shared(rank, pool, grant, origin, notes)
+    return pool.narrowed([pool.cards[rank % len(pool.cards)]], origin)
+
+
+def _note_shared(rank: int, pool: Pool, grant: Grant, origin: Origin, notes: Notes) -> None:
+    """Of a grant of one GPU it cannot be told whether each rank was given one of its own, as by --gpus-per-task=1."""
+    if grant.tokens is not None and len(grant.tokens) == 1:
+        text = f"local rank {rank} was granted one GPU ({_names(pool.cards)}): shared, unless each rank has its own"
+        notes.add("more-ranks-than-gpus", text, origin, "warning")
+    else:
+        text = f"local rank {rank} shares a GPU: there are {_room_text(pool)}"
+        notes.add("more-ranks-than-gpus", text, origin)
+
+
+def _note_piled(pool: Pool, room: Pool, policy: EffectivePolicy, grant: Grant, notes: Notes) -> None:
+    """Say when files give every rank of a job the same one of several GPUs."""
+    choice = policy.settings.get("visible_devices")
+    own = choice is not None and isinstance(choice.value, RankChoice | AutoChoice)
+    several = room.open or len(room.cards) > 1
+    if not grant.rank or own or not several or len(pool.cards) != 1 or not pool.steps:
+        return
+    origin, _ = pool.steps[-1]
+    text = f"every local rank is given the same GPU ({_names(pool.cards)}), and this is local rank {grant.rank}"
+    text += ': write visible_devices = {rank = "auto"} to give each its own'
+    notes.add("ranks-share-a-gpu", text, origin, "warning")
+
+
+# ---- what the program asks
+
+
+def _apply_request(pool: Pool, request: Sequence[str], grant: Grant, inventory: Inventory, notes: Notes) -> Pool:
+    """What the program itself wrote into CUDA_VISIBLE_DEVICES may narrow; a wish for nothing else keeps the list."""
+    tokens = valid_tokens(request)
+    if not tokens:
+        return pool.narrowed(())
+    wanted = [Card(token, identify(token, grant, inventory)) for token in tokens]
+    if pool.open:
+        return pool.narrowed(wanted)
+    kept = [card for wish in wanted for card in pool.cards if same_card(wish, card)]
+    if not kept and not pool.cards:
+        return pool
+    if len(kept) < len(wanted):
+        refused = [wish for wish in wanted if not any(same_card(wish, card) for card in pool.cards)]
+        _note_request(_set_by_program(request), refused, kept, pool, grant, notes)
+    return pool.narrowed(kept) if kept else pool
+
+
+def _set_by_program(request: Sequence[str]) -> str:
+    return f'the program set CUDA_VISIBLE_DEVICES="{",".join(request)}"'
+
+
+def _note_request(
+    asked: str, refused: Sequence[Card], kept: Sequence[Card], pool: Pool, grant: Grant, notes: Notes
+) -> None:
+    """Name what held: the keys that took the GPUs away, or else the grant they are not in."""
+    holders = pool.held_from(refused)
+    origin = holders[0] if holders else None
+    within_grant = f"the grant ({','.join(grant.tokens)})" if grant.tokens is not None and not holders else ""
+    held_by, under = within_grant or holders, _under(holders) or (within_grant and f" under {within_grant}")
+    if kept:
+        text = f"{asked}; it may use {_names(kept)} of these{under}"
+        notes.clamped(text, origin, asked_by=PROGRAM, held_by=held_by)
+    else:
+        text = f"{asked}, none of the {_room_text(pool)} it may use{under}; those stay"
+        notes.add("no-overlap", text, origin, asked_by=PROGRAM, held_by=held_by)
+
+
+# ---- fewest devices
+
+
+def _apply_count(pool: Pool, ceilings: Iterable[Ceiling], asked_by: Origin | str | None, notes: Notes) -> Pool:
+    """The smallest `max_devices` of all layers."""
+    ceiling = min(ceilings, key=lambda c: (cast(int, c.value), by_layer(c)), default=None)
+    if ceiling is None:
+        return pool
+    most = cast(int, ceiling.value)
+    if not pool.open and len(pool.cards) > most:
+        text = f"at most {most} of {_room_text(pool)}"
+        notes.clamped(text, ceiling.origin, asked_by=asked_by, held_by=(ceiling.origin,))
+    return _first(pool, most, ceiling.origin) if pool.open or len(pool.cards) > most else pool
+
+
+def _asked_by(policy: EffectivePolicy, request: Sequence[str] | None) -> Origin | str | None:
+    """Who asked for the GPUs that are left before they are counted; None: nobody, it is all there are."""
+    if request is not None:
+        return PROGRAM
+    setting = policy.settings.get("visible_devices")
+    return setting.origin if setting is not None else None
+
+
+# ---- the whole
+
+
+def visible_pools(
+    policy: EffectivePolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None, notes: Notes
+) -> tuple[Pool, Pool]:
+    """The room where positions count, and the GPUs within it that the process may see."""
+    room = _room(policy, grant, inventory, notes)
+    pool = _apply_allowed(room, room, [c for c in _allowed(policy) if c.origin.layer != "machine"], notes)
+    pool = _apply_choice(pool, room, policy, grant, notes)
+    if request is not None:
+        pool = _apply_request(pool, request, grant, inventory, notes)
+    counts = [c for c in policy.ceilings if c.key == "max_devices"]
+    pool = _apply_count(pool, counts, _asked_by(policy, request), notes)
+    if request is None:
+        _note_piled(pool, room, policy, grant, notes)
+    return room, _shown_together(pool, policy, notes)
+
+
+def _shown_together(pool: Pool, policy: EffectivePolicy, notes: Notes) -> Pool:
+    """CUDA shows a process one MIG instance and nothing beside it, or whole GPUs (NVIDIA's MIG user guide)."""
+    instances = [card for card in pool.cards if card.is_instance]
+    if not instances or len(pool.cards) == 1:
+        return pool
+    whole = [card for card in pool.cards if not card.is_instance]
+    kept = whole if not pool.cards[0].is_instance else instances[:1]
+    setting = policy.settings.get("visible_devices")
+    text = f"{_names(kept)} of {_names(pool.cards)}: CUDA shows a process one MIG instance alone, or whole GPUs"
+    notes.add("one-instance", text, setting.origin if setting else None, "note")
+    return pool.narrowed(kept)
+
+
+def _selectors(policy: EffectivePolicy) -> list[tuple[Selector, Origin]]:
+    """Every selector of the policy with where it stands."""
+    found: list[tuple[Selector, Origin]] = []
+    setting = policy.settings.get("visible_devices")
+    if setting is not None and isinstance(setting.value, tuple):
+        found += [(selector, setting.origin) for selector in setting.value]
+    for ceiling in policy.ceilings:
+        if ceiling.key == "allowed_devices":
+            found += [(selector, ceiling.origin) for selector in cast("tuple[Selector, ...]", ceiling.value)]
     return found
 
 
-def _seen(plan: Plan, inventory: Inventory) -> set[str] | None:
-    """None: a granted number does not tell which of unlike cards it is."""
-    if plan.devices is None:
-        return {device.uuid for device in inventory.devices or ()}
-    known = {planned.device.uuid for planned in plan.devices if planned.device is not None}
-    return known if len(known) == len(plan.devices) else None
+def needs_inventory(policy: EffectivePolicy, grant: Grant, request: Sequence[str] | None = None) -> bool:
+    """Whether visibility cannot be decided without asking NVML: names, or numbers beside UUIDs."""
+    selectors = _selectors(policy)
+    tokens = valid_tokens(grant.tokens or ()) + valid_tokens(request or ())
+    kinds = {selector.kind for selector, _ in selectors}
+    numbers = any(token.isdigit() for token in tokens) or any(
+        selector.kind == "position" and origin.layer == "machine" for selector, origin in selectors
+    )
+    uuids = "uuid" in kinds or any(not token.isdigit() for token in tokens)
+    positions_of_names = "position" in kinds and any(c.key == "allowed_devices" for c in policy.ceilings)
+    return "name" in kinds or (numbers and uuids) or (positions_of_names and uuids and grant.tokens is None)
 
 
-def _stages(
-    policy: EffectivePolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None
-) -> Iterator[tuple[Hidden, Plan]]:
-    """The plan under more and more of the policy, each with the rule that came last, in the order of `resolve`."""
-    # Only the last step knows that CUDA shows one MIG instance: until then they are GPUs like others.
-    apart = replace(inventory, devices=tuple(replace(device, instance=None) for device in inventory.devices or ()))
-    held: tuple[Ceiling, ...] = (_NO_BOUND,)
-    yield Hidden("grant"), resolve(EffectivePolicy(ceilings=held), grant, apart)
-    for ceiling in _ceilings(policy, "require_grant", "allowed_devices"):
-        held = (*held, ceiling)
-        yield _hidden(ceiling), resolve(EffectivePolicy(ceilings=held), grant, apart)
+def governs_visibility(policy: EffectivePolicy) -> bool:
+    """Whether the policy says anything of which GPUs are visible; if not, CUDA_VISIBLE_DEVICES is left alone."""
     setting = policy.settings.get("visible_devices")
-    if setting is not None and isinstance(setting.value, AutoChoice):
-        return
-    settings: dict[str, Setting] = {} if setting is None else {"visible_devices": setting}
-    if setting is not None:
-        yield Hidden("visible_devices", setting.origin), resolve(EffectivePolicy(settings, ceilings=held), grant, apart)
-    yield Hidden("request"), resolve(EffectivePolicy(settings, ceilings=held), grant, apart, request)
-    for ceiling in _ceilings(policy, "max_devices"):
-        held = (*held, ceiling)
-        yield _hidden(ceiling), resolve(EffectivePolicy(settings, ceilings=held), grant, apart, request)
-    yield Hidden("one_instance"), resolve(policy, grant, inventory, request)
-
-
-def _ceilings(policy: EffectivePolicy, *keys: str) -> list[Ceiling]:
-    """Those of the keys in the order in which they are applied: the machine's first."""
-    wanted = [ceiling for ceiling in policy.ceilings if ceiling.key in keys]
-    return sorted(wanted, key=lambda c: (keys.index(c.key), LAYER_ORDER.index(c.origin.layer), dotted(c.origin.key)))
-
-
-def _hidden(ceiling: Ceiling) -> Hidden:
-    return Hidden(cast(Rule, ceiling.key), ceiling.origin)
+    chosen = setting is not None and setting.value != "all"
+    return chosen or any(ceiling.key in _CEILINGS for ceiling in policy.ceilings)

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from tfenv import pipeline
 from tfenv.audit import summary
-from tfenv.errors import Finding, PolicyError, printable
+from tfenv.errors import PROGRAM, Finding, PolicyError, printable
 from tfenv.frameworks import tensorflow
 from tfenv.gpus.cuda import read_uuids
 from tfenv.gpus.grant import VARIABLE, Carried, carry, read_boot_id, read_grant, tokens_of
@@ -135,7 +135,9 @@ class Governed:
         self.reporter.log.open_now()  # a log the administrator requires has its say in what follows
         before = self._plan.findings
         plan = self.decide(self.inventory)
-        self.reporter.pending += tuple(finding for finding in plan.findings if finding not in before)
+        # What the program asked for before the import was noted with the plan; what came of it belongs here, too.
+        new = (finding for finding in plan.findings if finding not in before or finding.asked_by == PROGRAM)
+        self.reporter.pending += tuple(new)
         self.visible_when_listed = os.environ.get(_VISIBLE)
 
     def identify(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:

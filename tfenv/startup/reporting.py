@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tfenv.audit import record, summary
 from tfenv.audit.sinks import AuditLog
-from tfenv.errors import Finding, printable
+from tfenv.errors import PROGRAM, Finding, printable
 from tfenv.frameworks import tensorflow
 from tfenv.pipeline import Loaded
 from tfenv.policy.model import Grant, Outcome, Plan
@@ -66,8 +66,8 @@ class Reporter:
     def passed(self, outcome: Outcome, plan: Plan) -> None:
         """Devices are about to be created at a door."""
         pending, self.pending = self.pending, ()
-        outcome = replace(outcome, findings=(*pending, *outcome.findings))
-        seen = (os.getpid(), repr((outcome.door, outcome.status, outcome.asked, outcome.given, outcome.devices)))
+        outcome = _with_notes(outcome, pending)
+        seen = (os.getpid(), repr(outcome))
         if seen in self._written or len(self._written) >= _MOST_OUTCOMES:
             return
         self._written.add(seen)
@@ -95,3 +95,10 @@ class Reporter:
     def _context(self) -> record.Context:
         process = record.Process.current(self.framework, tensorflow.version())
         return record.Context(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
+
+
+def _with_notes(outcome: Outcome, pending: tuple[Finding, ...]) -> Outcome:
+    """The outcome with what was noted since the last door: a wish of the program's that was not met is a clamp, too."""
+    cut = any(finding.asked_by == PROGRAM for finding in pending)
+    status = "clamped" if cut and outcome.status == "applied" else outcome.status
+    return replace(outcome, status=status, findings=(*pending, *outcome.findings))

@@ -1,0 +1,154 @@
+"""Which GPUs a process may have now, beside those who hold leases and those who came earlier. Pure.
+
+A limited process takes its limit of a card, several fit on one up to its memory; one without a limit takes a card
+whole. Memory of processes that hold no lease counts as taken. First come, first served: nobody takes a GPU that
+somebody waits for who came earlier, be it one of the two cards he needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tfenv.policy.model import Candidate, CardMemory, Lease, Seat, Wish
+from tfenv.policy.units import MIB
+
+__all__ = ["LEAST_ROOM", "UNNOTICED", "Scene", "choose", "claimed", "is_possible", "share", "waits_for_family"]
+
+#: Memory nobody holds a lease for is not noticed below this: a display's server, the driver's own.
+UNNOTICED = 256 * MIB
+#: What is left of a user's total is used from here on; a CUDA context alone takes as much.
+LEAST_ROOM = 256 * MIB
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is at one moment.
+
+    Attributes:
+        leases: All live ones.
+        memory: What NVML says of each GPU, by UUID; a GPU that is missing is taken for empty.
+        ahead: The wishes of those who came earlier and wait, the first first.
+        pid: The chooser itself, whose own memory takes no room from it.
+    """
+
+    leases: tuple[Lease, ...] = ()
+    memory: Mapping[str, CardMemory] | None = None
+    ahead: tuple[Wish, ...] = ()
+    pid: int = 0
+
+    def on(self, uuid: str) -> list[Lease]:
+        return [lease for lease in self.leases if lease.seat.uuid == uuid]
+
+    def strangers(self, uuid: str) -> int:
+        """Bytes in use by processes without a lease; 0 where it is too little to be noticed."""
+        memory = (self.memory or {}).get(uuid)
+        if memory is None:
+            return 0
+        if memory.by_pid is None:  # hidden processes: what leases do not explain is somebody else's
+            known = sum(memory.used if lease.seat.limit is None else lease.seat.limit for lease in self.on(uuid))
+        else:
+            pids = {self.pid, *(lease.pid for lease in self.on(uuid))}
+            known = sum(size for pid, size in memory.by_pid.items() if pid in pids)
+        return memory.used - known if memory.used - known >= UNNOTICED else 0
+
+    def room(self, candidate: Candidate) -> int:
+        """Bytes of the card that nobody has; negative where it is shared beyond its memory."""
+        sizes = (lease.seat.limit for lease in self.on(candidate.uuid))
+        taken = sum(candidate.total if size is None else size for size in sizes)
+        return candidate.total - taken - self.strangers(candidate.uuid)
+
+    def left_of_total(self, candidate: Candidate, uid: int) -> int | None:
+        """Bytes the user's other processes leave of the user's total; None: there is no such bound."""
+        if candidate.user_total is None:
+            return None
+        sizes = (lease.seat.limit for lease in self.on(candidate.uuid) if lease.uid == uid)
+        return max(0, candidate.user_total - sum(candidate.total if size is None else size for size in sizes))
+
+
+def choose(wish: Wish, scene: Scene) -> tuple[Seat, ...] | None:
+    """The places the process takes, all it needs at once; None: there is not room enough now.
+
+    Of the cards with room those come first whose room is largest, then in the order of the wish. Where an ancestor
+    holds a card, the process shares that one: it cannot wait for who may be waiting for it.
+    """
+    taken = claimed(wish, scene)
+    if wish.fixed:
+        seats = [_seat(c, wish.uid, scene) for c in wish.candidates if c.uuid not in taken]
+    else:
+        inherited = [c for c in wish.candidates if any(lease.id in wish.family for lease in scene.on(c.uuid))]
+        free = [c for c in wish.candidates if c.uuid not in taken and c not in inherited and _fits(c, wish.uid, scene)]
+        seats = [_seat(c, wish.uid, scene) for c in (*_by_room(inherited, scene), *_by_room(free, scene))]
+    found = [seat for seat in seats if seat is not None]
+    return tuple(found[: wish.count]) if len(found) >= wish.count else None
+
+
+def claimed(wish: Wish, scene: Scene) -> set[str]:
+    """The GPUs that those who came earlier have the first word on."""
+    return {uuid for earlier in scene.ahead for uuid in _claims(earlier, wish, scene)}
+
+
+def share(wish: Wish, scene: Scene) -> tuple[Seat, ...]:
+    """Places on the least used cards, whether or not there is room; fewer only where the user's total is used up."""
+    seats = [_seat(c, wish.uid, scene) for c in _by_room(wish.candidates, scene)]
+    return tuple(seat for seat in seats if seat is not None)[: wish.count]
+
+
+def waits_for_family(wish: Wish, scene: Scene) -> bool:
+    """Whether an ancestor holds what the process lacks of the user's total: waiting for it could last for ever."""
+    return any(
+        lease.id in wish.family and c.user_total is not None and not _within_total(c, wish.uid, scene)
+        for c in wish.candidates
+        for lease in scene.on(c.uuid)
+    )
+
+
+def is_possible(wish: Wish) -> bool:
+    """Whether waiting makes sense: on an empty machine there would be room."""
+    return choose(wish, Scene()) is not None
+
+
+def _by_room(candidates: Sequence[Candidate], scene: Scene) -> list[Candidate]:
+    return sorted(candidates, key=lambda candidate: -scene.room(candidate))
+
+
+def _fits(candidate: Candidate, uid: int, scene: Scene) -> bool:
+    left = scene.left_of_total(candidate, uid)
+    if left is not None and (candidate.need is None or left < candidate.need):
+        return False
+    room = scene.room(candidate)
+    if candidate.need is not None:
+        return room >= max(candidate.need, candidate.min_free)
+    # A card is taken whole only from strangers who leave what the process says is enough for it.
+    undisturbed = scene.strangers(candidate.uuid) == 0 or candidate.min_free > 0
+    return not scene.on(candidate.uuid) and undisturbed and room >= candidate.min_free
+
+
+def _seat(candidate: Candidate, uid: int, scene: Scene) -> Seat | None:
+    """A place on the card, held to what is left of the user's total; None: nothing that is of use is left."""
+    left = scene.left_of_total(candidate, uid)
+    if left is None:
+        wanted = candidate.need
+    elif left >= LEAST_ROOM or (candidate.need is not None and candidate.need <= left):
+        wanted = left if candidate.need is None else min(candidate.need, left)
+    else:
+        return None
+    return Seat(candidate.uuid, wanted, shared=not _fits(candidate, uid, scene))
+
+
+def _claims(earlier: Wish, wish: Wish, scene: Scene) -> set[str]:
+    """The GPUs that one of them has the first word on.
+
+    Who is held up by his own user's total holds up nobody else: room on a card would not help him.
+    """
+    if earlier.uid == wish.uid:
+        return {c.uuid for c in earlier.candidates if not wish.fixed or c.user_total is not None}
+    if earlier.fixed or wish.fixed:
+        return set()
+    open_to_him = {c.uuid for c in earlier.candidates if _within_total(c, earlier.uid, scene)}
+    return open_to_him if len(open_to_him) >= earlier.count else set()
+
+
+def _within_total(candidate: Candidate, uid: int, scene: Scene) -> bool:
+    left = scene.left_of_total(candidate, uid)
+    return left is None or (candidate.need is not None and left >= candidate.need)

@@ -1,0 +1,190 @@
+"""How much of each GPU a process may take: limits, splits, growth, the allocator. Pure.
+
+The tightest limit holds, and its key is remembered: a record names what held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from tfenv.policy.model import (
+    Allocator,
+    DeviceRule,
+    EffectivePolicy,
+    MemoryLimit,
+    Origin,
+    PlannedDevice,
+    origins_text,
+)
+from tfenv.policy.notes import Notes, by_layer
+from tfenv.policy.pool import Card, Pool, matches
+from tfenv.policy.units import format_limit
+
+__all__ = ["Held", "allocator", "growth", "limit_on", "mixes_sizes_and_shares", "planned", "position", "rules"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The limit on one GPU, and the keys that say so."""
+
+    limit: MemoryLimit | None = None
+    by: tuple[Origin, ...] = ()
+
+
+#: One limit somebody declared, and where.
+_Bound = tuple[MemoryLimit, Origin]
+
+
+def _tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit | None:
+    """The smallest of the limits; bytes and fractions compare only where the card's total is known."""
+    sizes = [limit.bytes for limit in limits if limit.bytes is not None]
+    fractions = [limit.fraction for limit in limits if limit.fraction is not None]
+    if not sizes and not fractions:
+        return None
+    both = MemoryLimit(bytes=min(sizes, default=None), fraction=min(fractions, default=None))
+    if both.bytes is None or both.fraction is None:
+        return both
+    if total is None:
+        # All of a card is no limit beside a size, whatever the card.
+        return MemoryLimit(bytes=both.bytes) if both.fraction >= 1 else both
+    return MemoryLimit(bytes=both.bytes) if both.on(total) == both.bytes else MemoryLimit(fraction=both.fraction)
+
+
+def _holders(limit: MemoryLimit, bounds: Sequence[_Bound]) -> tuple[Origin, ...]:
+    """The first key that says the size, and the first that says the share."""
+    size = [origin for bound, origin in bounds if limit.bytes is not None and bound.bytes == limit.bytes]
+    share = [origin for bound, origin in bounds if limit.fraction is not None and bound.fraction == limit.fraction]
+    return tuple(dict.fromkeys([*size[:1], *share[:1]]))
+
+
+def rules(policy: EffectivePolicy) -> tuple[DeviceRule, ...]:
+    """The `[[gpu.device]]` entries."""
+    setting = policy.settings.get("device")
+    return cast("tuple[DeviceRule, ...]", setting.value) if setting is not None else ()
+
+
+def _rule_for(card: Card, place: int, policy: EffectivePolicy) -> DeviceRule | None:
+    for rule in rules(policy):
+        if matches(rule.match, place, card, machine_numbers=rule.origin.layer == "machine"):
+            return rule
+    return None
+
+
+def _wished_limit(policy: EffectivePolicy, rule: DeviceRule | None) -> _Bound | None:
+    if rule is not None and rule.memory_limit is not None:
+        return rule.memory_limit, rule.origin
+    setting = policy.settings.get("memory_limit")
+    return (cast(MemoryLimit, setting.value), setting.origin) if setting is not None else None
+
+
+def _is_above(wish: MemoryLimit, limit: MemoryLimit, total: int | None) -> bool:
+    """Whether the wish is surely larger; without the card's total a size and a share do not compare."""
+    halves = (MemoryLimit(bytes=limit.bytes), MemoryLimit(fraction=limit.fraction))
+    if limit.bytes is not None and limit.fraction is not None and wish in halves:
+        return False
+    return wish != limit and (wish.unlimited or wish.on(total) != limit.on(total) or wish.on(total) is None)
+
+
+def _memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
+    ceilings = sorted((c for c in policy.ceilings if c.key == "memory_limit"), key=by_layer)
+    return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in ceilings]
+
+
+def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, notes: Notes) -> Held:
+    """The tightest limit on a GPU of `total` bytes (None: unknown) that this rule is about (None: no rule is)."""
+    wish = _wished_limit(policy, rule)
+    bounds = [*_memory_ceilings(policy), *([wish] if wish is not None else [])]
+    limit = _tightest([bound for bound, _ in bounds], total)
+    if limit is None:
+        return Held()
+    holders = _holders(limit, bounds)
+    if wish is not None and _is_above(wish[0], limit, total):
+        text = f"{format_limit(wish[0])} is above the ceiling of {format_limit(limit)} from {origins_text(holders)}"
+        notes.clamped(text, wish[1], asked_by=wish[1], held_by=holders)
+    return Held(limit, holders)
+
+
+def _fit(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
+    """The split, scaled down where its sum passes the limit (or the card)."""
+    sizes = [size for part in parts if (size := part.on(total)) is not None]
+    if len(sizes) != len(parts):
+        return tuple(parts)
+    bound = limit.on(total) if limit is not None else total
+    if bound is None or sum(sizes) <= bound:
+        return tuple(MemoryLimit(bytes=size) for size in sizes)
+    return tuple(MemoryLimit(bytes=size * bound // sum(sizes)) for size in sizes)
+
+
+def position(card: Card, room: Pool) -> int:
+    """A position means the same GPU in every key: its place in the room, not among the visible."""
+    if card in room.cards:
+        return room.cards.index(card)
+    return int(card.token) if card.token.isdigit() else -1
+
+
+def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> PlannedDevice:
+    """What the policy says of one GPU.
+
+    Args:
+        card: The GPU.
+        place: Its position, as selectors count.
+        policy: The merged policy.
+        notes: Where clamps are noted.
+    """
+    total = card.device.total if card.device is not None else None
+    rule = _rule_for(card, place, policy)
+    held = limit_on(policy, rule, total, notes)
+    parts = rule.logical_devices if rule is not None else ()
+    fitted = _fit(parts, held.limit, total)
+    if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
+        text = f"logical_devices are scaled down to fit {format_limit(held.limit)}"
+        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by)
+    return PlannedDevice(card.token, card.device, held.limit, fitted, held.by)
+
+
+def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
+    """Whether it takes the card to tell which limit is the smallest."""
+    found = [bound for bound, _ in _memory_ceilings(policy)]
+    wish = _wished_limit(policy, None)
+    limits = [*found, wish[0]] if wish is not None else found
+    shares = [limit for limit in limits if limit.fraction is not None and limit.fraction < 1]
+    return bool(shares) and any(limit.bytes is not None for limit in limits)
+
+
+# ---- growth and allocator
+
+
+def growth(policy: EffectivePolicy, notes: Notes) -> tuple[bool | None, Origin | None]:
+    """Whether memory grows on demand (None: nobody says), and the key that says so."""
+    setting = policy.settings.get("memory_growth")
+    required = [c for c in policy.ceilings if c.key == "require_memory_growth" and c.value is True]
+    if not required:
+        return (cast(bool, setting.value), setting.origin) if setting is not None else (None, None)
+    holder = min(required, key=by_layer).origin
+    if setting is not None and setting.value is False:
+        text = f"growth stays on: required by {holder}"
+        notes.clamped(text, setting.origin, asked_by=setting.origin, held_by=(holder,))
+    return True, holder
+
+
+def allocator(
+    policy: EffectivePolicy, limited_by: tuple[Origin, ...], notes: Notes
+) -> tuple[Allocator | None, tuple[Origin, ...]]:
+    """The allocator (None: nobody says), and the keys that say so.
+
+    Args:
+        policy: The merged policy.
+        limited_by: The keys that limit memory: the cuda_malloc allocators keep no limit, so one implies bfc.
+        notes: Where a clamp is noted.
+    """
+    setting = policy.settings.get("allocator")
+    wish = cast(Allocator, setting.value) if setting is not None else None
+    own = (setting.origin,) if setting is not None else ()
+    if not limited_by:
+        return wish, own
+    if setting is not None and wish != "bfc":
+        text = f'allocator "{wish}" does not keep a memory limit: "bfc" is used'
+        notes.clamped(text, setting.origin, asked_by=setting.origin, held_by=limited_by)
+    return "bfc", limited_by
