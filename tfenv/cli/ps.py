@@ -11,8 +11,10 @@ from tfenv.audit.query import Record
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.records import Known, known_of
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
-from tfenv.gpus.usage import GpuProcess, Usage, read_usage
+from tfenv.gpus.lease import read_leases
+from tfenv.gpus.usage import GpuProcess, Usage, describe, read_usage
 from tfenv.pipeline import current_start, load
+from tfenv.policy.model import Lease
 from tfenv.policy.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class _Holder:
         limit: Bytes it may take of this GPU; None: unlimited, or not known.
         script: The program's file, as recorded.
         sources: The files of its policy, the nearest last.
+        lease: It holds a lease on the GPU.
     """
 
     process: GpuProcess
@@ -78,6 +81,7 @@ class _Holder:
     limit: int | None = None
     script: str | None = None
     sources: tuple[str, ...] = ()
+    lease: bool = False
 
     def as_dict(self) -> dict[str, object]:
         process = self.process
@@ -94,24 +98,51 @@ class _Holder:
             "limit_bytes": self.limit,
             "state": self.state,
             "sources": list(self.sources),
+            "lease": self.lease,
         }
 
 
 def _look() -> _Sight:
-    usage = read_usage()
-    known = known_of(usage.processes, load(current_start()).policy.audit) if usage.processes else {}
-    return _Sight(usage, tuple(_holder(process, usage, known) for process in usage.processes))
+    usage, leases = read_usage(), read_leases()
+    processes = (*usage.processes, *_waiting(leases, usage))
+    known = known_of(processes, load(current_start()).policy.audit) if processes else {}
+    found = [_holder(process, usage, known, _lease_of(process, leases)) for process in processes]
+    return _Sight(usage, tuple(sorted(found, key=lambda holder: (holder.process.gpu, holder.process.instance or 0))))
 
 
-def _holder(process: GpuProcess, usage: Usage, known: Mapping[int, Known]) -> _Holder:
+def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
+    """Processes that have a place on a GPU and hold no memory of it yet."""
+    holding = {(process.pid, process.uuid) for process in usage.processes}
+    gpus = {gpu.uuid: gpu for gpu in usage.gpus}
+    for lease in leases:
+        gpu = gpus.get(lease.seat.uuid)
+        if gpu is None or (lease.pid, gpu.uuid) in holding:
+            continue
+        process = describe(gpu, lease.pid, 0)
+        if process.uid != lease.uid:  # in another container the number is somebody else's here
+            process = GpuProcess(gpu.index, lease.pid, 0, gpu.instance, gpu.uuid, lease.user, lease.uid)
+        yield process
+
+
+def _lease_of(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
+    """A lease says by itself whose it is; its pid is that of the holder's own container."""
+    mine = (lease for lease in leases if (lease.pid, lease.uid) == (process.pid, process.uid))
+    return next((lease for lease in mine if lease.seat.uuid == process.uuid), None)
+
+
+def _holder(process: GpuProcess, usage: Usage, known: Mapping[int, Known], lease: Lease | None) -> _Holder:
     theirs = known.get(-1 if process.uid is None else process.uid, Known(readable=False))
     records = theirs.records.get(process.pid, ())
+    if not records and lease is not None:
+        state = _within(process, lease.seat.limit)
+        return _Holder(process, state, lease.seat.limit, lease.script, lease=True)
     if not records:
         return _Holder(process, "ungoverned" if theirs.readable else "unknown")
     record = next((r for r in reversed(records) if _device(r, process) is not None), records[-1])
     limit = _limit(record, process, usage)
     sources = [str(source.get("path")) for source in record.get("sources") or () if isinstance(source, dict)]
-    return _Holder(process, _state(record, process, limit), limit, record.get("script"), tuple(sources))
+    state = _state(record, process, limit)
+    return _Holder(process, state, limit, record.get("script"), tuple(sources), lease is not None)
 
 
 def _device(record: Record, process: GpuProcess) -> Mapping[str, Any] | None:
@@ -135,6 +166,10 @@ def _state(record: Record, process: GpuProcess, limit: int | None) -> State:
         return "switched off"
     if record["event"] == "policy_failed":
         return "failed"
+    return _within(process, limit)
+
+
+def _within(process: GpuProcess, limit: int | None) -> State:
     over = limit is not None and process.memory is not None and process.memory > limit + _OVERHEAD
     return "over" if over else "within"
 
@@ -216,8 +251,8 @@ def _program(holder: _Holder) -> str:
 
 def _policy(holder: _Holder, style: str) -> Cell:
     """The nearest file; or why there is none in force."""
-    if holder.state in ("within", "over") and holder.sources:
-        nearest = holder.sources[-1]
-        named = shown_path(nearest) if is_wide() else "/".join(nearest.rsplit("/", 2)[-2:])
-        return Cell(f"{named} (over)" if holder.state == "over" else named, style)
-    return Cell(holder.state, style)
+    if holder.state not in ("within", "over"):
+        return Cell(holder.state, style)
+    nearest = holder.sources[-1] if holder.sources else "a lease"
+    named = shown_path(nearest) if is_wide() else "/".join(nearest.rsplit("/", 2)[-2:])
+    return Cell(f"{named} (over)" if holder.state == "over" else named, style)

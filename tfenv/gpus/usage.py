@@ -16,7 +16,15 @@ from tfenv.gpus import nvml
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Driver", "GpuProcess", "GpuState", "Usage", "read_processes", "read_start", "read_usage", "user_name"]
+__all__ = [
+    "Driver",
+    "GpuProcess",
+    "GpuState",
+    "Usage",
+    "describe",
+    "read_processes",
+    "read_usage",
+]
 
 #: Bytes. An idle card holds some hundred MiB by itself where the driver counts what it reserves.
 _NOBODYS = 1 << 30
@@ -216,10 +224,17 @@ def _processes(pynvml: ModuleType, handle: Any, state: GpuState) -> list[GpuProc
     if running is None and drawing is None:
         return None
     entries = {int(entry.pid): entry.usedGpuMemory for entry in (*(drawing or ()), *(running or ()))}
-    return [_process(state, pid, memory) for pid, memory in entries.items()]
+    return [describe(state, pid, memory) for pid, memory in entries.items()]
 
 
-def _process(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
+def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
+    """A process on a GPU, with what the kernel tells of it here.
+
+    Args:
+        state: The GPU.
+        pid: Its number.
+        memory: Bytes it holds there; None: the driver does not say.
+    """
     uid = _owner(pid)
     return GpuProcess(
         gpu=state.index,
@@ -228,9 +243,9 @@ def _process(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
         instance=state.instance,
         uuid=state.uuid,
         uid=uid,
-        user=None if uid is None else user_name(uid),
+        user=None if uid is None else _user_name(uid),
         program=_program(pid),
-        started=read_start(pid),
+        started=_read_start(pid),
     )
 
 
@@ -241,7 +256,7 @@ def _owner(pid: int) -> int | None:
         return None
 
 
-def user_name(uid: int) -> str:
+def _user_name(uid: int) -> str:
     """Name of a user, "uid:1234" without a passwd entry."""
     import pwd
 
@@ -260,7 +275,7 @@ def _program(pid: int) -> str | None:
         return None
 
 
-def read_start(pid: int) -> float | None:
+def _read_start(pid: int) -> float | None:
     """When a process started, in seconds since the epoch, to within a second; None when that cannot be told."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:

@@ -8,7 +8,8 @@
  *                             utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
  *                             by '+'; 0: MIG is off), driver (12080), release (570.00.00); what NVML
  *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
- *                             to all questions about a GPU, processes_error to who uses it.
+ *                             to all questions about a GPU, memory_error and processes_error to
+ *                             how much memory it has and who uses it.
  *                             A value may be a ':'-separated list, one item a GPU; the last repeats.
  *   TFGPU_SIMULATE_LOG        file; one JSON line for each request to the driver, appended.
  *   TFGPU_SIMULATE_PROCESSES  file of "<gpu> <pid> <MiB>" lines: what other users' processes hold. Of a

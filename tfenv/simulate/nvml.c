@@ -284,6 +284,7 @@ static void find_usage(int place, Usage *usage) {
 API int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
   Usage usage;
   int result = check(handle);
+  if (!result) result = machine_nvml_error("memory_error", gpu_of(handle));
   if (result) return result;
   find_usage(place_of(handle), &usage);
   memory->total = machine_memory(usage.place);
