@@ -220,10 +220,10 @@ def _memory(pynvml: ModuleType, handle: Any) -> tuple[int | None, int | None]:
 def _processes(pynvml: ModuleType, handle: Any, state: GpuState) -> list[GpuProcess] | None:
     """Those that compute and those that draw, as a desktop does; None where the driver does not tell."""
     running = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle))
-    drawing = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle))
-    if running is None and drawing is None:
+    if running is None:
         return None
-    entries = {int(entry.pid): entry.usedGpuMemory for entry in (*(drawing or ()), *(running or ()))}
+    drawing = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)) or []
+    entries = {int(entry.pid): entry.usedGpuMemory for entry in (*drawing, *running)}
     return [describe(state, pid, memory) for pid, memory in entries.items()]
 
 

@@ -39,7 +39,8 @@ def hidden_by(
     GPUs among which `{count = …}` has yet to choose count as visible, and so do all where a granted number does not
     tell which of unlike cards it is.
     """
-    policy = _without_choosing(policy)
+    if _chooses(policy):
+        policy, inventory = _without_choosing(policy), _without_instances(inventory)
     given = granted(grant, inventory)
     if any(card.device is None for card in given.cards):
         return {}
@@ -51,13 +52,20 @@ def hidden_by(
     return {d.uuid: _rule(d, given, pool, asked_for=request is None or d in wanted) for d in unseen}
 
 
+def _chooses(policy: EffectivePolicy) -> bool:
+    setting = policy.settings.get("visible_devices")
+    return setting is not None and isinstance(setting.value, AutoChoice)
+
+
 def _without_choosing(policy: EffectivePolicy) -> EffectivePolicy:
     """What would hold whichever GPUs are chosen."""
-    setting = policy.settings.get("visible_devices")
-    if setting is None or not isinstance(setting.value, AutoChoice):
-        return policy
     others = {key: value for key, value in policy.settings.items() if key != "visible_devices"}
     return replace(policy, settings=others, ceilings=tuple(c for c in policy.ceilings if c.key != "max_devices"))
+
+
+def _without_instances(inventory: Inventory) -> Inventory:
+    """Instances as if they were GPUs like others: each of them may be the one that is chosen."""
+    return replace(inventory, devices=tuple(replace(device, instance=None) for device in inventory.devices or ()))
 
 
 def _rule(device: Device, given: Pool, pool: Pool, *, asked_for: bool) -> Hidden:

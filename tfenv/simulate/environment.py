@@ -114,7 +114,9 @@ def _parse_instances(text: str | None) -> tuple[int, ...]:
         match = _INSTANCES.fullmatch(item.strip())
         if match is None:
             raise ValueError(f'"{text}" does not describe MIG instances; write "2x20GiB" or "1x40GiB+2x20GiB"')
-        sizes += [_size(match["size"], "a MIG instance")] * min(int(match["count"] or 1), MAX_INSTANCES + 1)
+        sizes += [_size(match["size"], "a MIG instance")] * min(int(match["count"] or 1), MAX_GPUS)
+    if text is not None and not sizes:
+        raise ValueError(f'"{text}" has no MIG instances; leave "/mig=" out')
     return tuple(sizes)
 
 
