@@ -26,7 +26,7 @@ LOST, MISMATCH, NOT_LOADED, NO_PERMISSION, NOT_SUPPORTED = 15, 18, 9, 4, 3
 
 def ask(env: dict[str, str], **answers: int | str) -> Any:
     """The inventory; `answers` are what NVML says instead, as machine.h describes it."""
-    env["TFGPU_SIMULATE"] += "".join(f",{key}={value}" for key, value in answers.items())
+    env["TFGPU_SIMULATE"] = "".join(f"{key}={value}," for key, value in answers.items()) + env["TFGPU_SIMULATE"]
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

@@ -64,7 +64,7 @@ print(json.dumps({**vars(usage), "gpus": [dict(vars(g), label=g.label) for g in 
 
 def look(env: dict[str, str], **answers: int | str) -> Any:
     """What is seen; `answers` are what the driver says instead, as machine.h describes it."""
-    env["TFGPU_SIMULATE"] += "".join(f",{key}={value}" for key, value in answers.items())
+    env["TFGPU_SIMULATE"] = "".join(f"{key}={value}," for key, value in answers.items()) + env["TFGPU_SIMULATE"]
     done = subprocess.run([sys.executable, "-c", LOOK], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -133,14 +135,25 @@ def _log_rows(explanation: Explanation) -> Iterator[Row]:
 
 def _print_text(rows: Sequence[Row], processes: Sequence[GpuProcess]) -> None:
     width = max(len(row.topic) for row in rows)
+    indent = " " * (len("problem") + 2 + width + 2)
     for row in rows:
-        verdict = paint(f"{row.verdict:<7}", _STYLES[row.verdict])
-        print(f"{verdict}  {row.topic:<{width}}  {printable(row.found)}")
-        if row.advice:
-            print(f"{'':<7}  {'':<{width}}  {paint('-> ' + printable(row.advice), 'quiet')}")
+        first, *others = _lines(printable(row.found), len(indent))
+        print(f"{paint(f'{row.verdict:<7}', _STYLES[row.verdict])}  {row.topic:<{width}}  {first}")
+        for line in others:
+            print(f"{indent}{line}")
+        if row.advice:  # often a command to be copied: in one line
+            print(f"{indent}{paint('-> ' + printable(row.advice), 'quiet')}")
     if processes:
         print(f"\n{paint('Who uses which GPU', 'strong')}")
         print_table(("GPU", "user", "pid", "memory", "program"), [_process_row(process) for process in processes])
+
+
+def _lines(text: str, indent: int) -> list[str]:
+    """Broken where a terminal would break it, for a hanging indent; in a pipe one line."""
+    if not sys.stdout.isatty():
+        return [text]
+    room = shutil.get_terminal_size().columns - indent
+    return textwrap.wrap(text, max(room, 20), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _process_row(process: GpuProcess) -> tuple[str, ...]:

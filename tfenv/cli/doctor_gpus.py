@@ -153,6 +153,6 @@ def _keras_row(seen: Mapping[str, Any]) -> Row:
 def _several_rows(seen: Mapping[str, Any]) -> Iterator[Row]:
     count = len(seen["gpus"])
     if count > 1:
-        found = f"a Keras model trains on GPU:0 alone unless it is built in the scope of a strategy, of {count} GPUs"
-        advice = "with tf.distribute.MirroredStrategy().scope(): build and compile the model"
+        found = f"Keras trains on GPU:0 alone, of {count}, unless the model is built in a strategy's scope"
+        advice = "build and compile it in `with tf.distribute.MirroredStrategy().scope():`"
         yield Row("several GPUs", "note", found, advice)

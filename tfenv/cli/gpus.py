@@ -114,8 +114,15 @@ class _Sight:
         visible = "" if gpu.split else Cell(name or "-", "green" if name else "dim")
         busy = "-" if gpu.utilization is None else f"{gpu.utilization}%"
         shown = uuid if is_wide() else uuid[:_SHORT_UUID]
-        named = f"{gpu.name or '?'}{' (split)' if gpu.split else ''}"
-        return (gpu.label, named, shown, _memory(gpu), busy, "?" if gpu.problem else visible)
+        return (gpu.label, self._named(gpu), shown, _memory(gpu), busy, "?" if gpu.problem else visible)
+
+    def _named(self, gpu: GpuState) -> str:
+        """Of an instance, which stands below its GPU, what its name adds: "MIG 3g.40gb"."""
+        whole = next((other.name for other in self.usage.gpus if other.index == gpu.index), None)
+        name = gpu.name or "?"
+        if gpu.instance is not None and whole and name.startswith(f"{whole} "):
+            return f"  {name[len(whole) + 1 :]}"
+        return f"{name} (split)" if gpu.split else name
 
     def _below(self) -> Iterable[tuple[str, str]]:
         """What hides GPUs, each reason once, then what is wrong."""
@@ -129,11 +136,12 @@ class _Sight:
 
 
 def _memory(gpu: GpuState) -> Cell:
-    if gpu.total is None:
-        return Cell("? / ?")
-    used = "?" if gpu.used is None else format_bytes(gpu.used)
-    full = gpu.used is not None and gpu.used >= gpu.total * _FULL
-    return Cell(f"{used} / {format_bytes(gpu.total)}", "yellow" if full else "")
+    total = "?" if gpu.total is None else format_bytes(gpu.total)
+    if gpu.used is None or gpu.total is None:
+        return Cell(f"? / {total}")
+    size, unit = format_bytes(gpu.used).rsplit(" ", 1)
+    used = size if total.endswith(f" {unit}") else f"{size} {unit}"
+    return Cell(f"{used if gpu.used else '0'} / {total}", "yellow" if gpu.used >= gpu.total * _FULL else "")
 
 
 def _look() -> _Sight:

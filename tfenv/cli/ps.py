@@ -226,7 +226,7 @@ def _notes_on(holders: Iterable[_Holder]) -> Iterator[tuple[str, str]]:
             yield f"pid {process.pid}", said
     unknown = {holder.process.user for holder in holders if holder.state == "unknown" and holder.process.user}
     if unknown:
-        yield "unknown", f"the audit log of {', '.join(sorted(unknown))} is not yours to read"
+        yield "unknown", f"the audit log of {', '.join(sorted(unknown))} cannot be read from here"
 
 
 def _row(holder: _Holder) -> tuple[Cell | str, ...]:

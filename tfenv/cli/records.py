@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tfenv.audit.query import Query, Record, Tally, last, with_rotated
-from tfenv.audit.sinks import expand_path, log_names
+from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.gpus.usage import GpuProcess
 from tfenv.pipeline import home_of
 from tfenv.policy.model import AuditSinks
@@ -91,6 +91,8 @@ def _logs(uid: int, sinks: AuditSinks) -> tuple[list[Path], bool]:
             path = Path(expand_path(name, home_of(uid), uid))
             found += [log for log in with_rotated(path) if _is_log(log, uid)]
             path.stat()
+        except RefusedLogError:  # a user without a home has no such log: silence says nothing
+            readable = False
         except OSError as error:
             readable = readable and error.errno == errno.ENOENT
     return found, readable
