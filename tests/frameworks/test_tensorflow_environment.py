@@ -9,6 +9,8 @@ from tests.frameworks.test_tensorflow_ways_in import MAIN, RAW, Reports, check_b
 
 #: A few ways in, greedy ones.
 WAYS = (("eager", "take_all"), ("session",), ("list_local_devices", "take_all"))
+#: The other doors, and what has more than one process.
+OTHER_WAYS = (("measure_costs", "take_all"), ("server",), ("parameter_server", "take_all"))
 
 
 def _main(**variables: str) -> World:
@@ -45,9 +47,15 @@ def _moments(name: str, value: str, way: tuple[str, ...]) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(
-    "case", [item for name, value in DEFEATING for way in WAYS for item in _moments(name, value, way)]
-)
+_BEFORE_AND_AFTER = [item for name, value in DEFEATING for way in WAYS for item in _moments(name, value, way)]
+_AT_OTHER_DOORS = [
+    pytest.param(_after(way, **{name: value}), id=f"after-{name}={value}-{way[0]}")
+    for name, value in DEFEATING
+    for way in OTHER_WAYS
+]
+
+
+@pytest.mark.parametrize("case", [*_BEFORE_AND_AFTER, *_AT_OTHER_DOORS])
 def test_variables_that_would_defeat_the_policy_do_not(case: Case, reports: Reports) -> None:
     """Growth and the limit hold, whenever the variable was set."""
     report = reports(case)
