@@ -23,6 +23,7 @@ from tfenv.policy.model import (
     KeyPath,
     Layer,
     Plan,
+    Seat,
     Source,
     Start,
     Subject,
@@ -296,6 +297,7 @@ def make_plan(
     inventory: Inventory | None = None,
     request: Sequence[str] | None = None,
     ask: Callable[[], Inventory] = read_inventory,
+    seats: Sequence[Seat] | None = None,
 ) -> Plan:
     """Resolve the policy for this process.
 
@@ -305,11 +307,12 @@ def make_plan(
         inventory: The machine's GPUs; None: NVML is asked only if visibility cannot be decided without.
         request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
         ask: Who asks NVML.
+        seats: The places the process was given on GPUs it shares; None: not yet, or there is no need.
     """
     if inventory is None:
         needed = needs_inventory(loaded.policy, grant, request)
         inventory = ask() if needed else Inventory()
-    plan = resolve(loaded.policy, grant, inventory, request)
+    plan = resolve(loaded.policy, grant, inventory, request, seats)
     return replace(plan, findings=tuple(_placed(loaded, finding) for finding in plan.findings))
 
 
@@ -342,6 +345,7 @@ def decide(
     request: Sequence[str] | None = None,
     elsewhere: Iterable[Finding] = (),
     ask: Callable[[], Inventory] = read_inventory,
+    seats: Sequence[Seat] | None = None,
 ) -> Decision:
     """Plan, and let `on_error` have its say.
 
@@ -352,8 +356,9 @@ def decide(
         request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
         elsewhere: Findings of others that count too (a required log that cannot be written).
         ask: Who asks NVML.
+        seats: The places the process was given on GPUs it shares; None: not yet, or there is no need.
     """
-    plan = make_plan(loaded, grant, inventory, request, ask)
+    plan = make_plan(loaded, grant, inventory, request, ask, seats)
     errors = errors_of((*loaded.findings, *plan.findings, *elsewhere))
     on_error = loaded.policy.on_error if errors else "warn"
     if on_error == "cpu":

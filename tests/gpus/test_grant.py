@@ -36,6 +36,14 @@ def test_a_child_gets_the_grant_of_its_parent() -> None:
     assert carried.request == "1"
 
 
+def test_a_child_knows_the_leases_of_its_ancestors() -> None:
+    """Also where the parent gives it a list of its own: it must not wait for who may wait for it."""
+    carried = Carried(None, None, "1", ("lease-1", "lease-2"))
+    for current in ("1", "2"):
+        _, child = read_grant(start(carried, CUDA_VISIBLE_DEVICES=current), {}, BOOT)
+        assert child.leases == ("lease-1", "lease-2")
+
+
 @pytest.mark.parametrize(("boot", "current"), [("another boot", "1"), (BOOT, "3"), ("", "1")])
 def test_a_carried_grant_is_dropped_elsewhere_and_where_others_were_given(boot: str, current: str) -> None:
     """ssh and sbatch carry environments to other hosts; a list with other GPUs is a new grant."""
@@ -53,7 +61,22 @@ def test_a_parents_own_list_for_a_child_is_a_request(given: str | None, current:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "[2]", '[1,"b0",1,2,3]', "null", "[1]", '"x"', "7", '{"a":1}', "[" * 100_000]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[2]",
+        '[1,"b0",1,2,3,[]]',
+        '[1,"b0",null,null,"1",[7]]',
+        '[1,"b0",null,null,"1",7]',
+        "null",
+        "[1]",
+        '"x"',
+        "7",
+        '{"a":1}',
+        "[" * 100_000,
+    ],
 )
 def test_a_forged_or_broken_carrier_is_ignored(text: str) -> None:
     """Whatever stands in the variable, reading it never raises."""

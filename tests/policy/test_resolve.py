@@ -35,6 +35,7 @@ from tfenv.policy.model import (
     MemoryLimit,
     Plan,
     RankChoice,
+    Seat,
     Selector,
 )
 from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve, valid_tokens
@@ -43,10 +44,16 @@ BLIND = Inventory()
 FREE = Grant()
 
 
-def plan(*made: Layer, grant: Grant = FREE, inventory: Inventory = INVENTORY, request: str | None = None) -> Plan:
+def plan(
+    *made: Layer,
+    grant: Grant = FREE,
+    inventory: Inventory = INVENTORY,
+    request: str | None = None,
+    seats: tuple[Seat, ...] | None = None,
+) -> Plan:
     """The plan of these layers on a machine with two A100 and two T4."""
     tokens = None if request is None else tuple(request.split(",")) if request else ()
-    return resolve(merge(made, SUBJECT), grant, inventory, tokens)
+    return resolve(merge(made, SUBJECT), grant, inventory, tokens, seats)
 
 
 def codes(made: Plan) -> list[str]:
@@ -147,18 +154,81 @@ def test_require_grant_means_no_gpu_in_a_job_without_one() -> None:
     assert plan(machine).visible == "0,1,2,3"
 
 
-def test_choosing_automatically_takes_as_many_as_asked() -> None:
-    """`{count = 2}` gives two of the allowed cards."""
+CHOOSING = (
+    layer("machine", ceiling={"allowed_devices": at(1, 2, 3)}),
+    layer("user", {"visible_devices": AutoChoice(2, when_busy="share")}),
+)
+
+
+def test_an_automatic_choice_leaves_the_candidates_until_the_places_are_known() -> None:
+    """`{count = 2}` shows all allowed cards before the choice, and those of the seats after it."""
+    made = plan(*CHOOSING)
+    assert (made.visible, codes(made)) == ("1,2,3", [])
+    assert made.choosing == AutoChoice(2, when_busy="share")
+    chosen = plan(*CHOOSING, seats=(Seat(CARDS[3].uuid), Seat(CARDS[1].uuid)))
+    assert (chosen.visible, chosen.choosing) == ("1,3", None)
+
+
+def test_a_seat_outside_the_candidates_widens_nothing() -> None:
+    """What somebody chose elsewhere is no way around the ceilings; no seat is no GPU."""
+    assert plan(*CHOOSING, seats=(Seat(CARDS[0].uuid), Seat(CARDS[1].uuid))).visible == "1"
+    assert plan(*CHOOSING, seats=()).visible == NO_GPU
+
+
+def test_ceilings_bound_how_many_are_chosen_not_which() -> None:
+    """`max_devices = 1` beside `{count = 2}`: one of all the candidates, and a clamp that names the ceiling."""
+    made = plan(*CHOOSING, layer("project", ceiling={"max_devices": 1}))
+    assert (made.visible, codes(made)) == ("1,2,3", ["clamped"])
+    assert made.choosing is not None
+    assert made.choosing.count == 1
+    assert "project" not in (made.findings[0].path or "")
+    few = plan(layer("machine", ceiling={"allowed_devices": at(2)}), CHOOSING[1])
+    assert (few.visible, codes(few)) == ("2", ["clamped"])
+    assert plan(CHOOSING[1], layer("machine", ceiling={"max_devices": 0})).visible == NO_GPU
+
+
+def test_the_program_narrows_the_candidates() -> None:
+    """CUDA_VISIBLE_DEVICES of the program's own leaves those cards to choose from; a wish for the CPU is kept."""
+    assert plan(*CHOOSING, request="3,2,0").visible == "3,2"
+    assert plan(*CHOOSING, request="").choosing is None
+
+
+def test_without_nvml_an_automatic_choice_waits_for_whoever_can_tell() -> None:
+    """Nothing is written before the first listing; then the first ones are taken by their numbers."""
+    alone = CHOOSING[1]
+    assert plan(alone, inventory=BLIND).visible is None
+    assert plan(alone, inventory=BLIND, seats=(Seat("0"), Seat("1"))).visible == "0,1"
+    granted = plan(alone, inventory=BLIND, grant=Grant(("3", "1", "2")), seats=(Seat("3"), Seat("1")))
+    assert granted.visible == "3,1"
+
+
+def test_memory_total_bounds_a_process_and_is_kept_for_all_of_the_users() -> None:
+    """Alone a process may take the user's whole total, and what the user's others leave of it beside them."""
+    ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
+    made = plan(ceiling, layer("user", {"visible_devices": at(0), "memory_limit": MemoryLimit(bytes=10 * GIB)}))
+    assert made.devices is not None
+    assert made.devices[0].limit == MemoryLimit(bytes=10 * GIB)
+    assert made.devices[0].user_total == MemoryLimit(bytes=16 * GIB)
+    assert made.takes_leases
+    unlimited = plan(ceiling, layer("user", {"visible_devices": at(0)}))
+    assert [device.limit for device in unlimited.devices or ()] == [MemoryLimit(bytes=16 * GIB)]
+    seats = (Seat(CARDS[0].uuid, 6 * GIB),)
+    left = plan(ceiling, layer("user", {"visible_devices": at(0)}), seats=seats)
+    assert [device.limit for device in left.devices or ()] == [MemoryLimit(bytes=6 * GIB)]
+    assert [(f.code, f.held_by) for f in left.findings] == [("clamped", "/etc/tfgpu/tfgpu.toml (ceiling.memory_total)")]
+
+
+def test_memory_total_of_several_layers_is_the_smallest() -> None:
+    """Ceilings hold together, a share of the card among them."""
     made = plan(
-        layer("machine", ceiling={"allowed_devices": at(1, 2, 3)}), layer("user", {"visible_devices": AutoChoice(2)})
+        layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)}),
+        layer("project", ceiling={"memory_total": MemoryLimit(fraction=0.5)}),
     )
-    assert (made.visible, codes(made)) == ("1,2", [])
-
-
-def test_what_an_automatic_choice_does_not_honour_is_said() -> None:
-    """A wish to wait for a free card is a warning as long as the first ones are taken whatever they do."""
-    made = plan(layer("user", {"visible_devices": AutoChoice(1, when_busy="fail")}))
-    assert (made.visible, codes(made)) == ("0", ["not-honoured"])
+    assert made.devices is not None
+    totals = [
+        device.user_total.on(device.device.total) for device in made.devices if device.user_total and device.device
+    ]
+    assert totals == [16 * GIB, 16 * GIB, 8 * GIB, 8 * GIB]
 
 
 def test_each_rank_takes_its_own_place() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from tfenv.errors import Finding
 from tfenv.policy.model import (
+    Choice,
     DeviceOutcome,
     EffectivePolicy,
     Grant,
@@ -91,6 +92,7 @@ _ORDER = (
     "limit_bytes",
     "limit_fraction",
     "growth",
+    "choice",
     "asked",
     "given",
     "sources",
@@ -330,9 +332,15 @@ def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
         "door": outcome.door,
         "devices": [_outcome_device(device) for device in outcome.devices],
         "growth": outcome.growth,
+        **({} if outcome.choice is None else {"choice": _choice_fields(outcome.choice)}),
         "asked": outcome.asked,
         "given": outcome.given,
     }
+
+
+def _choice_fields(choice: Choice) -> dict[str, Any]:
+    seats = [{"uuid": seat.uuid, "limit_bytes": seat.limit, "shared": seat.shared} for seat in choice.seats]
+    return {"seats": seats, "lease": choice.lease, "waited_ms": round(choice.waited_s * 1000, 3)}
 
 
 def _outcome_device(device: DeviceOutcome) -> dict[str, Any]:

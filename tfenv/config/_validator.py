@@ -221,6 +221,10 @@ def validate___definitions_ceiling(data, custom_formats={}, name_prefix=None):
             data_keys.remove("memory_limit")
             data__memorylimit = data["memory_limit"]
             validate___definitions_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
+        if "memory_total" in data_keys:
+            data_keys.remove("memory_total")
+            data__memorytotal = data["memory_total"]
+            validate___definitions_limit(data__memorytotal, custom_formats, (name_prefix or "data") + ".memory_total")
         if "require_memory_growth" in data_keys:
             data_keys.remove("require_memory_growth")
             data__requirememorygrowth = data["require_memory_growth"]

@@ -287,7 +287,8 @@ class _Reader:
         if isinstance(raw.get("allowed_devices"), list):
             # What is left of the list is fewer devices; without the list it would be all of them.
             raw["allowed_devices"] = self._good_entries(raw["allowed_devices"], (*path, "allowed_devices"), selector_of)
-        return self._keys(raw, path, {"allowed_devices": selectors_of, "memory_limit": limit_of, "max_devices": _whole})
+        limits = {"memory_limit": limit_of, "memory_total": limit_of}
+        return self._keys(raw, path, {"allowed_devices": selectors_of, "max_devices": _whole, **limits})
 
     def _table(self, parent: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> Table:
         return self._keys(self._raw(parent, path), path, converters)
@@ -446,8 +447,8 @@ def _advice_on_count(tables: Tables, base: Tables) -> Iterator[tuple[Origin, str
     if most is None or most.value == 0 or (visible is not None and visible.value != "all"):
         return
     message = (
-        "alone it gives everybody the first GPU; give users or groups a visible_devices or allowed_devices of their "
-        "own ({count = 1} takes the first one, too, as long as free ones are not chosen)"
+        "alone it gives everybody the first GPU; write visible_devices = {count = 1} beside it, which chooses a free "
+        "one, or give users or groups a visible_devices or allowed_devices of their own"
     )
     yield most.origin, "first-card-for-all", message
 

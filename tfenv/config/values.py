@@ -188,7 +188,7 @@ def _why_no_word(value: str) -> str:
     if value.strip().lower() in ("", "-1"):
         return f'{shown(value)} is not understood; for no GPU at all write "none"'
     if value.lower() in ("all", "none", "auto"):
-        right = {"auto": "{count = 1} for the first one that is allowed"}.get(value.lower(), f'"{value.lower()}"')
+        right = {"auto": "{count = 1} for one that is free"}.get(value.lower(), f'"{value.lower()}"')
         return f"{shown(value)} is not understood; write {right}"
     try:
         selector_of(value)

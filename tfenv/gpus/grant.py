@@ -46,11 +46,13 @@ class Carried:
         grant: The parent's own grant, the value of CUDA_VISIBLE_DEVICES; None: it was unset.
         request: What the parent's program asked for by itself; None: nothing.
         wrote: What the policy made of it: the value children start with; None: it was left alone.
+        leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
     """
 
     grant: str | None
     request: str | None
     wrote: str | None
+    leases: tuple[str, ...] = ()
 
 
 def tokens_of(value: str | None) -> tuple[str, ...] | None:
@@ -62,7 +64,8 @@ def tokens_of(value: str | None) -> tuple[str, ...] | None:
 
 def carry(carried: Carried, boot_id: str) -> str:
     """The value of TFGPU_GRANT."""
-    return json.dumps([1, boot_id, carried.grant, carried.request, carried.wrote], separators=(",", ":"))
+    parts = [1, boot_id, carried.grant, carried.request, carried.wrote, carried.leases]
+    return json.dumps(parts, separators=(",", ":"))
 
 
 def _read_carried(text: str | None, boot_id: str, current: str | None) -> Carried | None:
@@ -72,14 +75,16 @@ def _read_carried(text: str | None, boot_id: str, current: str | None) -> Carrie
     that names others is a new grant (a scheduler's step).
     """
     try:
-        version, boot, grant, request, wrote = json.loads(text or "null")
+        version, boot, grant, request, wrote, leases = json.loads(text or "null")
     except (ValueError, TypeError, RecursionError):
         return None
     if version != 1 or not boot_id or boot != boot_id:
         return None
     if not all(value is None or isinstance(value, str) for value in (grant, request, wrote)):
         return None
-    carried = Carried(grant, request, wrote)
+    if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
+        return None
+    carried = Carried(grant, request, wrote, tuple(leases))
     if carried.wrote == current:
         return carried
     return replace(carried, request=current) if _within(current, carried.grant) else None

@@ -45,11 +45,13 @@ class Held:
         seats: Its places, in the order of the choice.
         id: Of its leases.
         waited_s: Seconds from asking to getting.
+        resigned: What kept it from its wish, where it took something else; None: it has what it wanted.
     """
 
     seats: tuple[Seat, ...]
     id: str
     waited_s: float
+    resigned: Busy | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def acquire(
         answer = turn.try_until_served(measure, patience)
         if isinstance(answer, Busy) and resign is not None and (seats := resign(answer)):
             with arbiter() as rooms:
-                return turn.take(seats, rooms)
+                return replace(turn.take(seats, rooms), resigned=answer)
         return answer
     finally:
         turn.leave()

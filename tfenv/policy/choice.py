@@ -7,13 +7,23 @@ somebody waits for who came earlier, be it one of the two cards he needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tfenv.policy.model import Candidate, CardMemory, Lease, Seat, Wish
+from tfenv.policy.model import AutoChoice, Candidate, CardMemory, Lease, Plan, PlannedDevice, Seat, Wish
 from tfenv.policy.units import MIB
 
-__all__ = ["LEAST_ROOM", "UNNOTICED", "Scene", "choose", "claimed", "is_possible", "share", "waits_for_family"]
+__all__ = [
+    "LEAST_ROOM",
+    "UNNOTICED",
+    "Scene",
+    "choose",
+    "claimed",
+    "is_possible",
+    "share",
+    "waits_for_family",
+    "wish_from",
+]
 
 #: Memory nobody holds a lease for is not noticed below this: a display's server, the driver's own.
 UNNOTICED = 256 * MIB
@@ -64,6 +74,28 @@ class Scene:
             return None
         sizes = (lease.seat.limit for lease in self.on(candidate.uuid) if lease.uid == uid)
         return max(0, candidate.user_total - sum(candidate.total if size is None else size for size in sizes))
+
+
+def wish_from(plan: Plan, uid: int, family: Iterable[str] = ()) -> Wish | None:
+    """What a process wants that is to follow the plan; None: it is not known which cards these are, or how large."""
+    candidates = [_candidate(device, plan.choosing) for device in plan.devices or ()]
+    known = tuple(candidate for candidate in candidates if candidate is not None)
+    if not known or len(known) < len(candidates):
+        return None
+    count = len(known) if plan.choosing is None else plan.choosing.count
+    return Wish(uid, known, count, fixed=plan.choosing is None, family=frozenset(family))
+
+
+def _candidate(planned: PlannedDevice, choosing: AutoChoice | None) -> Candidate | None:
+    if planned.device is None or planned.device.total is None:
+        return None
+    total = planned.device.total
+    need = planned.limit.on(total) if planned.limit is not None else None
+    if need is None and planned.logical_devices:
+        need = sum(size.on(total) or 0 for size in planned.logical_devices)
+    user_total = planned.user_total.on(total) if planned.user_total is not None else None
+    least = choosing.min_free.on(total) if choosing is not None and choosing.min_free is not None else 0
+    return Candidate(planned.device.uuid, total, None if need is None else min(need, total), user_total, least or 0)
 
 
 def choose(wish: Wish, scene: Scene) -> tuple[Seat, ...] | None:
@@ -133,7 +165,7 @@ def _seat(candidate: Candidate, uid: int, scene: Scene) -> Seat | None:
         wanted = left if candidate.need is None else min(candidate.need, left)
     else:
         return None
-    return Seat(candidate.uuid, wanted, shared=not _fits(candidate, uid, scene))
+    return Seat(candidate.uuid, wanted, shared=not _fits(replace(candidate, need=wanted), uid, scene))
 
 
 def _claims(earlier: Wish, wish: Wish, scene: Scene) -> set[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, cast
 
-from tfenv.policy.model import AutoChoice, Device, EffectivePolicy, Grant, Inventory, Origin
+from tfenv.policy.model import Device, EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.notes import Notes
 from tfenv.policy.pool import Card, Pool, granted, identify, same_card, valid_tokens
 from tfenv.policy.resolve import resolve
@@ -39,33 +39,21 @@ def hidden_by(
     GPUs among which `{count = …}` has yet to choose count as visible, and so do all where a granted number does not
     tell which of unlike cards it is.
     """
-    if _chooses(policy):
-        policy, inventory = _without_choosing(policy), _without_instances(inventory)
     given = granted(grant, inventory)
     if any(card.device is None for card in given.cards):
         return {}
-    pool = visible_pools(policy, grant, inventory, request, Notes())[1] if governs_visibility(policy) else given
-    planned = resolve(policy, grant, inventory, request).devices
-    seen = {device.device.uuid for device in planned or () if device.device is not None}
-    unseen = () if planned is None else [d for d in inventory.devices or () if d.uuid not in seen]
+    governed = governs_visibility(policy)
+    pool, choice = visible_pools(policy, grant, inventory, request, None, Notes())[1:] if governed else (given, None)
+    cards = pool.cards if choice is not None else resolve(policy, grant, inventory, request).devices
+    if cards is None:  # all that CUDA shows
+        return {}
+    seen = {card.device.uuid for card in cards if card.device is not None}
     wanted = [identify(token, grant, inventory) for token in valid_tokens(request or ())]
-    return {d.uuid: _rule(d, given, pool, asked_for=request is None or d in wanted) for d in unseen}
-
-
-def _chooses(policy: EffectivePolicy) -> bool:
-    setting = policy.settings.get("visible_devices")
-    return setting is not None and isinstance(setting.value, AutoChoice)
-
-
-def _without_choosing(policy: EffectivePolicy) -> EffectivePolicy:
-    """What would hold whichever GPUs are chosen."""
-    others = {key: value for key, value in policy.settings.items() if key != "visible_devices"}
-    return replace(policy, settings=others, ceilings=tuple(c for c in policy.ceilings if c.key != "max_devices"))
-
-
-def _without_instances(inventory: Inventory) -> Inventory:
-    """Instances as if they were GPUs like others: each of them may be the one that is chosen."""
-    return replace(inventory, devices=tuple(replace(device, instance=None) for device in inventory.devices or ()))
+    return {
+        device.uuid: _rule(device, given, pool, asked_for=request is None or device in wanted)
+        for device in inventory.devices or ()
+        if device.uuid not in seen
+    }
 
 
 def _rule(device: Device, given: Pool, pool: Pool, *, asked_for: bool) -> Hidden:

@@ -11,11 +11,13 @@ from typing import cast
 
 from tfenv.policy.model import (
     Allocator,
+    CeilingKey,
     DeviceRule,
     EffectivePolicy,
     MemoryLimit,
     Origin,
     PlannedDevice,
+    Seat,
     origins_text,
 )
 from tfenv.policy.notes import Notes, by_layer
@@ -88,7 +90,12 @@ def _is_above(wish: MemoryLimit, limit: MemoryLimit, total: int | None) -> bool:
 
 
 def _memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
-    ceilings = sorted((c for c in policy.ceilings if c.key == "memory_limit"), key=by_layer)
+    """No process may take more than all of its user's processes together."""
+    return _bounds(policy, "memory_limit", "memory_total")
+
+
+def _bounds(policy: EffectivePolicy, *keys: CeilingKey) -> list[_Bound]:
+    ceilings = sorted((c for c in policy.ceilings if c.key in keys), key=by_layer)
     return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in ceilings]
 
 
@@ -124,7 +131,22 @@ def position(card: Card, room: Pool) -> int:
     return int(card.token) if card.token.isdigit() else -1
 
 
-def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> PlannedDevice:
+def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: EffectivePolicy, notes: Notes) -> Held:
+    """The limit within what the user's other processes leave of `memory_total`."""
+    limit = held.limit.on(total) if held.limit is not None else None
+    if seat is None or seat.limit is None or limit is None or seat.limit >= limit:
+        return held
+    holders = tuple(origin for _, origin in _bounds(policy, "memory_total"))
+    left = MemoryLimit(bytes=seat.limit)
+    text = f"{format_limit(held.limit)} is above the {format_limit(left)} that the user's other processes leave"
+    asked_by = held.by[0] if held.by else None
+    notes.clamped(text, holders[0] if holders else None, asked_by=asked_by, held_by=holders)
+    return Held(left, holders)
+
+
+def planned(
+    card: Card, place: int, policy: EffectivePolicy, notes: Notes, seats: Sequence[Seat] | None = None
+) -> PlannedDevice:
     """What the policy says of one GPU.
 
     Args:
@@ -132,16 +154,19 @@ def planned(card: Card, place: int, policy: EffectivePolicy, notes: Notes) -> Pl
         place: Its position, as selectors count.
         policy: The merged policy.
         notes: Where clamps are noted.
+        seats: The places this process was given among others; None: not yet, or there is no need.
     """
     total = card.device.total if card.device is not None else None
     rule = _rule_for(card, place, policy)
-    held = limit_on(policy, rule, total, notes)
+    seat = next((seat for seat in seats or () if seat.uuid == card.identity), None)
+    held = _left_for_us(limit_on(policy, rule, total, notes), seat, total, policy, notes)
     parts = rule.logical_devices if rule is not None else ()
     fitted = _fit(parts, held.limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
         text = f"logical_devices are scaled down to fit {format_limit(held.limit)}"
         notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by)
-    return PlannedDevice(card.token, card.device, held.limit, fitted, held.by)
+    user_total = _tightest([bound for bound, _ in _bounds(policy, "memory_total")], total)
+    return PlannedDevice(card.token, card.device, held.limit, fitted, held.by, user_total)
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:

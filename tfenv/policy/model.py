@@ -214,7 +214,15 @@ class Selector:
 
 @dataclass(frozen=True)
 class AutoChoice:
-    """`{count = 1, prefer = "most_free", …}`: let tfenv choose."""
+    """`{count = 1, prefer = "most_free", …}`: let tfenv choose.
+
+    Attributes:
+        count: How many GPUs.
+        prefer: Which of the free ones first.
+        min_free: A GPU with less free memory is busy.
+        when_busy: "wait", "cpu", "fail" or "share".
+        timeout_s: Seconds to wait at most; None: as long as it takes.
+    """
 
     count: int
     prefer: str = "most_free"
@@ -251,14 +259,16 @@ class DeviceRule:
     logical_devices: tuple[MemoryLimit, ...] = ()
 
 
-CeilingKey = Literal["allowed_devices", "max_devices", "memory_limit", "require_memory_growth", "require_grant"]
+CeilingKey = Literal[
+    "allowed_devices", "max_devices", "memory_limit", "memory_total", "require_memory_growth", "require_grant"
+]
 
 
 @dataclass(frozen=True)
 class Ceiling:
     """One bound that holds together with all others.
 
-    `value` by key: allowed_devices: tuple[Selector, ...]; max_devices: int; memory_limit: MemoryLimit;
+    `value` by key: allowed_devices: tuple[Selector, ...]; max_devices: int; memory_limit, memory_total: MemoryLimit;
     require_memory_growth, require_grant: bool.
     """
 
@@ -384,7 +394,7 @@ class Seat:
     """A place on one GPU for one process.
 
     Attributes:
-        uuid: The GPU.
+        uuid: The GPU; its token where its UUID is not known.
         limit: Bytes the process may take of it; None: the whole card.
         shared: There was no room for it, the process went on all the same.
     """
@@ -483,6 +493,7 @@ class PlannedDevice:
         limit: The tightest limit on it, None: unlimited.
         logical_devices: Split into logical GPUs; fits the limit.
         limited_by: The keys that say `limit`: one, or a size's and a share's where only the card can tell them apart.
+        user_total: What all processes of the user may take of it together; None: no such ceiling.
     """
 
     token: str
@@ -490,6 +501,7 @@ class PlannedDevice:
     limit: MemoryLimit | None = None
     logical_devices: tuple[MemoryLimit, ...] = ()
     limited_by: tuple[Origin, ...] = ()
+    user_total: MemoryLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -508,6 +520,7 @@ class Plan:
         limited_by: The keys that say `limit`.
         grown_by: The key that says `growth`; None: nobody does.
         allocated_by: The key that says `allocator`: its own, or the limit that implies it.
+        choosing: Some of `devices` are still to be chosen, so many; None: all of them are meant.
     """
 
     visible: str | None = None
@@ -521,12 +534,33 @@ class Plan:
     limited_by: tuple[Origin, ...] = ()
     grown_by: Origin | None = None
     allocated_by: tuple[Origin, ...] = ()
+    choosing: AutoChoice | None = None
+
+    @property
+    def takes_leases(self) -> bool:
+        """Whether this process has to agree with others on who takes how much of which GPU."""
+        return self.choosing is not None or any(device.user_total is not None for device in self.devices or ())
 
     @property
     def limits(self) -> tuple[Origin, ...]:
         """The keys that limit the memory of any GPU; () where none is limited."""
         found = [origin for device in self.devices or () for origin in device.limited_by]
         return tuple(dict.fromkeys([*found, *self.limited_by]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The places this process has on GPUs it shares with others.
+
+    Attributes:
+        seats: One per GPU; () where none was free and it goes without.
+        lease: The id of its leases; None: nobody else can see them.
+        waited_s: Seconds it waited for them.
+    """
+
+    seats: tuple[Seat, ...] = ()
+    lease: str | None = None
+    waited_s: float = 0.0
 
 
 OutcomeStatus = Literal["applied", "clamped", "too_late", "degraded", "cpu", "failed"]
@@ -567,6 +601,7 @@ class Outcome:
         asked: What the program wanted, in the terms of its ConfigProto; {} when nothing.
         given: What TensorFlow was handed instead, same terms.
         findings: What was clamped, what could not be applied.
+        choice: The GPUs that were chosen for it; None: nothing was to be chosen.
     """
 
     status: OutcomeStatus
@@ -576,3 +611,4 @@ class Outcome:
     asked: Mapping[str, object] = field(default_factory=dict)
     given: Mapping[str, object] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    choice: Choice | None = None

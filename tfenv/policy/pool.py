@@ -47,6 +47,11 @@ class Card:
         """A MIG instance, of which CUDA shows a process one."""
         return self.token.startswith("MIG-") or (self.device is not None and self.device.instance is not None)
 
+    @property
+    def identity(self) -> str:
+        """By what a seat names it: the UUID, or the token where that is not known."""
+        return self.device.uuid if self.device is not None else self.token
+
 
 def same_card(a: Card, b: Card) -> bool:
     """Whether both are one GPU, as far as that can be told."""

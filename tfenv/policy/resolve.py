@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tfenv.policy.limits import allocator, growth, limit_on, mixes_sizes_and_shares, planned, position, rules
-from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan
+from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan, Seat
 from tfenv.policy.notes import Notes
 from tfenv.policy.pool import Pool, granted, valid_tokens
 from tfenv.policy.visibility import governs_visibility, needs_inventory, visible_pools
@@ -21,7 +21,13 @@ __all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "valid_
 NO_GPU = "-1"
 
 
-def resolve(policy: EffectivePolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None = None) -> Plan:
+def resolve(
+    policy: EffectivePolicy,
+    grant: Grant,
+    inventory: Inventory,
+    request: Sequence[str] | None = None,
+    seats: Sequence[Seat] | None = None,
+) -> Plan:
     """Decide what this process may use.
 
     Args:
@@ -29,6 +35,7 @@ def resolve(policy: EffectivePolicy, grant: Grant, inventory: Inventory, request
         grant: What the scheduler or the parent gave.
         inventory: The machine's GPUs; without them visibility by position and limits in bytes still work.
         request: Tokens the program itself wrote into CUDA_VISIBLE_DEVICES after it started; None: none.
+        seats: The places this process was given on GPUs it shares with others; None: not yet, or there is no need.
 
     Returns:
         The Plan; it never allows more than the grant and the ceilings do.
@@ -36,10 +43,11 @@ def resolve(policy: EffectivePolicy, grant: Grant, inventory: Inventory, request
     notes = Notes()
     governed = governs_visibility(policy)
     if governed:
-        room, pool = visible_pools(policy, grant, inventory, request, notes)
+        room, pool, choosing = visible_pools(policy, grant, inventory, request, seats, notes)
     else:
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
-    devices = tuple(planned(card, position(card, room), policy, notes) for card in pool.cards)
+        choosing = None
+    devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
     default = limit_on(policy, None, None, Notes())
     grows, grown_by = growth(policy, notes)
     limited_by = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or default.by
@@ -56,6 +64,7 @@ def resolve(policy: EffectivePolicy, grant: Grant, inventory: Inventory, request
         limited_by=default.by,
         grown_by=grown_by,
         allocated_by=allocated_by,
+        choosing=choosing,
     )
 
 
@@ -79,5 +88,9 @@ def _ungoverned_pool(
 
 def _sets_order(policy: EffectivePolicy, grant: Grant, request: Sequence[str] | None, *, governed: bool) -> bool:
     """Numbers we write are nvidia-smi's; under an inherited list the order is part of that list."""
-    by_identity = any(rule.match.kind != "position" for rule in rules(policy)) or mixes_sizes_and_shares(policy)
+    by_identity = (
+        any(rule.match.kind != "position" for rule in rules(policy))
+        or mixes_sizes_and_shares(policy)
+        or any(ceiling.key == "memory_total" for ceiling in policy.ceilings)  # leases are by UUID
+    )
     return grant.tokens is None and (governed or (by_identity and request is None))

@@ -1,11 +1,14 @@
 """Which GPUs a process may see. Pure. Each step narrows, none widens:
 
 grant -> machine's allowed devices -> the files' choice -> the program's own wish -> fewest devices
+
+Where the files let tfenv choose ({count = …}), what is left are the candidates, until the seats are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from tfenv.errors import PROGRAM
@@ -17,6 +20,7 @@ from tfenv.policy.model import (
     Inventory,
     Origin,
     RankChoice,
+    Seat,
     Selector,
     VisibleDevices,
     origins_text,
@@ -122,11 +126,8 @@ def _apply_choice(pool: Pool, room: Pool, policy: EffectivePolicy, grant: Grant,
     if setting is None:
         return pool
     choice = cast(VisibleDevices, setting.value)
-    if isinstance(choice, str):  # "all"
+    if isinstance(choice, str | AutoChoice):  # "all", or some that are chosen when everything else is known
         return pool
-    if isinstance(choice, AutoChoice):
-        _note_not_chosen(choice, setting.origin, notes)
-        return _first(pool, choice.count, setting.origin)
     if isinstance(choice, RankChoice):
         return _own_place(pool, choice, grant, setting.origin, notes)
     return _chosen(pool, room, choice, setting.origin, notes)
@@ -156,13 +157,6 @@ def _no_overlap(choice: Sequence[Selector], pool: Pool, origin: Origin, notes: N
         room = f"{_room_text(pool)} this process may use{_under(pool.by)}"
         text = f"{_list(choice)}: none of the {room}; those stay visible"
         notes.add("no-overlap", text, origin, asked_by=origin, held_by=pool.by)
-
-
-def _note_not_chosen(choice: AutoChoice, origin: Origin, notes: Notes) -> None:
-    """Which GPU is free is not looked at yet: who relies on it must know."""
-    if choice.min_free is not None or choice.timeout_s is not None or choice.when_busy != AutoChoice.when_busy:
-        text = f"min_free, when_busy and timeout have no effect yet: the first {choice.count} allowed are taken"
-        notes.add("not-honoured", text, origin, "warning")
 
 
 def _first(pool: Pool, count: int, by: Origin) -> Pool:
@@ -274,23 +268,69 @@ def _asked_by(policy: EffectivePolicy, request: Sequence[str] | None) -> Origin 
     return setting.origin if setting is not None else None
 
 
+# ---- free ones
+
+
+def _auto_choice(policy: EffectivePolicy) -> tuple[AutoChoice, Origin] | None:
+    setting = policy.settings.get("visible_devices")
+    if setting is None or not isinstance(setting.value, AutoChoice):
+        return None
+    return setting.value, setting.origin
+
+
+def _within_ceilings(
+    choice: AutoChoice, origin: Origin, pool: Pool, ceilings: Sequence[Ceiling], notes: Notes
+) -> AutoChoice:
+    """The choice with as many GPUs as `max_devices` and the candidates admit."""
+    most = min(ceilings, key=lambda c: (cast(int, c.value), by_layer(c)), default=None)
+    if most is not None and choice.count > cast(int, most.value):
+        text = f"at most {most.value} instead of count = {choice.count}"
+        notes.clamped(text, origin, asked_by=origin, held_by=(most.origin,))
+        choice = replace(choice, count=cast(int, most.value))
+    if not pool.open and choice.count > len(pool.cards):
+        text = f"count = {choice.count}: there are {_room_text(pool)} to choose from{_under(pool.by)}"
+        notes.clamped(text, origin, asked_by=origin, held_by=pool.by)
+        choice = replace(choice, count=len(pool.cards))
+    return choice
+
+
+def _seated(pool: Pool, seats: Sequence[Seat], origin: Origin) -> Pool:
+    """The candidates that were chosen, in the order in which the policy names them."""
+    chosen = [seat.uuid for seat in seats]
+    if pool.open:
+        return pool.narrowed([Card(token) for token in chosen], origin)
+    return pool.narrowed([card for card in pool.cards if card.identity in chosen], origin)
+
+
 # ---- the whole
 
 
 def visible_pools(
-    policy: EffectivePolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None, notes: Notes
-) -> tuple[Pool, Pool]:
-    """The room where positions count, and the GPUs within it that the process may see."""
+    policy: EffectivePolicy,
+    grant: Grant,
+    inventory: Inventory,
+    request: Sequence[str] | None,
+    seats: Sequence[Seat] | None,
+    notes: Notes,
+) -> tuple[Pool, Pool, AutoChoice | None]:
+    """The room where positions count, the GPUs within it that the process may see, and what is still to be chosen."""
     room = _room(policy, grant, inventory, notes)
     pool = _apply_allowed(room, room, [c for c in _allowed(policy) if c.origin.layer != "machine"], notes)
     pool = _apply_choice(pool, room, policy, grant, notes)
     if request is not None:
         pool = _apply_request(pool, request, grant, inventory, notes)
     counts = [c for c in policy.ceilings if c.key == "max_devices"]
+    automatic = _auto_choice(policy)
+    if automatic is not None and (pool.open or pool.cards):
+        choice = _within_ceilings(*automatic, pool, counts, notes)
+        if choice.count > 0:
+            if seats is None:
+                return room, pool, choice
+            return room, _shown_together(_seated(pool, seats, automatic[1]), policy, notes), None
     pool = _apply_count(pool, counts, _asked_by(policy, request), notes)
     if request is None:
         _note_piled(pool, room, policy, grant, notes)
-    return room, _shown_together(pool, policy, notes)
+    return room, _shown_together(pool, policy, notes), None
 
 
 def _shown_together(pool: Pool, policy: EffectivePolicy, notes: Notes) -> Pool:

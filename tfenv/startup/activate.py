@@ -18,9 +18,10 @@ from tfenv.frameworks import tensorflow
 from tfenv.gpus.cuda import read_uuids
 from tfenv.gpus.grant import VARIABLE, Carried, carry, read_boot_id, read_grant, tokens_of
 from tfenv.policy import placement
-from tfenv.policy.model import Grant, Inventory, Outcome, Plan, PlannedDevice
+from tfenv.policy.model import Choice, Grant, Inventory, Outcome, Plan, PlannedDevice, dotted
 from tfenv.policy.resolve import NO_GPU
 from tfenv.startup import remote
+from tfenv.startup.choosing import Asking, Chosen, choose_seats
 from tfenv.startup.reporting import Reporter
 
 __all__ = ["Governed", "after_import", "before_import", "catch_up", "current", "refused", "too_late"]
@@ -54,6 +55,7 @@ class Governed:
         loaded: The files and what they say.
         reporter: What was written down so far.
         findings: What was wrong since the files were read.
+        leases: Ids of this process's leases and of its ancestors': children share their GPUs.
     """
 
     def __init__(self, framework: str, start: Remembered, loaded: pipeline.Loaded) -> None:
@@ -71,6 +73,8 @@ class Governed:
         self.findings: tuple[Finding, ...] = ()
         self.no_gpu = False
         self.reporter = Reporter(framework, loaded, self.grant)
+        self.choice: tuple[int, Choice | None] | None = None  # by pid: a child chooses anew
+        self.leases = self.carried.leases
         self._plan = Plan()
 
     def follow(self, previous: Governed) -> None:
@@ -87,7 +91,8 @@ class Governed:
         """
         self._hear_the_program()
         elsewhere = self.reporter.log.findings
-        decision = pipeline.decide(self.loaded, self.grant, inventory, self.request, elsewhere, remote.inventory)
+        seats = self.chosen.seats if self.chosen is not None else None
+        decision = pipeline.decide(self.loaded, self.grant, inventory, self.request, elsewhere, remote.inventory, seats)
         if decision.refused:
             self.reporter.refused(decision.errors)
             raise PolicyError(decision.errors)
@@ -110,7 +115,8 @@ class Governed:
             os.environ[_ORDER] = "PCI_BUS_ID"
         os.environ[_VISIBLE] = self.asserted = plan.visible
         request = None if self.request is None else ",".join(self.request)
-        os.environ[VARIABLE] = carry(Carried(self.carried.grant, request, plan.visible), self.boot_id)
+        carried = Carried(self.carried.grant, request, plan.visible, self.leases)
+        os.environ[VARIABLE] = carry(carried, self.boot_id)
 
     def fault(self, finding: Finding, door: str = "") -> None:
         """The policy cannot be kept: what follows is `on_error`'s to say.
@@ -135,10 +141,61 @@ class Governed:
         self.reporter.log.open_now()  # a log the administrator requires has its say in what follows
         before = self._plan.findings
         plan = self.decide(self.inventory)
+        if plan.takes_leases and not self.no_gpu:
+            plan = self._choose(plan)
         # What the program asked for before the import was noted with the plan; what came of it belongs here, too.
         new = (finding for finding in plan.findings if finding not in before or finding.asked_by == PROGRAM)
         self.reporter.pending += tuple(new)
         self.visible_when_listed = os.environ.get(_VISIBLE)
+
+    @property
+    def chosen(self) -> Choice | None:
+        """The places this process has on GPUs it shares; None: nothing was chosen, or not yet."""
+        return self.choice[1] if self.choice is not None and self.choice[0] == os.getpid() else None
+
+    def _choose(self, plan: Plan) -> Plan:
+        """Agree with other processes on who takes which GPU, and plan anew with what came of it."""
+        if self.chosen is None:
+            made = choose_seats(plan, self.inventory, self._asking())
+            findings = tuple(self._located(finding, plan) for finding in made.findings)
+            self._bear(replace(made, findings=findings))
+            self.choice = (os.getpid(), made.choice)
+            if made.choice is not None and made.choice.lease is not None:
+                self.leases += (made.choice.lease,)
+        return plan if self.chosen is None or self.no_gpu else self.decide(self.inventory)
+
+    def _asking(self) -> Asking:
+        policy = self.loaded.policy
+        return Asking(
+            uid=self.loaded.start.uid,
+            measure=remote.memory,
+            script=self.reporter.script(),
+            family=self.leases,
+            on_error=policy.on_error,
+            speaks=policy.audit.stderr == "summary",
+        )
+
+    def _located(self, finding: Finding, plan: Plan) -> Finding:
+        """With the key that lets tfenv choose."""
+        if plan.choosing is None:
+            return finding
+        origin = self.loaded.policy.settings["visible_devices"].origin
+        return self.loaded.locate(replace(finding, path=origin.path, key=dotted(origin.key)))
+
+    def _bear(self, made: Chosen) -> None:
+        """What the findings of a choice mean.
+
+        Raises:
+            PolicyError: The policy says that the program must not go on.
+        """
+        if made.refused:
+            self.reporter.refused(made.findings)
+            raise PolicyError(made.findings)
+        for finding in made.findings:
+            if finding.severity == "error":
+                self.fault(finding, "TF_ListPhysicalDevices")
+            else:
+                self.reporter.pending += (finding,)
 
     def identify(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
         if self.identified is None or self.identified[0] != os.getpid():
@@ -168,7 +225,8 @@ class Governed:
 
     def report(self, outcome: Outcome) -> None:
         wanted = () if self._plan.devices == () else tuple(self._explained(finding) for finding in outcome.findings)
-        self.reporter.passed(replace(outcome, findings=(*wanted, *self._late_visibility())), self._plan)
+        findings = (*wanted, *self._late_visibility())
+        self.reporter.passed(replace(outcome, findings=findings, choice=self.chosen), self._plan)
         errors = pipeline.errors_of(wanted)
         if errors and self.loaded.policy.on_error == "fail":
             raise PolicyError(errors)

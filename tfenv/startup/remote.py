@@ -10,16 +10,18 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfenv import pipeline
 from tfenv.config.discover import discover
 from tfenv.errors import TfenvError
 from tfenv.gpus.inventory import read_inventory
-from tfenv.policy.model import Inventory, Start
+from tfenv.gpus.memory import read_memory
+from tfenv.policy.model import CardMemory, Inventory, Start
 from tfenv.startup import hook
 
-__all__ = ["RemoteError", "inventory", "load", "serve"]
+__all__ = ["RemoteError", "inventory", "load", "memory", "serve"]
 
 #: The child reads a few small files; NVML takes a second on a machine that was idle.
 _SECONDS = 60
@@ -56,6 +58,18 @@ def inventory() -> Inventory:
     return found
 
 
+def memory(uuids: tuple[str, ...]) -> Mapping[str, CardMemory]:
+    """As `read_memory`, here or in tfenv's own interpreter. Never raises."""
+    interpreter = hook.resolver()
+    if interpreter is None:
+        return read_memory(uuids)
+    try:
+        found: Mapping[str, CardMemory] = _ask(interpreter, ("memory", uuids))
+    except RemoteError:
+        return {}
+    return found
+
+
 def _anything_there(start: Start) -> bool:
     """Whether a child is worth its 0.1 s: most projects have no file. Needs no dependency."""
     try:
@@ -78,6 +92,12 @@ def _ask(interpreter: str, question: tuple[str, object]) -> Any:
 
 def serve() -> None:
     """The child's part: one question on stdin, one answer on stdout."""
-    what, start = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from the process that started this one
-    answer: object = pipeline.load(start) if what == "load" else read_inventory()
-    sys.stdout.buffer.write(pickle.dumps(answer))
+    what, value = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from the process that started this one
+    sys.stdout.buffer.write(pickle.dumps(_ANSWERS[what](value)))
+
+
+_ANSWERS: Mapping[str, Callable[[Any], object]] = {
+    "load": pipeline.load,
+    "inventory": lambda _: read_inventory(),
+    "memory": read_memory,
+}

@@ -92,6 +92,10 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - as above
             summary.say(printable(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}"))
 
+    def script(self) -> str | None:
+        """The program that runs, as records name it."""
+        return record.Process.current(self.framework).script
+
     def _context(self) -> record.Context:
         process = record.Process.current(self.framework, tensorflow.version())
         return record.Context(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
