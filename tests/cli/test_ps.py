@@ -198,7 +198,7 @@ input()
 
 
 def test_leases(tfgpu: Tfgpu, machine: Machine, variables: dict[str, str]) -> None:
-    """A process with a lease is shown before it holds any memory, with what it may take; afterwards once, with both."""
+    """A process with a lease is shown before it holds memory, with what it may take; its lease is its own."""
     env = variables | machine.env
     command = [sys.executable, "-c", HOLDER, UUIDS[1]]
     machine.hold()
@@ -206,9 +206,11 @@ def test_leases(tfgpu: Tfgpu, machine: Machine, variables: dict[str, str]) -> No
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
         (row,) = rows(tfgpu, machine)
-        machine.hold(f"1 {process.pid} 9000")
-        (holding,) = rows(tfgpu, machine)
+        machine.hold(f"1 {process.pid} 9000", f"1 {os.getpid()} 100")
+        found = {row["pid"]: row for row in rows(tfgpu, machine)}
         process.kill()
+    holding, beside = found[process.pid], found[os.getpid()]
+    assert (beside["state"], beside["lease"]) == ("ungoverned", False)
     wanted = ("gpu", "pid", "script", "limit_bytes", "lease")
     assert [row[key] for key in wanted] == [1, process.pid, "/srv/leased.py", 5 * GIB, True]
     assert (row["memory_bytes"], row["state"]) == (0, "within")
