@@ -38,9 +38,9 @@ def _by_what(hook: Mapping[str, Any]) -> str:
 
 def _copies_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
     """The first tfenv on the path is used, whatever the environment has."""
-    used, *others = hook["copies"] or [None]
-    if others:
-        hidden = ", ".join(shown_path(path) for path in others)
+    copies: list[str] = hook["copies"]
+    if len(copies) > 1:
+        used, hidden = copies[0], ", ".join(shown_path(path) for path in copies[1:])
         advice = "take the folder in front from PYTHONPATH, or leave the directory it is in"
         yield Row("hook", "note", f"the tfenv in {shown_path(used)} shadows the one in {hidden}", advice)
 
