@@ -272,6 +272,19 @@ def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) 
 
 @needs_tensorflow
 @pytest.mark.tensorflow
+def test_busy_gpus_are_not_waited_for(tfgpu: Tfgpu, live: dict[str, str], policy: Path, tmp_path: Path) -> None:
+    """Where a policy would wait for a free GPU the doctor does not: it tells how many a program would get."""
+    policy.write_text(f"{policy.read_text()}\n[gpu.visible_devices]\ncount = 1\n")
+    held = tmp_path / "held"
+    held.write_text(f"0 {os.getpid()} 24000\n1 {os.getpid()} 24000\n")
+    gpus = environment(parse_gpus("2x24GiB"), processes=held, log=tmp_path / "requests", base={})
+    seen = rows(tfgpu("doctor", "--format", "json", env=live | gpus))
+    assert seen["TensorFlow"]["verdict"] == "ok"
+    assert "lists 1 GPU," in seen["TensorFlow"]["found"]
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
 def test_missing_libraries_are_named(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
     """Where TensorFlow lists fewer GPUs than the driver has, the libraries it did not find are named."""
     gpus = environment(parse_gpus("2x24GiB"), base={})

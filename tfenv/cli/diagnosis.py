@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,16 +37,25 @@ class NoAnswerError(Exception):
     """The child said nothing that can be read; the text is the last thing it said to people."""
 
 
-def ask(python: str, question: str, seconds: float) -> dict[str, Any]:
+def ask(python: str, question: str, seconds: float, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run the probe in a child, in this directory and environment: as a program started here would find things.
+
+    Args:
+        python: The interpreter.
+        question: "hook" or "tensorflow".
+        seconds: How long to wait for the answer.
+        variables: What its environment has besides.
 
     Raises:
         OSError: There is no such interpreter.
         NoAnswerError: It did not answer.
     """
     command = [python, "-c", _PROBE.read_text(encoding="utf-8"), question]
+    environment = {**os.environ, **(variables or {})}
     try:
-        child = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+        child = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         raise NoAnswerError(f"no answer within {seconds:g} s") from None
     answer = child.stdout.strip().rpartition("\n")[2]

@@ -18,6 +18,7 @@ from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, prin
 from tfenv.errors import printable
 from tfenv.explanation import Explanation, explain_here
 from tfenv.gpus.usage import GpuProcess, Usage, read_usage
+from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
 
 if TYPE_CHECKING:
@@ -102,13 +103,21 @@ def _tensorflow_rows(
         yield Row("TensorFlow", "note", "installed, not imported (--no-tensorflow)")
         return
     try:
-        seen = ask(args.python, "tensorflow", _TENSORFLOW_SECONDS)
+        seen = ask(args.python, "tensorflow", _TENSORFLOW_SECONDS, _without_waiting(explanation.plan))
     except NoAnswerError as error:
         advice = "see what `python -c 'import tensorflow'` says"
         advice = 'see `tfgpu explain`: on_error is "fail"' if "PolicyError" in str(error) else advice
         yield Row("TensorFlow", "problem", f"cannot be imported: {error}", advice)
         return
     yield from tensorflow_rows(seen, explanation, usage)
+
+
+def _without_waiting(plan: Plan) -> dict[str, str]:
+    """Variables of a child that takes busy GPUs, too: who asks what is wrong must not stand in line."""
+    if not plan.takes_leases:
+        return {}
+    count = len(plan.devices or ()) if plan.choosing is None else plan.choosing.count
+    return {"TFGPU_RUN": f'[gpu]\nvisible_devices = {{count = {count}, when_busy = "share"}}\n'}
 
 
 # ---- the log

@@ -10,6 +10,7 @@ from tfenv.cli.diagnosis import Row
 from tfenv.errors import printable
 from tfenv.explanation import Explanation
 from tfenv.gpus.usage import Driver, GpuState, Usage
+from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
 
 __all__ = ["gpu_rows", "tensorflow_rows"]
@@ -118,8 +119,9 @@ def _expected(explanation: Explanation) -> int | None:
     """How many GPUs should be visible; None where that is not known."""
     if explanation.inventory.devices is None:
         return None
-    devices = None if explanation.disabled else explanation.plan.devices
-    return len(explanation.inventory.devices if devices is None else devices)
+    plan = Plan() if explanation.disabled else explanation.plan
+    count = len(explanation.inventory.devices if plan.devices is None else plan.devices)
+    return count if plan.choosing is None else min(count, plan.choosing.count)
 
 
 def _devices_text(seen: Mapping[str, Any]) -> str:
