@@ -149,15 +149,9 @@ def _write_policy(world: World, folder: Path) -> None:
 def run_batch(world: World, cases: Sequence[Case], parent: Path) -> dict[Case, Report]:
     """Run cases of one World in the children of one process."""
     folder = project_folder(world, parent)
-    orders = {
-        "before": dict(world.before),
-        "parallel": _PARALLEL,
-        "folder": str(folder),
-        "cases": [list(case.steps) for case in cases],
-    }
     zygote = subprocess.run(
         [sys.executable, str(ZYGOTE)],
-        input=json.dumps(orders),
+        input=orders(world, cases, str(folder)),
         env=child_environment(world),
         cwd=folder,
         capture_output=True,
@@ -168,7 +162,13 @@ def run_batch(world: World, cases: Sequence[Case], parent: Path) -> dict[Case, R
     if zygote.returncode != 0:
         raise RuntimeError(f"the zygote of {world} ended with {zygote.returncode}:\n{zygote.stderr}")
     records = read_records(folder / "audit.jsonl")
-    return {case: _read_report(folder, number, records) for number, case in enumerate(cases)}
+    return {case: read_report(folder, number, records) for number, case in enumerate(cases)}
+
+
+def orders(world: World, cases: Sequence[Case], folder: str) -> str:
+    """What the zygote is told on stdin."""
+    told = {"before": dict(world.before), "parallel": _PARALLEL, "folder": folder}
+    return json.dumps({**told, "cases": [list(case.steps) for case in cases]})
 
 
 def read_records(log: Path) -> list[dict[str, Any]]:
@@ -177,7 +177,9 @@ def read_records(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def _read_report(folder: Path, number: int, records: Iterable[dict[str, Any]]) -> Report:
+def read_report(folder: Path, number: int, records: Iterable[dict[str, Any]]) -> Report:
+    """What became of one case, by the files its child left in the folder."""
+
     def text(kind: str) -> str:
         path = folder / f"{number}.{kind}"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -56,7 +56,9 @@ def member(log: int, gate: int, orders: dict[str, Any]) -> None:
 
 
 def preload(config: str) -> None:
-    """Load all that is loaded late: a member of another uid may not be able to read these files."""
+    """Load once what is loaded late; a member of another uid may not even be able to read these files."""
+    import structlog  # noqa: F401
+
     from tfenv import pipeline
     from tfenv.gpus.grant import read_boot_id
     from tfenv.gpus.inventory import read_inventory

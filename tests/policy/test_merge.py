@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.policy.values import SUBJECT, at, layer, layers, origin, table
-from tfenv.policy.merge import combine, merge, project_contains
+from tests.policy.values import SUBJECT, at, layer, origin, table
+from tfenv.policy.merge import merge, project_contains
 from tfenv.policy.model import Layer, LayerName, MemoryLimit, Setting, Subject, Tables
 
 GIB = 1 << 30
@@ -41,40 +37,6 @@ def test_a_run_option_is_nearer_than_the_project() -> None:
     """`tfgpu run --memory-limit` wins over the project's file."""
     policy = merge([layer("run", {"memory_growth": True}), layer("project", {"memory_growth": False})], SUBJECT)
     assert policy.settings["memory_growth"].value is True
-
-
-@given(layers("machine"), layers("user"), layers("project"))
-def test_every_ceiling_of_every_layer_survives(machine: Layer, user: Layer, project: Layer) -> None:
-    """No layer removes another layer's ceiling."""
-    policy = merge([machine, user, project], SUBJECT)
-    assert {c.origin for c in policy.ceilings} == {
-        setting.origin for each in (machine, user, project) for setting in each.base.ceiling.values()
-    }
-
-
-@given(
-    st.lists(st.one_of(layers("machine"), layers("user"), layers("project")), max_size=3, unique_by=lambda x: x.name)
-)
-def test_the_order_in_which_layers_are_given_does_not_matter(found: list[Layer]) -> None:
-    """What counts is the layer a file belongs to, not when it was read."""
-    policies = [merge(order, SUBJECT) for order in itertools.permutations(found)]
-    assert all(policy == policies[0] for policy in policies)
-
-
-@given(layers("machine"), layers("user"), layers("project"))
-def test_merging_is_idempotent(machine: Layer, user: Layer, project: Layer) -> None:
-    """Reading the same files twice changes nothing."""
-    once = [machine, user, project]
-    assert merge([*once, *once], SUBJECT) == merge(once, SUBJECT)
-    assert merge(combine(once), SUBJECT) == merge(once, SUBJECT)
-
-
-@given(st.lists(st.sampled_from(["warn", "cpu", "fail"]), min_size=1, max_size=3))
-def test_the_strictest_on_error_wins(asked: list[str]) -> None:
-    """No nearer layer weakens what a farther one asks for."""
-    names = ("machine", "user", "project")
-    policy = merge([layer(names[i], on_error=value) for i, value in enumerate(asked)], SUBJECT)  # type: ignore[arg-type]
-    assert policy.on_error == max(asked, key=["warn", "cpu", "fail"].index)
 
 
 def subject_tables(**named: int) -> dict[str, Tables]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import dataclass, replace
+from typing import Literal
+
 from hypothesis import strategies as st
 
+from tfenv.policy.merge import merge
 from tfenv.policy.model import (
-    Ceiling,
+    AutoChoice,
     Device,
+    DeviceRule,
     Grant,
     Inventory,
     Layer,
     LayerName,
     MemoryLimit,
     Origin,
+    Plan,
+    RankChoice,
+    Seat,
     Selector,
     Setting,
     Subject,
     Table,
     Tables,
 )
+from tfenv.policy.resolve import resolve
 from tfenv.policy.units import MIB
 
 GIB = 1 << 30
@@ -32,6 +42,10 @@ CARDS = tuple(
     )
 )
 INVENTORY = Inventory(devices=CARDS)
+
+
+BLIND = Inventory()
+FREE = Grant()
 
 
 def origin(layer: LayerName, *key: str | int) -> Origin:
@@ -69,56 +83,144 @@ def name(text: str) -> Selector:
     return Selector("name", text)
 
 
-def ceilings_of(made: Layer) -> list[Ceiling]:
-    return [Ceiling(key, setting.value, setting.origin) for key, setting in made.base.ceiling.items()]  # type: ignore[arg-type]
+def plan(
+    *made: Layer,
+    grant: Grant = FREE,
+    inventory: Inventory = INVENTORY,
+    request: str | None = None,
+    seats: tuple[Seat, ...] | None = None,
+) -> Plan:
+    """The plan of these layers on a machine with two A100 and two T4."""
+    tokens = None if request is None else tuple(request.split(",")) if request else ()
+    return resolve(merge(made, SUBJECT), grant, inventory, tokens, seats)
 
 
-# ---- strategies
+def codes(made: Plan) -> list[str]:
+    return [finding.code for finding in made.findings]
 
-limits = st.one_of(
-    st.integers(min_value=1, max_value=64 * 1024).map(lambda mib: MemoryLimit(bytes=mib * MIB)),
-    st.integers(min_value=1, max_value=100).map(lambda percent: MemoryLimit(fraction=percent / 100)),
-    st.just(MemoryLimit()),
-)
-selectors = st.one_of(
-    st.integers(min_value=0, max_value=5).map(lambda position: Selector("position", str(position))),
-    st.integers(min_value=0, max_value=5).map(lambda index: Selector("uuid", f"GPU-{index:08x}")),
-    st.sampled_from(["*A100*", "*t4*", "*H200*"]).map(lambda text: Selector("name", text)),
-)
-lists = st.lists(selectors, min_size=1, max_size=4).map(tuple)
-choices = st.one_of(st.just("all"), st.just(()), lists)
 
-gpu_tables = st.fixed_dictionaries(
-    {},
-    optional={
-        "visible_devices": choices,
-        "memory_growth": st.booleans(),
-        "memory_limit": limits,
-        "allocator": st.sampled_from(["bfc", "cuda_malloc", "cuda_malloc_async"]),
-    },
-)
-ceiling_tables = st.fixed_dictionaries(
-    {},
-    optional={
-        "allowed_devices": lists,
-        "max_devices": st.integers(min_value=0, max_value=5),
-        "memory_limit": limits.filter(lambda limit: not limit.unlimited),
-        "require_memory_growth": st.booleans(),
-        "require_grant": st.booleans(),
-    },
+def devices_of(made: Plan) -> list[Device]:
+    return [device.device for device in made.devices or () if device.device is not None]
+
+
+# ---- random cases
+
+#: Every form of FACTS: ordinals, UUIDs and beginnings of them, MIG's two forms, and what CUDA stops at.
+MIG = ("MIG-3e6f1c2a-0000-5000-8000-000000000001", "MIG-GPU-00000001-0000-4000-8000-000000000000/1/0")
+TOKENS = (
+    *map(str, range(6)),
+    *(card.uuid for card in CARDS),
+    *(card.uuid[:12] for card in CARDS),
+    *MIG,
+    *("-1", "", " 1", "NoDevFiles", "void", "GPU-", "7" * 30),
 )
 
 
-def layers(layer_name: LayerName) -> st.SearchStrategy[Layer]:
-    return st.builds(
-        layer,
-        st.just(layer_name),
-        gpu_tables,
-        ceiling_tables,
-        st.one_of(st.none(), st.sampled_from(["warn", "cpu", "fail"])),
-    )
+@dataclass(frozen=True)
+class Case:
+    """Three layers on a machine."""
+
+    layers: tuple[Layer, ...]
+    grant: Grant
+    inventory: Inventory
+    request: tuple[str, ...] | None
 
 
-tokens = st.one_of(st.integers(min_value=0, max_value=3).map(str), st.sampled_from([d.uuid for d in CARDS]))
-token_lists = st.one_of(st.none(), st.lists(tokens, max_size=4, unique=True).map(tuple))
-grants = st.builds(Grant, token_lists, pci_order=st.booleans(), scheduler=st.booleans())
+class Dice(random.Random):
+    """Throws a case. Drawn value by value, hypothesis takes 20 ms for one; thousands have to fit into CI."""
+
+    def maybe(self, value: object) -> object:
+        """The value, or as often None."""
+        return value if self.random() < 0.5 else None
+
+    def table(self, values: dict[str, object]) -> dict[str, object]:
+        """Some of the keys."""
+        return {key: value for key, value in values.items() if self.random() < 0.4}
+
+    def limit(self, *, bound: bool = False) -> MemoryLimit:
+        """A size, a share, or unless it is a `bound` none."""
+        size = MemoryLimit(bytes=self.choice((1, 1000, 9 << 10, self.randint(1, 64 << 10))) * MIB)
+        share = MemoryLimit(fraction=self.choice((1, 50, 100, self.randint(1, 100))) / 100)
+        return self.choice((size, share) if bound else (size, share, MemoryLimit()))
+
+    def selector(self) -> Selector:
+        number = self.randrange(6)
+        by_uuid = (Selector("uuid", f"GPU-{number:08x}"), Selector("uuid", self.choice(MIG)))
+        return self.choice((Selector("position", str(number)), *by_uuid, name(self.choice(("*A100*", "*t4*", "*H2*")))))
+
+    def selectors(self) -> tuple[Selector, ...]:
+        return tuple(self.selector() for _ in range(self.randint(1, 4)))
+
+    def choice_of_devices(self) -> object:
+        rank: Literal["auto"] | int = self.choice(("auto", self.randrange(6)))
+        chosen = AutoChoice(self.randint(1, 5)), RankChoice(rank)
+        return self.choice(("all", (), self.selectors(), self.selectors(), *chosen))
+
+    def rule(self, layer_name: LayerName) -> DeviceRule:
+        parts = tuple(self.limit(bound=True) for _ in range(self.randrange(4)))
+        limit = self.limit() if self.random() < 0.5 else None
+        return DeviceRule(self.selector(), origin(layer_name, "gpu", "device", 0), limit, parts)
+
+    def gpu(self, layer_name: LayerName) -> dict[str, object]:
+        return self.table(
+            {
+                "visible_devices": self.choice_of_devices(),
+                "memory_growth": self.random() < 0.5,
+                "memory_limit": self.limit(),
+                "device": tuple(self.rule(layer_name) for _ in range(self.randrange(3))),
+                "allocator": self.choice(("bfc", "cuda_malloc", "cuda_malloc_async")),
+            }
+        )
+
+    def ceiling(self) -> dict[str, object]:
+        return self.table(
+            {
+                "allowed_devices": self.selectors(),
+                "max_devices": self.randrange(6),
+                "memory_limit": self.limit(bound=True),
+                "memory_total": self.limit(bound=True),
+                "require_memory_growth": self.random() < 0.5,
+                "require_grant": self.random() < 0.5,
+            }
+        )
+
+    def layer(self, layer_name: LayerName) -> Layer:
+        """Settings, ceilings for everybody, for a group and a user, `on_error`, sinks, and the machine's switches."""
+        on_error = self.choice((None, "warn", "cpu", "fail"))
+        base = layer(layer_name, self.gpu(layer_name), self.ceiling(), on_error)
+        logs = ("none", "/var/log/tfgpu/<uid>.jsonl", "~/a.jsonl", "logs/gpu.jsonl")
+        stderr = self.choice(("summary", "none", "json"))
+        sinks = self.table({"stderr": stderr, "file": self.choice(logs), "syslog": self.choice((True, False))})
+        switches = self.table({"allow_disable": self.choice((True, False))}) if layer_name == "machine" else {}
+        return replace(
+            base,
+            users={self.choice(("alice", "bob")): self.ceilings_of(layer_name, "user")},
+            groups={self.choice(("students", "staff")): self.ceilings_of(layer_name, "group")},
+            audit=(table(layer_name, "audit", sinks),),
+            machine=table(layer_name, "machine", switches),
+        )
+
+    def ceilings_of(self, layer_name: LayerName, whose: str) -> Tables:
+        return Tables(ceiling=table(layer_name, whose, self.ceiling() if self.random() < 0.5 else {}))
+
+    def tokens(self) -> tuple[str, ...] | None:
+        if self.random() < 0.4:
+            return None
+        return tuple(self.choice(TOKENS[: self.choice((4, 14, len(TOKENS)))]) for _ in range(self.randrange(5)))
+
+    def grant(self) -> Grant:
+        rank = self.choice((None, None, *range(6)))
+        return Grant(self.tokens(), pci_order=self.random() < 0.5, scheduler=self.random() < 0.5, rank=rank)
+
+    def inventory(self) -> Inventory:
+        """The tests' machine, one that NVML cannot show, or one of some of the cards."""
+        some = self.sample(CARDS, self.randrange(5))
+        other = Inventory(tuple(replace(card, index=index) for index, card in enumerate(some)))
+        return self.choice((INVENTORY, BLIND, other))
+
+    def case(self) -> Case:
+        names: tuple[LayerName, ...] = ("machine", "user", "project")
+        return Case(tuple(map(self.layer, names)), self.grant(), self.inventory(), self.tokens())
+
+
+cases = st.integers(min_value=0, max_value=2**32).map(lambda seed: Dice(seed).case())

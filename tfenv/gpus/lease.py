@@ -11,6 +11,7 @@ that can be locked is nobody's any more. One chooser at a time looks and takes, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -247,7 +248,7 @@ def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, 
         descriptor = os.open(new, flags, 0o600, dir_fd=directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, json.dumps(content).encode())
+            _write_all(descriptor, json.dumps(content).encode())
             os.fchmod(descriptor, _FILE_MODE)
             os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
@@ -259,6 +260,11 @@ def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, 
         raise LeaseError(f"a lease cannot be written: {error}") from error
     _kept[descriptor] = os.fstat(descriptor)
     return name, descriptor
+
+
+def _write_all(descriptor: int, text: bytes) -> None:
+    if os.write(descriptor, text) < len(text):  # the disk became full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 #: What this process keeps locked, by descriptor.

@@ -133,14 +133,16 @@ def position(card: Card, room: Pool) -> int:
 
 def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: EffectivePolicy, notes: Notes) -> Held:
     """The limit within what the user's other processes leave of `memory_total`."""
-    limit = held.limit.on(total) if held.limit is not None else None
-    if seat is None or seat.limit is None or limit is None or seat.limit >= limit:
+    totals = _bounds(policy, "memory_total")
+    if seat is None or seat.limit is None or held.limit is None or not totals:
         return held
-    holders = tuple(origin for _, origin in _bounds(policy, "memory_total"))
-    left = MemoryLimit(bytes=seat.limit)
+    left = _tightest([held.limit, MemoryLimit(bytes=seat.limit)], total)
+    if left is None or left.on(total) == held.limit.on(total):
+        return held
+    holders = tuple(dict.fromkeys([totals[0][1], *(held.by if left.fraction is not None else ())]))
     text = f"{format_limit(held.limit)} is above the {format_limit(left)} that the user's other processes leave"
     asked_by = held.by[0] if held.by else None
-    notes.clamped(text, holders[0] if holders else None, asked_by=asked_by, held_by=holders)
+    notes.clamped(text, holders[0], asked_by=asked_by, held_by=holders)
     return Held(left, holders)
 
 
@@ -163,8 +165,9 @@ def planned(
     parts = rule.logical_devices if rule is not None else ()
     fitted = _fit(parts, held.limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        text = f"logical_devices are scaled down to fit {format_limit(held.limit)}"
-        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by)
+        room = "the card" if held.limit is None else format_limit(held.limit)
+        text = f"logical_devices are scaled down to fit {room}"
+        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by or room)
     user_total = _tightest([bound for bound, _ in _bounds(policy, "memory_total")], total)
     return PlannedDevice(card.token, card.device, held.limit, fitted, held.by, user_total)
 

@@ -48,7 +48,7 @@ def resolve(
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
         choosing = None
     devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
-    default = limit_on(policy, None, None, Notes())
+    default = limit_on(policy, None, None, notes if pool.open else Notes())
     grows, grown_by = growth(policy, notes)
     limited_by = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or default.by
     allocates, allocated_by = allocator(policy, limited_by, notes)

@@ -232,16 +232,16 @@ def _set_by_program(request: Sequence[str]) -> str:
 def _note_request(
     asked: str, refused: Sequence[Card], kept: Sequence[Card], pool: Pool, grant: Grant, notes: Notes
 ) -> None:
-    """Name what held: the keys that took the GPUs away, or else the grant they are not in."""
+    """Name what held: the keys that took the GPUs away, or else the grant, or the machine, that they are not in."""
     holders = pool.held_from(refused)
     origin = holders[0] if holders else None
-    within_grant = f"the grant ({','.join(grant.tokens)})" if grant.tokens is not None and not holders else ""
-    held_by, under = within_grant or holders, _under(holders) or (within_grant and f" under {within_grant}")
+    given = "this machine's GPUs" if grant.tokens is None else f"the grant ({','.join(grant.tokens)})"
+    held_by = origins_text(holders) or given
     if kept:
-        text = f"{asked}; it may use {_names(kept)} of these{under}"
+        text = f"{asked}; it may use {_names(kept)} of these, under {held_by}"
         notes.clamped(text, origin, asked_by=PROGRAM, held_by=held_by)
     else:
-        text = f"{asked}, none of the {_room_text(pool)} it may use{under}; those stay"
+        text = f"{asked}, none of the {_room_text(pool)} it may use under {held_by}; those stay"
         notes.add("no-overlap", text, origin, asked_by=PROGRAM, held_by=held_by)
 
 
@@ -289,7 +289,7 @@ def _within_ceilings(
         choice = replace(choice, count=cast(int, most.value))
     if not pool.open and choice.count > len(pool.cards):
         text = f"count = {choice.count}: there are {_room_text(pool)} to choose from{_under(pool.by)}"
-        notes.clamped(text, origin, asked_by=origin, held_by=pool.by)
+        notes.clamped(text, origin, asked_by=origin, held_by=pool.by or _room_text(pool))
         choice = replace(choice, count=len(pool.cards))
     return choice
 

@@ -1,0 +1,216 @@
+"""A process's turn: it takes all it needs or waits in line, and nobody starves or blocks another for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.gpus.holders import TOTAL, Holder, hold, take, wish
+from tfenv.gpus.turn import Busy, Held, acquire, look
+from tfenv.policy.choice import UNNOTICED, share
+from tfenv.policy.model import Candidate, CardMemory, Seat, Wish
+
+
+@pytest.fixture
+def crew() -> Iterator[list[Holder]]:
+    """Processes that are ended with the test."""
+    holders: list[Holder] = []
+    yield holders
+    for holder in holders:
+        holder.close()
+
+
+def for_ever(_: Busy) -> bool:
+    return True
+
+
+def in_line(machine: Path) -> int:
+    return sum(name.startswith("ticket-") for name in os.listdir(machine))
+
+
+def line_up(crew: list[Holder], machine: Path, made: Wish) -> Holder:
+    """One more that waits, behind all who are there."""
+    before = in_line(machine)
+    crew.append(Holder(made))
+    while in_line(machine) == before:
+        time.sleep(0.01)
+    return crew[-1]
+
+
+def test_first_come_first_served(machine: Path, crew: list[Holder]) -> None:
+    """Waiters for one GPU get it in the order in which they came."""
+    with hold(wish(gpus="a")) as first:
+        waiters = [line_up(crew, machine, wish(gpus="a")) for _ in range(4)]
+        first.end()
+        times = []
+        for waiter in waiters:
+            times.append(waiter.got()[1])
+            waiter.end()
+    assert times == sorted(times)
+
+
+def test_who_waits_for_two_is_not_starved_by_those_who_wait_for_one(machine: Path, crew: list[Holder]) -> None:
+    """GPUs become free one at a time; they are kept for who came first."""
+    with ExitStack() as stack:
+        held = {gpu: stack.enter_context(hold(wish(gpus=gpu))) for gpu in "ab"}
+        two = line_up(crew, machine, wish(2, gpus="ab"))
+        ones = [line_up(crew, machine, wish(gpus="ab")) for _ in range(3)]
+        held["a"].end()
+        time.sleep(0.5)
+        assert take("a") is None, "a newcomer does not take it either"
+        held["b"].end()
+        gpus, at = two.got()
+        assert sorted(gpus) == ["a", "b"]
+        two.end()
+        first = ones[0].got()
+        assert first[1] > at
+
+
+def test_who_waits_for_one_gpu_does_not_hold_up_those_who_want_another(machine: Path, crew: list[Holder]) -> None:
+    """A line is a GPU's, not the machine's."""
+    with hold(wish(gpus="a")):
+        line_up(crew, machine, wish(gpus="a"))
+        assert take("b") is not None
+
+
+def test_two_waiters_for_two_gpus_do_not_deadlock(machine: Path, crew: list[Holder]) -> None:
+    """Each gets both, one after the other, whatever order they name them in."""
+    with hold(wish(2, gpus="ab")) as first:
+        waiters = [line_up(crew, machine, wish(2, gpus=gpus)) for gpus in ("ab", "ba")]
+        first.end()
+        for waiter in waiters:
+            assert sorted(waiter.got()[0]) == ["a", "b"]
+            waiter.end()
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM"])
+def test_a_waiter_that_ends_leaves_the_line(machine: Path, crew: list[Holder], how: str) -> None:
+    """Those behind it move up; Ctrl-C ends the waiting at once."""
+    with hold(wish(gpus="a")) as first:
+        impatient = line_up(crew, machine, wish(gpus="a"))
+        patient = line_up(crew, machine, wish(gpus="a"))
+        began = time.monotonic()
+        impatient.end(how)
+        assert time.monotonic() - began < 10
+        first.end()
+        assert patient.got()[0] == "a"
+
+
+def test_a_dead_holders_place_is_taken_within_a_second(machine: Path, crew: list[Holder]) -> None:
+    """SIGKILL: the kernel drops the lock, and the next in line looks often enough."""
+    delays = []
+    for _ in range(3):
+        with hold(wish(gpus="a")) as first:
+            waiter = line_up(crew, machine, wish(gpus="a"))
+            killed = time.monotonic()
+            first.end("SIGKILL")
+            delays.append(waiter.got()[1] - killed)
+            waiter.end()
+    assert min(delays) < 1
+
+
+def test_waiting_costs_next_to_nothing(machine: Path) -> None:
+    """A process that waits for days must not use a core."""
+    program = """
+import time
+from tests.gpus.holders import wish
+from tfenv.gpus.turn import acquire
+began, cpu = time.monotonic(), time.process_time()
+acquire(wish(gpus="a"), dict, patience=lambda busy: busy.waited_s < 3)
+print((time.process_time() - cpu) / (time.monotonic() - began))
+"""
+    with hold(wish(gpus="a")):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.05
+
+
+# ---- who does not wait
+
+
+def test_without_patience_the_answer_is_at_once(machine: Path) -> None:
+    """And no place in line is left behind."""
+    with hold(wish(gpus="a")):
+        answer = acquire(wish(gpus="a"), dict)
+        assert isinstance(answer, Busy)
+        assert answer.can_wait
+        assert in_line(machine) == 0
+
+
+def test_patience_ends(machine: Path) -> None:
+    """With the time that was waited, and without a ticket."""
+    with hold(wish(gpus="a")):
+        answer = acquire(wish(gpus="a"), dict, patience=lambda busy: busy.waited_s < 0.3)
+        assert isinstance(answer, Busy)
+        assert answer.waited_s >= 0.3
+        assert in_line(machine) == 0
+
+
+def test_who_resigns_is_seen_by_the_others(machine: Path) -> None:
+    """A shared place is on record, with what kept the process from a better one."""
+    with hold(wish(gpus="ab")):
+        answer = acquire(wish(2, 8, "ab"), dict, resign=lambda busy: share(wish(2, 8, "ab"), busy.scene))
+    assert isinstance(answer, Held)
+    assert answer.resigned is not None
+    assert answer.seats == (Seat("b", 8), Seat("a", 8, shared=True))
+
+
+def test_looking_takes_nothing(machine: Path) -> None:
+    """`tfgpu explain` says what would be chosen; the next to choose gets the same."""
+    assert look(wish(gpus="ab"), dict) == (Seat("a"),)
+    assert look(wish(gpus="ab"), dict) == (Seat("a"),)
+    with hold(wish(2, gpus="ab")):
+        assert isinstance(look(wish(gpus="ab"), dict), Busy)
+
+
+def test_what_cannot_be_is_not_waited_for(machine: Path) -> None:
+    """More GPUs than there are: the answer comes at once, though the process has patience."""
+    answer = acquire(wish(3, gpus="ab"), dict, patience=for_ever)
+    assert isinstance(answer, Busy)
+    assert not answer.possible
+
+
+def test_memory_without_a_lease_is_looked_at_again(machine: Path) -> None:
+    """A process that knows nothing of leases ends: nobody tells us, we see it."""
+    size = 2 * UNNOTICED
+    card = Wish(os.geteuid(), (Candidate("a", 4 * UNNOTICED),), 1)
+    until = time.monotonic() + 0.5
+
+    def memory() -> Mapping[str, CardMemory]:
+        return {"a": CardMemory(size, {5: size})} if time.monotonic() < until else {}
+
+    answer = acquire(card, memory, patience=for_ever)
+    assert isinstance(answer, Held)
+    assert answer.waited_s > 0.4
+
+
+def test_an_interrupt_while_waiting_reaches_the_program(machine: Path) -> None:
+    """A handler of the program's raises out of the wait."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StopError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with hold(wish(gpus="a")), pytest.raises(StopError):
+            acquire(wish(gpus="a"), dict, patience=for_ever)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert in_line(machine) == 0
+
+
+def test_sizes_add_up(machine: Path) -> None:
+    """Three of 8 bytes fit on a card of 24, the fourth waits."""
+    assert [take("a", TOTAL // 3) is not None for _ in range(4)] == [True, True, True, False]

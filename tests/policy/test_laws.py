@@ -1,0 +1,252 @@
+"""The laws, by thousands of random policies: settings are replaced, ceilings add up, nothing ever widens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.policy.values import CARDS, SUBJECT, Case, cases, origin
+from tfenv.policy.merge import combine, merge
+from tfenv.policy.model import (
+    LAYER_ORDER,
+    ON_ERROR_ORDER,
+    Ceiling,
+    EffectivePolicy,
+    Grant,
+    Layer,
+    LayerName,
+    MemoryLimit,
+    Plan,
+    Seat,
+    Table,
+)
+from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve, valid_tokens
+
+#: As many examples as an administrator's trust is worth.
+law = settings(max_examples=2_000, deadline=None)
+
+seeds = st.integers(min_value=0, max_value=2**32)
+
+#: Of every size there is in the tests' machines, and one in between.
+TOTALS = tuple(sorted({card.total for card in CARDS} | {24 << 30}))
+
+
+# ---- merging
+
+
+@law
+@given(cases)
+def test_no_layer_removes_another_layers_ceiling(case: Case) -> None:
+    """The ceilings of all layers together are those each has alone."""
+    together = merge(case.layers, SUBJECT).ceilings
+    alone = [ceiling for each in case.layers for ceiling in merge([each], SUBJECT).ceilings]
+    assert set(map(repr, together)) == set(map(repr, alone))
+
+
+@law
+@given(cases, seeds)
+def test_when_a_layer_was_read_does_not_matter(case: Case, seed: int) -> None:
+    """What counts is the layer a file belongs to, not its place among the others."""
+    mixed = list(case.layers)
+    random.Random(seed).shuffle(mixed)
+    assert merge(mixed, SUBJECT) == merge(case.layers, SUBJECT)
+
+
+@law
+@given(cases)
+def test_merging_is_idempotent(case: Case) -> None:
+    """Reading the same files twice changes nothing."""
+    once = merge(case.layers, SUBJECT)
+    twice = merge([*case.layers, *case.layers], SUBJECT)
+    assert replace(twice, audit=once.audit) == once
+    assert merge(combine(case.layers), SUBJECT) == once
+    assert twice.audit == once.audit
+
+
+def _as_of(made: Layer, name: str) -> Layer:
+    """The same tables in the file of another layer."""
+
+    def moved(table: Table) -> Table:
+        return {
+            key: replace(setting, origin=origin(name, *setting.origin.key))  # type: ignore[arg-type]
+            for key, setting in table.items()
+        }
+
+    base = replace(made.base, gpu={}, ceiling=moved(made.base.ceiling))
+    return Layer(name=name, base=base, top=moved(made.top))  # type: ignore[arg-type]
+
+
+@law
+@given(cases, st.permutations(LAYER_ORDER[:3]))
+def test_the_order_of_layers_matters_only_for_settings(case: Case, order: list[LayerName]) -> None:
+    """Without settings it is all the same which layer says a limit, a count, required growth, a grant or on_error.
+
+    `allowed_devices` alone differs: a number of the machine layer is nvidia-smi's, and only its list may leave nothing.
+    """
+    ceilings_only = [_without_lists(_as_of(each, each.name)) for each in case.layers]
+    elsewhere = [_as_of(each, name) for each, name in zip(ceilings_only, order, strict=True)]
+    one, other = (resolve(merge(each, SUBJECT), case.grant, case.inventory) for each in (ceilings_only, elsewhere))
+    assert _what_holds(one) == _what_holds(other)
+    assert merge(ceilings_only, SUBJECT).on_error == merge(elsewhere, SUBJECT).on_error
+
+
+def _without_lists(made: Layer) -> Layer:
+    kept = {key: setting for key, setting in made.base.ceiling.items() if key != "allowed_devices"}
+    return replace(made, base=replace(made.base, ceiling=kept))
+
+
+def _what_holds(made: Plan) -> object:
+    """A plan without the keys that say so."""
+    devices = None if made.devices is None else [(d.token, d.limit, d.logical_devices) for d in made.devices]
+    return made.visible, made.pci_order, devices, made.limit, made.growth, made.allocator
+
+
+# ---- resolving
+
+
+@law
+@given(cases, seeds)
+def test_ceilings_hold_together_in_any_order(case: Case, seed: int) -> None:
+    """The order in which ceilings were collected never shows in a plan, nor in which key it says that held."""
+    policy = merge(case.layers, SUBJECT)
+    mixed = list(policy.ceilings)
+    random.Random(seed).shuffle(mixed)
+    assert resolve(replace(policy, ceilings=tuple(mixed)), case.grant, case.inventory) == resolve(
+        policy, case.grant, case.inventory
+    )
+
+
+@law
+@given(cases)
+def test_a_plan_is_within_the_grant_and_every_ceiling(case: Case) -> None:
+    """Whatever is declared and asked for, on any machine, with NVML or without: tokens, counts, limits and growth hold.
+
+    Tokens of a grant are passed on verbatim, and the same values give the same plan.
+    """
+    policy = merge(case.layers, SUBJECT)
+    needs_inventory(policy, case.grant, case.request)
+    made = resolve(policy, case.grant, case.inventory, case.request)
+    assert resolve(policy, case.grant, case.inventory, case.request) == made
+    _assert_says_who_holds(made)
+    made = _chosen(policy, case, made)
+    if case.grant.tokens is not None and made.visible not in (None, NO_GPU):
+        assert set(str(made.visible).split(",")) <= set(valid_tokens(case.grant.tokens))
+    for ceiling in policy.ceilings:
+        _assert_holds(ceiling, made, case.grant)
+    _assert_says_who_holds(made)
+
+
+def _chosen(policy: EffectivePolicy, case: Case, made: Plan) -> Plan:
+    """The plan after an automatic choice: as many seats as it wants, and one on each other card of the machine."""
+    if not made.takes_leases:
+        return made
+    count = made.choosing.count if made.choosing is not None else len(made.devices or ())
+    candidates = [device.device.uuid if device.device else device.token for device in made.devices or ()]
+    others = {card.uuid for card in CARDS} - set(candidates)
+    seats = tuple(Seat(uuid, 2 << 30) for uuid in (*candidates[:count], *sorted(others)))
+    after = resolve(
+        policy, case.grant, case.inventory, case.request, seats if made.devices is not None else seats[:count]
+    )
+    assert after.choosing is None
+    assert {device.token for device in after.devices or ()} <= {device.token for device in made.devices or ()} or (
+        made.devices is None
+    )
+    return after
+
+
+def _assert_holds(ceiling: Ceiling, made: Plan, grant: Grant) -> None:
+    if ceiling.key == "max_devices" and made.devices is not None:
+        assert len(made.devices) <= int(str(ceiling.value))
+    if ceiling.key == "require_memory_growth" and ceiling.value is True:
+        assert made.growth is True
+    if ceiling.key == "require_grant" and ceiling.value is True and grant.scheduler and grant.tokens is None:
+        assert (made.visible, made.devices) == (NO_GPU, ())
+    if isinstance(ceiling.value, MemoryLimit):
+        assert made.allocator == "bfc"
+        _assert_limited(made.limit, ceiling.value, TOTALS)
+        for device in made.devices or ():
+            totals = TOTALS if device.device is None else (device.device.total,)
+            _assert_limited(device.limit, ceiling.value, totals)
+            for total in totals:
+                sizes = [part.on(total) or 0 for part in device.logical_devices] if device.device else []
+                assert sum(sizes) <= _bytes(ceiling.value, total)
+
+
+def _assert_limited(limit: MemoryLimit | None, bound: MemoryLimit, totals: tuple[int, ...]) -> None:
+    assert limit is not None
+    for total in totals:
+        assert _bytes(limit, total) <= _bytes(bound, total)
+
+
+def _bytes(limit: MemoryLimit, total: int) -> int:
+    """What a limit leaves of a card, which never has more than there is."""
+    size = limit.on(total)
+    return total if size is None else min(size, total)
+
+
+def _assert_says_who_holds(made: Plan) -> None:
+    assert bool(made.limit) == bool(made.limited_by)
+    assert (made.growth is None) == (made.grown_by is None)
+    assert (made.allocator is None) == (not made.allocated_by)
+    for device in made.devices or ():
+        assert bool(device.limit) == bool(device.limited_by)
+    for finding in made.findings:
+        if finding.code == "clamped":
+            assert finding.held_by
+            assert finding.asked_by or str(finding.key).endswith("max_devices")  # nobody chose: all that were granted
+
+
+# ---- a project's file
+
+
+@law
+@given(cases)
+def test_no_project_file_widens_anything(case: Case) -> None:
+    """For every project file: devices, memory, growth, on_error, switches, sinks are within machine's and user's."""
+    machine, user, _ = case.layers
+    with_it, without = merge(case.layers, SUBJECT), merge([machine, user], SUBJECT)
+    assert set(map(repr, without.ceilings)) <= set(map(repr, with_it.ceilings))
+    made = _chosen(with_it, case, resolve(with_it, case.grant, case.inventory, case.request))
+    bounds = resolve(_allowed_alone(without), case.grant, case.inventory)
+    if made.visible is not None and made.devices is not None and bounds.devices is not None:
+        assert {device.token for device in made.devices} <= {device.token for device in bounds.devices}
+    for ceiling in without.ceilings:
+        _assert_holds(ceiling, made, case.grant)
+    _assert_not_weaker(with_it, without)
+
+
+def _allowed_alone(policy: EffectivePolicy) -> EffectivePolicy:
+    """Which GPUs the ceilings leave, however many, whatever is chosen."""
+    kept = tuple(c for c in policy.ceilings if c.key in ("allowed_devices", "require_grant"))
+    return EffectivePolicy(ceilings=kept)
+
+
+def _assert_not_weaker(with_it: EffectivePolicy, without: EffectivePolicy) -> None:
+    assert ON_ERROR_ORDER.index(with_it.on_error) >= ON_ERROR_ORDER.index(without.on_error)
+    assert with_it.allow_disable == without.allow_disable
+    assert set(without.audit.files) <= set(with_it.audit.files)
+    assert with_it.audit.required_files == without.audit.required_files
+    assert with_it.audit.syslog >= without.audit.syslog
+    assert with_it.audit.default_file == without.audit.default_file
+
+
+@law
+@given(cases)
+def test_the_nearest_layer_that_sets_a_key_wins(case: Case) -> None:
+    """project > user > machine, key by key; what lost is kept, nearest first."""
+    policy = merge(case.layers, SUBJECT)
+    for key in {key for each in case.layers for key in each.base.gpu}:
+        said = [each.base.gpu[key] for each in reversed(case.layers) if key in each.base.gpu]
+        assert [policy.settings[key], *policy.overridden.get(key, ())] == said
+    assert [LAYER_ORDER.index(each.name) for each in case.layers] == [0, 1, 2]
+
+
+@law
+@given(cases)
+def test_the_strictest_on_error_wins(case: Case) -> None:
+    """No nearer layer weakens what a farther one asks for."""
+    said = [str(each.top["on_error"].value) for each in case.layers if "on_error" in each.top]
+    assert merge(case.layers, SUBJECT).on_error == max(said, key=["warn", "cpu", "fail"].index, default="warn")
