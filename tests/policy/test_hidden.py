@@ -18,6 +18,7 @@ from tfenv.policy.model import (
     LayerName,
     MemoryLimit,
     Origin,
+    Seat,
     Selector,
     Setting,
 )
@@ -121,6 +122,7 @@ def test_what_cannot_be_told_is_not_told() -> None:
         (policy(memory_growth=True), replace(PCI, tokens=("0", "3")), [PARTS[0]]),
         (policy(memory_growth=True), replace(PCI, tokens=("GPU-33",)), [PARTS[0]]),
         (policy(visible="0"), replace(PCI, tokens=("MIG-31000000-0000",)), [PARTS[1]]),
+        (policy(visible="0"), replace(PCI, tokens=("0", "GPU-00")), []),
         (policy(visible="1"), replace(PCI, tokens=("MIG-31000000-0000", "MIG-30000000-0000")), [PARTS[0]]),
     ],
 )
@@ -139,6 +141,14 @@ def test_a_share_is_of_the_instance() -> None:
     assert planned.limit is not None
     assert planned.device is not None
     assert planned.limit.on(planned.device.total) == 10 * GIB
+
+
+def test_an_instance_that_was_chosen() -> None:
+    """A free instance may be chosen like a GPU, and is then named by its token."""
+    wanted = policy(visible=AutoChoice(1))
+    assert [planned.device for planned in resolve(wanted, PCI, MACHINE).devices or ()] == list(MACHINE.devices or ())
+    plan = resolve(wanted, PCI, MACHINE, seats=(Seat(PARTS[1].uuid),))
+    assert (plan.visible, [planned.device for planned in plan.devices or ()]) == (PARTS[1].uuid, [PARTS[1]])
 
 
 def test_what_is_left_out_is_said() -> None:

@@ -131,10 +131,17 @@ def _token(device: Device) -> str:
 def granted(grant: Grant, inventory: Inventory) -> Pool:
     """What the scheduler or the parent gave; without a word of theirs, all the machine has."""
     if grant.tokens is not None:
-        return Pool(tuple(Card(token, identify(token, grant, inventory)) for token in valid_tokens(grant.tokens)))
+        cards = tuple(Card(token, identify(token, grant, inventory)) for token in valid_tokens(grant.tokens))
+        return Pool() if _names_one_twice(cards) else Pool(cards)
     if inventory.devices is None:
         return Pool(open=True)
     return Pool(tuple(Card(_token(device), device) for device in inventory.devices))
+
+
+def _names_one_twice(cards: Sequence[Card]) -> bool:
+    """By its number and by its UUID, which leaves no GPU as well."""
+    known = [card.device.uuid for card in cards if card.device is not None]
+    return len(set(known)) < len(known)
 
 
 # ---- selectors

@@ -13,7 +13,7 @@ from tfenv.policy.limits import allocator, growth, limit_on, mixes_sizes_and_sha
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan, Seat
 from tfenv.policy.notes import Notes
 from tfenv.policy.pool import Pool, granted, valid_tokens
-from tfenv.policy.visibility import governs_visibility, needs_inventory, visible_pools
+from tfenv.policy.visibility import governs_visibility, needs_inventory, shown_together, visible_pools
 
 __all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "valid_tokens"]
 
@@ -44,6 +44,7 @@ def resolve(
     governed = governs_visibility(policy)
     if governed:
         room, pool, choosing = visible_pools(policy, grant, inventory, request, seats, notes)
+        pool = pool if choosing is not None else shown_together(pool, policy, notes)
     else:
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
         choosing = None

@@ -28,7 +28,7 @@ from tfenv.policy.model import (
 from tfenv.policy.notes import Notes, by_layer
 from tfenv.policy.pool import Card, Pool, granted, identify, same_card, selected, valid_tokens
 
-__all__ = ["governs_visibility", "needs_inventory", "visible_pools"]
+__all__ = ["governs_visibility", "needs_inventory", "shown_together", "visible_pools"]
 
 _CEILINGS = ("allowed_devices", "max_devices", "require_grant")
 
@@ -324,16 +324,14 @@ def visible_pools(
     if automatic is not None and (pool.open or pool.cards):
         choice = _within_ceilings(*automatic, pool, counts, notes)
         if choice.count > 0:
-            if seats is None:
-                return room, pool, choice
-            return room, _shown_together(_seated(pool, seats, automatic[1]), policy, notes), None
+            return (room, pool, choice) if seats is None else (room, _seated(pool, seats, automatic[1]), None)
     pool = _apply_count(pool, counts, _asked_by(policy, request), notes)
     if request is None:
         _note_piled(pool, room, policy, grant, notes)
-    return room, _shown_together(pool, policy, notes), None
+    return room, pool, None
 
 
-def _shown_together(pool: Pool, policy: EffectivePolicy, notes: Notes) -> Pool:
+def shown_together(pool: Pool, policy: EffectivePolicy, notes: Notes) -> Pool:
     """CUDA shows a process one MIG instance and nothing beside it, or whole GPUs (NVIDIA's MIG user guide)."""
     instances = [card for card in pool.cards if card.is_instance]
     if not instances or len(pool.cards) == 1:
