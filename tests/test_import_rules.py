@@ -18,6 +18,7 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "dependencies"),
     ("policy",),
+    ("identity",),
     ("config", "gpus", "frameworks", "audit", "simulate"),
     ("pipeline",),
     ("startup", "watch", "checking", "explanation"),

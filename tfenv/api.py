@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tfenv.checking import check_here, check_path
 from tfenv.errors import Finding, PolicyError
-from tfenv.explanation import Explanation, explain_here, plan_as_dict
+from tfenv.explanation import Explanation, explain, plan_as_dict
 from tfenv.policy.model import Outcome, Plan
 from tfenv.startup import hook
 
@@ -110,18 +110,6 @@ def _status_of(governed: Governed) -> Status:
         findings=tuple(dict.fromkeys(found)),
         summary=summary(loaded.subject, loaded.policy, plan, last, loaded.findings),
     )
-
-
-def explain(project: str | os.PathLike[str] | None = None) -> Explanation:
-    """The policy of a process that would start now: each value, who set it, and what follows. Changes nothing.
-
-    Args:
-        project: The directory it would start in; None: the working directory.
-
-    Raises:
-        NotADirectoryError: `project` is none.
-    """
-    return explain_here(project)
 
 
 def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers
 
 __all__ = ["add_parser", "run"]
+
+#: Files that are told by name when all is well.
+_MOST_NAMES = 5
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -47,10 +51,17 @@ def _print_text(checked: Checked) -> None:
     if not checked.findings and not checked.files:
         print("No policy file has a say here. `tfgpu init` writes a first tfgpu.toml.")
     elif not checked.findings:
-        print(f"{paint('ok', 'ok')}: {', '.join(shown_path(path) for path in checked.files)}")
+        print(f"{paint('ok', 'ok')}: {_named(checked.files)}")
     else:
         files = f" in {_counted(len(checked.files), 'file')}" if checked.files else ""
         print(f"{_tally(checked.findings)}{files}")
+
+
+def _named(files: Sequence[str]) -> str:
+    """The files by name; those of a whole machine layer by number."""
+    if len(files) <= _MOST_NAMES:
+        return ", ".join(shown_path(path) for path in files)
+    return f"{_counted(len(files), 'file')} in {shown_path(os.path.commonpath(files))}"
 
 
 def _tally(findings: Sequence[Finding]) -> str:

@@ -16,7 +16,7 @@ from tfenv.cli.doctor_gpus import gpu_rows, tensorflow_rows
 from tfenv.cli.doctor_hook import bytecode_rows, hook_rows
 from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, print_json, print_table, say, shown_path
 from tfenv.errors import printable
-from tfenv.explanation import Explanation, explain_here
+from tfenv.explanation import Explanation, explain
 from tfenv.gpus.usage import GpuProcess, Usage, read_usage
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except (NoAnswerError, OSError) as error:
         say("doctor", f"{args.python} is no Python that can be asked: {error}")
         return USAGE
-    explanation = explain_here()
+    explanation = explain()
     usage = read_usage()
     rows = [
         *hook_rows(hook),
@@ -126,7 +126,7 @@ def _without_waiting(plan: Plan) -> dict[str, str]:
 def _log_rows(explanation: Explanation) -> Iterator[Row]:
     """Each log of this user, by writing nothing to it the way a record is written."""
     from tfenv.audit.sinks import FileSink
-    from tfenv.pipeline import home_of
+    from tfenv.identity import home_of
 
     uid = os.geteuid()
     for path in explanation.logs:

@@ -21,7 +21,7 @@ __all__ = ["COMMANDS", "main"]
 
 #: Each command and what it is for; the module `tfenv.cli.NAME` does it.
 COMMANDS = {
-    "init": "write a first tfgpu.toml for this project",
+    "init": "write a first tfgpu.toml for this project, or for this machine",
     "check": "find the mistakes in policy files",
     "explain": "show which values hold here, who set them, and what follows",
     "run": "run a command under the policy, or under options given here",

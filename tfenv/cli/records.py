@@ -13,7 +13,7 @@ from pathlib import Path
 from tfenv.audit.query import Query, Record, Tally, last, with_rotated
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.gpus.usage import GpuProcess
-from tfenv.pipeline import home_of
+from tfenv.identity import home_of
 from tfenv.policy.model import AuditSinks
 
 __all__ = ["Known", "known_of"]
