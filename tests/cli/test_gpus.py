@@ -96,6 +96,7 @@ def test_what_hides_the_others(tfgpu: Tfgpu) -> None:
             dict.fromkeys("01", "the scheduler granted none, and require_grant of tfgpu.toml:2 holds"),
         ),
         ("[gpu]\nvisible_devices = {count = 1}\n", {}, {}),
+        ("[gpu]\nvisible_devices = {count = 1}\n", {"CUDA_VISIBLE_DEVICES": "0"}, {"1": "not granted"}),
         ("on_error = 'cpu'\n[gpu]\nvisible_devices = [7]\n", {}, dict.fromkeys("01", "programs see no GPU: on_error")),
         ("on_error = 'fail'\n[gpu]\nvisible_devices = [7]\n", {}, dict.fromkeys("01", "raises PolicyError: on_error")),
         ("[gpu]\nvisible_devices = [1]\n", {"TFGPU_DISABLE": "1"}, {}),

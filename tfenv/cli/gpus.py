@@ -15,7 +15,7 @@ from tfenv.gpus.inventory import read_inventory
 from tfenv.gpus.usage import GpuState, Usage, read_usage
 from tfenv.pipeline import Decision, Loaded, current_start, decide, load, switched_off
 from tfenv.policy.hidden import Hidden, hidden_by
-from tfenv.policy.model import AutoChoice, EffectivePolicy, Grant, Inventory, Origin
+from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.units import format_bytes
 
 if TYPE_CHECKING:
@@ -159,22 +159,20 @@ def _look() -> _Sight:
     hidden = _hidden(decision, loaded, grant, inventory, request)
     return _Sight(
         usage,
-        _names(loaded.policy, decision, inventory, hidden),
+        _names(decision, inventory, hidden),
         hidden,
         tuple(_notes(usage, decision, grant, off=off)),
     )
 
 
-def _names(
-    policy: EffectivePolicy, decision: Decision, inventory: Inventory, hidden: Mapping[str, object]
-) -> Mapping[str, str]:
-    setting, planned = policy.settings.get("visible_devices"), decision.plan.devices
+def _names(decision: Decision, inventory: Inventory, hidden: Mapping[str, object]) -> Mapping[str, str]:
+    plan = decision.plan
     visible = [device.uuid for device in inventory.devices or () if device.uuid not in hidden]
-    if setting is not None and isinstance(setting.value, AutoChoice):
+    if plan.choosing is not None:
         return dict.fromkeys(visible, "may be chosen")
-    if planned is None:
+    if plan.devices is None:
         return dict.fromkeys(visible, "yes")
-    known = {card.device.uuid: f"GPU:{place}" for place, card in enumerate(planned) if card.device is not None}
+    known = {card.device.uuid: f"GPU:{place}" for place, card in enumerate(plan.devices) if card.device is not None}
     return {uuid: known.get(uuid, "?") for uuid in visible}
 
 
