@@ -96,6 +96,7 @@ bench: venv
 	$(BIN)/python benchmarks/import_tf.py
 	$(BIN)/python benchmarks/clamp.py
 	$(BIN)/python benchmarks/machine_policy.py
+	$(BIN)/python benchmarks/resolver.py
 
 build: venv
 	$(BIN)/python -m build --outdir dist .

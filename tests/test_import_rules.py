@@ -38,6 +38,7 @@ OWNERS = {
     "google": ("frameworks",),
     "pynvml": ("gpus",),
     "watchdog": ("watch",),
+    "shtab": ("cli",),
 }
 #: Loaded only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}

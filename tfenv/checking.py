@@ -50,19 +50,20 @@ def check_here() -> Checked:
     return Checked(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
 
-def check_path(path: str) -> Checked:
+def check_path(path: str, *, table_optional: bool = False) -> Checked:
     """Check one file, or all files of a directory: a project's, or a machine layer's tree.
 
     A machine layer that is not /etc/tfgpu is a draft: whoever owns the directory counts as its administrator.
 
     Args:
         path: Of a tfgpu.toml, a pyproject.toml, or a directory. One that does not exist is a finding.
+        table_optional: A pyproject.toml without a table of ours is no mistake.
     """
     full = os.path.abspath(path)
     if not os.path.lexists(full):
         right = "`sudo tfgpu init --machine` writes a first one" if full == MACHINE_ROOT else "correct the path"
         return _nothing(full, f"there is no such file or directory; {right}")
-    sources = list(_sources_in(full) if os.path.isdir(full) else [_source_of(full)])
+    sources = list(_sources_in(full) if os.path.isdir(full) else [_source_of(full, table_optional=table_optional)])
     if not sources:
         message = f"neither {FILE_NAME} nor {_PYPROJECT} is here; `tfgpu init` writes a first policy"
         return _nothing(full, message)
@@ -204,7 +205,7 @@ def _is_name(scope: Literal["group", "user"], name: str) -> bool:
     return (find_user(name) if scope == "user" else find_group(name)) is not None
 
 
-def _source_of(path: str) -> Source:
+def _source_of(path: str, *, table_optional: bool = False) -> Source:
     """A file with the layer that it belongs to where it stands."""
     folder, name = os.path.split(path)
     root, scope = os.path.split(folder)
@@ -216,7 +217,7 @@ def _source_of(path: str) -> Source:
         return Source("user", path, start_owner=_owner(folder))
     # A pyproject.toml that is named on purpose and has no table of ours is a mistake.
     table = PYPROJECT_TABLE if name == _PYPROJECT else ()
-    return Source("project", path, table=table, start_owner=_owner(folder), required=True)
+    return Source("project", path, table=table, start_owner=_owner(folder), required=not table_optional)
 
 
 def _is_machine_root(folder: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -25,7 +25,6 @@ from tfenv.policy.model import (
     LAYER_ORDER,
     Grant,
     Inventory,
-    KeyPath,
     LayerName,
     MemoryLimit,
     OnError,
@@ -360,20 +359,8 @@ def _is_about(finding: Finding, origin: Origin) -> bool:
 
 
 def _value(loaded: Loaded, origin: Origin) -> Value:
-    for document in loaded.documents:
-        if document.source.path == origin.path:
-            found = _written(document.data, origin.key)
-            line, column = document.position(origin.key) or (None, None)
-            return Value(dotted(origin.key), found, origin.layer, origin.path, line, column)
-    return Value(dotted(origin.key), None, origin.layer, origin.path)
-
-
-def _written(data: Mapping[str, object], key: KeyPath) -> object:
-    """The value as its author wrote it; None where the key is not there."""
-    inner: object = data
-    for part in key:
-        inner = inner.get(str(part)) if isinstance(inner, Mapping) else None
-    return inner
+    value, position = loaded.written(origin)
+    return Value(dotted(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
 
 
 # ---- files

@@ -23,6 +23,7 @@ from tfenv.policy.model import (
     Inventory,
     KeyPath,
     Layer,
+    Origin,
     Plan,
     Seat,
     Source,
@@ -92,6 +93,20 @@ class Loaded:
             if document.source.path == finding.path:
                 return _with_position(finding, document)
         return finding
+
+    def written(self, origin: Origin) -> tuple[object, tuple[int, int] | None]:
+        """A value as its author wrote it, and its line and column; None where that is not known."""
+        for document in self.documents:
+            if document.source.path == origin.path:
+                return _value_at(document.data, origin.key), document.position(origin.key)
+        return None, None
+
+
+def _value_at(data: Mapping[str, object], key: KeyPath) -> object:
+    inner: object = data
+    for part in key:
+        inner = inner.get(str(part)) if isinstance(inner, Mapping) else None
+    return inner
 
 
 def _with_position(finding: Finding, document: Document) -> Finding:

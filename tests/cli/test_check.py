@@ -95,6 +95,18 @@ def test_pyproject(project: Path, tfgpu: Tfgpu) -> None:
     assert result.stdout.startswith("pyproject.toml:5:1: gpu.memory_growth: ")
 
 
+def test_a_pyproject_without_our_table(project: Path, tfgpu: Tfgpu) -> None:
+    """Named on purpose it is a mistake; with --table-optional it is none, and what else is named is checked as ever."""
+    (project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    (project / "tfgpu.toml").write_text(BAD)
+    alone = tfgpu("check", "pyproject.toml")
+    assert (alone.returncode, "has no [tool.tfgpu] table" in alone.stdout) == (1, True)
+    assert tfgpu("check", "--table-optional", "pyproject.toml").returncode == 0
+    both = tfgpu("check", "--table-optional", "pyproject.toml", "tfgpu.toml")
+    assert both.returncode == 1
+    assert both.stdout.splitlines()[-1] == "1 error, 1 warning in 2 files"
+
+
 def test_a_machine_tree_is_checked_wholly(project: Path, tfgpu: Tfgpu) -> None:
     """Of a directory like /etc/tfgpu every group's and user's file counts, and [machine] is allowed there."""
     tree = project / "etc"

@@ -65,12 +65,31 @@ def test_variables_that_would_defeat_the_policy_do_not(case: Case, reports: Repo
     assert {request.call for request in report.requests if request.op == "alloc"} == {"cuMemAlloc"}
 
 
-@pytest.mark.parametrize("case", [_after(("eager",), TF_FORCE_GPU_ALLOW_GROWTH="false")], ids=["growth"])
-def test_a_cleared_variable_is_on_record(case: Case, reports: Reports) -> None:
-    """The record of the door says which variable of the program was cleared, and why."""
+#: The variable, and the key of the main policy that it would defeat.
+HELD = [(name, value, "memory_growth" if "GROWTH" in name else "memory_limit") for name, value in DEFEATING]
+
+
+@pytest.mark.parametrize(
+    ("case", "variable", "key"),
+    [
+        pytest.param(make, f"{name}={value}", key, id=f"{moment}-{name}={value}")
+        for name, value, key in HELD
+        for moment, make in (
+            ("before", Case(_main(**{name: value}), WAYS[0])),
+            ("after", _after(("eager",), **{name: value})),
+        )
+    ],
+)
+def test_a_cleared_variable_is_a_clamp_with_the_key_that_held(
+    case: Case, variable: str, key: str, reports: Reports
+) -> None:
+    """The event is policy_clamped, whenever the variable was set, and the finding names the file's key."""
     record = reports(case).passed("TFE_ContextOptionsSetConfig")
-    messages = [finding["message"] for finding in record["findings"]]
-    assert any("TF_FORCE_GPU_ALLOW_GROWTH=false" in message for message in messages)
+    assert (record["event"], record["status"]) == ("policy_clamped", "clamped")
+    (finding,) = (finding for finding in record["findings"] if variable in finding["message"])
+    assert (finding["asked_by"], finding["key"]) == ("the program", f"gpu.{key}")
+    assert finding["held_by"] == f"{finding['path']} (gpu.{key})"
+    assert finding["path"].endswith("/tfgpu.toml")
 
 
 # ---- CUDA_VISIBLE_DEVICES
@@ -149,12 +168,22 @@ def test_positions_count_within_the_grant(case: Case, gpus: set[int], reports: R
     assert report.gpus
 
 
-@pytest.mark.parametrize("case", [Case(_granted(CUDA_VISIBLE_DEVICES="3,2,1"), ("executed",))], ids=["grandchild"])
-def test_positions_mean_the_same_in_a_grandchild(case: Case, reports: Reports) -> None:
+#: The grant -> its second GPU, by number in the machine.
+SECOND = {"3,2,1": 2, "GPU-a3fa4e00,GPU-a0fa4e00,GPU-a1fa4e00": 0}
+
+
+@pytest.mark.parametrize(
+    ("case", "gpu"),
+    [
+        pytest.param(Case(_granted(CUDA_VISIBLE_DEVICES=grant), ("executed",)), gpu, id=grant)
+        for grant, gpu in SECOND.items()
+    ],
+)
+def test_positions_mean_the_same_in_a_grandchild(case: Case, gpu: int, reports: Reports) -> None:
     """The grant is carried on: the grandchild does not count again within the list its parent narrowed."""
     report = reports(case)
     assert report.results == ["2"]
-    assert set(report.gpus) == {2}
+    assert set(report.gpus) == {gpu}
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,12 @@ def test_half_uninstalled_is_silent(own: Environment, missing: str) -> None:
     assert (story == ["code"]) == (missing.startswith("startup"))
 
 
+def test_folder_of_the_package_gone_is_silent(own: Environment) -> None:
+    """What is left of tfenv is not taken for a file beside the program that hides it."""
+    (own.site_packages / "tfenv" / "startup").rename(own.folder / "gone")
+    assert own.story(IMPORT_AND_TELL) == ["code"]
+
+
 def test_package_gone_is_silent(own: Environment) -> None:
     """With the boot module left and the package gone, programs run as if tfenv were not there."""
     (own.site_packages / "tfenv").rename(own.folder / "gone")

@@ -6,7 +6,6 @@ The tightest limit holds, and its key is remembered: a record names what held.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from tfenv.policy.model import (
@@ -27,14 +26,8 @@ from tfenv.policy.units import format_limit
 __all__ = ["Held", "allocator", "growth", "limit_on", "mixes_sizes_and_shares", "planned", "position", "rules"]
 
 
-@dataclass(frozen=True)
-class Held:
-    """The limit on one GPU, and the keys that say so."""
-
-    limit: MemoryLimit | None = None
-    by: tuple[Origin, ...] = ()
-
-
+#: The limit on one GPU (None: unlimited), and the keys that say so.
+Held = tuple[MemoryLimit | None, tuple[Origin, ...]]
 #: One limit somebody declared, and where.
 _Bound = tuple[MemoryLimit, Origin]
 
@@ -105,12 +98,12 @@ def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None
     bounds = [*_memory_ceilings(policy), *([wish] if wish is not None else [])]
     limit = _tightest([bound for bound, _ in bounds], total)
     if limit is None:
-        return Held()
+        return None, ()
     holders = _holders(limit, bounds)
     if wish is not None and _is_above(wish[0], limit, total):
         text = f"{format_limit(wish[0])} is above the ceiling of {format_limit(limit)} from {origins_text(holders)}"
         notes.clamped(text, wish[1], asked_by=wish[1], held_by=holders)
-    return Held(limit, holders)
+    return limit, holders
 
 
 def _fit(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
@@ -133,17 +126,18 @@ def position(card: Card, room: Pool) -> int:
 
 def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: EffectivePolicy, notes: Notes) -> Held:
     """The limit within what the user's other processes leave of `memory_total`."""
+    limit, limited_by = held
     totals = _bounds(policy, "memory_total")
-    if seat is None or seat.limit is None or held.limit is None or not totals:
+    if seat is None or seat.limit is None or limit is None or not totals:
         return held
-    left = _tightest([held.limit, MemoryLimit(bytes=seat.limit)], total)
-    if left is None or left.on(total) == held.limit.on(total):
+    left = _tightest([limit, MemoryLimit(bytes=seat.limit)], total)
+    if left is None or left.on(total) == limit.on(total):
         return held
-    holders = tuple(dict.fromkeys([totals[0][1], *(held.by if left.fraction is not None else ())]))
-    text = f"{format_limit(held.limit)} is above the {format_limit(left)} that the user's other processes leave"
-    asked_by = held.by[0] if held.by else None
+    holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
+    text = f"{format_limit(limit)} is above the {format_limit(left)} that the user's other processes leave"
+    asked_by = limited_by[0] if limited_by else None
     notes.clamped(text, holders[0], asked_by=asked_by, held_by=holders)
-    return Held(left, holders)
+    return left, holders
 
 
 def planned(
@@ -161,15 +155,15 @@ def planned(
     total = card.device.total if card.device is not None else None
     rule = _rule_for(card, place, policy)
     seat = next((seat for seat in seats or () if seat.uuid == card.identity), None)
-    held = _left_for_us(limit_on(policy, rule, total, notes), seat, total, policy, notes)
+    limit, limited_by = _left_for_us(limit_on(policy, rule, total, notes), seat, total, policy, notes)
     parts = rule.logical_devices if rule is not None else ()
-    fitted = _fit(parts, held.limit, total)
+    fitted = _fit(parts, limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        room = "the card" if held.limit is None else format_limit(held.limit)
+        room = "the card" if limit is None else format_limit(limit)
         text = f"logical_devices are scaled down to fit {room}"
-        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=held.by or room)
+        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=limited_by or room)
     user_total = _tightest([bound for bound, _ in _bounds(policy, "memory_total")], total)
-    return PlannedDevice(card.token, card.device, held.limit, fitted, held.by, user_total)
+    return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total)
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:

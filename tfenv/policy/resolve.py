@@ -49,20 +49,20 @@ def resolve(
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
         choosing = None
     devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
-    default = limit_on(policy, None, None, notes if pool.open else Notes())
+    default, default_by = limit_on(policy, None, None, notes if pool.open else Notes())
     grows, grown_by = growth(policy, notes)
-    limited_by = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or default.by
+    limited_by = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or default_by
     allocates, allocated_by = allocator(policy, limited_by, notes)
     return Plan(
         visible=_visible_value(pool) if governed and not pool.open else None,
         pci_order=_sets_order(policy, grant, request, governed=governed and bool(pool.cards)),
         devices=None if pool.open else devices,
-        limit=default.limit,
+        limit=default,
         growth=grows,
         allocator=allocates,
         findings=tuple(dict.fromkeys(notes.findings)),
         machine_count=None if inventory.devices is None else len(inventory.devices),
-        limited_by=default.by,
+        limited_by=default_by,
         grown_by=grown_by,
         allocated_by=allocated_by,
         choosing=choosing,

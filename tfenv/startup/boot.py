@@ -92,15 +92,20 @@ def system_lender(folder: "str") -> "Any":
 
 
 def _is_ours() -> "bool":
-    """Whether `tfenv` is this package, and not a file of that name beside the program, which is not ours to run."""
+    """Whether `tfenv` is this package, and not a file of that name beside the program, which is not ours to run.
+
+    What an uninstall left of ours, beside this file, is passed over in silence.
+    """
     from importlib.util import find_spec
-    from os.path import isdir
+    from os.path import dirname, isdir
 
     spec = find_spec("tfenv")
     if spec is None:
         return False
     if any(isdir(folder + "/startup") for folder in spec.submodule_search_locations or ()):
         return True
+    if spec.origin is None or dirname(dirname(spec.origin)) == dirname(__file__):
+        return False
     sys.stderr.write(f"tfgpu: {ascii(spec.origin)[1:-1]} hides tfenv: no policy is applied\n")
     return False
 

@@ -7,6 +7,7 @@ interpreter does this part, and only the standard library and the clamp run insi
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -32,7 +33,7 @@ class RemoteError(TfenvError):
 
 
 def load(start: Start) -> pipeline.Loaded:
-    """As `pipeline.load`, here or in tfenv's own interpreter.
+    """As `pipeline.load`, here or in tfenv's own interpreter; nothing is found where that was removed.
 
     Raises:
         RemoteError: It did not answer.
@@ -40,7 +41,7 @@ def load(start: Start) -> pipeline.Loaded:
     interpreter = hook.resolver()
     if interpreter is None:
         return pipeline.load(start)
-    if not _anything_there(start):
+    if not os.path.exists(interpreter) or not _anything_there(start):
         return pipeline.Loaded(start, pipeline.identify(start.uid))
     loaded: pipeline.Loaded = _ask(interpreter, ("load", start))
     return loaded
