@@ -38,6 +38,8 @@ OWNERS = {
     "google": ("frameworks",),
     "pynvml": ("gpus",),
     "watchdog": ("watch",),
+    "duckdb": ("audit",),
+    "backports": ("audit",),
     "shtab": ("cli",),
 }
 #: Loaded only where they are needed, inside a function. (Commands may load what they print with.)

@@ -121,7 +121,12 @@ def test_dependencies(wheel: zipfile.ZipFile) -> None:
     hard = {re.split("[<>=]", line)[0] for line in required if "extra ==" not in line}
     assert hard == {"tomli", "structlog", "jsonschema", "watchdog", "nvidia-ml-py", "rich", "shtab"}
     extras = sorted(line for line in required if "extra ==" in line)
-    assert extras == ["tensorflow>=2.16; extra == 'tensorflow'", "tensorflow[and-cuda]>=2.16; extra == 'cuda'"]
+    assert extras == [
+        "backports-zstd>=1.0; (python_version < '3.14') and extra == 'audit'",
+        "duckdb>=1.3; extra == 'audit'",
+        "tensorflow>=2.16; extra == 'tensorflow'",
+        "tensorflow[and-cuda]>=2.16; extra == 'cuda'",
+    ]
 
 
 def test_lowest_versions_are_those_that_are_tested() -> None:

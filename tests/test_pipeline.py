@@ -10,6 +10,7 @@ import pytest
 
 from tests.machine import GIB, HOSTILE, INVENTORY, MACHINE, ME, STRICT, Machine, assert_within
 from tfenv import pipeline
+from tfenv.audit import sinks
 from tfenv.policy.model import Grant, MemoryLimit
 
 
@@ -38,6 +39,26 @@ def test_all_layers_meet_in_one_plan(machine: Machine) -> None:
     assert (plan.visible, plan.growth) == ("1", True)
     assert [device.limit for device in plan.devices or ()] == [MemoryLimit(bytes=20 * GIB)]
     assert [finding.code for finding in plan.findings] == ["clamped"]
+
+
+@pytest.mark.parametrize("on_error", ["warn", "cpu", "fail"])
+@pytest.mark.parametrize("asked", ["file = '/no/such/directory/<uid>.jsonl'", "syslog = true"])
+@pytest.mark.parametrize("layer", ["machine", "user"])
+def test_a_log_that_the_machine_asks_for_has_its_say(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, layer: str, asked: str, on_error: str
+) -> None:
+    """Where the administrator's log cannot be written, `on_error` decides; a user's own log stops nothing."""
+    monkeypatch.setattr(sinks, "SYSLOG_SOCKET", str(machine.root / "nobody-listens"))
+    monkeypatch.setenv(sinks.COMPLAINED_VARIABLE, "1")
+    file = {"machine": "etc/tfgpu.toml", "user": "home/.config/tfgpu/tfgpu.toml"}[layer]
+    machine.write(file, f'on_error = "{on_error}"\n[audit]\n{asked}\n')
+    loaded = machine.load()
+    log = sinks.AuditLog(loaded.policy.audit, loaded.start.home, ME)
+    log.open_now()
+    decision = pipeline.decide(loaded, Grant(), INVENTORY, elsewhere=log.findings)
+    assert bool(decision.errors) == (layer == "machine")
+    said = "warn" if layer == "user" else on_error
+    assert (decision.refused, decision.no_gpu) == (said == "fail", said == "cpu")
 
 
 def test_a_broken_file_is_left_out_and_the_others_apply(machine: Machine) -> None:

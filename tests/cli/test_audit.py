@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfenv.audit.query import Query, summarize
+from tfenv.audit.query import Query, group_of
 from tfenv.audit.record import Context, Process, encode, policy_applied
+from tfenv.audit.usage import summarize
 from tfenv.cli import audit
 from tfenv.errors import Finding
-from tfenv.policy.model import DeviceOutcome, Outcome, Subject
+from tfenv.policy.model import DeviceOutcome, Outcome, Start, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import argparse, sys
+from tfenv.audit.usage import summarize
 from tfenv.cli import audit
 parser = argparse.ArgumentParser(prog="tfgpu")
 audit.add_parser(parser.add_subparsers())
@@ -94,7 +97,11 @@ def test_json_is_every_record_unchanged(tfgpu: Tfgpu, log: Path) -> None:
         (["--uid", "1"], 0),
         (["--event", "applied"], 31),
         (["--event", "policy_loaded"], 0),
-        (["--status", "clamped"], 1),
+        (["--outcome", "clamped"], 1),
+        (["--gpu", "GPU-8932"], 31),
+        (["--gpu", "GPU-8932", "--gpu", "1", "--outcome", "applied"], 30),
+        (["--gpu", "name:A*"], 0),
+        (["--until", "2026-11-05T09:00:25Z"], 25),
         (["--project", "/srv/vision/"], 31),
         (["--project", "/srv/vis"], 0),
         (["--script", "train*"], 31),
@@ -116,24 +123,99 @@ def test_changes_of_files_can_be_asked_for(tfgpu: Tfgpu, log: Path) -> None:
     assert [json.loads(record)["event"] for record in shown.stdout.splitlines()] == ["policy_changed"]
 
 
-def test_rotated_logs_are_read_when_asked(tfgpu: Tfgpu, log: Path) -> None:
-    """`--rotated` adds the older siblings, oldest first."""
+def test_rotated_logs_are_read(tfgpu: Tfgpu, log: Path) -> None:
+    """What logrotate made of a log is read with it, oldest first, and once, also where a shell names both."""
     log.rename(log.with_name("audit.jsonl.1"))
     log.write_bytes(line(31))
-    assert tfgpu("--file", log, "--format", "json").stdout.count("\n") == 1
-    records = [json.loads(text) for text in tfgpu("--file", log, "--format", "json", "--rotated").stdout.splitlines()]
-    assert [record["pid"] for record in records] == list(range(32))
+    for paths in ([log], [log, log.with_name("audit.jsonl.1")]):
+        records = [json.loads(text) for text in tfgpu("--format", "json", "--file", *paths).stdout.splitlines()]
+        assert [record["pid"] for record in records] == list(range(32))
+
+
+def test_what_nothing_here_can_decompress_is_named(tfgpu: Tfgpu, log: Path) -> None:
+    """A .zst without a module that reads it is left out, with a line that says what would help, and exit code 1."""
+    log.with_name("audit.jsonl.1.zst").touch()
+    blocked = f"import sys; sys.modules.update({{'compression.zstd': None, 'backports.zstd': None}})\n{PROGRAM}"
+    run = subprocess.run(
+        [sys.executable, "-c", blocked, "audit", "--file", log], env=environment(), capture_output=True, check=False
+    )
+    assert (run.returncode, run.stdout.count(b"\n")) == (1, 21)
+    assert b"audit.jsonl.1.zst is left out" in run.stderr
+    assert b"tfenv[audit]" in run.stderr
+
+
+def test_a_pipe_is_read_to_its_end(log: Path) -> None:
+    """`journalctl -t tfgpu -o cat | tfgpu audit --file /dev/stdin` shows what journald kept."""
+    for options, lines in (([], 21), (["--format", "json"], 31), (["summary"], 3)):
+        shown = subprocess.run(
+            command(*options, "--file", "/dev/stdin"),
+            env=environment(),
+            input=log.read_bytes(),
+            capture_output=True,
+            check=False,
+        )
+        assert (shown.stdout.count(b"\n"), shown.stderr) == (lines, b"")
 
 
 def test_a_summary_per_user_and_gpu(tfgpu: Tfgpu, log: Path) -> None:
-    """`--summary` counts the processes of each user on each GPU, as a table and as JSON."""
-    rows = [text.split() for text in tfgpu("--file", log, "--summary").stdout.splitlines()[1:]]
-    assert [row[:3] for row in rows] == [["alice", "GPU-8932f937-d72c", "30"], ["bob", "GPU-8932f937-d72c", "1"]]
-    summary = [json.loads(text) for text in tfgpu("--file", log, "--summary", "--format", "json").stdout.splitlines()]
-    assert [(row["user"], row["processes"], row["limit_bytes"]) for row in summary] == [
-        ("alice", 30, 8 << 30),
-        ("bob", 1, 8 << 30),
+    """Processes, limits asked and given, clamps and failures of each user on each GPU, as a table and as JSON."""
+    with log.open("ab") as file:
+        file.write(line(31, "bob", event="policy_clamped", asked={"per_process_gpu_memory_fraction": 0.9}))
+    _, *rows = tfgpu("summary", "--file", log).stdout.splitlines()
+    assert [row.split("  ") for row in map(_narrow, rows)] == [
+        ["alice", "GPU-8932f937-d72c", "30", "-", "8.0 GiB", "0", "0", "2026-11-05 09:00:29"],
+        ["bob", "GPU-8932f937-d72c", "2", "90%", "8.0 GiB", "1", "0", "2026-11-05 09:00:31"],
     ]
+    shown = tfgpu("summary", "--file", log, "--format", "json").stdout
+    assert [json.loads(text) for text in shown.splitlines()][1] == {
+        "user": "bob",
+        "gpu": "GPU-8932f937-d72c",
+        "processes": 2,
+        "clamped": 1,
+        "failed": 0,
+        "asked_bytes": None,
+        "asked_fraction": 0.9,
+        "given_bytes": 8 << 30,
+        "given_fraction": None,
+        "last": "2026-11-05T09:00:31.000000Z",
+    }
+
+
+def _narrow(row: str) -> str:
+    return re.sub(" {2,}", "  ", row)
+
+
+def test_a_summary_takes_the_filters_before_it_and_behind_it(tfgpu: Tfgpu, log: Path) -> None:
+    """`tfgpu audit --user bob summary` is `tfgpu audit summary --user bob`."""
+    for words in (["--user", "bob", "summary"], ["summary", "--user", "bob"]):
+        assert tfgpu(*words, "--file", log, "--format", "json").stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "head"), [("table", "time"), ("text", "time"), ("json", '{"timestamp"')])
+def test_the_table_is_also_called_text(tfgpu: Tfgpu, log: Path, name: str, head: str) -> None:
+    """`--format text`, as other commands have it, is the table."""
+    assert tfgpu("--file", log, "--format", name).stdout.startswith(head)
+
+
+def test_figures_for_prometheus(tfgpu: Tfgpu, log: Path, tmp_path: Path) -> None:
+    """`export` writes the file and says nothing; lines that are no records are counted there, and on stderr."""
+    figures = tmp_path / "tfgpu.prom"
+    run = tfgpu("export", "--prometheus", figures, "--file", log)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert 'tfgpu_policy_applied_total{user="alice",gpu="GPU-8932f937-d72c"} 30' in figures.read_text().splitlines()
+    with log.open("ab") as file:
+        file.write(b"torn\n")
+    run = tfgpu("export", "--prometheus", figures, "--file", log)
+    assert (run.returncode, run.stderr) == (1, "tfgpu audit: 1 line is not an audit record\n")
+
+
+def test_a_file_of_something_else_is_not_overwritten(tfgpu: Tfgpu, log: Path, tmp_path: Path) -> None:
+    """`--prometheus train.py` is refused, with exit code 2."""
+    program = tmp_path / "train.py"
+    program.write_text("import tensorflow\n")
+    run = tfgpu("export", "--prometheus", program, "--file", log)
+    assert (run.returncode, program.read_text()) == (2, "import tensorflow\n")
+    assert "train.py: it was not written by this command" in run.stderr
 
 
 def test_unreadable_lines_are_counted_on_stderr(tfgpu: Tfgpu, log: Path) -> None:
@@ -153,7 +235,17 @@ def test_a_log_that_was_named_and_is_not_there(tfgpu: Tfgpu, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "options", [["--since", "yesterday"], ["--event", "x"], ["-n", "-1"], ["--follow", "--summary"]]
+    "options",
+    [
+        ["--since", "yesterday"],
+        ["--until", "x"],
+        ["--event", "x"],
+        ["-n", "-1"],
+        ["summary", "--follow"],
+        ["export"],
+        ["export", "--user", "x", "--prometheus", "y"],
+        ["--format", "yaml"],
+    ],
 )
 def test_wrong_usage(tfgpu: Tfgpu, options: list[str]) -> None:
     """What cannot be understood is exit code 2 with a message, never a traceback."""
@@ -170,6 +262,15 @@ def test_the_own_log_is_found_by_the_account_and_not_by_home(tfgpu: Tfgpu, tmp_p
     assert "planted" not in tfgpu(HOME=str(tmp_path)).stdout
     home = pwd.getpwuid(os.geteuid()).pw_dir
     assert audit._own_logs() == [Path(home, ".local/state/tfgpu/audit.jsonl")]
+
+
+def test_root_reads_the_logs_of_all_users(tmp_path: Path) -> None:
+    """Where each user has a log of their own, `<uid>` means everybody's to root, and one's own to others."""
+    for name in ("0.jsonl", "1000.jsonl", "1001.jsonl", "1000.jsonl.1", "x.jsonl", "notes"):
+        (tmp_path / name).touch()
+    for uid, found in ((0, ["0.jsonl", "1000.jsonl", "1001.jsonl"]), (1001, ["1001.jsonl"])):
+        start = Start(cwd="/", uid=uid, home="/root", config_home="/root/.config")
+        assert audit._expanded(f"{tmp_path}/<uid>.jsonl", start) == [tmp_path / name for name in found]
 
 
 def test_names_in_the_log_cannot_steer_the_terminal(tfgpu: Tfgpu, log: Path) -> None:
@@ -243,7 +344,7 @@ def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, 
     """A record whose fields have other types than ours (a newer version, another program) is no traceback."""
     record = {**fields, "timestamp": timestamp, "event": event}
     assert all(cell.isprintable() for cell in audit._row(record))
-    for row in summarize([{**record, "event": "policy_applied"}]):
+    for row in summarize([group_of({**record, "event": "policy_applied"})]):
         audit._summary_row(row)
     query = Query(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
     query.matches(record)

@@ -29,6 +29,8 @@ TYPED = {
     "tfgpu explain --project pla": "tfgpu explain --project plans/",
     "tfgpu run --memory": "tfgpu run --memory-limit ",
     "tfgpu run -- python tra": "tfgpu run -- python train.py ",
+    "tfgpu audit summ": "tfgpu audit summary ",
+    "tfgpu audit summary --outc": "tfgpu audit summary --outcome ",
     "tfgpu completion fi": "tfgpu completion fish ",
 }
 #: Ctrl-X Ctrl-B writes the line that is being edited into a file, and empties it.

@@ -115,6 +115,25 @@ def test_audit_sinks_add_up() -> None:
     assert policy.audit.files == ("/var/log/tfgpu/<uid>.jsonl", "/srv/p/log/a.jsonl")
     assert policy.audit.required_files == ("/var/log/tfgpu/<uid>.jsonl",)
     assert policy.audit.syslog
+    assert policy.audit.required_syslog
+
+
+@pytest.mark.parametrize(
+    ("said", "on", "required"),
+    [
+        ({}, False, False),
+        ({"machine": False, "user": False}, False, False),
+        ({"machine": False, "project": True}, True, False),
+        ({"machine": True, "user": False}, True, True),
+    ],
+    ids=str,
+)
+def test_syslog_is_required_where_the_machine_asks_for_it(
+    said: dict[LayerName, bool], *, on: bool, required: bool
+) -> None:
+    """Anybody may add syslog, nobody can take it away; only the machine's wish is one that `on_error` watches over."""
+    sinks = merge([audit(name, syslog=value) for name, value in said.items()], SUBJECT).audit
+    assert (sinks.syslog, sinks.required_syslog) == (on, required)
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,53 @@
-"""Reading the log back: streaming, tolerant of torn and foreign lines, across rotations."""
+"""Reading the log back: streaming, tolerant of torn and foreign lines, compressed or not."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
+from io import BufferedReader
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
+from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
 from tfenv.policy.units import parse_duration
 
 __all__ = [
+    "BEGIN",
+    "TIMESTAMP_BYTES",
+    "Group",
     "Query",
     "Record",
-    "Tail",
     "Tally",
-    "UserGpu",
+    "devices_of",
+    "gpu_name",
+    "group_of",
+    "groups",
+    "is_worth_reading",
     "last",
-    "parse_since",
+    "parse_moment",
     "read",
     "select",
-    "summarize",
-    "with_rotated",
 ]
 
 #: A record as it was read: only `timestamp` and `event` are known to be texts.
 Record = Mapping[str, Any]
 
-_BEGIN = b'{"timestamp":"'
-_TIMESTAMP_BYTES = len("2026-11-05T09:31:07.123456Z")
+#: How every record of ours begins, and how long the timestamp behind it is.
+BEGIN = b'{"timestamp":"'
+TIMESTAMP_BYTES = len("2026-11-05T09:31:07.123456Z")
+_TIMESTAMP = slice(len(BEGIN), len(BEGIN) + TIMESTAMP_BYTES)
 _CHUNK_BYTES = 1 << 20
 # Far above any record: a file of zeros, or of something else, is not collected into one line.
 _LONGEST_LINE_BYTES = 1 << 16
+# A file server's clock, which dates the last change of a log, may be behind the one that dates its records.
+_CLOCKS_DIFFER_BY = timedelta(hours=1)
 
 
 @dataclass
@@ -60,36 +69,46 @@ class Query:
         events: Names as in the record: "policy_applied".
         users: User names.
         uids: User ids.
-        statuses: Outcomes: "clamped".
+        outcomes: What became of it at a door: "clamped", as in the record's `status`.
+        gpus: GPUs, as `is_gpu` takes them: a UUID or its beginning, an entry of CUDA_VISIBLE_DEVICES, `name:*A100*`.
         project: A directory: records of a project or script in it or below it.
         script: Path, file name or glob of the program.
-        since: No record before it, as `parse_since` gives it.
+        since: No record before it, as `parse_moment` gives it.
+        until: Only records before it, likewise.
     """
 
     events: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
     uids: frozenset[int] = frozenset()
-    statuses: frozenset[str] = frozenset()
+    outcomes: frozenset[str] = frozenset()
+    gpus: frozenset[str] = frozenset()
     project: str | None = None
     script: str | None = None
     since: str = ""
+    until: str = ""
 
     def matches(self, record: Record) -> bool:
         """Whether the record is wanted."""
         return (
             record["timestamp"] >= self.since
+            and (not self.until or record["timestamp"] < self.until)
             and _wanted(self.events, record["event"])
             and _wanted(self.users, record.get("user"))
             and _wanted(self.uids, record.get("uid"))
-            and _wanted(self.statuses, record.get("status"))
+            and _wanted(self.outcomes, record.get("status"))
+            and (not self.gpus or any(self.has_gpu(device) for device in devices_of(record)))
             and (self.project is None or _is_of_project(record, self.project))
             and (self.script is None or _is_script(record.get("script"), self.script))
         )
 
+    def has_gpu(self, device: Mapping[str, Any]) -> bool:
+        """Whether an entry of a record's `devices` is among the GPUs that are wanted."""
+        return not self.gpus or any(_is_gpu(device, wanted) for wanted in self.gpus)
+
     def needles(self) -> tuple[tuple[bytes, ...], ...]:
         """Byte strings of which each line that matches has at least one per group: cheaper than parsing it."""
         groups: list[Iterable[str]] = [
-            [json.dumps(text) for text in wanted] for wanted in (self.events, self.users, self.statuses) if wanted
+            [json.dumps(text) for text in wanted] for wanted in (self.events, self.users, self.outcomes) if wanted
         ]
         groups += [[str(uid) for uid in self.uids]] if self.uids else []
         # A text that JSON may spell in several ways is no use as a needle.
@@ -98,8 +117,43 @@ class Query:
         )
 
 
+@dataclass(frozen=True)
+class Group:
+    """Records of one log that differ in nothing that is asked for.
+
+    Attributes:
+        record: One for all; its `timestamp` is the newest of all.
+        times: How many there are.
+        pids: Of what processes, each once, as text.
+    """
+
+    record: Record
+    times: int
+    pids: Sequence[str]
+
+
 def _wanted(values: frozenset[Any], value: object) -> bool:
     return not values or (isinstance(value, (str, int)) and value in values)
+
+
+def devices_of(record: Record) -> list[Mapping[str, Any]]:
+    """The entries of `devices` that are what they should be."""
+    devices = record.get("devices")
+    return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
+
+
+def gpu_name(device: Mapping[str, Any]) -> str:
+    """UUID; the entry of CUDA_VISIBLE_DEVICES, or TensorFlow's number, where there is none."""
+    return str(device.get("uuid") or device.get("token") or device.get("index"))
+
+
+def _is_gpu(device: Mapping[str, Any], wanted: str) -> bool:
+    if wanted.startswith("name:"):
+        return fnmatchcase(str(device.get("name") or ""), wanted.removeprefix("name:"))
+    uuid = device.get("uuid")
+    if wanted.startswith(("GPU-", "MIG-")) and isinstance(uuid, str) and uuid.startswith(wanted):
+        return True
+    return wanted in (device.get("token"), gpu_name(device))
 
 
 def _is_of_project(record: Record, folder: str) -> bool:
@@ -115,8 +169,8 @@ def _is_script(path: object, pattern: str) -> bool:
     return isinstance(path, str) and any(fnmatchcase(name, pattern) for name in (path, path.rpartition("/")[2]))
 
 
-def parse_since(text: str, now: datetime | None = None) -> str:
-    """The moment from which on records are wanted, spelled as in the records.
+def parse_moment(text: str, now: datetime | None = None) -> str:
+    """A moment, spelled as in the records.
 
     Args:
         text: A duration back from now ("30min", "2h", "7d"), or a date or time in ISO 8601: without a time
@@ -131,6 +185,10 @@ def parse_since(text: str, now: datetime | None = None) -> str:
         moment = (now or datetime.now(timezone.utc)) - back
     except (ValueError, OverflowError):
         moment = _parse_iso(text)
+    return _spelled(moment)
+
+
+def _spelled(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -146,10 +204,10 @@ def _parse_iso(text: str) -> datetime:
 
 def select(lines: Iterable[bytes], query: Query, tally: Tally) -> Iterator[Record]:
     """The records among `lines` that the query wants."""
-    needles, since = query.needles(), query.since.encode("ascii")
+    needles, since, until = query.needles(), query.since.encode("ascii"), query.until.encode("ascii") or b"~"
     for line in lines:
-        if line.startswith(_BEGIN):
-            if line[len(_BEGIN) : len(_BEGIN) + _TIMESTAMP_BYTES] < since:
+        if line.startswith(BEGIN):
+            if not since <= line[_TIMESTAMP] < until and line.find(BEGIN, 1) < 0:  # a whole record behind a torn one
                 continue
             if line.endswith(b"}") and not _has_all(line, needles):
                 continue
@@ -169,7 +227,7 @@ def _parse(line: bytes, tally: Tally) -> Record | None:
     record = _as_record(line)
     if record is None:
         tally.unreadable += 1
-        start = line.rfind(_BEGIN)
+        start = line.rfind(BEGIN)
         record = _as_record(line[start:]) if start > 0 else None
     return record
 
@@ -184,10 +242,10 @@ def _as_record(line: bytes) -> Record | None:
     return cast(Record, value)
 
 
-def _lines(file: IO[bytes], tally: Tally) -> Iterator[bytes]:
+def _lines(file: BufferedReader, tally: Tally) -> Iterator[bytes]:
     """Lines without their newlines; what follows the last newline is a line too."""
     rest = b""
-    while chunk := file.read(_CHUNK_BYTES):
+    while chunk := file.read1(_CHUNK_BYTES):  # not read: what stands before a damage would be lost with it
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
         if len(rest) > _LONGEST_LINE_BYTES:
@@ -214,10 +272,6 @@ def _lines_from_the_end(path: Path, end: int | None, tally: Tally) -> Iterator[b
         yield rest
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
 # ---- logs
 
 
@@ -228,15 +282,40 @@ def read(paths: Sequence[Path], query: Query, tally: Tally) -> Iterator[Record]:
         OSError: A log cannot be read.
     """
     for path in paths:
-        with _open(path) as file:
-            yield from select(_whole_lines(file, tally), query, tally)
+        if is_worth_reading(path, query.since):
+            with open_log(path) as file:
+                yield from select(_whole_lines(path, file, tally), query, tally)
 
 
-def _whole_lines(file: IO[bytes], tally: Tally) -> Iterator[bytes]:
+def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
+    """Each wanted record of a log as a group of its own.
+
+    Raises:
+        OSError: The log cannot be read.
+    """
+    for record in read([log], query, tally):
+        yield group_of(record)
+
+
+def group_of(record: Record) -> Group:
+    """One record, of one process."""
+    return Group(record, 1, (str(record.get("pid")),))
+
+
+def is_worth_reading(path: Path, since: str) -> bool:
+    """Whether a log can hold a record of that moment or later: none is younger than the file's last change."""
+    if not since:
+        return True
+    return _spelled(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc) + _CLOCKS_DIFFER_BY) >= since
+
+
+def _whole_lines(path: Path, file: BufferedReader, tally: Tally) -> Iterator[bytes]:
     """The lines up to where a compressed file is damaged."""
     try:
         yield from _lines(file, tally)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
+    except Exception as error:
+        if not is_damage(path, error):
+            raise
         tally.unreadable += 1
 
 
@@ -256,156 +335,26 @@ def last(
         OSError: A log cannot be read.
     """
     found: list[Record] = []
-    for path in paths:
-        if path.suffix == ".gz":
-            found += deque(read([path], query, tally), maxlen=count)
-            continue
-        lines = _lines_from_the_end(path, (ends or {}).get(path), tally)
-        newest = [record for record, _ in zip(select(lines, query, tally), range(count), strict=False)]
-        found += reversed(newest)
-    found.sort(key=_timestamp)
-    return found[max(0, len(found) - count) :]
+    for path in sorted(paths, key=_last_change, reverse=True):  # many old logs need not be decompressed
+        oldest = found[0]["timestamp"] if found and len(found) >= count else query.since
+        if is_worth_reading(path, oldest):
+            end = (ends or {}).get(path)
+            found = sorted([*_last_of(path, query, tally, count, end), *found], key=_timestamp)
+            found = found[max(0, len(found) - count) :]
+    return found
+
+
+def _last_change(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _last_of(path: Path, query: Query, tally: Tally, count: int, end: int | None) -> list[Record]:
+    """The newest records of one log, oldest first; a pipe, as from journalctl, has no end to begin at."""
+    if path.suffix in COMPRESSED or not path.is_file():
+        return list(deque(read([path], query, tally), maxlen=count))
+    newest = select(_lines_from_the_end(path, end, tally), query, tally)
+    return list(islice(newest, count))[::-1]
 
 
 def _timestamp(record: Record) -> str:
     return cast(str, record["timestamp"])
-
-
-def with_rotated(path: Path) -> list[Path]:
-    """The log and what logrotate made of it, oldest first: `.3.gz`, `.2.gz`, `.1`, `-20261105.gz`, the log."""
-    pattern = re.compile(re.escape(path.name) + r"(?:\.(?P<age>\d+)|-(?P<date>\d{8,14}))(?:\.gz)?")
-    siblings = [(match, path.parent / name) for name in _names(path.parent) if (match := pattern.fullmatch(name))]
-    siblings.sort(key=lambda pair: (pair[0]["date"] or "", -int(pair[0]["age"] or 0)))
-    return [sibling for _, sibling in siblings] + ([path] if path.exists() else [])
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
-class Tail:
-    """What is appended to a log from now on, through rotations; the log may not exist yet.
-
-    Attributes:
-        path: The log.
-        position: Where reading goes on, in bytes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.position = 0
-        self._rest = b""
-        self._file: IO[bytes] | None = None
-        self._was_replaced = False
-        self._reopen(os.SEEK_END)
-
-    def poll(self) -> list[bytes]:
-        """The whole lines that came since the last call. Never waits."""
-        lines = self._read()
-        if not self._is_replaced():
-            return lines
-        # A writer may have opened the old file just before it was renamed: it has until the next call.
-        if self._file is None or self._was_replaced:
-            self._reopen()
-            return lines + self._read()
-        self._was_replaced = True
-        return lines
-
-    def close(self) -> None:
-        """Release the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _reopen(self, whence: int = os.SEEK_SET) -> None:
-        self.close()
-        self.position, self._rest, self._was_replaced = 0, b"", False
-        try:
-            self._file = self.path.open("rb")
-            self.position = self._file.seek(0, whence)
-        except OSError:
-            self.close()
-
-    def _is_replaced(self) -> bool:
-        if self._file is None:
-            return True
-        try:
-            now, ours = os.stat(self.path), os.fstat(self._file.fileno())
-        except OSError:  # renamed, and the new one is still to come
-            return False
-        return (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
-
-    def _read(self) -> list[bytes]:
-        if self._file is None:
-            return []
-        if os.fstat(self._file.fileno()).st_size < self.position:  # copytruncate
-            self.position, self._rest = 0, b""
-        self._file.seek(self.position)
-        data = self._file.read()
-        self.position += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return lines
-
-
-# ---- summary
-
-
-@dataclass
-class UserGpu:
-    """What one user did with one GPU.
-
-    Attributes:
-        user: Name.
-        gpu: UUID; the entry of CUDA_VISIBLE_DEVICES or TensorFlow's number where there is none; "" for
-            records without a GPU.
-        processes: Those that created devices, as host and pid.
-        clamped: Records of a program that asked for more than it got.
-        failed: Records of a policy that was not in force.
-        limit_bytes: The largest limit; None when none was in bytes.
-        last: Timestamp of the newest record.
-    """
-
-    user: str
-    gpu: str
-    processes: set[tuple[str, str]] = field(default_factory=set)
-    clamped: int = 0
-    failed: int = 0
-    limit_bytes: int | None = None
-    last: str = ""
-
-
-def summarize(records: Iterable[Record]) -> list[UserGpu]:
-    """Per user and GPU, sorted by both. Plans (policy_loaded, policy_changed) are no use of a GPU."""
-    rows: dict[tuple[str, str], UserGpu] = {}
-    for record in records:
-        if record["event"] in ("policy_applied", "policy_clamped", "policy_failed"):
-            for gpu, limit in _gpus(record):
-                key = (str(record.get("user")), gpu)
-                _count(rows.setdefault(key, UserGpu(*key)), record, limit)
-    return [rows[key] for key in sorted(rows)]
-
-
-def _gpus(record: Record) -> list[tuple[str, int | None]]:
-    devices = record.get("devices")
-    found = [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
-    return [(_gpu_name(device), _size(device.get("limit_bytes"))) for device in found] or [("", None)]
-
-
-def _gpu_name(device: Mapping[str, Any]) -> str:
-    return str(device.get("uuid") or device.get("token") or device.get("index"))
-
-
-def _size(value: object) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _count(row: UserGpu, record: Record, limit: int | None) -> None:
-    row.processes.add((str(record.get("host")), str(record.get("pid"))))
-    row.clamped += record["event"] == "policy_clamped"
-    row.failed += record["event"] == "policy_failed"
-    row.last = max(row.last, record["timestamp"])
-    if limit is not None:
-        row.limit_bytes = max(limit, row.limit_bytes or 0)

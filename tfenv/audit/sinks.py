@@ -269,18 +269,20 @@ class SyslogSink:
     Not the `syslog` module: its openlog() would rename the program's own messages, and it blocks.
     """
 
-    def __init__(self, address: str = SYSLOG_SOCKET) -> None:
+    def __init__(self, address: str) -> None:
         self.name = f"syslog ({address})"
         self._address = address
 
     def write(self, line: bytes, level: str) -> None:
-        """Send it, or fail at once."""
+        """Send it, or fail at once; of an empty line only find out whether somebody listens."""
         import socket
 
         priority = _SYSLOG_USER | _SYSLOG_SEVERITY[level]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
             connection.setblocking(False)
-            connection.sendto(b"<%d>tfgpu[%d]: %s" % (priority, os.getpid(), line.rstrip(b"\n")), self._address)
+            connection.connect(self._address)
+            if line:
+                connection.send(b"<%d>tfgpu[%d]: %s" % (priority, os.getpid(), line.rstrip(b"\n")))
 
 
 class StderrSink:
@@ -386,10 +388,11 @@ class AuditLog:
             text = "this user has no home directory, and so no audit log of their own"
             self.findings = (Finding("no-default-log", text, "note"),)
             sinks = replace(sinks, default_file=False)
+        syslog = SyslogSink(SYSLOG_SOCKET)
         targets: list[Sink] = [FileSink(path, home, uid, project) for path in log_names(sinks)]
-        targets += [SyslogSink()] if sinks.syslog else []
+        targets += [syslog] if sinks.syslog else []
         targets += [StderrSink()] if sinks.stderr == "json" else []
-        self._required = frozenset(sinks.required_files)
+        self._required = frozenset((*sinks.required_files, *([syslog.name] if sinks.required_syslog else [])))
         self._lines = tuple(_Line(target, self._failed) for target in targets)
         self._loggers: tuple[Any, ...] | None = None
         self._kept: deque[tuple[int, AuditRecord]] = deque()

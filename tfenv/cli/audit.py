@@ -1,4 +1,4 @@
-"""`tfgpu audit`: what was applied, to whom, when."""
+"""`tfgpu audit`: what was applied, to whom, when; per user and GPU; as figures for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,49 +11,111 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfenv.audit.query import Query, Record, Tail, Tally, UserGpu, last, parse_since, read, select, summarize
-from tfenv.audit.query import with_rotated as rotated_siblings
+from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, last, parse_moment, read, select
+from tfenv.audit.rotation import Tail, can_open, unique_logs
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
+from tfenv.audit.usage import UserGpu, summarize_logs
 from tfenv.cli.output import FINDINGS, INTERRUPTED, OK, USAGE, print_table, say
 from tfenv.errors import printable
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
 
 EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
-STATUSES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
+OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
 _COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
-_SUMMARY_COLUMNS = ("user", "GPU", "processes", "clamped", "failed", "largest limit", "last (UTC)")
+_USAGE = """%(prog)s [options]
+       %(prog)s summary [options]
+       %(prog)s export --prometheus FILE [options]"""
+_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
+
+
+# ---- options
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser of `tfgpu`."""
+    exit_codes = "Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage."
     parser = subparsers.add_parser(
         "audit",
         help="show what was applied, from the audit log",
-        description="Show records of the audit log. Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage.",
+        description=f"Show records of the audit log. {exit_codes}",
+        usage=_USAGE,
+        argument_default=argparse.SUPPRESS,
     )
     _add_filters(parser)
-    parser.add_argument("--file", type=Path, nargs="+", action="extend", metavar="PATH", help="logs to read")
-    parser.add_argument("--rotated", action="store_true", help="also what logrotate made of them (.1, .2.gz, …)")
-    parser.add_argument("-n", "--lines", type=_count, metavar="N", help="only the newest N (text: 20, json: all)")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--follow", "-f", action="store_true", help="go on with records as they are written")
-    shape.add_argument("--summary", action="store_true", help="per user and GPU")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="table, or one JSON value a line")
-    parser.set_defaults(run=run)
+    _add_files(parser)
+    parser.add_argument("-n", "--lines", type=_count, metavar="N", help="only the newest N (table: 20, json: all)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with records as they are written")
+    _add_format(parser)
+    parser.set_defaults(run=run, act=_show)
+    # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
+    actions = parser.add_subparsers(title="instead of records", metavar="ACTION", prog=parser.prog)
+    _add_summary(actions, f"Processes, limits, clamps and failures per user and GPU. {exit_codes}")
+    _add_export(actions, exit_codes)
+
+
+def _add_summary(actions: argparse._SubParsersAction[argparse.ArgumentParser], description: str) -> None:
+    parser = actions.add_parser(
+        "summary",
+        help="processes, limits, clamps and failures per user and GPU",
+        description=description,
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_filters(parser)
+    _add_files(parser)
+    _add_format(parser)
+    parser.set_defaults(act=_summarize)
+
+
+def _add_export(actions: argparse._SubParsersAction[argparse.ArgumentParser], exit_codes: str) -> None:
+    parser = actions.add_parser(
+        "export",
+        help="figures for the node exporter of Prometheus",
+        description="Count what was added to the logs since the last time, and write the totals into a file for the "
+        f"textfile collector of the node exporter. {exit_codes}",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--prometheus", type=Path, required=True, metavar="FILE", help="a .prom file in the collector's directory"
+    )
+    _add_files(parser)
+    parser.set_defaults(act=_export)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     wanted = parser.add_argument_group("which records")
     wanted.add_argument("--event", action="append", type=_event, metavar="EVENT", help=", ".join(EVENTS))
-    wanted.add_argument("--status", action="append", choices=STATUSES, help="outcome at a door")
+    wanted.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at a door")
     wanted.add_argument("--user", action="append", metavar="NAME", help="of this user")
     wanted.add_argument("--uid", action="append", type=int, help="of this user id")
+    wanted.add_argument("--gpu", action="append", metavar="GPU", help='a UUID or its beginning, or "name:*A100*"')
     wanted.add_argument("--project", metavar="DIR", help="of a project or script in this directory or below it")
     wanted.add_argument("--script", metavar="GLOB", help="of this program: path, file name or glob")
-    wanted.add_argument("--since", type=_since, metavar="WHEN", help='"2h", "7d", or a time in ISO 8601')
+    wanted.add_argument("--since", type=_moment, metavar="WHEN", help='"2h", "7d", or a time in ISO 8601')
+    wanted.add_argument("--until", type=_moment, metavar="WHEN", help="before that time")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--file",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="logs to read, with what was rotated away (.1, .2.gz, …); without it the log that the policy here names",
+    )
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    # "text", as other commands have it, is the table.
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "text"),
+        metavar="{table,json}",
+        help="for people (table), or one JSON value a line",
+    )
 
 
 def _event(text: str) -> str:
@@ -63,9 +125,9 @@ def _event(text: str) -> str:
     return f"policy_{name}"
 
 
-def _since(text: str) -> str:
+def _moment(text: str) -> str:
     try:
-        return parse_since(text)
+        return parse_moment(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -76,10 +138,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+# ---- what is done
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command: 0 ok, 1 some lines are not records, 2 a log that was named cannot be read."""
     try:
-        return _run(args)
+        code: int = args.act(args)
+        sys.stdout.flush()
     except BrokenPipeError:  # `tfgpu audit | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -88,35 +154,92 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         say("audit", f"{error.filename or 'the audit log'}: {error.strerror or error}")
         return USAGE
+    return code
 
 
-def _run(args: argparse.Namespace) -> int:
+def _show(args: argparse.Namespace) -> int:
     query, tally = _query(args), Tally()
-    paths = args.file or _own_logs()
-    logs = [log for path in paths for log in rotated_siblings(path)] if args.rotated else paths
-    if args.follow:
-        return _follow(paths, logs, query, args)
-    if args.file is None and not any(log.exists() for log in logs):
-        say("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
-        logs = []
-    if args.summary:
-        _print_summary(summarize(read(logs, query, tally)), args.format)
-    else:
-        _print_records(_records(logs, query, tally, args), args.format)
-    sys.stdout.flush()
-    return _report(tally)
+    if "follow" in args:
+        return _follow(query, args)
+    logs, code = _readable(_logs(args))
+    _print_records(_records(logs, query, tally, args), _is_json(args))
+    return max(code, _report(tally))
+
+
+def _summarize(args: argparse.Namespace) -> int:
+    tally = Tally()
+    logs, code = _readable(_logs(args))
+    _print_summary(summarize_logs(logs, _query(args), tally), _is_json(args))
+    return max(code, _report(tally))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tfenv.audit.prometheus import ForeignFileError, export
+
+    tally = Tally()
+    try:
+        unread = export(args.prometheus, _named_logs(args), tally)
+    except ForeignFileError as error:
+        say("audit", f"{args.prometheus}: {error}")
+        return USAGE
+    for log in unread:
+        _say_unreadable(log)
+    return max(FINDINGS if unread else OK, _report(tally))
+
+
+def _follow(query: Query, args: argparse.Namespace) -> int:
+    """Show the newest records, then all that come, until Ctrl-C."""
+    tally = Tally()
+    tails = [Tail(path) for path in _named_logs(args)]
+    ends = {tail.path: tail.position for tail in tails}
+    existing, _ = _readable([log for log in unique_logs(_named_logs(args)) if log.exists()])
+    count = getattr(args, "lines", _DEFAULT_COUNT)
+    _print_stream(last(existing, query, tally, count, ends), _is_json(args))
+    while True:
+        for tail in tails:
+            _print_stream(select(tail.poll(), query, tally), _is_json(args))
+        time.sleep(_POLL_SECONDS)
 
 
 def _query(args: argparse.Namespace) -> Query:
+    given = vars(args)
     return Query(
-        events=frozenset(args.event or ()),
-        users=frozenset(args.user or ()),
-        uids=frozenset(args.uid or ()),
-        statuses=frozenset(args.status or ()),
-        project=os.path.abspath(args.project) if args.project else None,
-        script=args.script,
-        since=args.since or "",
+        events=frozenset(given.get("event", ())),
+        users=frozenset(given.get("user", ())),
+        uids=frozenset(given.get("uid", ())),
+        outcomes=frozenset(given.get("outcome", ())),
+        gpus=frozenset(given.get("gpu", ())),
+        project=os.path.abspath(args.project) if "project" in args else None,
+        script=given.get("script"),
+        since=given.get("since", ""),
+        until=given.get("until", ""),
     )
+
+
+def _is_json(args: argparse.Namespace) -> bool:
+    return getattr(args, "format", "table") == "json"
+
+
+def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Namespace) -> Iterable[Record]:
+    if "lines" not in args and _is_json(args):
+        return read(logs, query, tally)
+    return last(logs, query, tally, getattr(args, "lines", _DEFAULT_COUNT))
+
+
+# ---- which logs
+
+
+def _logs(args: argparse.Namespace) -> list[Path]:
+    """What is to be read: the logs with what was rotated away from them."""
+    logs = unique_logs(_named_logs(args))
+    if "file" in args or any(log.exists() for log in logs):
+        return logs
+    say("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
+    return []
+
+
+def _named_logs(args: argparse.Namespace) -> list[Path]:
+    return args.file if "file" in args else _own_logs()
 
 
 def _own_logs() -> list[Path]:
@@ -127,22 +250,39 @@ def _own_logs() -> list[Path]:
     from tfenv.pipeline import current_start, load
 
     loaded = load(current_start())
-    names = log_names(loaded.policy.audit)
-    logs = [log for name in names if (log := _expanded(name, loaded.start)) is not None]
-    return [log for log in logs if log.exists()][:1] or logs[:1]
+    candidates = [_expanded(name, loaded.start) for name in log_names(loaded.policy.audit)]
+    existing = [logs for logs in candidates if any(log.exists() for log in unique_logs(logs))]
+    return [*existing, *candidates, []][0]
 
 
-def _expanded(name: str, start: Start) -> Path | None:
+def _expanded(name: str, start: Start) -> list[Path]:
+    """The log's path; for root those of all users where each has one of their own."""
+    if start.uid == 0 and "<uid>" in name:
+        folder, _, pattern = name.rpartition("/")
+        logs = [log for log in sorted(Path(folder).glob(pattern.replace("<uid>", "*"))) if _is_of_user(log, pattern)]
+        if logs:
+            return logs
     try:
-        return Path(expand_path(name, start.home, start.uid))
+        return [Path(expand_path(name, start.home, start.uid))]
     except RefusedLogError:
-        return None
+        return []
 
 
-def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Namespace) -> Iterable[Record]:
-    if args.lines is None and args.format == "json":
-        return read(logs, query, tally)
-    return last(logs, query, tally, _DEFAULT_COUNT if args.lines is None else args.lines)
+def _is_of_user(log: Path, pattern: str) -> bool:
+    before, _, after = pattern.partition("<uid>")
+    return log.name.removeprefix(before).removesuffix(after).isdecimal()
+
+
+def _readable(logs: Sequence[Path]) -> tuple[list[Path], int]:
+    """Those that can be decompressed here; the others are named, and make the exit code 1."""
+    unread = [log for log in logs if not can_open(log)]
+    for log in unread:
+        _say_unreadable(log)
+    return [log for log in logs if log not in unread], FINDINGS if unread else OK
+
+
+def _say_unreadable(log: Path) -> None:
+    say("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
 
 
 def _report(tally: Tally) -> int:
@@ -153,32 +293,18 @@ def _report(tally: Tally) -> int:
     return FINDINGS
 
 
-def _follow(paths: Sequence[Path], logs: Sequence[Path], query: Query, args: argparse.Namespace) -> int:
-    """Show the newest records, then all that come, until Ctrl-C."""
-    tally = Tally()
-    tails = [Tail(path) for path in paths]
-    ends = {tail.path: tail.position for tail in tails}
-    existing = [log for log in logs if log.exists()]
-    count = _DEFAULT_COUNT if args.lines is None else args.lines
-    _print_stream(last(existing, query, tally, count, ends), args.format)
-    while True:
-        for tail in tails:
-            _print_stream(select(tail.poll(), query, tally), args.format)
-        time.sleep(_POLL_SECONDS)
-
-
 # ---- output
 
 
-def _print_records(records: Iterable[Record], shape: str) -> None:
-    if shape == "json":
+def _print_records(records: Iterable[Record], is_json: bool) -> None:
+    if is_json:
         _print_json(records)
     else:
         print_table(_COLUMNS, [_row(record) for record in records])
 
 
-def _print_stream(records: Iterable[Record], shape: str) -> None:
-    if shape == "json":
+def _print_stream(records: Iterable[Record], is_json: bool) -> None:
+    if is_json:
         _print_json(records)
     else:
         for record in records:
@@ -192,9 +318,9 @@ def _print_json(records: Iterable[Mapping[str, Any]]) -> None:
         sys.stdout.write(json.dumps(record, ensure_ascii=True, separators=(",", ":")) + "\n")
 
 
-def _print_summary(rows: Sequence[UserGpu], shape: str) -> None:
-    if shape == "json":
-        _print_json([{**vars(row), "processes": len(row.processes)} for row in rows])
+def _print_summary(rows: Sequence[UserGpu], is_json: bool) -> None:
+    if is_json:
+        _print_json([row.as_dict() for row in rows])
     else:
         print_table(_SUMMARY_COLUMNS, [_summary_row(row) for row in rows])
 
@@ -228,21 +354,14 @@ def _event_text(record: Record) -> str:
     return f"{name} ({status})" if status not in (None, name) else name
 
 
-def _devices(record: Record) -> list[Mapping[str, Any]]:
-    devices = record.get("devices")
-    return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
-
-
 def _gpus_text(record: Record) -> str:
     if record.get("devices", ()) is None:
         return "all"
-    return ",".join(
-        str(device.get("uuid") or device.get("token") or device.get("index"))[:12] for device in _devices(record)
-    )
+    return ",".join(gpu_name(device)[:12] for device in devices_of(record))
 
 
 def _limit_text(record: Record) -> str:
-    limits = [_one_limit(holder) for holder in (_devices(record) or [record])]
+    limits = [_one_limit(holder) for holder in (devices_of(record) or [record])]
     return limits[0] if len(set(limits)) == 1 else ",".join(limit or "-" for limit in limits)
 
 
@@ -250,7 +369,11 @@ def _one_limit(holder: Mapping[str, Any]) -> str:
     size, fraction = holder.get("limit_bytes"), holder.get("limit_fraction")
     if isinstance(size, int):
         return format_bytes(size)
-    return f"{fraction * 100:g}%" if isinstance(fraction, float) else ""
+    return _percent(fraction) if isinstance(fraction, float) else ""
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction * 100:g}%"
 
 
 def _findings_text(record: Record) -> str:
@@ -261,6 +384,13 @@ def _findings_text(record: Record) -> str:
 
 
 def _summary_row(row: UserGpu) -> tuple[str, ...]:
-    limit = "" if row.limit_bytes is None else format_bytes(row.limit_bytes)
-    counts = (str(len(row.processes)), str(row.clamped), str(row.failed))
-    return tuple(printable(cell) for cell in (row.user, row.gpu or "-", *counts, limit, _clock(row.last)))
+    asked = _largest_text(row.asked_bytes, row.asked_fraction)
+    given = _largest_text(row.given_bytes, row.given_fraction)
+    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _clock(row.last))
+    return tuple(printable(str(cell)) or "-" for cell in cells)
+
+
+def _largest_text(size: int | None, fraction: float | None) -> str:
+    """A size, a percentage, or both: nobody can compare them who does not know the card."""
+    texts = ("" if size is None else format_bytes(size), "" if fraction is None else _percent(fraction))
+    return ", ".join(filter(None, texts))

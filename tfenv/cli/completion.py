@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     parser = make_parser({name: import_module(f"tfenv.cli.{name}") for name in COMMANDS})
     for action in _actions(parser):
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no public name for it
-            for name, command in action.choices.items():
-                command.description = COMMANDS[name]  # one line: it stands beside the name in a list
+            for choice in action._choices_actions:  # noqa: SLF001 - as above
+                action.choices[choice.dest].description = choice.help  # one line: it stands beside the name in a list
         if action.metavar in _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
         elif action.metavar in _DIRECTORIES:

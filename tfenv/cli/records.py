@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tfenv.audit.query import Query, Record, Tally, last, with_rotated
+from tfenv.audit.query import Query, Record, Tally, last
+from tfenv.audit.rotation import with_rotated
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.gpus.usage import GpuProcess
 from tfenv.identity import home_of

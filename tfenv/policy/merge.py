@@ -174,11 +174,13 @@ def _sinks(layers: Sequence[Layer]) -> AuditSinks:
     tables = [table for layer in layers for table in layer.audit]
     named = [table["file"] for table in tables if "file" in table]
     paths = [(setting.origin.layer, _log_path(setting)) for setting in named if setting.value != _NO_FILE]
+    syslog = {table["syslog"].origin.layer for table in tables if "syslog" in table and table["syslog"].value}
     return AuditSinks(
         stderr=_stderr(layers),
         files=tuple(dict.fromkeys(path for _, path in paths)),
         required_files=tuple(dict.fromkeys(path for layer, path in paths if layer == "machine")),
-        syslog=any(bool(table["syslog"].value) for table in tables if "syslog" in table),
+        syslog=bool(syslog),
+        required_syslog="machine" in syslog,
         default_file=all(setting.origin.layer not in ("machine", "user") for setting in named),
     )
 

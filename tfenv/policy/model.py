@@ -286,6 +286,7 @@ class AuditSinks:
         files: Absolute paths of logs, as configured ("~" and "<uid>" expanded by the audit).
         required_files: Those the machine layer asks for.
         syslog: Also to syslog/journald.
+        required_syslog: The machine layer asks for that.
         default_file: Also to the user's own log; a project cannot switch it off.
     """
 
@@ -293,6 +294,7 @@ class AuditSinks:
     files: tuple[str, ...] = ()
     required_files: tuple[str, ...] = ()
     syslog: bool = False
+    required_syslog: bool = False
     default_file: bool = True
 
 

@@ -1,0 +1,161 @@
+"""Grouping a long log with DuckDB, which reads and parses on all cores: an optional library, tfenv[audit].
+
+DuckDB only reduces many records to few: it puts together those that are equal but for their time and process. What a
+record means is decided where it is decided for every record, in Python; what DuckDB cannot read goes there, too, line
+by line, or as a whole file. So both ways of reading give the same answer, but for what JSON readers never agreed on: a
+key twice in one object, as in two records melted into one, and a bare nan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from tfenv.audit.query import BEGIN, TIMESTAMP_BYTES, Group, Query, Tally, group_of, select
+from tfenv.audit.query import groups as plain_groups
+from tfenv.dependencies import import_dependency
+
+__all__ = ["groups", "is_there"]
+
+#: What DuckDB decompresses itself, by the suffix; everything else is taken as it is.
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSED_OTHERWISE = (".bz2", ".xz")
+
+#: Where the fields are that a summary needs, and those that only a filter needs.
+_FIELDS = {
+    "timestamp": "$.timestamp",
+    "event": "$.event",
+    "pid": "$.pid",
+    "user": "$.user",
+    "host": "$.host",
+    "devices": "$.devices",
+    "virtual_devices": "$.asked.virtual_devices",
+    "per_process_gpu_memory_fraction": "$.asked.per_process_gpu_memory_fraction",
+}
+_ASKED = ("virtual_devices", "per_process_gpu_memory_fraction")
+_FILTERED = ("uid", "status", "project", "script")
+
+# A line is a text between two newlines: no delimiter that a text could have, no quotes, no header. What is not ours
+# from its first byte on, what JSON readers do not agree on (a comma before a bracket), and what DuckDB cannot parse is
+# odd: it comes back as it is, each different line once.
+# Other than plans, which are half of a log, events are not chosen here: a condition on a field would make DuckDB parse
+# each line twice.
+_SQL = """
+WITH line AS (
+    SELECT line, starts_with(line, $begin) AS ours
+    FROM read_csv($path, columns = {{'line': 'VARCHAR'}}, auto_detect = false, header = false,
+        delim = '\x01', quote = '', escape = '', comment = '', new_line = '\\n', compression = $compression)
+    WHERE line IS NOT NULL AND NOT line LIKE $plans AND NOT {out_of_time}
+), parsed AS (
+    SELECT line, ours, try(json_extract(line, {paths})) AS field FROM line
+), checked AS (
+    SELECT field, CASE WHEN field IS NULL OR NOT ours OR length(field[1]) <> $quoted_timestamp
+        OR contains(field[1], '\\') OR NOT starts_with(field[2], '"') OR field[2] IS NULL
+        OR contains(line, ',}}') OR contains(line, ',]') THEN line END AS odd
+    FROM parsed
+)
+SELECT odd, count(*), max(field[1]), list(DISTINCT field[3]), field[2], field[4:] FROM checked GROUP BY ALL
+"""
+#: Whole plans as they are written, where they are not wanted; nothing has this form where they are.
+_PLANS = BEGIN.decode() + "_" * TIMESTAMP_BYTES + '","event":"policy_loaded",%}'
+_NO_PLANS = ""
+# Compared as a whole, lines come in the order of their timestamps. Behind a torn line that is out of time a whole
+# record may follow; a line without its first brace that begins a record has another one in it.
+_OUT_OF_TIME = """(starts_with(line, $begin) AND (line < $begin || $since OR line >= $begin || $until)
+    AND NOT contains(ltrim(line, '{'), $begin))"""
+
+
+def is_there() -> bool:
+    """Whether DuckDB is installed."""
+    return PathFinder.find_spec("duckdb") is not None
+
+
+def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
+    """The wanted records of a log, put together where they differ in nothing but time and process.
+
+    Raises:
+        OSError: The log cannot be read.
+    """
+    rows = None if _is_for_python(log) else _rows(log, query)
+    if rows is None:
+        yield from plain_groups(log, query, tally)
+        return
+    names = _names(query)[3:]
+    for odd, times, timestamp, pids, event, fields in rows:
+        if odd is None:
+            group = _group(dict(zip(names, fields, strict=True)), event, timestamp, times, pids)
+            if query.matches(group.record):
+                yield group
+        else:
+            yield from map(group_of, select([odd.encode()] * times, query, tally))
+
+
+def _is_for_python(log: Path) -> bool:
+    """Compressed in another way, a pipe, or a path that DuckDB would take for a pattern."""
+    return log.suffix in _COMPRESSED_OTHERWISE or not log.is_file() or any(sign in str(log) for sign in "*?[")
+
+
+def _rows(log: Path, query: Query) -> Sequence[Any] | None:
+    """What DuckDB makes of the log; None where it does not take it: bytes that are no text, a damaged end."""
+    log.open("rb").close()  # whether it can be read is said in Python's words
+    try:
+        duckdb = import_dependency("duckdb")
+    except ImportError:  # half uninstalled, or made for another Python
+        return None
+    parameters = {
+        "path": str(log.absolute()),
+        "compression": _COMPRESSION.get(log.suffix, "none"),
+        "begin": BEGIN.decode(),
+        "quoted_timestamp": TIMESTAMP_BYTES + 2,
+        "plans": _PLANS if query.events and "policy_loaded" not in query.events else _NO_PLANS,
+    }
+    out_of_time = "false"
+    if query.since or query.until:
+        out_of_time = _OUT_OF_TIME
+        parameters |= {"since": query.since, "until": query.until or "~"}
+    sql = _SQL.format(out_of_time=out_of_time, paths=_paths(query))
+    try:
+        with duckdb.connect(config=_CONFIGURATION) as connection:
+            rows: list[Any] = connection.execute(sql, parameters).fetchall()
+    except duckdb.Error:
+        return None
+    return rows
+
+
+#: In memory, without files beside the program; and nothing is fetched from anywhere.
+_CONFIGURATION = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "temp_directory": "",
+}
+
+
+def _names(query: Query) -> list[str]:
+    """The fields to group by. One that tells more records apart than the query needs would make many groups of few."""
+    needed = {
+        "uid": bool(query.uids),
+        "status": bool(query.outcomes),
+        "project": query.project is not None,
+        "script": query.script is not None or query.project is not None,
+    }
+    return [*_FIELDS, *(name for name in _FILTERED if needed[name])]
+
+
+def _paths(query: Query) -> list[str]:
+    """Where the fields are, as SQL spells a list: as a parameter it would be looked at anew for each line."""
+    return [_FIELDS.get(name, f"$.{name}") for name in _names(query)]
+
+
+def _group(texts: dict[str, str | None], event: str, timestamp: str, times: int, pids: list[str | None]) -> Group:
+    """A record with the fields that were asked for, from their JSON."""
+    fields = {name: json.loads(text) for name, text in texts.items() if text is not None}
+    fields["asked"] = {name: fields.pop(name) for name in _ASKED if name in fields}
+    record = {**fields, "event": json.loads(event), "timestamp": json.loads(timestamp)}
+    return Group(record, times, tuple(_pid(text) for text in pids))
+
+
+def _pid(text: str | None) -> str:
+    return text if text is not None and text.isdecimal() else str(json.loads(text or "null"))
