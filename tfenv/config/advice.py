@@ -175,8 +175,8 @@ class _Cards:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """Memory of each card in bytes."""
-        return tuple(device.total for device in self.devices)
+        """Memory of each card in bytes, where it is known."""
+        return tuple(device.total for device in self.devices if device.total is not None)
 
     def named_by(self, selector: Selector) -> frozenset[int] | None:
         """Indexes; None where it cannot be told: no NVML, a MIG device, a position outside of the machine layer."""
@@ -200,13 +200,15 @@ class _Cards:
     def total_of(self, selector: Selector) -> int | None:
         """Memory of the largest card it names; None where none is known."""
         named = self.named_by(selector)
-        return max((device.total for device in self.devices if named is None or device.index in named), default=None)
+        meant = [device.total for device in self.devices if named is None or device.index in named]
+        return max((total for total in meant if total is not None), default=None)
 
 
 def _matches(selector: Selector, device: Device) -> bool:
+    """Whether it names the card; a GPU's UUID names its MIG instances, too."""
     if selector.kind == "name":
         return fnmatchcase(device.name.lower(), selector.text.lower())
-    return device.uuid.lower().startswith(selector.text.lower())
+    return any((uuid or "").lower().startswith(selector.text.lower()) for uuid in (device.uuid, device.parent))
 
 
 def _listed(setting: Setting | None) -> tuple[Selector, ...]:
