@@ -15,6 +15,7 @@ from tfenv.errors import Finding
 from tfenv.gpus.inventory import read_inventory
 from tfenv.identity import account_of, find_group, find_user, similar
 from tfenv.pipeline import MACHINE_ROOT, current_start, load
+from tfenv.policy.merge import by_group
 from tfenv.policy.model import Layer, Source, Tables
 
 __all__ = ["Checked", "check_here", "check_path"]
@@ -104,7 +105,7 @@ def _advice(layers: Iterable[Layer], documents: Sequence[Document]) -> tuple[Fin
 
 def _all_tables(layer: Layer) -> Iterator[Tables]:
     yield layer.base
-    for named in (layer.groups, layer.users, layer.projects):
+    for named in (by_group(layer), layer.users, layer.projects):
         yield from named.values()
 
 

@@ -155,6 +155,25 @@ def test_a_shadowing_sitecustomize(tfgpu: Tfgpu, tmp_path: Path, bare_python: Pa
     assert PYTHONPATH_FOLDER in row["advice"]
 
 
+def test_a_shadowed_system_wide_hook(tfgpu: Tfgpu, tmp_path: Path, bare_python: Path) -> None:
+    """A sitecustomize in front of the one that `install --system` wrote is named, and so is that one."""
+    for name, text in (("front", ""), ("system", "# >>> tfenv >>>\n# <<< tfenv <<<\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sitecustomize.py").write_text(text)
+    row = hook_of(bare_python, tfgpu, PYTHONPATH=f"{tmp_path}/front:{tmp_path}/system:{REPOSITORY}")
+    front, system = (tmp_path / name / "sitecustomize.py" for name in ("front", "system"))
+    assert f"{front} shadows {system}, where `tfgpu install --system` wrote" in row["found"]
+
+
+def test_another_tfenv_in_front(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
+    """Where two tfenv are on the path, both are named: which is used, and which is not."""
+    (tmp_path / "other" / "tfenv").mkdir(parents=True)
+    (tmp_path / "other" / "tfenv" / "__init__.py").write_text("")
+    result = tfgpu(*QUICK, env=live | {"PYTHONPATH": f"{live['PYTHONPATH']}:{tmp_path}/other"})
+    (row,) = [row for row in json.loads(result.stdout)["rows"] if row["verdict"] == "note" and row["topic"] == "hook"]
+    assert f"the tfenv in {REPOSITORY}/tfenv shadows the one in {tmp_path}/other/tfenv" in row["found"]
+
+
 def test_no_such_interpreter(tfgpu: Tfgpu) -> None:
     """--python that is none is wrong usage."""
     assert tfgpu("doctor", "--python", "/nowhere/python").returncode == 2
@@ -207,16 +226,61 @@ def test_gpus_and_who_uses_them(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
     assert "5.0 GiB" in text
 
 
+def test_a_card_that_is_lost(tfgpu: Tfgpu, live: dict[str, str]) -> None:
+    """A card that does not answer is a problem; the driver and the other cards are told as ever."""
+    gpus = environment(parse_gpus("2x24GiB:NVIDIA A10"), base={})
+    gpus["TFGPU_SIMULATE"] += ",error=0:15"
+    result = tfgpu(*QUICK, env=live | gpus)
+    found = [(row["topic"], row["verdict"], row["found"]) for row in json.loads(result.stdout)["rows"]]
+    assert ("driver", "ok", "570.00.00, CUDA up to 12.8") in found
+    assert ("GPUs", "ok", "1 x NVIDIA A10 24.0 GiB") in found
+    assert any(verdict == "problem" and "GPU 1 does not answer" in text for _, verdict, text in found)
+    assert result.returncode == 1
+
+
+def test_drivers_that_tell_less(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
+    """A driver that tells neither sizes nor processes, as under WSL2, is no problem, and what follows is told."""
+    gpus = environment(parse_gpus("1x24GiB"), base={})
+    gpus["TFGPU_SIMULATE"] += ",memory_error=3,processes_error=3"
+    found = " ".join(
+        f"{row['found']} {row['advice']}" for row in json.loads(tfgpu(*QUICK, env=live | gpus).stdout)["rows"]
+    )
+    assert "the size of their memory is unknown" in found
+    assert "who uses GPU 0 is unknown" in found
+    assert "write limits as sizes" in found
+
+
 @needs_tensorflow
 @pytest.mark.tensorflow
 def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> None:
-    """TensorFlow's version and GPUs, the default device and Keras: as the policy leaves them, from a child process."""
+    """All devices, the default one and Keras as the policy leaves them, and a driver too old for this TensorFlow."""
     policy.write_text(f"{policy.read_text()}\n[ceiling]\nallowed_devices = [2, 3]\n")
-    seen = rows(tfgpu("doctor", "--format", "json", env=live | environment(parse_gpus("4x24GiB"), base={})))
+    gpus = environment(parse_gpus("4x24GiB"), base={})
+    gpus["TFGPU_SIMULATE"] = f"driver=11040,release=470.57.02,{gpus['TFGPU_SIMULATE']}"
+    seen = rows(tfgpu("doctor", "--format", "json", env=live | gpus))
     assert seen["TensorFlow"]["verdict"] == "ok"
     assert "lists 2 GPUs, built for CUDA" in seen["TensorFlow"]["found"]
+    gpu = "Simulated GPU (compute capability 8.0)"
+    assert seen["devices"]["found"] == f"CPU:0, GPU:0 {gpu}, GPU:1 {gpu}"
     assert seen["default device"]["found"] == "GPU:0 Simulated GPU"
     assert "sees TensorFlow's GPUs" in seen["Keras"]["found"]
+    assert "MirroredStrategy" in seen["several GPUs"]["advice"]
+    assert seen["driver"]["verdict"] == "problem"
+    assert "470.57.02, CUDA up to 11.4: too old for TensorFlow" in seen["driver"]["found"]
+    assert "driver 525 or newer" in seen["driver"]["advice"]
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+def test_busy_gpus_are_not_waited_for(tfgpu: Tfgpu, live: dict[str, str], policy: Path, tmp_path: Path) -> None:
+    """Where a policy would wait for a free GPU the doctor does not: it tells how many a program would get."""
+    policy.write_text(f"{policy.read_text()}\n[gpu.visible_devices]\ncount = 1\n")
+    held = tmp_path / "held"
+    held.write_text(f"0 {os.getpid()} 24000\n1 {os.getpid()} 24000\n")
+    gpus = environment(parse_gpus("2x24GiB"), processes=held, log=tmp_path / "requests", base={})
+    seen = rows(tfgpu("doctor", "--format", "json", env=live | gpus))
+    assert seen["TensorFlow"]["verdict"] == "ok"
+    assert "lists 1 GPU," in seen["TensorFlow"]["found"]
 
 
 @needs_tensorflow
@@ -236,10 +300,12 @@ def test_missing_libraries_are_named(tfgpu: Tfgpu, live: dict[str, str], tmp_pat
     assert "2 should be visible; not found: libcudnn.so" in row["found"]
 
 
-def test_uncompiled_tensorflow_is_told(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
-    """A TensorFlow without bytecode is told, with the command that compiles it."""
-    (project / "tensorflow").mkdir()
-    (project / "tensorflow" / "__init__.py").write_text("")
+def test_uncompiled_packages_are_told(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
+    """A TensorFlow and a Keras without bytecode are told, with the command that compiles them."""
+    for name in ("tensorflow", "keras"):
+        (project / name).mkdir()
+        (project / name / "__init__.py").write_text("")
     row = rows(tfgpu(*QUICK, env=live | {"PYTHONDONTWRITEBYTECODE": "1"}))["bytecode"]
     assert "PYTHONDONTWRITEBYTECODE" in row["found"]
-    assert "compileall" in row["advice"]
+    assert "not compiled: tensorflow, keras" in row["found"]
+    assert "compileall -q tensorflow keras" in row["advice"]

@@ -54,7 +54,7 @@ def example(path: Path) -> Document:
 
 
 def all_settings(layer: Layer) -> Iterator[Setting]:
-    tables = (layer.base, *layer.groups.values(), *layer.users.values(), *layer.projects.values())
+    tables = (layer.base, *dict(layer.groups).values(), *layer.users.values(), *layer.projects.values())
     for table in (layer.top, layer.machine, *layer.audit, *(part for t in tables for part in (t.gpu, t.ceiling))):
         yield from table.values()
 
@@ -184,8 +184,8 @@ def test_a_group_file_speaks_of_its_group() -> None:
     layer, findings = validate(replace(read, source=replace(read.source, scope=("group", "students"))))
     assert findings == ()
     assert layer.base == Tables()
-    assert layer.groups["students"].gpu["memory_growth"].value is True
-    assert layer.groups["students"].ceiling["max_devices"].value == 1
+    assert dict(layer.groups)["students"].gpu["memory_growth"].value is True
+    assert dict(layer.groups)["students"].ceiling["max_devices"].value == 1
 
 
 def test_a_user_file_speaks_of_its_user() -> None:

@@ -48,7 +48,7 @@ def test_inside_a_layer_the_more_specific_table_replaces() -> None:
     made = Layer(
         name="machine",
         base=Tables(ceiling=table("machine", "ceiling", {"memory_limit": limit(1), "max_devices": 1})),
-        groups=subject_tables(students=2, vision=3, others=99),
+        groups=(*subject_tables(students=2, vision=3, others=99).items(),),
         users=subject_tables(alice=4, bob=99),
         projects={
             "/srv": Tables(ceiling=table("machine", "srv", {"memory_limit": limit(5)})),
@@ -80,10 +80,20 @@ def test_files_of_the_machine_layer_are_one_document() -> None:
     main = Layer(
         "machine", base=Tables(ceiling=table("machine", "c", {"max_devices": 1})), users=subject_tables(alice=4)
     )
-    group = Layer("machine", groups=subject_tables(students=2))
+    group = Layer("machine", groups=(*subject_tables(students=2).items(),))
     own = Layer("machine", users={"alice": Tables(ceiling=table("machine", "own", {"max_devices": 3}))})
     held = {c.key: c.value for c in merge([main, group, own], SUBJECT).ceilings}
     assert held == {"memory_limit": limit(4), "max_devices": 3}
+
+
+def test_a_groups_own_file_comes_after_all_groups_of_the_main_file() -> None:
+    """groups/students.toml replaces [group.vision] of tfgpu.toml, also where that has a [group.students] before it."""
+    main = Layer("machine", groups=(*subject_tables(students=1, vision=2).items(),))
+    own = Layer("machine", groups=(*subject_tables(students=3).items(),))
+    (held,) = merge([main, own], SUBJECT).ceilings
+    assert held.value == limit(3)
+    (held,) = merge([main], SUBJECT).ceilings
+    assert held.value == limit(2)
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ class Dice(random.Random):
         return replace(
             base,
             users={self.choice(("alice", "bob")): self.ceilings_of(layer_name, "user")},
-            groups={self.choice(("students", "staff")): self.ceilings_of(layer_name, "group")},
+            groups=((self.choice(("students", "staff")), self.ceilings_of(layer_name, "group")),),
             audit=(table(layer_name, "audit", sinks),),
             machine=table(layer_name, "machine", switches),
         )

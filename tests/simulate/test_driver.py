@@ -157,13 +157,6 @@ def test_no_gpu_at_all(run_python: RunPython, simulated_gpus: SimulatedGpus) -> 
     assert int(run_python(CUDA + "print(cuda.cuInit(0))", env)) == NO_DEVICE
 
 
-def test_slices_are_named_by_mig_uuids(run_python: RunPython, simulated_gpus: SimulatedGpus) -> None:
-    """A GPU described as a slice answers to MIG-..., not to GPU-...."""
-    env = simulated_gpus(CUDA_VISIBLE_DEVICES="MIG-a1,GPU-a0,MIG-a0")
-    env["TFGPU_SIMULATE"] = "count=3,mig=0:1"
-    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == [1, 0]
-
-
 def test_unwritable_log_is_said_once(simulated_gpus: SimulatedGpus, tmp_path: Path) -> None:
     """A log that cannot be written is said on stderr, and the program goes on."""
     env = simulated_gpus(log=tmp_path / "absent" / "log")

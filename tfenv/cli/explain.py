@@ -211,7 +211,9 @@ def _row(position: int, planned: PlannedDevice) -> tuple[str, ...]:
 
 
 def _card(token: str, device: Device | None) -> tuple[str, str, str]:
-    return (token, "?", "?") if device is None else (str(device.index), device.name, format_bytes(device.total))
+    if device is None:
+        return (token, "?", "?")
+    return (device.label, device.name, "?" if device.total is None else format_bytes(device.total))
 
 
 def _uuid(planned: PlannedDevice) -> str:

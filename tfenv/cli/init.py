@@ -240,7 +240,8 @@ def _allowed_devices(inventory: Inventory) -> str:
 
 
 def _uuid_line(device: Device) -> str:
-    return f'#     "{device.uuid}",  # {device.index}: {printable(device.name)}, {format_bytes(device.total)}'
+    size = "" if device.total is None else f", {format_bytes(device.total)}"
+    return f'#     "{device.uuid}",  # {device.label}: {printable(device.name)}{size}'
 
 
 def _why_none(inventory: Inventory) -> str:

@@ -26,6 +26,8 @@ COMMANDS = {
     "explain": "show which values hold here, who set them, and what follows",
     "run": "run a command under the policy, or under options given here",
     "doctor": "find out why a GPU or a policy does not work here",
+    "gpus": "list the GPUs, how full they are, and which of them the policy shows",
+    "ps": "show who uses which GPU, under which policy",
     "audit": "show what was applied, from the audit log",
     "watch": "follow the policy files, and tell what each change means",
     "simulate": "run a command on simulated GPUs",

@@ -23,6 +23,7 @@ _LIBRARIES = (
     "libcusparse.so.12",
 )
 _FIRST_WITH_CUDNN_9 = (2, 18)
+_INNER_MODULES = {"tensorflow": "python/framework/ops.py", "keras": "src/layers/layer.py"}
 
 
 # ---- the hook
@@ -47,7 +48,9 @@ def hook() -> "dict[str, Any]":
         "missing": [name for name in ("structlog", "tomli", "jsonschema", "pynvml") if not _there(name)],
         "tensorflow": _origin("tensorflow"),
         "writes_bytecode": not sys.dont_write_bytecode,
-        "bytecode": _has_bytecode(_origin("tensorflow")),
+        "uncompiled": _uncompiled(),
+        "copies": _copies(),
+        "blocks": [path for path in _files_on_path("sitecustomize.py", sys.path) if _has_block(path)],
     }
 
 
@@ -99,14 +102,37 @@ def _activation_error() -> "str | None":
     return None
 
 
-def _has_bytecode(origin: "str | None") -> "bool | None":
-    """Whether TensorFlow's own modules are compiled; None without a TensorFlow."""
+def _copies() -> "list[str]":
+    """Where tfenv is on the path, the one that is used first."""
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        path = os.path.join(folder or os.getcwd(), "tfenv")
+        if os.path.exists(os.path.join(path, "__init__.py")):
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
+
+
+def _has_block(path: str) -> bool:
+    """Whether `tfgpu install --system` wrote into this sitecustomize."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return "# >>> tfenv >>>" in file.read()
+    except OSError:
+        return False
+
+
+def _uncompiled() -> "dict[str, str]":
+    """The folders of packages that have no bytecode, by name. One module deep inside stands for all of them."""
     import importlib.util
 
-    if origin is None:
-        return None
-    sources = [origin, os.path.join(os.path.dirname(origin), "python", "framework", "ops.py")]
-    return all(os.path.exists(importlib.util.cache_from_source(path)) for path in sources if os.path.exists(path))
+    found = {}
+    for name, inner in _INNER_MODULES.items():
+        origin = _origin(name)
+        sources = [] if origin is None else [origin, os.path.join(os.path.dirname(origin), inner)]
+        compiled = [importlib.util.cache_from_source(path) for path in sources if os.path.exists(path)]
+        if origin is not None and not all(os.path.exists(path) for path in compiled):
+            found[name] = os.path.dirname(origin)
+    return found
 
 
 # ---- TensorFlow
@@ -121,6 +147,8 @@ def tensorflow() -> "dict[str, Any]":
     return {
         "version": tf.__version__,
         "cuda": cuda,
+        "cuda_version": tf.sysconfig.get_build_info().get("cuda_version"),
+        "devices": [_short(device) for device in tf.config.list_physical_devices()],
         "gpus": [_described(tf, gpu) for gpu in gpus],
         "missing_libraries": [] if gpus or not cuda else _missing_libraries(tf.__version__),
         **_keras(),
@@ -128,8 +156,13 @@ def tensorflow() -> "dict[str, Any]":
 
 
 def _described(tf: "Any", gpu: "Any") -> "dict[str, str]":
-    name = tf.config.experimental.get_device_details(gpu).get("device_name", "")
-    return {"device": gpu.name.replace("/physical_device:", ""), "name": name}
+    details = tf.config.experimental.get_device_details(gpu)
+    capability = ".".join(str(part) for part in details.get("compute_capability", ()))
+    return {"device": _short(gpu), "name": details.get("device_name", ""), "capability": capability}
+
+
+def _short(device: "Any") -> str:
+    return str(device.name).replace("/physical_device:", "")
 
 
 def _missing_libraries(version: str) -> "list[str]":

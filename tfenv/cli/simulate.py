@@ -43,12 +43,13 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument(
         "--gpus", type=_gpus, default="4x24GiB", metavar="GPUS",
-        help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"',
+        help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"; split into MIG instances: '
+        '"1x80GiB/mig=1x40GiB+2x20GiB"',
     )  # fmt: skip
     parser.add_argument("--log", type=Path, metavar="FILE", help="write each request as a JSON line")
     parser.add_argument(
         "--processes", type=_readable, metavar="FILE",
-        help='memory that other processes hold, one "<gpu> <pid> <MiB>" a line',
+        help='memory that other processes hold, one "<gpu> <pid> <MiB>" a line; of an instance "<gpu>:<instance> …"',
     )  # fmt: skip
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the summary, on stderr")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")

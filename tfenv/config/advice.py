@@ -14,7 +14,7 @@ from tfenv.config.reach import Advice, Places, advise_on_reach
 from tfenv.config.schema import rules_of
 from tfenv.errors import Finding
 from tfenv.identity import subject_of
-from tfenv.policy.merge import combine, tables_for
+from tfenv.policy.merge import by_group, combine, tables_for
 from tfenv.policy.model import (
     AutoChoice,
     Device,
@@ -93,12 +93,12 @@ def _by_scope(part: Layer, scope: tuple[str, str] | None) -> tuple[Layer, list[T
     """What a file says to all whom its tables name, and the tables of which only those it is for can know."""
     if scope is None:
         return part, []
-    named = {"group": part.groups, "user": part.users, "project": part.projects}
+    named = {"group": by_group(part), "user": part.users, "project": part.projects}
     mine = {
         kind: {name: found for name, found in tables.items() if scope == (kind, name)} for kind, tables in named.items()
     }
     others = [found for kind, tables in named.items() for name, found in tables.items() if scope != (kind, name)]
-    return replace(part, groups=mine["group"], users=mine["user"], projects={}), others
+    return replace(part, groups=tuple(mine["group"].items()), users=mine["user"], projects={}), others
 
 
 # ---- what one table is seen with
@@ -131,7 +131,7 @@ class _View:
 
 def _views(whole: Layer) -> Iterator[_View]:
     yield _View(whole.base, whole.base)
-    for tables in whole.groups.values():
+    for tables in by_group(whole).values():
         yield _View(tables, _over(whole.base, tables))
     for name, tables in whole.users.items():
         subject = subject_of(name) or Subject(name, -1)
@@ -175,8 +175,8 @@ class _Cards:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """Memory of each card in bytes."""
-        return tuple(device.total for device in self.devices)
+        """Memory of each card in bytes, where it is known."""
+        return tuple(device.total for device in self.devices if device.total is not None)
 
     def named_by(self, selector: Selector) -> frozenset[int] | None:
         """Indexes; None where it cannot be told: no NVML, a MIG device, a position outside of the machine layer."""
@@ -200,13 +200,15 @@ class _Cards:
     def total_of(self, selector: Selector) -> int | None:
         """Memory of the largest card it names; None where none is known."""
         named = self.named_by(selector)
-        return max((device.total for device in self.devices if named is None or device.index in named), default=None)
+        meant = [device.total for device in self.devices if named is None or device.index in named]
+        return max((total for total in meant if total is not None), default=None)
 
 
 def _matches(selector: Selector, device: Device) -> bool:
+    """Whether it names the card; a GPU's UUID names its MIG instances, too."""
     if selector.kind == "name":
         return fnmatchcase(device.name.lower(), selector.text.lower())
-    return device.uuid.lower().startswith(selector.text.lower())
+    return any((uuid or "").lower().startswith(selector.text.lower()) for uuid in (device.uuid, device.parent))
 
 
 def _listed(setting: Setting | None) -> tuple[Selector, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from tfenv.config.values import shown
 from tfenv.errors import Severity
 from tfenv.identity import find_group, find_user, members_of, similar, subject_of
-from tfenv.policy.merge import tables_for
+from tfenv.policy.merge import by_group, tables_for
 from tfenv.policy.model import KeyPath, Layer, Origin, Setting, Subject, Table, Tables, dotted
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _replaced_by_another_file(parts: Sequence[Layer], whole: Layer, places: Plac
     for part in parts:
         for mine, all_of_them in (
             ({"": part.base}, {"": whole.base}),
-            (part.groups, whole.groups),
+            (by_group(part), by_group(whole)),
             (part.users, whole.users),
             (part.projects, whole.projects),
         ):
@@ -289,7 +289,7 @@ def _winner(whole: Layer, subject: Subject, key: KeyPath) -> Setting | None:
 def _reached(whole: Layer) -> Iterator[tuple[Tables, Callable[[], Iterable[Subject]]]]:
     """Each table with those whom it reaches, as far as they are known; all stand in "/", whose table is theirs, too."""
     yield whole.base, lambda: (_ANYBODY,)
-    for name, tables in whole.groups.items():
+    for name, tables in by_group(whole).items():
         yield tables, partial(_members, name)
     for name, tables in whole.users.items():
         yield tables, partial(_known, (name,))

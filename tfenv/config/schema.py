@@ -216,7 +216,7 @@ class _Reader:
             name=self.source.layer,
             top=self._top(policy),
             base=Tables() if self.source.scope is not None else base,
-            groups=groups,
+            groups=tuple(groups.items()),
             users=users,
             projects=projects,
             audit=(audit,) if audit else (),

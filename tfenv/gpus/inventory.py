@@ -1,52 +1,65 @@
-"""The machine's GPUs, asked of NVML and never of CUDA: a process that has opened CUDA cannot fork."""
+"""The machine's GPUs, asked of NVML and never of CUDA: a process that has opened CUDA cannot fork.
+
+Programs wait for this at their first listing of devices: what they do not need is asked in `usage`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tfenv.dependencies import import_dependency
+from tfenv.gpus import nvml
 from tfenv.policy.model import Device, Inventory
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["read_inventory"]
+__all__ = ["read_devices", "read_inventory"]
 
 
 def read_inventory() -> Inventory:
-    """List the GPUs NVML shows.
+    """List the GPUs NVML shows; of one that is split its MIG instances.
 
     Returns:
-        The devices by index, as nvidia-smi counts; without NVML (no driver, WSL quirks, nvidia-ml-py
-        missing) no devices and the reason. Never raises.
+        The devices by index, as nvidia-smi counts, without those that do not answer; without NVML (no driver,
+        WSL quirks, nvidia-ml-py missing) no devices and the reason. Never raises.
     """
+    devices: list[Device] = []
+    lost: dict[int, str] = {}
     try:
-        pynvml = import_dependency("pynvml")
-    except ImportError as error:
-        return Inventory(problem=f"nvidia-ml-py cannot be imported: {error}")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Inventory(problem=f"NVML: {error}")
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        return Inventory(devices=tuple(_device(pynvml, index) for index in range(count)))
-    except pynvml.NVMLError as error:
-        return Inventory(problem=f"NVML: {error}")
-    finally:
-        pynvml.nvmlShutdown()
+        with nvml.opened() as pynvml:
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                try:
+                    devices += read_devices(pynvml, index)
+                except pynvml.NVMLError as error:  # of this card; the others answer
+                    lost[index] = nvml.reason(error)
+    except nvml.NvmlUnavailableError as error:
+        return Inventory(problem=str(error))
+    return Inventory(devices=tuple(devices), lost=lost)
 
 
-def _device(pynvml: ModuleType, index: int) -> Device:
+def read_devices(pynvml: ModuleType, index: int) -> list[Device]:
+    """One GPU, or its MIG instances.
+
+    Raises:
+        NVMLError: It does not answer.
+    """
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    whole = _device(pynvml, handle, index)
+    parts = nvml.instances(pynvml, handle)
+    if parts is None:
+        return [whole]
+    return [_device(pynvml, part, index, number, whole.uuid) for number, part in enumerate(parts)]
+
+
+def _device(
+    pynvml: ModuleType, handle: Any, index: int, instance: int | None = None, parent: str | None = None
+) -> Device:
+    memory = nvml.value(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
     return Device(
         index=index,
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        total=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        uuid=nvml.text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=nvml.text(pynvml.nvmlDeviceGetName(handle)),
+        total=None if memory is None else int(memory.total),
+        instance=instance,
+        parent=parent,
     )
-
-
-def _text(value: str | bytes) -> str:
-    """Older releases of nvidia-ml-py give bytes."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,17 +1,67 @@
-"""Who uses which GPU, asked of NVML."""
+"""How full and how busy each GPU is, and who uses it: asked of NVML, for people who look.
+
+A richer reading than `inventory`, which every program waits for.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from tfenv.dependencies import import_dependency
+from tfenv.gpus import nvml
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["GpuProcess", "read_processes"]
+__all__ = [
+    "Driver",
+    "GpuProcess",
+    "GpuState",
+    "Usage",
+    "describe",
+    "read_processes",
+    "read_usage",
+]
+
+#: Bytes. An idle card holds some hundred MiB by itself where the driver counts what it reserves.
+_NOBODYS = 1 << 30
+#: Of /proc/PID/stat, counted behind the name.
+_START_FIELD = 19
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """A GPU, or a MIG instance of one, as it is now. None: the driver or the card does not say.
+
+    Attributes:
+        index: As `nvidia-smi` counts; of an instance that of its GPU.
+        instance: Number of the MIG instance; None: the GPU itself.
+        uuid: "GPU-…" or "MIG-…".
+        name: Product name.
+        total: Memory in bytes.
+        used: What is held of it, by whomever; without what the driver reserves for itself where it tells that apart.
+        utilization: Per cent of the last moments in which some kernel ran.
+        split: MIG is on: programs see its instances, never the whole.
+        problem: Why nothing more is known of it; "" when it answers.
+    """
+
+    index: int
+    instance: int | None = None
+    uuid: str | None = None
+    name: str | None = None
+    total: int | None = None
+    used: int | None = None
+    utilization: int | None = None
+    split: bool = False
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """How people name it: "0", and "0:1" for an instance."""
+        return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
 
 
 @dataclass(frozen=True)
@@ -20,56 +70,196 @@ class GpuProcess:
 
     Attributes:
         gpu: As `nvidia-smi` counts.
-        pid: In the host's numbering; inside a container it may name another process.
-        memory: Bytes; None where the driver does not say.
+        pid: In the host's numbering; inside a container it may name another process, or none.
+        memory: Bytes; None where the driver does not say (WSL2).
+        instance: Number of the MIG instance; None: of none.
+        uuid: Of the GPU, or the instance, it is on.
         user: Name of its owner, "uid:1234" without a passwd entry; None when there is no such process here.
+        uid: The owner's id; None when there is no such process here.
         program: What it calls itself; None when there is no such process here.
+        started: When, in seconds since the epoch, to within a second; None when that cannot be told.
     """
 
     gpu: int
     pid: int
     memory: int | None
+    instance: int | None = None
+    uuid: str | None = None
     user: str | None = None
+    uid: int | None = None
     program: str | None = None
+    started: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How people name the GPU: "0", and "0:1" for a MIG instance."""
+        return str(self.gpu) if self.instance is None else f"{self.gpu}:{self.instance}"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver.
+
+    Attributes:
+        release: "570.86.10"; None where it does not say.
+        cuda: The newest CUDA it knows, as (12, 8); None where it does not say.
+    """
+
+    release: str | None = None
+    cuda: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """All that was seen at one moment.
+
+    Attributes:
+        gpus: By index, MIG instances behind their GPU.
+        processes: By GPU and pid.
+        driver: The driver itself.
+        problem: Why NVML could not be asked; None when it could.
+        silent: Labels of the GPUs whose driver does not tell who uses them.
+    """
+
+    gpus: tuple[GpuState, ...] = ()
+    processes: tuple[GpuProcess, ...] = ()
+    driver: Driver = Driver()
+    problem: str | None = None
+    silent: tuple[str, ...] = ()
+
+    def unseen(self) -> tuple[str, ...]:
+        """Labels of the GPUs that hold memory of nobody's that could be seen: of other containers, for one."""
+        seen = {process.label for process in self.processes}
+        held = [gpu for gpu in self.gpus if not gpu.split and (gpu.used or 0) >= _NOBODYS]
+        return tuple(gpu.label for gpu in held if gpu.label not in seen and gpu.label not in self.silent)
+
+
+def read_usage() -> Usage:
+    """Look once. A card that does not answer hides no other. Never raises."""
+    gpus: list[GpuState] = []
+    processes: list[GpuProcess] = []
+    silent: list[str] = []
+    try:
+        with nvml.opened() as pynvml:
+            driver = _driver(pynvml)
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                try:
+                    places = list(_places(pynvml, index))
+                except pynvml.NVMLError as error:
+                    gpus.append(GpuState(index, problem=nvml.reason(error)))
+                    continue
+                for state, handle in places:
+                    gpus.append(state)
+                    if state.split:  # who uses it is told by its instances
+                        continue
+                    found = _processes(pynvml, handle, state)
+                    processes += found or ()
+                    silent += [state.label] if found is None else []
+    except nvml.NvmlUnavailableError as error:
+        return Usage(problem=str(error))
+    processes.sort(key=lambda process: (process.gpu, process.instance or 0, process.pid))
+    return Usage(tuple(gpus), tuple(processes), driver, silent=tuple(silent))
 
 
 def read_processes() -> tuple[GpuProcess, ...]:
-    """All processes that compute on a GPU, by GPU and pid; () without NVML. Never raises."""
+    """All processes that hold memory of a GPU, by GPU and pid; () without NVML. Never raises."""
+    return read_usage().processes
+
+
+# ---- the driver and its GPUs
+
+
+def _driver(pynvml: ModuleType) -> Driver:
+    release = nvml.value(pynvml, pynvml.nvmlSystemGetDriverVersion)
+    cuda = nvml.value(pynvml, pynvml.nvmlSystemGetCudaDriverVersion)
+    return Driver(
+        release=None if release is None else nvml.text(release),
+        cuda=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
+    )
+
+
+def _places(pynvml: ModuleType, index: int) -> Iterator[tuple[GpuState, Any]]:
+    """The GPU, then its instances, each with its handle.
+
+    Raises:
+        NVMLError: It does not answer.
+    """
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    parts = nvml.instances(pynvml, handle)
+    yield _state(pynvml, handle, GpuState(index, split=parts is not None)), handle
+    for number, part in enumerate(parts or ()):
+        yield _state(pynvml, part, GpuState(index, number)), part
+
+
+def _state(pynvml: ModuleType, handle: Any, known: GpuState) -> GpuState:
+    total, used = _memory(pynvml, handle)
+    rates = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetUtilizationRates, handle))
+    return replace(
+        known,
+        uuid=nvml.text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=nvml.text(pynvml.nvmlDeviceGetName(handle)),
+        total=total,
+        used=used,
+        utilization=None if rates is None else int(rates.gpu),
+    )
+
+
+def _memory(pynvml: ModuleType, handle: Any) -> tuple[int | None, int | None]:
+    """Total and used bytes. The second version tells apart what the driver reserves; older drivers lack it."""
+    ask = pynvml.nvmlDeviceGetMemoryInfo
     try:
-        pynvml = import_dependency("pynvml")
+        memory = ask(handle, version=pynvml.nvmlMemory_v2)
+    except (pynvml.NVMLError, AttributeError, TypeError):
+        memory = nvml.value(pynvml, partial(ask, handle))
+    return (None, None) if memory is None else (int(memory.total), int(memory.used))
 
-        pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - without nvidia-ml-py or a driver nobody can say
-        return ()
+
+# ---- who uses them
+
+
+def _processes(pynvml: ModuleType, handle: Any, state: GpuState) -> list[GpuProcess] | None:
+    """Those that compute and those that draw, as a desktop does; None where the driver does not tell."""
+    running = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle))
+    if running is None:
+        return None
+    drawing = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)) or []
+    entries = {int(entry.pid): entry.usedGpuMemory for entry in (*drawing, *running)}
+    return [describe(state, pid, memory) for pid, memory in entries.items()]
+
+
+def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
+    """A process on a GPU, with what the kernel tells of it here.
+
+    Args:
+        state: The GPU.
+        pid: Its number.
+        memory: Bytes it holds there; None: the driver does not say.
+    """
+    uid = _owner(pid)
+    return GpuProcess(
+        gpu=state.index,
+        pid=pid,
+        memory=None if memory is None else int(memory),
+        instance=state.instance,
+        uuid=state.uuid,
+        uid=uid,
+        user=None if uid is None else _user_name(uid),
+        program=_program(pid),
+        started=_read_start(pid),
+    )
+
+
+def _owner(pid: int) -> int | None:
     try:
-        found = [process for gpu in range(pynvml.nvmlDeviceGetCount()) for process in _on(pynvml, gpu)]
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
-    return tuple(sorted(found, key=lambda process: (process.gpu, process.pid)))
-
-
-def _on(pynvml: ModuleType, gpu: int) -> list[GpuProcess]:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(gpu)
-    try:
-        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:  # not supported on this card, as on some MIG parents
-        return []
-    return [_process(gpu, int(entry.pid), entry.usedGpuMemory) for entry in running]
-
-
-def _process(gpu: int, pid: int, memory: int | None) -> GpuProcess:
-    return GpuProcess(gpu, pid, None if memory is None else int(memory), _owner(pid), _program(pid))
-
-
-def _owner(pid: int) -> str | None:
-    import pwd
-
-    try:
-        uid = os.stat(f"/proc/{pid}").st_uid
+        return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
+
+
+def _user_name(uid: int) -> str:
+    """Name of a user, "uid:1234" without a passwd entry."""
+    import pwd
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -83,3 +273,16 @@ def _program(pid: int) -> str | None:
             return file.read().strip()
     except OSError:
         return None
+
+
+def _read_start(pid: int) -> float | None:
+    """When a process started, in seconds since the epoch, to within a second; None when that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            # The name, in parentheses, may hold blanks and parentheses.
+            ticks = int(file.read().rpartition(")")[2].split()[_START_FIELD])
+        with open("/proc/stat", encoding="ascii") as file:
+            boot = next(int(line.split()[1]) for line in file if line.startswith("btime "))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+    return boot + ticks / os.sysconf("SC_CLK_TCK")

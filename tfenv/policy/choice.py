@@ -133,7 +133,7 @@ class Scene:
 
 
 def wish_from(plan: Plan, uid: int, family: Iterable[str] = ()) -> Wish | None:
-    """What a process wants that is to follow the plan; None: it is not known which cards these are."""
+    """What a process wants that is to follow the plan; None: it is not known which cards these are, or how large."""
     candidates = [_candidate(device, plan.choosing) for device in plan.devices or ()]
     known = tuple(candidate for candidate in candidates if candidate is not None)
     if not known or len(known) < len(candidates):
@@ -143,7 +143,7 @@ def wish_from(plan: Plan, uid: int, family: Iterable[str] = ()) -> Wish | None:
 
 
 def _candidate(planned: PlannedDevice, choosing: AutoChoice | None) -> Candidate | None:
-    if planned.device is None:
+    if planned.device is None or planned.device.total is None:
         return None
     total = planned.device.total
     need = planned.limit.on(total) if planned.limit is not None else None

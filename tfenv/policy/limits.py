@@ -135,7 +135,8 @@ def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: Effec
         return held
     holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
     text = f"{format_limit(limit)} is above the {format_limit(left)} that the user's other processes leave"
-    notes.clamped(text, holders[0], asked_by=limited_by[0], held_by=holders)
+    asked_by = limited_by[0] if limited_by else None
+    notes.clamped(text, holders[0], asked_by=asked_by, held_by=holders)
     return left, holders
 
 

@@ -23,7 +23,7 @@ from tfenv.policy.model import (
     Tables,
 )
 
-__all__ = ["combine", "merge", "project_contains", "tables_for"]
+__all__ = ["by_group", "combine", "merge", "project_contains", "tables_for"]
 
 #: `file = "none"`: no log of this layer, and from machine or user no default log either.
 _NO_FILE = "none"
@@ -48,7 +48,7 @@ def _one_layer(parts: Sequence[Layer]) -> Layer:
         name=parts[0].name,
         top=_replace(part.top for part in parts),
         base=_replace_tables(part.base for part in parts),
-        groups=_replace_named(part.groups for part in parts),
+        groups=tuple(named for part in parts for named in part.groups),
         users=_replace_named(part.users for part in parts),
         projects=_replace_named(part.projects for part in parts),
         audit=tuple(table for part in parts for table in part.audit),
@@ -77,6 +77,11 @@ def _replace_named(named: Iterable[Mapping[str, Tables]]) -> Mapping[str, Tables
     return merged
 
 
+def by_group(layer: Layer) -> Mapping[str, Tables]:
+    """What all files of a layer say of each group, by its name."""
+    return _replace_named({name: tables} for name, tables in layer.groups)
+
+
 # ---- one layer, seen by one subject
 
 
@@ -89,7 +94,7 @@ def project_contains(root: str, path: str) -> bool:
 def tables_for(layer: Layer, subject: Subject) -> Iterator[Tables]:
     """The tables of a layer that speak of the subject, from the least to the most specific."""
     yield layer.base
-    for name, tables in layer.groups.items():
+    for name, tables in layer.groups:
         if name in subject.groups:
             yield tables
     # A user without a passwd entry is "uid:1234"; one with an entry may be named either way.

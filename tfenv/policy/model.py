@@ -136,7 +136,7 @@ class Layer:
     Attributes:
         top: Keys at the top of the file (`on_error`).
         base: `[gpu]` and `[ceiling]`.
-        groups: `[group.NAME.*]`, in file order.
+        groups: `[group.NAME.*]` in the order of the files; a name occurs once for each file that speaks of it.
         users: `[user.NAME.*]`.
         projects: `[project."PATH".*]`, machine layer only.
         audit: `[audit]`, one table per file of the layer: sinks add up.
@@ -147,7 +147,7 @@ class Layer:
     name: LayerName
     top: Table = field(default_factory=dict)
     base: Tables = field(default_factory=Tables)
-    groups: Mapping[str, Tables] = field(default_factory=dict)
+    groups: tuple[tuple[str, Tables], ...] = ()
     users: Mapping[str, Tables] = field(default_factory=dict)
     projects: Mapping[str, Tables] = field(default_factory=dict)
     audit: tuple[Table, ...] = ()
@@ -332,19 +332,28 @@ class EffectivePolicy:
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU (or MIG slice) as NVML shows it.
+    """One GPU as NVML shows it; or one MIG instance of it, for a GPU that is split is of use only by instances.
 
     Attributes:
-        index: As `nvidia-smi` counts (PCI order).
+        index: As `nvidia-smi` counts (PCI order); of an instance that of its GPU.
         uuid: "GPU-…" or "MIG-…".
         name: Product name.
-        total: Memory in bytes.
+        total: Memory in bytes, of an instance its own; None where NVML does not say.
+        instance: Number of the MIG instance on its GPU; None: the whole GPU.
+        parent: UUID of the GPU an instance is of.
     """
 
     index: int
     uuid: str
     name: str
-    total: int
+    total: int | None
+    instance: int | None = None
+    parent: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How people name it: "0", and "0:1" for an instance."""
+        return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
 
 
 @dataclass(frozen=True)
@@ -352,12 +361,14 @@ class Inventory:
     """The machine's GPUs.
 
     Attributes:
-        devices: None: nobody looked, or NVML could not say.
+        devices: None: nobody looked, or NVML could not say. Those in `lost` are not among them.
         problem: Why NVML could not say; None when it could, or when nobody looked.
+        lost: GPUs that do not answer, by index, with the reason.
     """
 
     devices: tuple[Device, ...] | None = None
     problem: str | None = None
+    lost: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ class Card:
     device: Device | None = None
 
     @property
+    def is_instance(self) -> bool:
+        """A MIG instance, of which CUDA shows a process one."""
+        return self.token.startswith("MIG-") or (self.device is not None and self.device.instance is not None)
+
+    @property
     def identity(self) -> str:
         """By what a seat names it: the UUID, or the token where that is not known."""
         return self.device.uuid if self.device is not None else self.token
@@ -100,29 +105,52 @@ def identify(token: str, grant: Grant, inventory: Inventory) -> Device | None:
     """
     devices = inventory.devices or ()
     if token.isdigit():
-        alike = len({device.name for device in devices}) == 1
-        index = int(token)
+        alike = len({_model(device) for device in devices}) == 1
         sure = grant.tokens is None or grant.pci_order or alike
-        return devices[index] if sure and index < len(devices) else None
+        return next((device for device in devices if sure and device.index == int(token)), None)
     named = [device for device in devices if device.uuid.lower().startswith(token.lower())]
-    return named[0] if len(named) == 1 else None
+    return named[0] if len(named) == 1 else _first_instance(token, devices)
+
+
+def _model(device: Device) -> str:
+    """The product without the size of an instance: "NVIDIA A100" of "NVIDIA A100 MIG 3g.20gb"."""
+    return device.name.partition(" MIG ")[0]
+
+
+def _first_instance(token: str, devices: Sequence[Device]) -> Device | None:
+    """What CUDA shows of a GPU that is split and named as a whole."""
+    named = [device for device in devices if (device.parent or "").lower().startswith(token.lower())]
+    return named[0] if len({device.parent for device in named}) == 1 else None
+
+
+def _token(device: Device) -> str:
+    """What names it in CUDA_VISIBLE_DEVICES: an instance has no number there."""
+    return str(device.index) if device.instance is None else device.uuid
 
 
 def granted(grant: Grant, inventory: Inventory) -> Pool:
     """What the scheduler or the parent gave; without a word of theirs, all the machine has."""
     if grant.tokens is not None:
-        return Pool(tuple(Card(token, identify(token, grant, inventory)) for token in valid_tokens(grant.tokens)))
+        cards = tuple(Card(token, identify(token, grant, inventory)) for token in valid_tokens(grant.tokens))
+        return Pool() if _names_one_twice(cards) else Pool(cards)
     if inventory.devices is None:
         return Pool(open=True)
-    return Pool(tuple(Card(str(device.index), device) for device in inventory.devices))
+    return Pool(tuple(Card(_token(device), device) for device in inventory.devices))
+
+
+def _names_one_twice(cards: Sequence[Card]) -> bool:
+    """By its number and by its UUID, which leaves no GPU as well."""
+    known = [card.device.uuid for card in cards if card.device is not None]
+    return len(set(known)) < len(known)
 
 
 # ---- selectors
 
 
 def _same_uuid(text: str, card: Card) -> bool:
-    known = card.device.uuid if card.device is not None else card.token
-    return known.lower().startswith(text.lower()) or card.token.lower().startswith(text.lower())
+    """Whether a UUID, or the beginning of one, names it; a GPU's names all its instances."""
+    known = [card.token] if card.device is None else [card.token, card.device.uuid, card.device.parent or ""]
+    return any(name.lower().startswith(text.lower()) for name in known)
 
 
 def matches(selector: Selector, position: int, card: Card, *, machine_numbers: bool) -> bool:

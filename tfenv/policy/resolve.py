@@ -13,7 +13,13 @@ from tfenv.policy.limits import allocator, growth, limit_on, mixes_sizes_and_sha
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan, Seat
 from tfenv.policy.notes import Notes
 from tfenv.policy.pool import Pool, granted, valid_tokens
-from tfenv.policy.visibility import governs_visibility, needs_inventory, shown_before_choice, visible_pools
+from tfenv.policy.visibility import (
+    governs_visibility,
+    needs_inventory,
+    shown_before_choice,
+    shown_together,
+    visible_pools,
+)
 
 __all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "valid_tokens"]
 
@@ -44,6 +50,7 @@ def resolve(
     governed = governs_visibility(policy)
     if governed:
         room, pool, choosing = visible_pools(policy, grant, inventory, request, seats, notes)
+        pool = pool if choosing is not None else shown_together(pool, policy, notes)
     else:
         room = pool = _ungoverned_pool(policy, grant, inventory, request)
         choosing = None
@@ -80,6 +87,8 @@ def _ungoverned_pool(
 ) -> Pool:
     """What CUDA will show by itself: the program's own value where it set one, otherwise the grant."""
     current = grant if request is None else replace(grant, tokens=tuple(request))
+    if instance := next((card for card in granted(current, inventory).cards if card.is_instance), None):
+        return Pool((instance,))  # CUDA shows it alone, whatever stands before it
     ordered = current.pci_order or _sets_order(policy, current, request, governed=False)
     if current.tokens is None and not ordered and len({d.name for d in inventory.devices or ()}) > 1:
         # CUDA puts the fastest first: which of the unlike cards is GPU:0 cannot be told.

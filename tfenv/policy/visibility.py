@@ -28,7 +28,7 @@ from tfenv.policy.model import (
 from tfenv.policy.notes import Notes, by_layer
 from tfenv.policy.pool import Card, Pool, granted, identify, same_card, selected, valid_tokens
 
-__all__ = ["governs_visibility", "needs_inventory", "shown_before_choice", "visible_pools"]
+__all__ = ["governs_visibility", "needs_inventory", "shown_before_choice", "shown_together", "visible_pools"]
 
 _CEILINGS = ("allowed_devices", "max_devices", "require_grant")
 
@@ -346,6 +346,19 @@ def visible_pools(
 def shown_before_choice(pool: Pool, policy: EffectivePolicy) -> Pool:
     """What is visible until some of the candidates are chosen: ceilings hold for who opens CUDA earlier, too."""
     return _apply_count(pool, [c for c in policy.ceilings if c.key == "max_devices"], None, Notes())
+
+
+def shown_together(pool: Pool, policy: EffectivePolicy, notes: Notes) -> Pool:
+    """CUDA shows a process one MIG instance and nothing beside it, or whole GPUs (NVIDIA's MIG user guide)."""
+    instances = [card for card in pool.cards if card.is_instance]
+    if not instances or len(pool.cards) == 1:
+        return pool
+    whole = [card for card in pool.cards if not card.is_instance]
+    kept = whole if not pool.cards[0].is_instance else instances[:1]
+    setting = policy.settings.get("visible_devices")
+    text = f"{_names(kept)} of {_names(pool.cards)}: CUDA shows a process one MIG instance alone, or whole GPUs"
+    notes.add("one-instance", text, setting.origin if setting else None, "note")
+    return pool.narrowed(kept)
 
 
 def _selectors(policy: EffectivePolicy) -> list[tuple[Selector, Origin]]:

@@ -29,7 +29,7 @@ typedef struct {
 
 int driver_ready(void);              /* cuInit succeeded in this very process */
 int driver_has(int device);          /* such an ordinal exists */
-int driver_gpu(int device);          /* ordinal -> number of the GPU in the machine */
+int driver_place(int device);        /* ordinal -> GPU of the machine, or MIG instance */
 Context *driver_context(int device); /* its primary context */
 Context *driver_current(void);       /* the calling thread's context, or NULL */
 int driver_new_handle(void **out);   /* something to point at for streams, events, modules */

@@ -11,7 +11,7 @@
 
 static int initialised_by; /* process id; 0: not yet */
 static int device_count;
-static int gpu_of[MAX_GPUS]; /* CUDA ordinal -> GPU of the machine */
+static int place_of[MAX_GPUS]; /* CUDA ordinal -> GPU of the machine, or MIG instance */
 static Context contexts[MAX_GPUS];
 static __thread Context *current;
 static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -19,7 +19,7 @@ static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
 /* CUDA does not survive fork(): a child of a process that opened it gets NOT_INITIALIZED. */
 int driver_ready(void) { return initialised_by && initialised_by == getpid(); }
 int driver_has(int device) { return driver_ready() && device >= 0 && device < device_count; }
-int driver_gpu(int device) { return gpu_of[device]; }
+int driver_place(int device) { return place_of[device]; }
 Context *driver_context(int device) { return &contexts[device]; }
 Context *driver_current(void) { return current; }
 int driver_new_handle(void **out) {
@@ -29,47 +29,76 @@ int driver_new_handle(void **out) {
 
 /* ---- CUDA_VISIBLE_DEVICES: numbers and beginnings of UUIDs; the first bad one ends the list */
 
-static int gpu_by_number(const char *token) {
+/* What CUDA shows of a GPU: all of it or, where it is split, its first MIG instance. */
+static int shown_of(int gpu) { return machine_instances(gpu) ? machine_instance_place(gpu, 0) : gpu; }
+
+static int place_by_number(const char *token) {
   char *end;
   long number = strtol(token, &end, 10);
-  return end == token || *end || number < 0 || number >= machine_gpus() ? -1 : (int)number;
+  return end == token || *end || number < 0 || number >= machine_gpus() ? -1 : shown_of((int)number);
 }
 
-static int gpu_by_uuid(const char *beginning) {
+static int begins_with(int place, const char *beginning) {
   char uuid[UUID_TEXT];
+  machine_uuid_text(place, uuid);
+  return !strncasecmp(uuid, beginning, strlen(beginning));
+}
+
+static int place_by_uuid(const char *beginning) {
   int found = -1;
-  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
-    machine_uuid_text(gpu, uuid);
-    if (strncasecmp(uuid, beginning, strlen(beginning))) continue;
+  for (int place = 0; place < MAX_PLACES; place++) {
+    if (!machine_has(place) || !begins_with(place, beginning)) continue;
     if (found >= 0) return -1; /* it fits more than one */
-    found = gpu;
+    found = place < MAX_GPUS ? shown_of(place) : place;
   }
   return found;
 }
 
-static int gpu_by_token(const char *token) {
-  token += strspn(token, " ");
-  if (!strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4)) return gpu_by_uuid(token);
-  return gpu_by_number(token);
+/* "MIG-GPU-<UUID>/<GPU instance>/<compute instance>", as drivers before R470 named them. */
+static int place_by_old_name(const char *token) {
+  char uuid[UUID_TEXT];
+  int gpu_instance, compute_instance, place;
+  if (sscanf(token, "%40[^/]/%d/%d", uuid, &gpu_instance, &compute_instance) != 3 || compute_instance) return -1;
+  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
+    place = machine_instance_place(gpu, gpu_instance - 1);
+    if (begins_with(gpu, uuid) && gpu_instance > 0 && gpu_instance <= machine_instances(gpu)) return place;
+  }
+  return -1;
 }
 
-static int is_selected(int gpu) {
+static int place_by_token(const char *token) {
+  token += strspn(token, " ");
+  if (!strncmp(token, "MIG-GPU-", 8)) return place_by_old_name(token + 4);
+  if (!strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4)) return place_by_uuid(token);
+  return place_by_number(token);
+}
+
+static int is_selected(int place) {
   for (int device = 0; device < device_count; device++)
-    if (gpu_of[device] == gpu) return 1;
+    if (place_of[device] == place) return 1;
   return 0;
 }
 
 static void select_listed(char *list) {
   char *token;
   while ((token = strsep(&list, ",")) && device_count < MAX_GPUS) {
-    int gpu = gpu_by_token(token);
-    if (gpu < 0) return;
-    if (is_selected(gpu)) { /* a GPU named twice: none at all */
+    int place = place_by_token(token);
+    if (place < 0) return;
+    if (is_selected(place)) { /* a GPU named twice: none at all */
       device_count = 0;
       return;
     }
-    gpu_of[device_count++] = gpu;
+    place_of[device_count++] = place;
   }
+}
+
+/* NVIDIA's MIG guide: CUDA enumerates a single instance, and no whole GPU beside it. */
+static void keep_one_instance(void) {
+  for (int device = 0; device < device_count; device++)
+    if (machine_instance_of(place_of[device]) >= 0) {
+      place_of[0] = place_of[device];
+      device_count = 1;
+    }
 }
 
 static void select_devices(void) {
@@ -80,8 +109,9 @@ static void select_devices(void) {
     select_listed(list);
     free(list);
   } else {
-    for (int gpu = 0; gpu < machine_gpus(); gpu++) gpu_of[device_count++] = gpu;
+    for (int gpu = 0; gpu < machine_gpus(); gpu++) place_of[device_count++] = shown_of(gpu);
   }
+  keep_one_instance();
 }
 
 static int initialise(void) {
@@ -128,27 +158,32 @@ API int cuDeviceGet(int *device, int ordinal) {
 
 API int cuDeviceGetName(char *out, int room, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  machine_name(gpu_of[device], out, (size_t)room);
+  machine_name(place_of[device], out, (size_t)room);
   return SUCCESS;
 }
 
+/* Of a MIG instance the first version gives the whole GPU's. */
 API int cuDeviceGetUuid(unsigned char *out, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  machine_uuid(gpu_of[device], out);
+  machine_uuid(machine_gpu_of(place_of[device]), out);
   return SUCCESS;
 }
 
-API int cuDeviceGetUuid_v2(unsigned char *out, int device) { return cuDeviceGetUuid(out, device); }
+API int cuDeviceGetUuid_v2(unsigned char *out, int device) {
+  if (!driver_has(device)) return INVALID_DEVICE;
+  machine_uuid(place_of[device], out);
+  return SUCCESS;
+}
 
 API int cuDeviceTotalMem_v2(size_t *bytes, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  *bytes = machine_memory(gpu_of[device]);
+  *bytes = machine_memory(place_of[device]);
   return SUCCESS;
 }
 
 API int cuDeviceGetPCIBusId(char *out, int room, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  snprintf(out, (size_t)room, "0000:%02X:00.0", (unsigned)machine_pci_bus(gpu_of[device]));
+  snprintf(out, (size_t)room, "0000:%02X:00.0", (unsigned)machine_pci_bus(place_of[device]));
   return SUCCESS;
 }
 
@@ -209,12 +244,12 @@ static const struct {
 API int cuDeviceGetAttribute(int *value, int attribute, int device) {
   int major, minor;
   if (!driver_has(device)) return INVALID_DEVICE;
-  machine_capability(gpu_of[device], &major, &minor);
+  machine_capability(place_of[device], &major, &minor);
   *value = 0;
   for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++)
     if (attributes[i].attribute == attribute) *value = attributes[i].value;
-  if (attribute == MULTIPROCESSOR_COUNT) *value = machine_multiprocessors(gpu_of[device]);
-  if (attribute == PCI_BUS_ID) *value = machine_pci_bus(gpu_of[device]);
+  if (attribute == MULTIPROCESSOR_COUNT) *value = machine_multiprocessors(place_of[device]);
+  if (attribute == PCI_BUS_ID) *value = machine_pci_bus(place_of[device]);
   if (attribute == CAPABILITY_MAJOR) *value = major;
   if (attribute == CAPABILITY_MINOR) *value = minor;
   return SUCCESS;

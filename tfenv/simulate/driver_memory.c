@@ -22,28 +22,35 @@ static Block *blocks;
 static Bytes used[MAX_GPUS]; /* by CUDA ordinal */
 static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* What everybody but this process holds on one GPU. */
+/* What everybody but this process holds in one place. */
 typedef struct {
-  int gpu;
+  int place;
   Bytes simulated; /* by other processes in the log */
   Bytes listed;    /* by other users' processes from the list */
+  Bytes beside;    /* by other processes in the log in other MIG instances of the same GPU */
 } Others;
 
 static void add_holding(void *context, const Holding *holding) {
   Others *others = context;
-  if (holding->gpu != others->gpu || holding->bytes <= 0) return;
-  if (holding->listed) others->listed += (Bytes)holding->bytes;
-  else if (holding->pid != getpid()) others->simulated += (Bytes)holding->bytes;
+  int here = holding->place == others->place;
+  if (machine_gpu_of(holding->place) != machine_gpu_of(others->place) || holding->bytes <= 0) return;
+  if (holding->listed) others->listed += here ? (Bytes)holding->bytes : 0;
+  else if (holding->pid != getpid()) *(here ? &others->simulated : &others->beside) += (Bytes)holding->bytes;
 }
 
 static Others others_on(int device) {
-  Others others = {.gpu = driver_gpu(device)};
+  Others others = {.place = driver_place(device)};
   machine_each_holding(add_holding, &others);
   return others;
 }
 
+/* What all simulated processes hold on the GPU, in whatever instance of it. */
+static Bytes held_on(int device, const Others *others) {
+  return used[device] + others->simulated + others->beside;
+}
+
 static Bytes free_on(int device, const Others *others) {
-  Bytes total = machine_memory(driver_gpu(device));
+  Bytes total = machine_memory(driver_place(device));
   Bytes taken = used[device] + others->simulated + others->listed;
   return taken < total ? total - taken : 0;
 }
@@ -74,8 +81,7 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
   if (managed || size <= free_on(device, &others)) /* managed memory may exceed the GPU's */
     start = reserve(size);
   if (start) add_block(start, size, device);
-  log_write(log, start ? "alloc" : "oom", driver_gpu(device), size, used[device] + others.simulated,
-            call);
+  log_write(log, start ? "alloc" : "oom", driver_place(device), size, held_on(device, &others), call);
   log_close(log);
   pthread_mutex_unlock(&memory_lock);
   if (!start) return OUT_OF_MEMORY;
@@ -106,8 +112,7 @@ static int release(DevicePointer start, const char *call) {
     used[block->device] -= block->size;
     log = log_open();
     others = others_on(block->device);
-    log_write(log, "free", driver_gpu(block->device), block->size,
-              used[block->device] + others.simulated, call);
+    log_write(log, "free", driver_place(block->device), block->size, held_on(block->device, &others), call);
     log_close(log);
     munmap((void *)start, block->size);
     free(block);
@@ -132,7 +137,7 @@ API int cuMemGetInfo_v2(size_t *available, size_t *total) {
   Others others;
   if (!driver_current()) return INVALID_CONTEXT;
   others = others_on(driver_current()->device);
-  *total = machine_memory(others.gpu);
+  *total = machine_memory(others.place);
   pthread_mutex_lock(&memory_lock);
   *available = free_on(driver_current()->device, &others);
   pthread_mutex_unlock(&memory_lock);
@@ -267,7 +272,7 @@ API int cuMemPoolSetAttribute(Pool *pool, int attribute, void *value) {
   if (attribute != RELEASE_THRESHOLD) return SUCCESS;
   pool->threshold = *(Bytes *)value;
   log = log_open();
-  log_write(log, "threshold", driver_gpu(pool->device), pool->threshold, 0, "cuMemPoolSetAttribute");
+  log_write(log, "threshold", driver_place(pool->device), pool->threshold, 0, "cuMemPoolSetAttribute");
   log_close(log);
   return SUCCESS;
 }

@@ -8,15 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfenv.policy.units import MIB, parse_limit
+from tfenv.policy.units import MIB, format_bytes, parse_limit
 from tfenv.simulate.build import library_folder
 
-__all__ = ["MAX_GPUS", "SimulatedGpu", "environment", "parse_gpus"]
+__all__ = ["MAX_GPUS", "MAX_INSTANCES", "SimulatedGpu", "environment", "parse_gpus"]
 
 #: How many GPUs the stub libraries can simulate (MAX_GPUS in machine.h).
 MAX_GPUS = 32
+#: Into how many MIG instances each can be split (MAX_INSTANCES in machine.h).
+MAX_INSTANCES = 7
 _NAME_BYTES = 95
-_GROUP = re.compile(r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^:x]+)(?::(?P<name>.*))?", re.ASCII | re.DOTALL)
+_GROUP = re.compile(
+    r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^:x/]+)(?:/mig=(?P<instances>[^:/]*))?(?::(?P<name>.*))?",
+    re.ASCII | re.DOTALL,
+)
+_INSTANCES = re.compile(r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^x]+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class SimulatedGpu:
         capability: Compute capability, "major.minor"; TensorFlow ignores GPUs below 3.5 or what it was built for.
         multiprocessors: TensorFlow ignores GPUs that have fewer than 8 beside bigger ones.
         utilisation: What NVML reports, in per cent.
-        mig: A slice of a partitioned GPU: its UUID begins with "MIG-".
+        instances: Memory in bytes of its MIG instances; () when it is not split.
     """
 
     memory: int
@@ -37,7 +43,7 @@ class SimulatedGpu:
     capability: str = "8.0"
     multiprocessors: int = 108
     utilisation: int = 0
-    mig: bool = False
+    instances: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.memory < MIB:
@@ -45,6 +51,7 @@ class SimulatedGpu:
         if not re.fullmatch(r"\d{1,2}\.\d", self.capability, re.ASCII):
             raise ValueError(f'"{self.capability}" is not a compute capability; write "8.0"')
         _check_name(self.name)
+        _check_instances(self.instances, self.memory)
 
 
 def _check_name(name: str) -> None:
@@ -55,11 +62,22 @@ def _check_name(name: str) -> None:
         raise ValueError(f'the name "{name}" is too long; {_NAME_BYTES} bytes are allowed')
 
 
+def _check_instances(instances: Sequence[int], memory: int) -> None:
+    if len(instances) > MAX_INSTANCES:
+        raise ValueError(f"a GPU has at most {MAX_INSTANCES} MIG instances, not {len(instances)}")
+    if sum(instances) > memory:
+        text = f"{format_bytes(sum(instances))} of MIG instances do not fit into a GPU of {format_bytes(memory)}"
+        raise ValueError(f'{text}; write "80GiB/mig=2x40GiB"')
+    if any(instance < MIB for instance in instances):
+        raise ValueError("a MIG instance has 1 MiB or more")
+
+
 def parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
     """Read a description of GPUs.
 
     Args:
-        text: "4x24GiB", "2x24GiB,1x80GiB", with names "2x24GiB:NVIDIA A100,80GiB:NVIDIA H100".
+        text: "4x24GiB", "2x24GiB,1x80GiB", with names "2x24GiB:NVIDIA A100,80GiB:NVIDIA H100", split into MIG
+            instances "80GiB/mig=1x40GiB+2x20GiB:NVIDIA A100".
 
     Raises:
         ValueError: Its text says what is wrong and what would be right.
@@ -77,11 +95,29 @@ def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
     count = int(match["count"] or 1)
     if not 1 <= count <= MAX_GPUS:
         raise ValueError(f'"{group}" asks for {count} GPUs; from 1 to {MAX_GPUS} can be simulated')
-    size = parse_limit(match["size"]).bytes
-    if size is None:
-        raise ValueError(f'"{match["size"]}" is not the size of a GPU; write it like "24GiB"')
-    gpu = SimulatedGpu(size) if match["name"] is None else SimulatedGpu(size, match["name"].strip())
+    name = SimulatedGpu.name if match["name"] is None else match["name"].strip()
+    gpu = SimulatedGpu(_size(match["size"], "a GPU"), name, instances=_parse_instances(match["instances"]))
     return (gpu,) * count
+
+
+def _size(text: str, what: str) -> int:
+    size = parse_limit(text.strip()).bytes
+    if size is None:
+        raise ValueError(f'"{text}" is not the size of {what}; write it like "24GiB"')
+    return size
+
+
+def _parse_instances(text: str | None) -> tuple[int, ...]:
+    """The sizes in "1x40GiB+2x20GiB"."""
+    sizes: list[int] = []
+    for item in () if text is None else text.split("+"):
+        match = _INSTANCES.fullmatch(item.strip())
+        if match is None:
+            raise ValueError(f'"{text}" does not describe MIG instances; write "2x20GiB" or "1x40GiB+2x20GiB"')
+        sizes += [_size(match["size"], "a MIG instance")] * min(int(match["count"] or 1), MAX_GPUS)
+    if text is not None and not sizes:
+        raise ValueError(f'"{text}" has no MIG instances; leave "/mig=" out')
+    return tuple(sizes)
 
 
 def environment(
@@ -97,8 +133,8 @@ def environment(
         gpus: In the order of their PCI buses; empty: a driver without a GPU.
         log: File to which each request to the driver is appended as a JSON line. Without it processes
             do not see what the others allocate, neither in CUDA's free memory nor in NVML.
-        processes: File of "<gpu> <pid> <MiB>" lines, memory that other users' processes hold; read anew
-            at each request, so it may change meanwhile.
+        processes: File of "<gpu> <pid> <MiB>" lines, memory that other users' processes hold, of a MIG
+            instance "<gpu>:<instance> <pid> <MiB>"; read anew at each request, so it may change meanwhile.
         base: What the child inherits besides; default: this process's environment.
 
     Raises:
@@ -127,6 +163,6 @@ def _setting(gpus: Sequence[SimulatedGpu]) -> str:
         "capability": [gpu.capability for gpu in gpus],
         "multiprocessors": [str(gpu.multiprocessors) for gpu in gpus],
         "utilisation": [str(gpu.utilisation) for gpu in gpus],
-        "mig": [str(int(gpu.mig)) for gpu in gpus],
+        "mig": ["+".join(str(size // MIB) for size in gpu.instances) or "0" for gpu in gpus],
     }
     return ",".join([f"count={len(gpus)}", *(f"{key}={':'.join(values)}" for key, values in columns.items())])

@@ -58,40 +58,91 @@ int machine_gpus(void) {
 }
 
 int machine_driver_version(void) { return (int)read_number("driver", 0, "12080"); }
-Bytes machine_memory(int gpu) { return (Bytes)read_number("memory_mib", gpu, "16384") * MIB; }
-int machine_multiprocessors(int gpu) { return (int)read_number("multiprocessors", gpu, "108"); }
-int machine_utilisation(int gpu) { return (int)read_number("utilisation", gpu, "0"); }
-int machine_is_mig(int gpu) { return read_number("mig", gpu, "0") != 0; }
-int machine_pci_bus(int gpu) { return gpu + 1; }
-
-void machine_name(int gpu, char *out, size_t room) {
+int machine_nvml_error(const char *key, int gpu) { return (int)read_number(key, gpu, "0"); }
+void machine_driver_release(char *out, size_t room) {
   char text[SETTING_TEXT];
-  read_setting("name", gpu, "Simulated GPU", text);
+  read_setting("release", 0, "570.00.00", text);
   snprintf(out, room, "%s", text);
 }
 
-void machine_capability(int gpu, int *major, int *minor) {
+/* ---- places: GPUs and their MIG instances */
+
+int machine_instance_place(int gpu, int instance) { return MAX_GPUS + gpu * MAX_INSTANCES + instance; }
+int machine_gpu_of(int place) { return place < MAX_GPUS ? place : (place - MAX_GPUS) / MAX_INSTANCES; }
+int machine_instance_of(int place) { return place < MAX_GPUS ? -1 : (place - MAX_GPUS) % MAX_INSTANCES; }
+
+/* The sizes of a GPU's MIG instances; returns how many there are. */
+static int read_instances(int gpu, Bytes out[MAX_INSTANCES]) {
+  char text[SETTING_TEXT], *rest = text, *item;
+  int count = 0;
+  read_setting("mig", gpu, "0", text);
+  while ((item = strsep(&rest, "+")) && count < MAX_INSTANCES) {
+    out[count] = strtoull(item, NULL, 10) * MIB;
+    if (out[count]) count++;
+  }
+  return count;
+}
+
+int machine_instances(int gpu) {
+  Bytes sizes[MAX_INSTANCES];
+  return read_instances(gpu, sizes);
+}
+
+int machine_has(int place) {
+  int gpu = machine_gpu_of(place);
+  return place >= 0 && gpu < machine_gpus() && machine_instance_of(place) < machine_instances(gpu);
+}
+
+Bytes machine_memory(int place) {
+  Bytes sizes[MAX_INSTANCES] = {0};
+  if (place < MAX_GPUS) return (Bytes)read_number("memory_mib", place, "16384") * MIB;
+  read_instances(machine_gpu_of(place), sizes);
+  return sizes[machine_instance_of(place)];
+}
+
+int machine_multiprocessors(int place) { return (int)read_number("multiprocessors", machine_gpu_of(place), "108"); }
+int machine_utilisation(int gpu) { return (int)read_number("utilisation", gpu, "0"); }
+int machine_pci_bus(int place) { return machine_gpu_of(place) + 1; }
+
+/* An instance is named as NVIDIA names them, "MIG 3g.20gb": in sevenths of the GPU, with its memory. */
+void machine_name(int place, char *out, size_t room) {
   char text[SETTING_TEXT];
-  read_setting("capability", gpu, "8.0", text);
+  int gpu = machine_gpu_of(place);
+  read_setting("name", gpu, "Simulated GPU", text);
+  if (place < MAX_GPUS) {
+    snprintf(out, room, "%s", text);
+    return;
+  }
+  Bytes whole = machine_memory(gpu), part = machine_memory(place);
+  Bytes sevenths = whole ? part * MAX_INSTANCES / whole : 0;
+  snprintf(out, room, "%.60s MIG %llug.%llugb", text, sevenths ? sevenths : 1, (part + (MIB << 9)) >> 30);
+}
+
+void machine_capability(int place, int *major, int *minor) {
+  char text[SETTING_TEXT];
+  read_setting("capability", machine_gpu_of(place), "8.0", text);
   *major = *minor = 0;
   sscanf(text, "%d.%d", major, minor);
 }
 
-/* a0fa4e00-0000-4000-8000-000000000000, a1...01, and so on: the first byte tells GPUs apart, so
- * that a short beginning of a UUID is enough to name one. */
-void machine_uuid(int gpu, unsigned char out[UUID_BYTES]) {
+/* GPUs: a0fa4e00-0000-4000-8000-000000000000, a1...01, and so on. Their MIG instances: a010..., a011....
+ * The first bytes tell them apart, so that a short beginning of a UUID is enough to name one. */
+void machine_uuid(int place, unsigned char out[UUID_BYTES]) {
   static const unsigned char pattern[UUID_BYTES] = {0xa0, 0xfa, 0x4e, 0, 0, 0, 0x40, 0, 0x80};
+  int gpu = machine_gpu_of(place), instance = machine_instance_of(place);
   memcpy(out, pattern, UUID_BYTES);
   out[0] = (unsigned char)(pattern[0] + gpu);
+  if (instance >= 0) out[1] = (unsigned char)(0x10 + instance);
+  out[UUID_BYTES - 2] = (unsigned char)(instance + 1);
   out[UUID_BYTES - 1] = (unsigned char)gpu;
 }
 
-void machine_uuid_text(int gpu, char out[UUID_TEXT]) {
+void machine_uuid_text(int place, char out[UUID_TEXT]) {
   unsigned char u[UUID_BYTES];
-  machine_uuid(gpu, u);
+  machine_uuid(place, u);
   snprintf(out, UUID_TEXT, "%s-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
-           machine_is_mig(gpu) ? "MIG" : "GPU", u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8],
-           u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+           place < MAX_GPUS ? "GPU" : "MIG", u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9],
+           u[10], u[11], u[12], u[13], u[14], u[15]);
 }
 
 /* ---- what processes hold: a running account of the log, read on from where it was left */
@@ -105,15 +156,15 @@ typedef struct {
 static Account account;
 static pthread_mutex_t account_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static Holding *holding_of(int pid, int gpu) {
+static Holding *holding_of(int pid, int place) {
   for (size_t i = 0; i < account.count; i++)
-    if (account.items[i].pid == pid && account.items[i].gpu == gpu) return &account.items[i];
+    if (account.items[i].pid == pid && account.items[i].place == place) return &account.items[i];
   if (account.count == account.room) {
     account.room = account.room ? 2 * account.room : 64;
     account.items = realloc(account.items, account.room * sizeof *account.items);
     if (!account.items) abort();
   }
-  account.items[account.count] = (Holding){gpu, pid, 0, 0};
+  account.items[account.count] = (Holding){place, pid, 0, 0};
   return &account.items[account.count++];
 }
 
@@ -124,15 +175,16 @@ static void forget_process(int pid) {
 }
 
 static void take_record(const char *line) {
-  int pid, gpu;
+  int pid, gpu, instance, place;
   long long bytes;
   char operation[16];
-  if (sscanf(line, "{\"pid\": %d, \"op\": \"%15[a-zA-Z]\", \"gpu\": %d, \"bytes\": %lld", &pid,
-             operation, &gpu, &bytes) != 4)
+  if (sscanf(line, "{\"pid\": %d, \"op\": \"%15[a-zA-Z]\", \"gpu\": %d, \"instance\": %d, \"bytes\": %lld",
+             &pid, operation, &gpu, &instance, &bytes) != 5)
     return;
+  place = instance < 0 ? gpu : machine_instance_place(gpu, instance);
   if (!strcmp(operation, "cuInit")) forget_process(pid);
-  if (!strcmp(operation, "alloc")) holding_of(pid, gpu)->bytes += bytes;
-  if (!strcmp(operation, "free")) holding_of(pid, gpu)->bytes -= bytes;
+  if (!strcmp(operation, "alloc")) holding_of(pid, place)->bytes += bytes;
+  if (!strcmp(operation, "free")) holding_of(pid, place)->bytes -= bytes;
 }
 
 static void read_log(void) {
@@ -165,6 +217,15 @@ static int is_alive(int pid) {
   return alive;
 }
 
+static int read_listed(const char *line, Holding *out) {
+  int gpu, instance;
+  if (sscanf(line, "%d:%d %d %lld", &gpu, &instance, &out->pid, &out->bytes) == 4) {
+    out->place = machine_instance_place(gpu, instance);
+    return machine_has(out->place);
+  }
+  return sscanf(line, "%d %d %lld", &out->place, &out->pid, &out->bytes) == 3 && machine_has(out->place);
+}
+
 static void each_listed(void (*visit)(void *, const Holding *), void *context) {
   const char *path = getenv("TFGPU_SIMULATE_PROCESSES");
   FILE *list = path ? fopen(path, "re") : NULL;
@@ -172,7 +233,7 @@ static void each_listed(void (*visit)(void *, const Holding *), void *context) {
   Holding holding = {.listed = 1};
   if (!list) return;
   while (fgets(line, sizeof line, list))
-    if (sscanf(line, "%d %d %lld", &holding.gpu, &holding.pid, &holding.bytes) == 3) {
+    if (read_listed(line, &holding)) {
       holding.bytes *= (long long)MIB;
       visit(context, &holding);
     }
@@ -206,12 +267,12 @@ int log_open(void) {
   return log;
 }
 
-void log_write(int log, const char *operation, int gpu, Bytes bytes, Bytes held, const char *call) {
+void log_write(int log, const char *operation, int place, Bytes bytes, Bytes held, const char *call) {
   char line[256];
   int length = snprintf(line, sizeof line,
-                        "{\"pid\": %d, \"op\": \"%s\", \"gpu\": %d, \"bytes\": %llu, \"held\": %llu, "
-                        "\"call\": \"%s\"}\n",
-                        getpid(), operation, gpu, bytes, held, call);
+                        "{\"pid\": %d, \"op\": \"%s\", \"gpu\": %d, \"instance\": %d, \"bytes\": %llu, "
+                        "\"held\": %llu, \"call\": \"%s\"}\n",
+                        getpid(), operation, machine_gpu_of(place), machine_instance_of(place), bytes, held, call);
   if (log >= 0 && write(log, line, (size_t)length) != length) complain("the log of requests");
 }
 

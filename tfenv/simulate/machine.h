@@ -5,10 +5,15 @@
  *
  *   TFGPU_SIMULATE            "count=2,memory_mib=24576:81920,name=NVIDIA A100". Keys: count,
  *                             memory_mib, name, capability (8.0), multiprocessors (108),
- *                             utilisation (per cent), mig (1: its UUID is "MIG-..."), driver (12080).
+ *                             utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
+ *                             by '+'; 0: MIG is off), driver (12080), release (570.00.00); what NVML
+ *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
+ *                             to all questions about a GPU, memory_error and processes_error to
+ *                             how much memory it has and who uses it.
  *                             A value may be a ':'-separated list, one item a GPU; the last repeats.
  *   TFGPU_SIMULATE_LOG        file; one JSON line for each request to the driver, appended.
- *   TFGPU_SIMULATE_PROCESSES  file of "<gpu> <pid> <MiB>" lines: what other users' processes hold.
+ *   TFGPU_SIMULATE_PROCESSES  file of "<gpu> <pid> <MiB>" lines: what other users' processes hold. Of a
+ *                             MIG instance: "<gpu>:<instance> <pid> <MiB>". -1 MiB: NVML does not say.
  */
 #pragma once
 #include <stddef.h>
@@ -18,26 +23,40 @@
 #define API __attribute__((visibility("default")))
 #define UNUSED __attribute__((unused))
 
-enum { MAX_GPUS = 32, UUID_BYTES = 16, UUID_TEXT = 41, SETTING_TEXT = 96 };
+enum {
+  MAX_GPUS = 32,
+  MAX_INSTANCES = 7, /* MIG instances of one GPU */
+  MAX_PLACES = MAX_GPUS * (1 + MAX_INSTANCES),
+  UUID_BYTES = 16,
+  UUID_TEXT = 41,
+  SETTING_TEXT = 96
+};
 
 typedef unsigned long long Bytes;
 
-/* ---- the GPUs, numbered 0, 1, ... in the order of their PCI buses */
+/* ---- the GPUs, numbered 0, 1, ... in the order of their PCI buses. A place is where memory is: a whole GPU,
+ * by its number, or one of its MIG instances, by a number above all GPUs'. */
 int machine_gpus(void);
+int machine_has(int place);
+int machine_instances(int gpu); /* 0: MIG is off */
+int machine_instance_place(int gpu, int instance);
+int machine_gpu_of(int place);
+int machine_instance_of(int place); /* -1: a whole GPU */
 int machine_driver_version(void);
-Bytes machine_memory(int gpu);
-void machine_name(int gpu, char *out, size_t room);
-void machine_capability(int gpu, int *major, int *minor);
-int machine_multiprocessors(int gpu);
+void machine_driver_release(char *out, size_t room);
+int machine_nvml_error(const char *key, int gpu); /* 0: none */
+Bytes machine_memory(int place);
+void machine_name(int place, char *out, size_t room);
+void machine_capability(int place, int *major, int *minor);
+int machine_multiprocessors(int place);
 int machine_utilisation(int gpu);
-int machine_is_mig(int gpu);
-int machine_pci_bus(int gpu);
-void machine_uuid(int gpu, unsigned char out[UUID_BYTES]);
-void machine_uuid_text(int gpu, char out[UUID_TEXT]);
+int machine_pci_bus(int place);
+void machine_uuid(int place, unsigned char out[UUID_BYTES]);
+void machine_uuid_text(int place, char out[UUID_TEXT]);
 
 /* ---- what processes hold */
 typedef struct {
-  int gpu;
+  int place;
   int pid;
   long long bytes;
   int listed; /* 1: a line of TFGPU_SIMULATE_PROCESSES; 0: a live process in TFGPU_SIMULATE_LOG */
@@ -49,5 +68,5 @@ void machine_each_holding(void (*visit)(void *context, const Holding *holding), 
 /* ---- the log. It is locked from open to close, so that looking at what others hold, deciding and
  * writing the decision down are one step among processes. */
 int log_open(void); /* -1 when there is none */
-void log_write(int log, const char *operation, int gpu, Bytes bytes, Bytes held, const char *call);
+void log_write(int log, const char *operation, int place, Bytes bytes, Bytes held, const char *call);
 void log_close(int log);

@@ -11,7 +11,7 @@
 
 enum {
   SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-  INSUFFICIENT_SIZE = 7
+  INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, VERSION_MISMATCH = 18
 };
 
 typedef struct {
@@ -34,12 +34,15 @@ typedef struct {
 
 static int users; /* nvmlInit calls less nvmlShutdown calls */
 
-/* A handle is the GPU's number plus one, so that NULL is none. */
-static int gpu_of(void *handle) { return (int)(intptr_t)handle - 1; }
+/* A handle is the place's number plus one, so that NULL is none. */
+static int place_of(void *handle) { return (int)(intptr_t)handle - 1; }
+static void *handle_of(int place) { return (void *)((intptr_t)place + 1); }
+static int gpu_of(void *handle) { return machine_gpu_of(place_of(handle)); }
+static int instance_of(void *handle) { return machine_instance_of(place_of(handle)); }
 
 static int check(void *handle) {
   if (!users) return UNINITIALIZED;
-  return gpu_of(handle) < 0 || gpu_of(handle) >= machine_gpus() ? INVALID_ARGUMENT : SUCCESS;
+  return machine_has(place_of(handle)) ? machine_nvml_error("error", gpu_of(handle)) : INVALID_ARGUMENT;
 }
 
 static int copy_text(char *out, unsigned room, const char *text) {
@@ -65,6 +68,8 @@ static int copy_text(char *out, unsigned room, const char *text) {
 /* ---- the library */
 
 API int nvmlInit_v2(void) {
+  int error = machine_nvml_error("init_error", 0);
+  if (error) return error;
   users++;
   return SUCCESS;
 }
@@ -85,11 +90,18 @@ API const char *nvmlErrorString(int result) {
     case NOT_SUPPORTED: return "Not Supported";
     case NOT_FOUND: return "Not Found";
     case INSUFFICIENT_SIZE: return "Insufficient Size";
+    case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case GPU_IS_LOST: return "GPU is lost";
+    case VERSION_MISMATCH: return "Driver/library version mismatch";
     default: return "Unknown Error";
   }
 }
 
-API int nvmlSystemGetDriverVersion(char *out, unsigned room) { return copy_text(out, room, "570.00.00"); }
+API int nvmlSystemGetDriverVersion(char *out, unsigned room) {
+  char release[SETTING_TEXT];
+  machine_driver_release(release, sizeof release);
+  return copy_text(out, room, release);
+}
 API int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, "12.570.00.00"); }
 
 API int nvmlSystemGetCudaDriverVersion_v2(int *version) {
@@ -120,16 +132,18 @@ API int nvmlDeviceGetCount_v2(unsigned *count) {
 }
 
 API int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
-  *handle = (void *)((intptr_t)index + 1);
-  return check(*handle);
+  *handle = handle_of((int)index);
+  return users && index >= (unsigned)machine_gpus() ? INVALID_ARGUMENT : check(*handle);
 }
 
 API int nvmlDeviceGetHandleByUUID(const char *wanted, void **handle) {
   char uuid[UUID_TEXT];
   if (!users) return UNINITIALIZED;
-  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
-    machine_uuid_text(gpu, uuid);
-    if (!strcasecmp(uuid, wanted)) return nvmlDeviceGetHandleByIndex_v2((unsigned)gpu, handle);
+  for (int place = 0; place < MAX_PLACES; place++) {
+    if (!machine_has(place)) continue;
+    machine_uuid_text(place, uuid);
+    *handle = handle_of(place);
+    if (!strcasecmp(uuid, wanted)) return SUCCESS;
   }
   return NOT_FOUND;
 }
@@ -149,12 +163,10 @@ API int nvmlDeviceGetHandleByPciBusId(const char *id, void **handle) {
 
 /* ---- what a GPU is */
 
-NUMBER(nvmlDeviceGetIndex, gpu_of(handle))
+NUMBER(nvmlDeviceGetIndex, instance_of(handle) < 0 ? gpu_of(handle) : instance_of(handle))
 NUMBER(nvmlDeviceGetMinorNumber, gpu_of(handle))
 NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, 4)
 NUMBER(nvmlDeviceGetCurrPcieLinkWidth, 16)
-NUMBER(nvmlDeviceIsMigDeviceHandle, machine_is_mig(gpu_of(handle)))
-UNSUPPORTED(nvmlDeviceGetMigMode)
 UNSUPPORTED(nvmlDeviceGetNvLinkState)
 UNSUPPORTED(nvmlDeviceGetGpuFabricInfoV)
 
@@ -162,7 +174,7 @@ API int nvmlDeviceGetName(void *handle, char *out, unsigned room) {
   char name[SETTING_TEXT];
   int result = check(handle);
   if (result) return result;
-  machine_name(gpu_of(handle), name, sizeof name);
+  machine_name(place_of(handle), name, sizeof name);
   return copy_text(out, room, name);
 }
 
@@ -170,7 +182,7 @@ API int nvmlDeviceGetUUID(void *handle, char *out, unsigned room) {
   char uuid[UUID_TEXT];
   int result = check(handle);
   if (result) return result;
-  machine_uuid_text(gpu_of(handle), uuid);
+  machine_uuid_text(place_of(handle), uuid);
   return copy_text(out, room, uuid);
 }
 
@@ -195,39 +207,76 @@ API int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor)
 API int nvmlDeviceGetUtilizationRates(void *handle, unsigned gpu_and_memory[2]) {
   int result = check(handle);
   if (result) return result;
+  if (machine_instances(gpu_of(handle))) return NOT_SUPPORTED; /* as NVML has it under MIG */
   gpu_and_memory[0] = (unsigned)machine_utilisation(gpu_of(handle));
   gpu_and_memory[1] = 0;
   return SUCCESS;
+}
+
+/* ---- MIG: the instances of a GPU have handles of their own */
+
+NUMBER(nvmlDeviceIsMigDeviceHandle, instance_of(handle) >= 0)
+NUMBER(nvmlDeviceGetMaxMigDeviceCount, machine_instances(gpu_of(handle)) ? MAX_INSTANCES : 0)
+NUMBER(nvmlDeviceGetGpuInstanceId, instance_of(handle) + 1)
+NUMBER(nvmlDeviceGetComputeInstanceId, 0)
+
+API int nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *after_reset) {
+  int result = check(handle);
+  if (result) return result;
+  if (!machine_instances(gpu_of(handle))) return NOT_SUPPORTED;
+  *now = *after_reset = 1;
+  return SUCCESS;
+}
+
+API int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned instance, void **out) {
+  int result = check(handle);
+  if (result) return result;
+  if (instance >= (unsigned)machine_instances(gpu_of(handle))) return NOT_FOUND;
+  *out = handle_of(machine_instance_place(gpu_of(handle), (int)instance));
+  return SUCCESS;
+}
+
+API int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *handle, void **out) {
+  int result = check(handle);
+  if (!result) *out = handle_of(gpu_of(handle));
+  return result;
 }
 
 /* ---- who uses it */
 
 enum { MAX_PROCESSES = 1024 };
 typedef struct {
-  int gpu;
+  int place;
   unsigned count;
   struct {
-    int pid;
+    int pid, instance;
     long long bytes;
   } processes[MAX_PROCESSES];
 } Usage;
 
+/* A GPU shows what is held in each of its instances, too. */
+static int concerns(int place, const Holding *holding) {
+  return holding->place == place || machine_gpu_of(holding->place) == place;
+}
+
 static void add_holding(void *context, const Holding *holding) {
   Usage *usage = context;
+  int instance = machine_instance_of(holding->place);
   unsigned i = 0;
-  if (holding->gpu != usage->gpu) return;
-  while (i < usage->count && usage->processes[i].pid != holding->pid) i++;
+  if (!concerns(usage->place, holding)) return;
+  while (i < usage->count && (usage->processes[i].pid != holding->pid || usage->processes[i].instance != instance)) i++;
   if (i == MAX_PROCESSES) return;
   if (i == usage->count) {
     usage->processes[i].pid = holding->pid;
+    usage->processes[i].instance = instance;
     usage->processes[i].bytes = 0;
     usage->count++;
   }
   usage->processes[i].bytes += holding->bytes;
 }
 
-static void find_usage(int gpu, Usage *usage) {
-  usage->gpu = gpu;
+static void find_usage(int place, Usage *usage) {
+  usage->place = place;
   usage->count = 0;
   machine_each_holding(add_holding, usage);
 }
@@ -235,11 +284,13 @@ static void find_usage(int gpu, Usage *usage) {
 API int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
   Usage usage;
   int result = check(handle);
+  if (!result) result = machine_nvml_error("memory_error", gpu_of(handle));
   if (result) return result;
-  find_usage(gpu_of(handle), &usage);
-  memory->total = machine_memory(usage.gpu);
+  find_usage(place_of(handle), &usage);
+  memory->total = machine_memory(usage.place);
   memory->used = 0;
-  for (unsigned i = 0; i < usage.count; i++) memory->used += (Bytes)usage.processes[i].bytes;
+  for (unsigned i = 0; i < usage.count; i++)
+    if (usage.processes[i].bytes > 0) memory->used += (Bytes)usage.processes[i].bytes;
   if (memory->used > memory->total) memory->used = memory->total; /* managed memory exceeds it */
   memory->free = memory->total - memory->used;
   return SUCCESS;
@@ -258,16 +309,23 @@ API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
 
 API int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *out) {
   const unsigned no_instance = 0xffffffff;
+  const Bytes unknown = ~0ull;
   Usage usage;
+  int instance;
+  long long bytes;
   unsigned room = *count;
   int result = check(handle);
+  if (!result) result = machine_nvml_error("processes_error", gpu_of(handle));
   if (result) return result;
-  find_usage(gpu_of(handle), &usage);
+  find_usage(place_of(handle), &usage);
   *count = usage.count;
   if (room < usage.count) return INSUFFICIENT_SIZE;
-  for (unsigned i = 0; i < usage.count; i++)
-    out[i] = (Process){(unsigned)usage.processes[i].pid, (Bytes)usage.processes[i].bytes, no_instance,
-                       no_instance};
+  for (unsigned i = 0; i < usage.count; i++) {
+    instance = usage.processes[i].instance;
+    bytes = usage.processes[i].bytes;
+    out[i] = (Process){(unsigned)usage.processes[i].pid, bytes < 0 ? unknown : (Bytes)bytes,
+                       instance < 0 ? no_instance : (unsigned)instance + 1, instance < 0 ? no_instance : 0};
+  }
   return SUCCESS;
 }
 API int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, Process *out) {

@@ -27,6 +27,7 @@ class Request:
         bytes: Size; for cuInit the number of GPUs the process sees.
         held: Bytes that all live simulated processes together hold on the GPU after the request.
         call: The driver's function: "cuMemAlloc".
+        instance: Number of the MIG instance; -1: the whole GPU.
     """
 
     pid: int
@@ -35,6 +36,7 @@ class Request:
     bytes: int
     held: int
     call: str
+    instance: int = -1
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _read_line(line: str, where: str) -> Request:
         fields = json.loads(line)
         return Request(
             int(fields["pid"]), cast(Operation, fields["op"]), int(fields["gpu"]),
-            int(fields["bytes"]), int(fields["held"]), str(fields["call"]),
+            int(fields["bytes"]), int(fields["held"]), str(fields["call"]), int(fields.get("instance", -1)),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: not a request to the simulated driver ({error!r})") from error
