@@ -105,6 +105,24 @@ def test_a_waiter_that_ends_leaves_the_line(machine: Path, crew: list[Holder], h
         assert patient.got()[0] == "a"
 
 
+def test_who_was_stopped_is_passed_over_and_keeps_the_place(machine: Path, crew: list[Holder]) -> None:
+    """Ctrl-Z on a waiter holds up the others for a minute at most; when it goes on, it is served in its turn."""
+    with hold(wish(gpus="a")) as first:
+        stopped = line_up(crew, machine, wish(gpus="a"))
+        time.sleep(0.5)  # it has its number, and is done with the directory
+        os.kill(stopped.pid, signal.SIGSTOP)
+        (ticket,) = machine.glob("ticket-*")
+        first.end()
+        assert take("a") is None, "it came earlier"
+        os.utime(ticket, times=(time.time() - 61,) * 2)
+        second = Holder(wish(gpus="a"))
+        crew.append(second)
+        assert second.got()[0] == "a"
+        os.kill(stopped.pid, signal.SIGCONT)
+        second.end()
+        assert stopped.got()[0] == "a"
+
+
 def test_a_dead_holders_place_is_taken_within_a_second(machine: Path, crew: list[Holder]) -> None:
     """SIGKILL: the kernel drops the lock, and the next in line looks often enough."""
     delays = []

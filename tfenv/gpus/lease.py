@@ -190,12 +190,14 @@ class Entry:
         directory: Descriptor of the directory it is in.
         uid: Its owner.
         data: What is in it; by anybody's hand.
+        touched_s: Seconds since its process touched it; those that wait do so now and then.
     """
 
     name: str
     directory: int
     uid: int
     data: Mapping[str, Any]
+    touched_s: float = 0.0
 
 
 def entries(directory: int, *, clean: bool = False) -> Iterator[Entry]:
@@ -232,7 +234,8 @@ def _live_entry(name: str, directory: int, descriptor: int) -> Entry | None:
         data = json.loads(os.pread(descriptor, _LARGEST_FILE, 0))
     except (ValueError, RecursionError):
         return None
-    return Entry(name, directory, status.st_uid, data) if isinstance(data, dict) else None
+    touched_s = time.time() - status.st_mtime
+    return Entry(name, directory, status.st_uid, data, touched_s) if isinstance(data, dict) else None
 
 
 def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, int]:

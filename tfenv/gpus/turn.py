@@ -35,6 +35,8 @@ _SHORTEST_PAUSE, _PAUSE, _PAUSE_FAR_BACK = 0.01, 0.1, 0.4
 _NEAR = 8
 #: Seconds after which everything is looked at anew: memory of processes without a lease may have become free.
 _RECHECK, _RECHECK_IN_LINE = 2.0, 10.0
+#: Seconds after which a waiter is passed over that did not look: Ctrl-Z stopped it, and it would hold up all others.
+_PASSED_OVER = 60.0
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,19 @@ def acquire(
 
 @dataclass(frozen=True)
 class _View:
-    """Everything of live processes in the directories."""
+    """Everything of live processes in the directories.
+
+    Attributes:
+        scene: What counts for a choice.
+        leases: Each with its file.
+        tickets: Of those who came earlier and are not passed over, each with its file.
+        last: The largest number in the line.
+    """
 
     scene: Scene
     leases: list[tuple[Lease, Entry]]
     tickets: list[tuple[Wish, Entry]]
+    last: int
 
     @classmethod
     def read(
@@ -144,10 +154,12 @@ class _View:
         found = [entry for room in rooms.values() for entry in entries(room, clean=clean)]
         leases = [(lease, entry) for entry in found if entry.name.startswith("lease-") for lease in leases_of(entry)]
         waiting = sorted((e for e in found if e.name.startswith("ticket-")), key=lambda e: _order(e.name))
-        before = [entry for entry in waiting if not own or _order(entry.name) < _order(own)]
+        awake = (entry for entry in waiting if entry.touched_s < _PASSED_OVER)
+        before = [entry for entry in awake if not own or _order(entry.name) < _order(own)]
         tickets = [(wish, entry) for entry in before if (wish := wish_of(entry)) is not None]
         ahead = tuple(wish for wish, _ in tickets)
-        return cls(Scene(tuple(lease for lease, _ in leases), memory, ahead, os.getpid()), leases, tickets)
+        scene = Scene(tuple(lease for lease, _ in leases), memory, ahead, os.getpid())
+        return cls(scene, leases, tickets, last=max((number_of(entry.name) for entry in waiting), default=0))
 
     def busy(self, wish: Wish) -> Busy:
         return Busy(self.scene, is_possible(wish), waits_for_family(wish, self.scene))
@@ -219,12 +231,12 @@ class _Turn:
 
     def line_up(self, view: _View, rooms: Mapping[str, int]) -> None:
         if self.ticket is not None:
+            os.utime(self.ticket[1])  # still here
             return
         path, directory = next(iter(rooms.items()))
-        last = max((number_of(entry.name) for _, entry in view.tickets), default=0)
         content = {**self.content(), "wish": asdict(replace(self.wish, family=frozenset()))}
         content["wish"].pop("family")
-        name, descriptor = create(f"ticket-{min(last + 1, LARGEST_NUMBER):018d}", content, directory)
+        name, descriptor = create(f"ticket-{min(view.last + 1, LARGEST_NUMBER):018d}", content, directory)
         self.ticket = (os.path.join(path, name), descriptor)
 
     def content(self) -> dict[str, Any]:
