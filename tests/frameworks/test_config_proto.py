@@ -325,3 +325,12 @@ def test_cpu_only_hides_every_gpu(count: int) -> None:
     config.device_count["GPU"] = count
     clamped = clamp(config, View((Gpu(0, PlannedDevice("0")),), cpu_only=True))
     assert (clamped.config or config).device_count["GPU"] == 0
+
+
+def test_managed_memory_is_no_limit_on_record() -> None:
+    """A fraction of 1.5 that no limit of ours holds stays the program's, and is not taken for a limit."""
+    config = config_pb2.ConfigProto()
+    config.gpu_options.per_process_gpu_memory_fraction = 1.5
+    clamped = clamp(config, two_cards(None))
+    assert clamped.asked["per_process_gpu_memory_fraction"] == 1.5
+    assert [device.fraction for device in clamped.devices] == [None, None]

@@ -390,7 +390,8 @@ def _number(value: object) -> float:
 
 
 def _outcomes(config: ConfigProto, wanted: Sequence[Gpu], shares: Sequence[_Share]) -> tuple[DeviceOutcome, ...]:
-    fraction = config.gpu_options.per_process_gpu_memory_fraction or None
+    asked = config.gpu_options.per_process_gpu_memory_fraction
+    fraction = asked if 0 < asked <= 1 else None  # beyond the card it is managed memory, and no limit
     outcomes = []
     for index, gpu in enumerate(wanted):
         parts = shares[index].parts if shares else []
