@@ -62,7 +62,8 @@ def preload(config: str) -> None:
     from tfenv import pipeline
     from tfenv.gpus.grant import read_boot_id
     from tfenv.gpus.inventory import read_inventory
-    from tfenv.startup import activate  # noqa: F401
+    from tfenv.gpus.memory import read_memory  # noqa: F401
+    from tfenv.startup import activate, choosing  # noqa: F401
 
     inventory = read_inventory()
     assert inventory.devices
