@@ -48,14 +48,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the GPUs; 1 when NVML cannot be asked."""
-    last: list[_Sight] = []
-
-    def look() -> _Sight:
-        last[:] = [_look()]
-        return last[0]
-
-    show(look, args)
-    return FINDINGS if last[0].usage.problem else OK
+    return FINDINGS if show(_look, args).usage.problem else OK
 
 
 # ---- looking

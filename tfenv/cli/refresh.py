@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from tfenv.cli.output import add_format, print_json, wants_colour
 from tfenv.errors import printable
@@ -38,6 +38,9 @@ class Shown(Protocol):
         ...
 
 
+Sight = TypeVar("Sight", bound=Shown)
+
+
 # ---- options
 
 
@@ -65,11 +68,18 @@ def _seconds(text: str) -> float:
 # ---- showing
 
 
-def show(look: Callable[[], Shown], args: argparse.Namespace) -> None:
-    """Look and show it, with `--watch` until Ctrl-C: in place on a terminal, one block after the other in a pipe."""
-    if args.watch is None:
-        _print_once(look(), args.format)
-    elif args.format == "json":
+def show(look: Callable[[], Sight], args: argparse.Namespace) -> Sight:
+    """Look once, show it, and return it; with `--watch` again and again, until Ctrl-C."""
+    if args.watch is not None:
+        _watch(look, args)
+    sight = look()
+    _print_once(sight, args.format)
+    return sight
+
+
+def _watch(look: Callable[[], Shown], args: argparse.Namespace) -> NoReturn:
+    """In place on a terminal, one block after the other in a pipe."""
+    if args.format == "json":
         _repeat(lambda: print(json.dumps(look().as_dict(), ensure_ascii=True)), args.watch)
     elif sys.stdout.isatty():
         _show_in_place(look, args.watch)
@@ -84,7 +94,7 @@ def _print_once(shown: Shown, shape: str) -> None:
         _print(shown.text())
 
 
-def _repeat(action: Callable[[], None], seconds: float) -> None:
+def _repeat(action: Callable[[], None], seconds: float) -> NoReturn:
     while True:
         action()
         sys.stdout.flush()
@@ -97,7 +107,7 @@ def _print_block(shown: Shown) -> None:
     print()
 
 
-def _show_in_place(look: Callable[[], Shown], seconds: float) -> None:
+def _show_in_place(look: Callable[[], Shown], seconds: float) -> NoReturn:
     from rich.live import Live
 
     with Live(look().text(), console=_console(), auto_refresh=False) as live:

@@ -12,7 +12,7 @@ from tfenv.dependencies import import_dependency
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["NvmlUnavailableError", "instances", "opened", "reason", "text", "value"]
+__all__ = ["NvmlUnavailableError", "instances", "opened", "processes", "reason", "text", "value"]
 
 T = TypeVar("T")
 
@@ -86,3 +86,18 @@ def instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:
     ask = pynvml.nvmlDeviceGetMigDeviceHandleByIndex
     found = (value(pynvml, partial(ask, handle, number)) for number in range(most))
     return [instance for instance in found if instance is not None]
+
+
+def processes(pynvml: ModuleType, handle: Any) -> dict[int, int | None] | None:
+    """Bytes that each process holds of a GPU, by pid: those that compute and those that draw, as a desktop does.
+
+    Returns:
+        None where the driver tells of no processes; None as bytes where it does not say how much (WSL2).
+    """
+    computing = value(pynvml, partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle))
+    if computing is None:
+        return None
+    drawing = value(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)) or []
+    # A process that does both is in both lists, with the sum in each.
+    sizes = {int(entry.pid): entry.usedGpuMemory for entry in (*drawing, *computing)}
+    return {pid: None if size is None else int(size) for pid, size in sizes.items()}

@@ -218,13 +218,9 @@ def _memory(pynvml: ModuleType, handle: Any) -> tuple[int | None, int | None]:
 
 
 def _processes(pynvml: ModuleType, handle: Any, state: GpuState) -> list[GpuProcess] | None:
-    """Those that compute and those that draw, as a desktop does; None where the driver does not tell."""
-    running = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle))
-    if running is None:
-        return None
-    drawing = nvml.value(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)) or []
-    entries = {int(entry.pid): entry.usedGpuMemory for entry in (*drawing, *running)}
-    return [describe(state, pid, memory) for pid, memory in entries.items()]
+    """None where the driver does not tell."""
+    held = nvml.processes(pynvml, handle)
+    return None if held is None else [describe(state, pid, memory) for pid, memory in held.items()]
 
 
 def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
@@ -239,7 +235,7 @@ def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
     return GpuProcess(
         gpu=state.index,
         pid=pid,
-        memory=None if memory is None else int(memory),
+        memory=memory,
         instance=state.instance,
         uuid=state.uuid,
         uid=uid,

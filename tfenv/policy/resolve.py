@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tfenv.policy.limits import allocator, growth, limit_on, mixes_sizes_and_shares, planned, position, rules
-from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan, Seat
+from tfenv.policy.model import AutoChoice, EffectivePolicy, Grant, Inventory, Plan, Seat
 from tfenv.policy.notes import Notes
 from tfenv.policy.pool import Pool, granted, valid_tokens
 from tfenv.policy.visibility import (
@@ -47,15 +47,8 @@ def resolve(
         The Plan; it never allows more than the grant and the ceilings do.
     """
     notes = Notes()
-    governed = governs_visibility(policy)
-    if governed:
-        room, pool, choosing = visible_pools(policy, grant, inventory, request, seats, notes)
-        pool = pool if choosing is not None else shown_together(pool, policy, notes)
-    else:
-        room = pool = _ungoverned_pool(policy, grant, inventory, request)
-        choosing = None
-    if seats is not None and not seats:  # others left nothing for this process
-        governed, pool = True, pool.narrowed(())
+    governed = governs_visibility(policy) or (seats is not None and not seats)
+    room, pool, choosing = _pools(policy, grant, inventory, request, seats, notes)
     shown = pool if choosing is None else shown_before_choice(pool, policy)
     devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
     default, default_by = limit_on(policy, None, None, notes if pool.open else Notes())
@@ -76,6 +69,25 @@ def resolve(
         allocated_by=allocated_by,
         choosing=choosing,
     )
+
+
+def _pools(
+    policy: EffectivePolicy,
+    grant: Grant,
+    inventory: Inventory,
+    request: Sequence[str] | None,
+    seats: Sequence[Seat] | None,
+    notes: Notes,
+) -> tuple[Pool, Pool, AutoChoice | None]:
+    """Where positions count, the GPUs the process may see, and how it chooses among them; None: it does not."""
+    choosing: AutoChoice | None = None
+    if governs_visibility(policy):
+        room, pool, choosing = visible_pools(policy, grant, inventory, request, seats, notes)
+        pool = pool if choosing is not None else shown_together(pool, policy, notes)
+    else:
+        room = pool = _ungoverned_pool(policy, grant, inventory, request)
+    others_left_nothing = seats is not None and not seats
+    return room, pool.narrowed(()) if others_left_nothing else pool, choosing
 
 
 def _visible_value(pool: Pool) -> str:
