@@ -19,6 +19,7 @@ import pytest
 import tfenv
 from tfenv.api import Explanation, Status
 from tfenv.errors import Finding, PolicyError
+from tfenv.policy.model import MemoryLimit, Plan, PlannedDevice
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -145,6 +146,33 @@ def test_apply_before_devices(tmp_path: Path, simulated_gpus: Simulated, first: 
     assert (status["armed"], status["governed"], status["framework"]) == (True, True, "tensorflow")
     assert status["sources"] == [str(tmp_path / "tfgpu.toml")]
     assert [outcome["devices"][0]["limit"] for outcome in status["outcomes"]] == [1000 << 20]
+
+
+def test_a_status_in_a_notebook() -> None:
+    """A notebook shows a table of its own; markup and escapes in names of others are text there, and nothing else."""
+    wrong = Finding("syntax", "<script>alert(1)</script>", path="/a\x1b[31m&/tfgpu.toml", line=3)
+    table = Status(armed=True, framework="tensorflow", sources=("/<b>/tfgpu.toml",), findings=(wrong,))._repr_html_()
+    assert [table.count(mark) for mark in ("<table>", "</table>", "<script", "<b>", "\x1b")] == [1, 1, 0, 0, 0]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; [error syntax]" in table
+    assert "/a\\x1b[31m&amp;/tfgpu.toml:3" in table
+    assert "&lt;b&gt;" in table
+
+
+@pytest.mark.parametrize(
+    ("plan", "shown"),
+    [
+        (None, None),
+        (Plan(), "all that CUDA shows: no limit"),
+        (Plan(limit=MemoryLimit(fraction=0.4)), "all that CUDA shows: at most 40%"),
+        (Plan(visible="-1", devices=()), "none"),
+        (Plan(devices=(PlannedDevice("3", None, MemoryLimit(bytes=8 << 30)),)), "GPU:0  (3): at most 8.0 GiB"),
+    ],
+)
+def test_the_gpus_of_a_status_in_a_notebook(plan: Plan | None, shown: str | None) -> None:
+    """The table says which GPUs there are and how much of each may be taken; nothing where nothing is planned."""
+    table = Status(armed=True, plan=plan)._repr_html_()
+    assert ("GPUs" in table) is (shown is not None)
+    assert shown is None or f">{shown}<" in table
 
 
 @needs_tensorflow

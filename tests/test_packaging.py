@@ -119,7 +119,7 @@ def test_dependencies(wheel: zipfile.ZipFile) -> None:
     """TensorFlow is an extra, never a dependency: people bring their own build."""
     required = metadata(wheel).get_all("Requires-Dist") or []
     hard = {re.split("[<>=]", line)[0] for line in required if "extra ==" not in line}
-    assert hard == {"tomli", "structlog", "jsonschema", "watchdog", "nvidia-ml-py", "rich"}
+    assert hard == {"tomli", "structlog", "jsonschema", "watchdog", "nvidia-ml-py", "rich", "shtab"}
     extras = sorted(line for line in required if "extra ==" in line)
     assert extras == ["tensorflow>=2.16; extra == 'tensorflow'", "tensorflow[and-cuda]>=2.16; extra == 'cuda'"]
 
@@ -146,7 +146,8 @@ def test_sdist_is_complete(sdist: set[str], folder: str) -> None:
 
 def test_sdist_has_the_top_level(sdist: set[str]) -> None:
     """The files at the top that tools and readers need are in the sdist."""
-    assert {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"} <= sdist
+    top = {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".pre-commit-hooks.yaml"}
+    assert top <= sdist
 
 
 def test_sdist_has_nothing_built(sdist: set[str]) -> None:

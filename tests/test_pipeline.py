@@ -107,16 +107,6 @@ def test_a_strangers_file_counts_only_if_the_administrator_trusts_him(machine: M
     assert machine.load().policy.settings["memory_growth"].value is True
 
 
-def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """$USER and $LOGNAME are not believed; a uid and a gid without an entry have names of their own."""
-    monkeypatch.setenv("USER", "mallory")
-    monkeypatch.setenv("LOGNAME", "mallory")
-    assert pipeline.identify(0).user == "root"
-    nobody_knows = pipeline.identify(4_000_000, [4_000_001])
-    assert (nobody_knows.user, nobody_knows.groups) == ("uid:4000000", ("gid:4000001",))
-    assert pipeline.home_of(4_000_000) is None
-
-
 def test_the_start_is_read_from_what_was_remembered() -> None:
     """A relative script stands in the working directory; `-m`, `-c` and a deleted directory have none."""
     start = pipeline.make_start({"cwd": "/srv/p", "script": "bin/train.py", "SUDO_UID": "1000"})

@@ -14,8 +14,9 @@ import pytest
 import tomli
 
 from tfenv.cli.main import COMMANDS, main
+from tfenv.config.advice import advise
 from tfenv.config.document import Document
-from tfenv.config.schema import advise, validate
+from tfenv.config.schema import validate
 from tfenv.policy.model import LayerName, Source
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +120,7 @@ def test_shown_policies_are_right(name: str, text: str) -> None:
     layer_name: LayerName = "machine" if name.startswith("/etc") else "project"
     layer, findings = validate(Document(Source(layer_name, name), data, "0" * 64, text, 0))
     assert findings == ()
-    assert {finding.code for finding in advise(layer)} <= {"unknown-user", "unknown-group"}
+    assert {finding.code for finding in advise([layer])} <= {"unknown-user", "unknown-group"}
 
 
 # ---- Python

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
 from tfenv.checking import check_here, check_path
-from tfenv.errors import Finding, PolicyError
-from tfenv.explanation import Explanation, explain_here, plan_as_dict
-from tfenv.policy.model import Outcome, Plan
+from tfenv.errors import Finding, PolicyError, printable
+from tfenv.explanation import Explanation, explain, plan_as_dict
+from tfenv.policy.model import MemoryLimit, Outcome, Plan
+from tfenv.policy.units import format_limit
 from tfenv.startup import hook
 
 if TYPE_CHECKING:
@@ -68,6 +71,42 @@ class Status:
             "findings": [dict(vars(finding)) for finding in self.findings],
         }
 
+    def _repr_html_(self) -> str:
+        """A table, for notebooks. What others wrote into files is escaped in it."""
+        rows = "".join(
+            f'<tr><th style="text-align:left;vertical-align:top">{escape(name)}</th>'
+            f'<td style="text-align:left">{"<br>".join(escape(printable(line)) for line in lines)}</td></tr>'
+            for name, lines in self._rows()
+            if lines
+        )
+        return f'<table><caption style="text-align:left">{escape(printable(str(self)))}</caption>{rows}</table>'
+
+    def _rows(self) -> Iterator[tuple[str, list[str]]]:
+        yield "hook", ["armed" if self.armed else "not armed"]
+        yield "framework", [f"{self.framework} {self.version or ''}"] if self.framework else []
+        yield "files", list(self.sources)
+        in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
+        yield "GPUs" if in_force else "GPUs, had it been in force", _gpus(self.plan)
+        yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "as the program has it"]
+        yield "at the doors", [" at ".join(filter(None, (done.status, done.door))) for done in self.outcomes]
+        yield "findings", [f"{finding} [{finding.severity} {finding.code}]" for finding in self.findings]
+
+
+def _gpus(plan: Plan | None) -> list[str]:
+    """One line a GPU: what it is, and how much of it the process may take."""
+    if plan is None:
+        return []
+    if plan.devices is None:
+        return [f"all that CUDA shows: {_at_most(plan.limit)}"]
+    return [
+        f"GPU:{index} {planned.device.name if planned.device else ''} ({planned.token}): {_at_most(planned.limit)}"
+        for index, planned in enumerate(plan.devices)
+    ] or ["none"]
+
+
+def _at_most(limit: MemoryLimit | None) -> str:
+    return "no limit" if limit is None or limit.unlimited else f"at most {format_limit(limit)}"
+
 
 def _outcome_as_dict(outcome: Outcome) -> dict[str, object]:
     return {
@@ -110,18 +149,6 @@ def _status_of(governed: Governed) -> Status:
         findings=tuple(dict.fromkeys(found)),
         summary=summary(loaded.subject, loaded.policy, plan, last, loaded.findings),
     )
-
-
-def explain(project: str | os.PathLike[str] | None = None) -> Explanation:
-    """The policy of a process that would start now: each value, who set it, and what follows. Changes nothing.
-
-    Args:
-        project: The directory it would start in; None: the working directory.
-
-    Raises:
-        NotADirectoryError: `project` is none.
-    """
-    return explain_here(project)
 
 
 def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tfenv.config.advice import advise
 from tfenv.config.discover import FILE_NAME, PYPROJECT_TABLE
 from tfenv.config.document import Document, DocumentError, Trust, read
-from tfenv.config.schema import advise, validate
+from tfenv.config.schema import validate
 from tfenv.errors import Finding
+from tfenv.gpus.inventory import read_inventory
+from tfenv.identity import account_of, find_group, find_user, similar
 from tfenv.pipeline import MACHINE_ROOT, current_start, load
-from tfenv.policy.merge import combine
-from tfenv.policy.model import Layer, Source
+from tfenv.policy.model import Layer, Source, Tables
 
 __all__ = ["Checked", "check_here", "check_path"]
 
@@ -48,22 +50,25 @@ def check_here() -> Checked:
     return Checked(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
 
-def check_path(path: str) -> Checked:
+def check_path(path: str, *, table_optional: bool = False) -> Checked:
     """Check one file, or all files of a directory: a project's, or a machine layer's tree.
 
     A machine layer that is not /etc/tfgpu is a draft: whoever owns the directory counts as its administrator.
 
     Args:
         path: Of a tfgpu.toml, a pyproject.toml, or a directory. One that does not exist is a finding.
+        table_optional: A pyproject.toml without a table of ours is no mistake.
     """
     full = os.path.abspath(path)
     if not os.path.lexists(full):
-        return _nothing(full, "there is no such file or directory; correct the path")
-    sources = list(_sources_in(full) if os.path.isdir(full) else [_source_of(full)])
+        right = "`sudo tfgpu init --machine` writes a first one" if full == MACHINE_ROOT else "correct the path"
+        return _nothing(full, f"there is no such file or directory; {right}")
+    sources = list(_sources_in(full) if os.path.isdir(full) else [_source_of(full, table_optional=table_optional)])
     if not sources:
         message = f"neither {FILE_NAME} nor {_PYPROJECT} is here; `tfgpu init` writes a first policy"
         return _nothing(full, message)
-    return _check(sources)
+    checked = _check(sources)
+    return checked + Checked((), (*_unlisted(full), *_never_read(full))) if _is_machine_root(full) else checked
 
 
 def _nothing(path: str, message: str) -> Checked:
@@ -77,6 +82,7 @@ def _check(sources: Iterable[Source]) -> Checked:
     files: list[str] = []
     for source in sources:
         files.append(source.path)
+        findings.extend(_closed_to_its_people(source))
         try:
             document = read(source, _trust(source))
         except DocumentError as error:
@@ -89,10 +95,51 @@ def _check(sources: Iterable[Source]) -> Checked:
     return Checked(tuple(files), (*findings, *_advice(layers, documents)))
 
 
-def _advice(layers: Iterable[Layer], documents: Iterable[Document]) -> Iterator[Finding]:
-    known = tuple(documents)
-    for layer in combine(layers):
-        yield from advise(layer, known)
+def _advice(layers: Iterable[Layer], documents: Sequence[Document]) -> tuple[Finding, ...]:
+    known = tuple(layers)
+    # NVML may take a second to answer: it is asked only if there is something to compare with.
+    speaks = any(tables.gpu or tables.ceiling for layer in known for tables in _all_tables(layer))
+    return advise(known, documents, read_inventory() if speaks else None)
+
+
+def _all_tables(layer: Layer) -> Iterator[Tables]:
+    yield layer.base
+    for named in (layer.groups, layer.users, layer.projects):
+        yield from named.values()
+
+
+# ---- who can read it
+
+
+def _closed_to_its_people(source: Source) -> Iterator[Finding]:
+    """A machine file that root can read and those it is for cannot, as an umask of 077 makes it: they would drop it."""
+    if source.layer != "machine":
+        return
+    folder = os.path.dirname(source.path)
+    folders = [folder] if source.scope is None else [os.path.dirname(folder), folder]
+    gids = _gids_of(source)
+    for place, bits, right in (*((folder, 0o1, "chmod go+x") for folder in folders), (source.path, 0o4, "chmod go+r")):
+        try:
+            status = os.stat(place)
+            has_list = "system.posix_acl_access" in os.listxattr(place)
+        except OSError:
+            continue
+        if not (status.st_mode & bits or has_list or (status.st_mode & bits << 3 and status.st_gid in gids)):
+            what = "it" if place == source.path else f"its directory {place}"
+            message = f"{what} is closed to those it is for, in whose programs it is an error; open it ({right})"
+            yield Finding("closed", message, "warning", source.path)
+
+
+def _gids_of(source: Source) -> frozenset[int]:
+    """The groups of all whom a file is for."""
+    if source.scope is None:
+        return frozenset()
+    kind, name = source.scope
+    if kind == "group":
+        gid = find_group(name)
+        return frozenset() if gid is None else frozenset({gid})
+    uid = find_user(name)
+    return frozenset() if uid is None else frozenset(account_of(uid).groups)
 
 
 # ---- which files, and whose
@@ -112,13 +159,53 @@ def _sources_in(folder: str) -> Iterator[Source]:
 
 
 def _toml_files(folder: str) -> list[str]:
+    return [name for name in _names_in(folder) if name.endswith(".toml")]
+
+
+def _unlisted(root: str) -> Iterator[Finding]:
+    """Folders whose files were not checked."""
+    for scope in _SCOPES:
+        folder = os.path.join(root, scope)
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            yield Finding("unreadable", "may not be listed, its files were not checked; ask root to", path=folder)
+
+
+def _never_read(root: str) -> Iterator[Finding]:
+    """Files in a machine layer's directory that look like policies and stand where nobody looks."""
+    message = f"is never read: only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
+    for folder in (root, *_folders_for_people(root)):
+        for name in _toml_files(folder):
+            if folder != root or name not in (FILE_NAME, _PYPROJECT):
+                yield Finding("never-read", message, "warning", os.path.join(folder, name))
+    for folder, scope in _SCOPES.items():
+        for name in _names_in(os.path.join(root, folder)):
+            if _is_name(scope, name):
+                message = f"is never read; call it {name}.toml"
+                yield Finding("never-read", message, "warning", os.path.join(root, folder, name))
+
+
+def _folders_for_people(root: str) -> Iterator[str]:
+    """Folders that people make by mistake: "user" for "users", "users/team"."""
+    for name in _names_in(root):
+        path = os.path.join(root, name)
+        if name in _SCOPES:
+            yield from filter(os.path.isdir, (os.path.join(path, inner) for inner in _names_in(path)))
+        elif similar(name.lower(), _SCOPES) is not None and os.path.isdir(path):
+            yield path
+
+
+def _names_in(folder: str) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".toml") and not name.startswith("."))
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:
         return []
 
 
-def _source_of(path: str) -> Source:
+def _is_name(scope: Literal["group", "user"], name: str) -> bool:
+    return (find_user(name) if scope == "user" else find_group(name)) is not None
+
+
+def _source_of(path: str, *, table_optional: bool = False) -> Source:
     """A file with the layer that it belongs to where it stands."""
     folder, name = os.path.split(path)
     root, scope = os.path.split(folder)
@@ -130,11 +217,13 @@ def _source_of(path: str) -> Source:
         return Source("user", path, start_owner=_owner(folder))
     # A pyproject.toml that is named on purpose and has no table of ours is a mistake.
     table = PYPROJECT_TABLE if name == _PYPROJECT else ()
-    return Source("project", path, table=table, start_owner=_owner(folder), required=True)
+    return Source("project", path, table=table, start_owner=_owner(folder), required=not table_optional)
 
 
 def _is_machine_root(folder: str) -> bool:
-    return folder == MACHINE_ROOT or any(_toml_files(os.path.join(folder, scope)) for scope in _SCOPES)
+    """A draft is known by its files for groups or users, or by the two folders for them."""
+    scopes = [os.path.join(folder, scope) for scope in _SCOPES]
+    return folder == MACHINE_ROOT or any(map(_toml_files, scopes)) or all(map(os.path.isdir, scopes))
 
 
 def _trust(source: Source) -> Trust:

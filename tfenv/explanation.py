@@ -6,22 +6,25 @@ It is to a policy what `git config --show-origin` is to git. Nothing of it needs
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import pwd
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tfenv.audit.sinks import log_names
 from tfenv.config.discover import FILE_NAME
+from tfenv.config.document import Trust, read
+from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
 from tfenv.gpus.inventory import read_inventory
+from tfenv.identity import Account, account_of, call_as, find_user, identify, similar
 from tfenv.pipeline import MACHINE_ROOT, Loaded, current_start, decide, load, switched_off
 from tfenv.policy.merge import tables_for
 from tfenv.policy.model import (
     LAYER_ORDER,
     Grant,
     Inventory,
-    KeyPath,
     LayerName,
     MemoryLimit,
     OnError,
@@ -29,11 +32,12 @@ from tfenv.policy.model import (
     Plan,
     PlannedDevice,
     Setting,
+    Source,
     Start,
     dotted,
 )
 
-__all__ = ["ExplainedSetting", "Explanation", "FileSeen", "Value", "explain_here", "plan_as_dict"]
+__all__ = ["ExplainedCeiling", "ExplainedSetting", "Explanation", "FileSeen", "Value", "explain", "plan_as_dict"]
 
 _GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
 
@@ -57,6 +61,17 @@ class Value:
     path: str
     line: int | None = None
     column: int | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedCeiling(Value):
+    """A ceiling that holds here.
+
+    Attributes:
+        replaces: Less specific tables' of the same layer, the most specific first: what it is an exception from.
+    """
+
+    replaces: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ class FileSeen:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The policy of a process that would start here and now.
+    """The policy of a process that would start now.
 
     Attributes:
         user: Name of the effective user.
@@ -112,6 +127,7 @@ class Explanation:
         disabled: TFGPU_DISABLE switches all of it off.
         refused: `import tensorflow` raises PolicyError: there is an error, and `on_error = "fail"`.
         findings: What is wrong, with positions; clamps are notes.
+        new_login: It is told as for a new login of another user; the variables of this process do not count.
     """
 
     user: str
@@ -119,7 +135,7 @@ class Explanation:
     project: str | None
     files: tuple[FileSeen, ...] = ()
     settings: tuple[ExplainedSetting, ...] = ()
-    ceilings: tuple[Value, ...] = ()
+    ceilings: tuple[ExplainedCeiling, ...] = ()
     on_error: OnError = "warn"
     logs: tuple[str, ...] = ()
     grant: Grant = field(default_factory=Grant)
@@ -128,6 +144,7 @@ class Explanation:
     disabled: bool = False
     refused: bool = False
     findings: tuple[Finding, ...] = ()
+    new_login: bool = False
 
     @property
     def silent(self) -> bool:
@@ -140,9 +157,10 @@ class Explanation:
             "user": self.user,
             "groups": list(self.groups),
             "project": self.project,
+            "new_login": self.new_login,
             "files": [dict(vars(seen)) for seen in self.files],
             "settings": {setting.name: _setting_as_dict(setting) for setting in self.settings},
-            "ceilings": [dict(vars(ceiling)) for ceiling in self.ceilings],
+            "ceilings": [_ceiling_as_dict(ceiling) for ceiling in self.ceilings],
             "on_error": self.on_error,
             "logs": list(self.logs),
             "disabled": self.disabled,
@@ -152,6 +170,10 @@ class Explanation:
             "plan": plan_as_dict(self.plan),
             "findings": [dict(vars(finding)) for finding in self.findings],
         }
+
+
+def _ceiling_as_dict(ceiling: ExplainedCeiling) -> dict[str, object]:
+    return {**vars(ceiling), "replaces": [dict(vars(value)) for value in ceiling.replaces]}
 
 
 def _setting_as_dict(setting: ExplainedSetting) -> dict[str, object]:
@@ -203,32 +225,85 @@ def _limit_as_dict(limit: MemoryLimit | None) -> dict[str, object]:
 # ---- making one
 
 
-def explain_here(project: str | os.PathLike[str] | None = None) -> Explanation:
+def explain(project: str | os.PathLike[str] | None = None, user: str | None = None) -> Explanation:
     """Explain the policy of a process that would start now.
 
     Args:
         project: The directory it would start in; None: the working directory.
+        user: Whose process: a login name, or "uid:1234"; None: one's own. Of somebody else only root may ask;
+            it is told as for a new login, since nobody's variables but one's own are known.
 
     Raises:
         NotADirectoryError: `project` is none.
+        LookupError: There is no such user.
+        PermissionError: Only root may ask for somebody else.
     """
     if project is not None and not os.path.isdir(project):
         raise NotADirectoryError(f"{os.fspath(project)} is no directory")
-    start = current_start(None if project is None else os.path.abspath(project))
-    loaded = load(start)
+    # As a process that starts there sees it: the kernel knows no links in a working directory.
+    cwd = None if project is None else os.path.realpath(project)
+    uid = os.geteuid() if user is None else _uid_of(user)
+    if uid != os.geteuid():
+        return _explain_to_root(account_of(uid), cwd)
     known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
     grant, carried = read_grant(known, os.environ, read_boot_id())
+    start = current_start(cwd)
+    return _explained(load(start), grant, tokens_of(carried.request))
+
+
+def _uid_of(user: str) -> int:
+    uid = find_user(user)
+    if uid is None:
+        meant = similar(user, (entry.pw_name for entry in pwd.getpwall()))
+        right = f'did you mean "{meant}"?' if meant else "write a login name as `id` shows it, or uid:1234"
+        raise LookupError(f'there is no user "{user}" here; {right}')
+    return uid
+
+
+def _explain_to_root(account: Account, cwd: str | None) -> Explanation:
+    """What would apply to somebody else: his files, his permissions, and none of the caller's variables."""
+    subject = identify(account.uid, account.groups)
+    if os.geteuid() != 0:
+        raise PermissionError(f"only root may ask for somebody else; try `sudo tfgpu explain --user {subject.user}`")
+    start = Start(
+        cwd=cwd or current_start().cwd,
+        uid=account.uid,
+        home=account.home,
+        config_home=f"{account.home}/.config" if account.home else None,
+    )
+    _import_readers()
+    try:
+        loaded, may_enter = call_as(account, lambda: (load(start, subject), _may_enter(start.cwd)))
+    except OSError as error:
+        raise PermissionError(f"cannot read with the permissions of {subject.user}: {error}") from error
+    obstacle = None if may_enter else f"{subject.user} may not enter this directory"
+    return replace(_explained(loaded, Grant(), None, obstacle), new_login=True)
+
+
+def _may_enter(directory: str | None) -> bool:
+    return directory is None or os.access(directory, os.X_OK, effective_ids=True)
+
+
+def _import_readers() -> None:
+    """Import all that reading takes, while it can be read: tfenv may stand where only root can look."""
+    validate(read(Source("run", "", text='gpu = {memory_groth = true, memory_limit = "8 gigs"}'), Trust(0)))
+
+
+def _explained(
+    loaded: Loaded, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
+) -> Explanation:
+    """What follows from the files; `obstacle`: why none of the project's can be found."""
     inventory = read_inventory()
-    decision = decide(loaded, grant, inventory, tokens_of(carried.request))
+    decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
     disabled, remarks = switched_off(loaded)
     return Explanation(
         user=loaded.subject.user,
         groups=loaded.subject.groups,
         project=loaded.subject.project,
-        files=tuple(_files(loaded, start)),
+        files=tuple(_files(loaded, obstacle or _ban(loaded))),
         settings=tuple(_settings(loaded, plan)),
-        ceilings=tuple(_value(loaded, ceiling.origin) for ceiling in loaded.policy.ceilings),
+        ceilings=tuple(_ceilings(loaded)),
         on_error=loaded.policy.on_error,
         logs=log_names(loaded.policy.audit),
         grant=grant,
@@ -246,7 +321,9 @@ def explain_here(project: str | os.PathLike[str] | None = None) -> Explanation:
 def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
     for name, setting in loaded.policy.settings.items():
         others = loaded.policy.overridden.get(name, ())
-        lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, name, winner))][1:]
+        lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, "gpu", name, winner))][
+            1:
+        ]
         yield ExplainedSetting(
             name=name,
             chosen=_value(loaded, setting.origin),
@@ -255,12 +332,20 @@ def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
         )
 
 
-def _replaced(loaded: Loaded, name: str, winner: Setting) -> list[Setting]:
+def _ceilings(loaded: Loaded) -> Iterable[ExplainedCeiling]:
+    for ceiling in loaded.policy.ceilings:
+        lost = _replaced(loaded, "ceiling", ceiling.key, Setting(ceiling.value, ceiling.origin))
+        replaces = tuple(_value(loaded, loser.origin) for loser in lost)
+        yield ExplainedCeiling(**vars(_value(loaded, ceiling.origin)), replaces=replaces)
+
+
+def _replaced(loaded: Loaded, kind: Literal["gpu", "ceiling"], name: str, winner: Setting) -> list[Setting]:
     """What less specific tables of the winner's own layer say, the most specific first."""
     found: list[tuple[int, int, Setting]] = []
     for layer in loaded.layers:
         if layer.name == winner.origin.layer:
-            tables = [(rank, table.gpu) for rank, table in enumerate(tables_for(layer, loaded.subject))]
+            ranked = enumerate(tables_for(layer, loaded.subject))
+            tables = [(rank, table.gpu if kind == "gpu" else table.ceiling) for rank, table in ranked]
             found += [(rank, len(found), table[name]) for rank, table in tables if name in table]
     ordered = [setting for _, _, setting in sorted(found, key=lambda entry: entry[:2], reverse=True)]
     return [setting for setting in ordered if setting.origin != winner.origin]
@@ -274,35 +359,31 @@ def _is_about(finding: Finding, origin: Origin) -> bool:
 
 
 def _value(loaded: Loaded, origin: Origin) -> Value:
-    for document in loaded.documents:
-        if document.source.path == origin.path:
-            found = _written(document.data, origin.key)
-            line, column = document.position(origin.key) or (None, None)
-            return Value(dotted(origin.key), found, origin.layer, origin.path, line, column)
-    return Value(dotted(origin.key), None, origin.layer, origin.path)
-
-
-def _written(data: Mapping[str, object], key: KeyPath) -> object:
-    """The value as its author wrote it; None where the key is not there."""
-    inner: object = data
-    for part in key:
-        inner = inner.get(str(part)) if isinstance(inner, Mapping) else None
-    return inner
+    value, position = loaded.written(origin)
+    return Value(dotted(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
 
 
 # ---- files
 
 
-def _files(loaded: Loaded, start: Start) -> Iterable[FileSeen]:
+def _ban(loaded: Loaded) -> str | None:
+    """Where the administrator lets no project's file count."""
+    said = [layer.machine["allow_project_files"] for layer in loaded.layers if "allow_project_files" in layer.machine]
+    if not said or said[-1].value is not False:
+        return None
+    return f"no project's file counts: allow_project_files = false in {said[-1].origin.path}"
+
+
+def _files(loaded: Loaded, obstacle: str | None) -> Iterable[FileSeen]:
     """Every place in the order of the layers; a layer without a file says where one was looked for."""
     seen = [FileSeen(document.source.layer, document.source.path, "read") for document in loaded.documents]
     paths = {file.path for file in seen}
     for finding in loaded.findings:
         if finding.path is not None and finding.path not in paths:
             paths.add(finding.path)
-            seen.append(FileSeen(_layer_of(finding.path, start), finding.path, "dropped", finding.message))
+            seen.append(FileSeen(_layer_of(finding.path, loaded.start), finding.path, "dropped", finding.message))
     present = {file.layer for file in seen}
-    seen += [place for place in _places(start) if place.layer not in present]
+    seen += [place for place in _places(loaded.start, obstacle) if place.layer not in present]
     return sorted(seen, key=lambda file: LAYER_ORDER.index(file.layer))
 
 
@@ -318,17 +399,18 @@ def _user_file(start: Start) -> str:
     return os.path.join(start.config_home or "~/.config", "tfgpu", FILE_NAME)
 
 
-def _places(start: Start) -> Iterable[FileSeen]:
+def _places(start: Start, obstacle: str | None) -> Iterable[FileSeen]:
+    """Where each layer's file would stand."""
     yield FileSeen("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
     if start.elevated:
         yield FileSeen("user", _user_file(start), "none", "not looked for under sudo")
         yield FileSeen("project", start.cwd or "", "none", "not looked for under sudo")
         return
-    yield FileSeen("user", _user_file(start), "none", "no such file")
+    yield FileSeen("user", _user_file(start), "none", "no such file" if start.home else "there is no home directory")
     if start.isolated:
         yield FileSeen("project", start.cwd or "", "none", "not looked for with python -I or -E")
-    elif start.config:
+    elif start.config and obstacle is None:
         yield FileSeen("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
     else:
         looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu] here or above"
-        yield FileSeen("project", start.cwd or "", "none", looked_for)
+        yield FileSeen("project", start.cwd or "", "none", obstacle or looked_for)

@@ -15,6 +15,7 @@ from tfenv.config.document import Document, DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.gpus.inventory import read_inventory
+from tfenv.identity import find_user, home_of, identify
 from tfenv.policy.merge import merge
 from tfenv.policy.model import (
     EffectivePolicy,
@@ -22,6 +23,7 @@ from tfenv.policy.model import (
     Inventory,
     KeyPath,
     Layer,
+    Origin,
     Plan,
     Source,
     Start,
@@ -91,6 +93,20 @@ class Loaded:
                 return _with_position(finding, document)
         return finding
 
+    def written(self, origin: Origin) -> tuple[object, tuple[int, int] | None]:
+        """A value as its author wrote it, and its line and column; None where that is not known."""
+        for document in self.documents:
+            if document.source.path == origin.path:
+                return _value_at(document.data, origin.key), document.position(origin.key)
+        return None, None
+
+
+def _value_at(data: Mapping[str, object], key: KeyPath) -> object:
+    inner: object = data
+    for part in key:
+        inner = inner.get(str(part)) if isinstance(inner, Mapping) else None
+    return inner
+
 
 def _with_position(finding: Finding, document: Document) -> Finding:
     key = _key_path(document.data, finding.key or "")
@@ -113,40 +129,6 @@ def _key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
 
 
 # ---- who and where
-
-
-def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
-    """The subject of a uid; names come from the passwd and group databases, never from the environment.
-
-    Args:
-        uid: Effective user id.
-        groups: Group ids; None: those of this process.
-    """
-    import grp
-    import pwd
-
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = f"uid:{uid}"
-    ids = [os.getegid(), *os.getgroups()] if groups is None else list(groups)
-    names = []
-    for gid in dict.fromkeys(ids):
-        try:
-            names.append(grp.getgrgid(gid).gr_name)
-        except KeyError:
-            names.append(f"gid:{gid}")
-    return Subject(user=user, uid=uid, groups=tuple(names))
-
-
-def home_of(uid: int) -> str | None:
-    """The home directory of the passwd entry; None without one. $HOME is not believed."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_dir or None
-    except KeyError:
-        return None
 
 
 def make_start(remembered: Mapping[str, str | None]) -> Start:
@@ -270,16 +252,9 @@ def _allows_project_files(machine: _Read) -> bool:
 
 def _trusted_owners(machine: _Read) -> frozenset[int]:
     """User ids of the machine layer's `trusted_owners`; a name without an entry trusts nobody."""
-    import pwd
-
-    owners: set[int] = set()
     names = _machine_value(machine, "trusted_owners")
-    for name in names if isinstance(names, list | tuple) else ():
-        try:
-            owners.add(pwd.getpwnam(str(name)).pw_uid)
-        except KeyError:
-            continue
-    return frozenset(owners)
+    owners = (find_user(str(name)) for name in (names if isinstance(names, list | tuple) else ()))
+    return frozenset(uid for uid in owners if uid is not None)
 
 
 def _project(documents: Iterable[Document], start: Start) -> str | None:

@@ -65,6 +65,16 @@ def test_all_gpus_with_one_limit() -> None:
     assert line == "tfgpu: all GPUs, at most 50% each (tfgpu.toml)"
 
 
+def test_what_came_too_late_is_not_in_force() -> None:
+    """Where the devices were there first, the line says that and what to do, and promises no GPU and no limit."""
+    late = Outcome("too_late", findings=(Finding("too-late", "devices were there first; restart the process"),))
+    line = summary(SUBJECT, POLICY, PLAN, late, (WRONG,))
+    assert line.startswith(
+        "tfgpu: NOT IN FORCE: devices were there first; restart the process (tfgpu.toml); 1 finding: "
+    )
+    assert "8.0 GiB" not in line
+
+
 def test_no_gpu_because_the_file_says_none() -> None:
     """An explicit none names the file that said so."""
     policy = replace(POLICY, settings={"visible_devices": Setting((), ORIGIN)})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+from tests.cli.server import Server
 
 REPOSITORY = Path(__file__).parents[2]
 _DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "KERAS_", "LD_LIBRARY_PATH", "NO_COLOR", "XDG_CONFIG_HOME")
@@ -51,3 +55,32 @@ def tfgpu(project: Path, variables: dict[str, str]) -> Tfgpu:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    """The server of all tests; `server` is the one to use."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make files of other users, and become them")
+    if shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        pytest.skip("unshare and setpriv, of util-linux, are not here")
+    # Not below pytest's own folder, into which nobody else may look.
+    root = Path(tempfile.mkdtemp(prefix="tfgpu-server-"))
+    try:
+        server = Server(root)
+        tried = server.run(["id", "alice"], env=dict(os.environ))
+        if tried.returncode != 0:
+            pytest.skip(f"no mount namespace can be made here: {tried.stderr.strip()}")
+        yield server
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """A machine with alice and bob, who are students, and carol; nobody has a policy yet."""
+    shared_server.clear()
+    for home in shared_server.home.iterdir():
+        for left in home.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return shared_server

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from tests.cli.server import Server
+from tfenv.simulate.environment import environment, parse_gpus
+
+DAEMON = grp.getgrnam("daemon").gr_gid
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -86,6 +95,18 @@ def test_pyproject(project: Path, tfgpu: Tfgpu) -> None:
     assert result.stdout.startswith("pyproject.toml:5:1: gpu.memory_growth: ")
 
 
+def test_a_pyproject_without_our_table(project: Path, tfgpu: Tfgpu) -> None:
+    """Named on purpose it is a mistake; with --table-optional it is none, and what else is named is checked as ever."""
+    (project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    (project / "tfgpu.toml").write_text(BAD)
+    alone = tfgpu("check", "pyproject.toml")
+    assert (alone.returncode, "has no [tool.tfgpu] table" in alone.stdout) == (1, True)
+    assert tfgpu("check", "--table-optional", "pyproject.toml").returncode == 0
+    both = tfgpu("check", "--table-optional", "pyproject.toml", "tfgpu.toml")
+    assert both.returncode == 1
+    assert both.stdout.splitlines()[-1] == "1 error, 1 warning in 2 files"
+
+
 def test_a_machine_tree_is_checked_wholly(project: Path, tfgpu: Tfgpu) -> None:
     """Of a directory like /etc/tfgpu every group's and user's file counts, and [machine] is allowed there."""
     tree = project / "etc"
@@ -135,3 +156,151 @@ def test_hostile_names_do_not_steer_the_terminal(project: Path, tfgpu: Tfgpu) ->
     assert result.returncode == 1
     assert "\x1b" not in result.stdout
     assert len(result.stdout.splitlines()) == 2
+
+
+# ---- a whole machine layer
+
+
+def draft(folder: Path, **files: str) -> Path:
+    """A machine layer's directory; `users__root` is the file users/root.toml."""
+    for scope in ("groups", "users"):
+        (folder / scope).mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name.replace('__', '/')}.toml").write_text(text)
+    return folder
+
+
+def found(result: subprocess.CompletedProcess[str], root: Path) -> list[tuple[str, int | None, str]]:
+    """File, line and code of each finding."""
+    findings = json.loads(result.stdout)["findings"]
+    return [(finding["path"].removeprefix(f"{root}/"), finding["line"], finding["code"]) for finding in findings]
+
+
+def test_a_draft_is_checked_like_the_machines_own(project: Path, tfgpu: Tfgpu) -> None:
+    """A directory with groups/ and users/ is a machine layer before it is installed: [machine] counts, people too."""
+    etc = draft(
+        project / "etc",
+        tfgpu="[machine]\nallow_disable = false\n[gpu]\nvisible_devices = [0]\n[ceiling]\nallowed_devices = []\n",
+        users__rooot="[gpu]\nmemory_growth = true\n",
+    )
+    result = tfgpu("check", "etc", "--format", "json")
+    assert result.returncode == 1
+    assert found(result, etc) == [
+        ("tfgpu.toml", 4, "numbers-in-machine-layer"),
+        ("tfgpu.toml", 4, "no-devices-left"),
+        ("users/rooot.toml", None, "unknown-user"),
+    ]
+
+
+def test_an_empty_draft_is_one(project: Path, tfgpu: Tfgpu) -> None:
+    """The two folders alone make a directory a machine layer's."""
+    draft(project / "etc", tfgpu="[machine]\nallow_disable = false\n")
+    assert tfgpu("check", "etc").returncode == tfgpu("check", "etc/tfgpu.toml").returncode == 0
+
+
+def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
+    """A policy under another name, or a user's file without its ending, is never looked at, and that is said."""
+    etc = draft(project / "etc", tfgpu="", policy="", users__root="")
+    (etc / "user").mkdir()
+    (etc / "user" / "alice.toml").touch()
+    (etc / "users" / "daemon").touch()
+    (etc / "users" / "team").mkdir()
+    (etc / "users" / "team" / "bob.toml").touch()
+    (etc / "data").mkdir()
+    (etc / "data" / "x.toml").touch()
+    (etc / "users" / "README").touch()
+    (etc / ".git").mkdir()
+    (etc / ".git" / "x.toml").touch()
+    assert sorted(found(tfgpu("check", "etc", "--format", "json"), etc)) == [
+        ("policy.toml", None, "never-read"),
+        ("user/alice.toml", None, "never-read"),
+        ("users/daemon", None, "never-read"),
+        ("users/team/bob.toml", None, "never-read"),
+    ]
+
+
+def test_what_nvml_knows_of_the_cards(project: Path, tfgpu: Tfgpu) -> None:
+    """On a machine with cards a number comes with its UUID, and what the cards cannot do is a warning."""
+    cards = environment(parse_gpus("2x24GiB"), base={})
+    draft(project / "etc", tfgpu="[gpu]\nvisible_devices = [1]\nmemory_limit = '30GiB'\n")
+    shown = tfgpu("check", "etc", env=cards).stdout.splitlines()
+    assert ["numbers-in-machine-layer" in shown[0], "above-card" in shown[1]] == [True, True]
+    assert 'write "GPU-' in shown[0]
+    assert "the largest card here has 24.0 GiB" in shown[1]
+
+
+def test_a_large_machine_is_ok_in_one_line(project: Path, tfgpu: Tfgpu) -> None:
+    """Forty files without a mistake are counted, not listed."""
+    draft(project / "etc", tfgpu="", **{f"users__uid:{number}": "" for number in range(4_000_000, 4_000_040)})
+    assert tfgpu("check", "etc").stdout == "ok: 41 files in etc\n"
+
+
+def test_the_real_machine_layer_with_real_people(server: Server, variables: dict[str, str]) -> None:
+    """Who is in which group decides which tables can ever count."""
+    server.machine("tfgpu.toml", "[group.students.ceiling]\nmemory_limit = '8GiB'\nrequire_grant = true\n")
+    server.machine("users/alice.toml", "[ceiling]\nmemory_limit = '9GiB'\n[group.vision.gpu]\nmemory_growth = true\n")
+    server.machine("users/bob.toml", "[ceiling]\nmemory_limit = '9GiB'\n[group.vision.gpu]\nmemory_growth = true\n")
+    server.machine(
+        "groups/vision.toml", "[user.alice.gpu]\nmemory_growth = true\n[user.bob.gpu]\nmemory_growth = true\n"
+    )
+    result = server.tfgpu("check", "/etc/tfgpu", "--format", "json", env=variables)
+    assert found(result, Path("/etc/tfgpu")) == [
+        ("tfgpu.toml", 2, "never-counts"),
+        ("groups/vision.toml", 3, "unreachable-table"),
+        ("users/bob.toml", 3, "unreachable-table"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["tfgpu.toml", "users/alice.toml"])
+def test_the_real_machine_layer_must_be_roots(server: Server, variables: dict[str, str], name: str) -> None:
+    """A file of it that somebody else may change is a finding with what to do."""
+    server.machine(name, GOOD)
+    os.chown(server.etc / "tfgpu" / name, 47001, 47001)
+    result = server.tfgpu("check", "/etc/tfgpu", env=variables)
+    assert result.returncode == 1
+    assert f"/etc/tfgpu/{name}: it belongs to alice, not to root" in result.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another group")
+def test_a_file_that_its_people_cannot_read(project: Path, tfgpu: Tfgpu) -> None:
+    """What an umask of 077 closes to everybody is a warning; a user's or group's file may be open to a group only."""
+    etc = draft(project / "etc", tfgpu="", users__daemon="", groups__daemon="", users__root="")
+    for name, mode, group in (
+        ("tfgpu.toml", 0o600, 0),
+        ("users/daemon.toml", 0o640, DAEMON),
+        ("groups/daemon.toml", 0o640, DAEMON),
+        ("users/root.toml", 0o640, DAEMON),
+    ):
+        os.chown(etc / name, -1, group)
+        (etc / name).chmod(mode)
+    assert found(tfgpu("check", "etc", "--format", "json"), etc) == [
+        ("tfgpu.toml", None, "closed"),
+        ("users/root.toml", None, "closed"),
+    ]
+    for name in ("tfgpu.toml", "users/root.toml"):
+        (etc / name).chmod(0o644)
+    (etc / "users").chmod(0o700)
+    assert {path for path, _, _ in found(tfgpu("check", "etc", "--format", "json"), etc)} == {
+        "users/daemon.toml",
+        "users/root.toml",
+    }
+
+
+def test_a_closed_machine_layer_is_an_error_for_its_people(server: Server, variables: dict[str, str]) -> None:
+    """What `check` warns of is what alice is told: her programs cannot read the policy."""
+    server.machine("tfgpu.toml", GOOD)
+    (server.etc / "tfgpu" / "tfgpu.toml").chmod(0o600)
+    assert "[warning closed]" in server.tfgpu("check", "/etc/tfgpu", env=variables).stdout
+    assert "[error unreadable]" in server.tfgpu("explain", "--user", "alice", env=variables).stdout
+
+
+def test_folders_that_may_not_be_listed(server: Server, variables: dict[str, str]) -> None:
+    """Who may not look into users/ is told that its files were not checked."""
+    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
+        pytest.skip("other users may not read this checkout")
+    server.machine("tfgpu.toml", GOOD)
+    server.machine("users/bob.toml", GOOD)
+    (server.etc / "tfgpu" / "users").chmod(0o711)
+    result = server.tfgpu("check", "/etc/tfgpu", env=variables, user="alice")
+    assert result.returncode == 1
+    assert "/etc/tfgpu/users: may not be listed" in result.stdout

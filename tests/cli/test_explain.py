@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import REPOSITORY
+from tests.cli.server import Server
 from tfenv.simulate.environment import environment, parse_gpus
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
@@ -62,6 +64,15 @@ def test_a_table_for_one_user_overrides(project: Path, tfgpu: Tfgpu) -> None:
     assert not any("3GiB" in line for line in lines)
 
 
+def test_an_exception_says_from_what(project: Path, tfgpu: Tfgpu) -> None:
+    """Below a ceiling stands what it replaces in its own layer."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    (project / "tfgpu.toml").write_text(f"[ceiling]\nmax_devices = 1\n[user.{user}.ceiling]\nmax_devices = 2\n")
+    lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
+    held = lines.index(f"max_devices = 2 tfgpu.toml:4 [user.{user}.ceiling]")
+    assert lines[held + 1] == "replaces 1 tfgpu.toml:2"
+
+
 def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
     """Below a value that a ceiling changed stands which ceiling did."""
     result = tfgpu("explain", env=four_gpus)
@@ -88,6 +99,19 @@ def test_rows_are_whole_in_a_pipe(layers: Path, tfgpu: Tfgpu, four_gpus: dict[st
     rows = [line.split() for line in shown.splitlines() if line.startswith("  GPU:")]
     assert [row[-1] for row in rows] == uuids
     assert "12.0 GiB (50%)" in shown
+
+
+def test_long_lists_are_shortened(project: Path, tfgpu: Tfgpu) -> None:
+    """Eight UUIDs do not push origins off the screen: the first few are shown, and how many there are; JSON has all."""
+    uuids = [f"GPU-{number}932f937-0000-4000-8000-000000000000" for number in range(8)]
+    text = f"[gpu]\nmemory_growth = true\n[ceiling]\nallowed_devices = {uuids}\nmemory_limit = '8GiB'\n"
+    (project / "tfgpu.toml").write_text(text)
+    shown = tfgpu("explain").stdout.splitlines()
+    assert max(len(line) for line in shown if "tfgpu.toml:" in line) <= 100
+    (line,) = [line for line in shown if "allowed_devices" in line]
+    assert '["GPU-0932f937…", "GPU-1932f937…", "GPU-2932f937…", … 8 in all]' in line
+    told = as_json(tfgpu("explain", "--format", "json"))
+    assert [c["value"] for c in told["ceilings"] if c["key"] == "ceiling.allowed_devices"] == [uuids]
 
 
 def test_without_a_gpu(layers: Path, tfgpu: Tfgpu) -> None:
@@ -176,3 +200,166 @@ def test_what_follows_from_an_error(
     assert (len(told["plan"]["devices"]), told["refused"]) == (devices, refused)
     shown = tfgpu("explain", env=four_gpus).stdout
     assert ("raises PolicyError" in shown) is refused
+
+
+# ---- somebody else: with real users, on a machine of its own
+
+
+def told_of(server: Server, variables: dict[str, str], user: str, *arguments: str, **also: str) -> Any:
+    """What root is told of a user."""
+    done = server.tfgpu("explain", "--user", user, "--format", "json", *arguments, env=variables | also)
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_root_is_told_of_somebody_else(server: Server, variables: dict[str, str]) -> None:
+    """A user's own tables, his groups', his own file and the project's speak, with origins; nobody else's do."""
+    server.machine("tfgpu.toml", "[gpu]\nmemory_growth = true\n[ceiling]\nmemory_limit = '20GiB'\n")
+    server.machine("groups/students.toml", "[ceiling]\nmemory_limit = '10GiB'\n")
+    server.machine("users/bob.toml", "[ceiling]\nmemory_limit = '1GiB'\n")
+    server.write(server.home / "alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    project = server.write(server.home / "alice/vision/tfgpu.toml", "[gpu]\nmemory_growth = false\n", "alice").parent
+    told = told_of(server, variables, "alice", "--project", str(project))
+    assert (told["user"], told["groups"], told["project"]) == ("alice", ["alice", "students", "vision"], str(project))
+    assert [(c["value"], c["path"]) for c in told["ceilings"]] == [("10GiB", "/etc/tfgpu/groups/students.toml")]
+    assert [(c["value"], c["path"]) for c in told["ceilings"][0]["replaces"]] == [("20GiB", "/etc/tfgpu/tfgpu.toml")]
+    limit, growth = told["settings"]["memory_limit"], told["settings"]["memory_growth"]
+    assert (limit["value"], limit["path"]) == ("8GiB", f"{server.home}/alice/.config/tfgpu/tfgpu.toml")
+    assert (growth["layer"], [lost["layer"] for lost in growth["overrides"]]) == ("project", ["machine"])
+    assert told_of(server, variables, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
+
+
+def test_the_callers_environment_is_not_theirs(server: Server, variables: dict[str, str]) -> None:
+    """Variables of root, his XDG_CONFIG_HOME and those of sudo, schedulers and ranks say nothing of alice."""
+    server.machine("tfgpu.toml", "[gpu]\nvisible_devices = {rank = 'auto'}\n[ceiling]\nrequire_grant = true\n")
+    elsewhere = server.write(server.root / "elsewhere/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n", "root")
+    theirs = server.write(server.home / "alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    told = told_of(
+        server,
+        variables,
+        "alice",
+        XDG_CONFIG_HOME=str(elsewhere.parent.parent),
+        SUDO_UID=str(os.getuid()),
+        CUDA_VISIBLE_DEVICES="3",
+        TFGPU_CONFIG=str(elsewhere),
+        TFGPU_RUN="gpu = {memory_limit = '2GiB'}",
+        TFGPU_DISABLE="1",
+        SLURM_JOB_ID="1",
+        LOCAL_RANK="2",
+    )
+    limit = told["settings"]["memory_limit"]
+    assert (limit["path"], limit["overrides"]) == (str(theirs), [])
+    assert told["grant"] == {"tokens": None, "pci_order": False, "scheduler": False, "rank": None}
+    assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
+
+
+def test_trust_and_permissions_are_theirs(server: Server, variables: dict[str, str]) -> None:
+    """A file of bob's does not count for alice, one that only root can read does not either, and both are told."""
+    project = server.home / "alice" / "vision"
+    path = server.write(project / "tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    assert told_of(server, variables, "alice", "--project", str(project))["findings"] == []
+    told = told_of(server, variables, "bob", "--project", str(project))
+    assert told["findings"] == [], "the owner of the directory is trusted"
+    server.write(path, path.read_text(), "bob")
+    assert codes(told_of(server, variables, "alice", "--project", str(project))) == ["untrusted-owner"]
+    server.machine("tfgpu.toml", "[machine]\ntrusted_owners = ['uid:47002']\n")
+    assert codes(told_of(server, variables, "alice", "--project", str(project))) == []
+    server.write(path, path.read_text(), "root", mode=0o600)
+    assert codes(told_of(server, variables, "alice", "--project", str(project))) == ["unreadable"]
+
+
+def codes(told: Any) -> list[str]:
+    return [finding["code"] for finding in told["findings"]]
+
+
+def test_root_reads_no_secret_for_a_user(server: Server, variables: dict[str, str]) -> None:
+    """A user's link to a file of root's is not followed with root's permissions."""
+    secret = server.write(server.root / "secret", "password = hunter2\n", "root", mode=0o600)
+    link = server.home / "alice" / "tfgpu.toml"
+    link.symlink_to(secret)
+    os.chown(link, 47001, 47001, follow_symlinks=False)
+    done = server.tfgpu("explain", "--user", "alice", "--project", str(link.parent), env=variables)
+    assert "unreadable" in done.stdout
+    assert "password" not in done.stdout + done.stderr
+
+
+def test_tfenv_may_stand_where_only_root_can_look(server: Server, variables: dict[str, str]) -> None:
+    """Everything that reading takes is loaded before root becomes somebody else; mistakes are named all the same."""
+    hidden = server.root / "hidden"
+    hidden.mkdir(mode=0o700)
+    for name in ("tfenv", "schemas"):
+        subprocess.run(["cp", "-a", str(REPOSITORY / name), str(hidden / name)], check=True)
+    server.machine("tfgpu.toml", "[gpu]\nmemory_limit = 8\n[ceiling]\nmax_devics = 1\n")
+    told = told_of(server, variables, "alice", PYTHONPATH=str(hidden))
+    assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [
+        ("invalid-value", 2),
+        ("unknown-key", 4),
+    ]
+
+
+def test_a_uid_without_an_entry(server: Server, variables: dict[str, str]) -> None:
+    """uid:1234 asks for somebody of whom the databases know nothing: no groups, no home, the machine's policy."""
+    server.machine("tfgpu.toml", "[user.'uid:47999'.ceiling]\nmax_devices = 1\n")
+    told = told_of(server, variables, "uid:47999")
+    assert (told["user"], told["groups"]) == ("uid:47999", [])
+    assert [ceiling["key"] for ceiling in told["ceilings"]] == ['user."uid:47999".ceiling.max_devices']
+    assert told["files"][1]["why"] == "there is no home directory"
+    assert told_of(server, variables, "uid:47001")["user"] == "alice"
+
+
+def test_a_directory_they_may_not_enter(server: Server, variables: dict[str, str]) -> None:
+    """Where the user has no way in, that is said, and no file behind it speaks."""
+    closed = server.write(server.root / "closed" / "tfgpu.toml", "[gpu]\nmemory_growth = true\n", "root").parent
+    closed.chmod(0o700)
+    shown = server.tfgpu("explain", "--user", "alice", "--project", str(closed), env=variables).stdout
+    assert "alice may not enter this directory" in shown
+    assert "memory_growth" not in shown
+
+
+def test_where_no_projects_file_counts(server: Server, variables: dict[str, str]) -> None:
+    """A project's file that the administrator lets not count is not said to be missing."""
+    server.machine("tfgpu.toml", "[machine]\nallow_project_files = false\n")
+    project = server.write(server.home / "alice/p/tfgpu.toml", "[gpu]\nmemory_growth = true\n", "alice").parent
+    told = told_of(server, variables, "alice", "--project", str(project))
+    (seen,) = [file for file in told["files"] if file["layer"] == "project"]
+    assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
+    assert told["settings"] == {}
+
+
+def test_others_are_nobodys_business(server: Server, variables: dict[str, str]) -> None:
+    """A user is told of himself, in his own environment, and of nobody else: exit code 2 and what to do."""
+    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
+        pytest.skip("other users may not read this checkout")
+    own = server.tfgpu("explain", "--user", "alice", "--format", "json", env=variables, user="alice")
+    assert (json.loads(own.stdout)["user"], json.loads(own.stdout)["new_login"]) == ("alice", False)
+    refused = server.tfgpu("explain", "--user", "bob", env=variables, user="alice")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "tfgpu explain: only root may ask for somebody else; try `sudo tfgpu explain --user bob`\n"
+    )
+
+
+def test_from_python(server: Server, variables: dict[str, str]) -> None:
+    """tfenv.explain(directory, user=...) tells the same, and who is not there is a LookupError."""
+    server.machine("users/alice.toml", "[ceiling]\nmax_devices = 1\n")
+    program = "import tfenv; told = tfenv.explain('/usr', user='alice'); print(told.user, told.ceilings[0].value)\n"
+    program += "try: tfenv.explain(user='no-such-user')\nexcept LookupError as error: print(error)\n"
+    done = server.run([sys.executable, "-c", program], variables)
+    assert done.stderr == ""
+    assert done.stdout.startswith('alice 1\nthere is no user "no-such-user" here')
+
+
+def test_a_user_who_is_not_there(tfgpu: Tfgpu) -> None:
+    """An unknown name is wrong usage; a similar one is offered."""
+    done = tfgpu("explain", "--user", "rooot")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'tfgpu explain: there is no user "rooot" here; did you mean "root"?\n'
+    for name in ("uid:99999999999", "uid:x", "a\nb", ""):
+        assert tfgpu("explain", "--user", name).returncode == 2
+
+
+def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) -> None:
+    """--project through a symbolic link tells what a program sees there: the kernel knows no links in a directory."""
+    (project / "real").mkdir()
+    (project / "link").symlink_to(project / "real")
+    assert as_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")

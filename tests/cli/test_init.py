@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import tomli
 
+from tests.cli.server import Server
 from tfenv.api import check
+from tfenv.simulate.environment import environment, parse_gpus
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -84,3 +90,128 @@ def test_another_directory(project: Path, tfgpu: Tfgpu) -> None:
     assert tfgpu("init", "--path", "inner").returncode == 0
     assert (project / "inner" / "tfgpu.toml").is_file()
     assert tfgpu("init", "--path", "nowhere").returncode == 2
+
+
+# ---- the machine's
+
+
+def uncommented(text: str) -> str:
+    """The file with every line that could be in force in force."""
+    return re.sub(r'^# *(\[.*\]$|\]$|"GPU-|[a-z_]+ = )', r"\1", text, flags=re.MULTILINE)
+
+
+def test_a_draft_names_the_machines_gpus(project: Path, tfgpu: Tfgpu) -> None:
+    """With NVML the UUIDs of all cards stand in the file, with name and memory; nothing is wrong with it."""
+    cards = environment(parse_gpus("2x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
+    result = tfgpu("init", "--machine", "--path", "etc", env=cards)
+    assert (result.returncode, result.stderr) == (0, "")
+    path = project / "etc" / "tfgpu.toml"
+    text = path.read_text()
+    assert len(re.findall(r'"GPU-[0-9a-f-]{36}",  # [012]: NVIDIA A10', text)) == 3
+    assert "# 2: NVIDIA A100, 80.0 GiB" in text
+    for target in ("etc", "etc/tfgpu.toml"):
+        assert tfgpu("check", target, env=cards).stdout == "ok: etc/tfgpu.toml\n"
+    assert tomli.loads(text)["gpu"] == {"memory_growth": True}
+    assert tomli.loads(text)["ceiling"] == {}
+
+
+def test_every_comment_of_it_may_be_uncommented(project: Path, tfgpu: Tfgpu) -> None:
+    """All the values that stand in comments are right together, on the machine they were written for."""
+    cards = environment(parse_gpus("8x24GiB"), base={})
+    tfgpu("init", "--machine", "--path", "etc", env=cards)
+    path = project / "etc" / "tfgpu.toml"
+    path.write_text(uncommented(path.read_text()).replace("group.students", "group.root").replace("deploy", "root"))
+    policy = tomli.loads(path.read_text())
+    assert len(policy["ceiling"]["allowed_devices"]) == 8
+    assert policy["group"]["root"]["ceiling"] == {"memory_limit": "25%"}
+    assert set(policy["machine"]) == {"allow_disable", "allow_project_files", "trusted_owners"}
+    assert tfgpu("check", "etc", env=cards).stdout == "ok: etc/tfgpu.toml\n"
+
+
+def test_without_nvml_it_says_so(project: Path, tfgpu: Tfgpu) -> None:
+    """Without a driver the file and the terminal say that no GPU is named and how to get the UUIDs."""
+    result = tfgpu("init", "--machine", "--path", "etc")
+    text = (project / "etc" / "tfgpu.toml").read_text()
+    if not result.stderr:
+        pytest.skip("this machine has GPUs")
+    assert result.returncode == 0
+    assert result.stderr.startswith("tfgpu init: no GPU is named in the file: NVML")
+    assert "# Which are here is not known: NVML" in text
+    assert "nvidia-smi -L" in text
+    tomli.loads(uncommented(text))
+
+
+def test_a_draft_is_readable_by_all_whatever_the_umask(project: Path, variables: dict[str, str]) -> None:
+    """Only the owner may write to it and everybody may read it: otherwise it would not count, or not for all."""
+    for umask in (0o077, 0o002):
+        folder = project / f"{umask:o}"
+        command = [sys.executable, "-m", "tfenv", "init", "--machine", "--path", str(folder)]
+        subprocess.run(command, env=variables, umask=umask, capture_output=True, check=True)
+        modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "users", folder / "tfgpu.toml")]
+        assert modes == [0o755, 0o755, 0o644]
+        assert sorted(os.listdir(folder)) == ["groups", "tfgpu.toml", "users"]
+
+
+def test_a_draft_replaces_nothing_unasked(project: Path, tfgpu: Tfgpu) -> None:
+    """What is there stays, be it a link that leads nowhere; --force replaces it."""
+    (project / "etc").mkdir()
+    path = project / "etc" / "tfgpu.toml"
+    path.symlink_to(project / "elsewhere.toml")
+    refused = tfgpu("init", "--machine", "--path", "etc")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "tfgpu init: etc/tfgpu.toml is there already; --force replaces it\n",
+    )
+    assert tfgpu("init", "--machine", "--path", "etc", "--force").returncode == 0
+    assert path.read_text().startswith("#:schema")
+    assert not path.is_symlink()
+    assert not (project / "elsewhere.toml").exists()
+
+
+def test_a_draft_needs_a_place(project: Path, tfgpu: Tfgpu) -> None:
+    """A folder whose parent is missing, and a file in its place, are wrong usage."""
+    (project / "file").touch()
+    for path in ("no/where", "file"):
+        refused = tfgpu("init", "--machine", "--path", path)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "is no directory" in refused.stderr
+
+
+def test_the_machines_own(server: Server, variables: dict[str, str]) -> None:
+    """As root it writes /etc/tfgpu/tfgpu.toml, which counts for all at once, and replaces it only with --force."""
+    (server.etc / "tfgpu").rmdir()
+    env = variables | environment(parse_gpus("8x24GiB"), base={})
+    written = server.tfgpu("init", "--machine", env=env)
+    assert (written.returncode, written.stderr) == (0, "")
+    path = server.etc / "tfgpu" / "tfgpu.toml"
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, 0o644)
+    assert server.tfgpu("check", "/etc/tfgpu", env=env).stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
+    told = server.tfgpu("explain", "--user", "alice", env=env).stdout
+    assert "memory growth         on" in told
+    path.write_text("# mine\n")
+    assert server.tfgpu("init", "--machine", env=env).returncode == 1
+    assert path.read_text() == "# mine\n"
+    assert server.tfgpu("init", "--machine", "--force", env=env).returncode == 0
+
+
+def test_who_is_not_root_is_told_what_to_do(server: Server, variables: dict[str, str]) -> None:
+    """The machine's policy is root's: exit code 2, and a draft is offered."""
+    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
+        pytest.skip("other users may not read this checkout")
+    refused = server.tfgpu("init", "--machine", env=variables, user="alice")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "tfgpu init: only root writes to /etc/tfgpu; use sudo, or write a draft with --path DIR\n"
+    )
+    drafted = server.tfgpu(
+        "init", "--machine", "--path", "draft", env=variables, cwd=server.home / "alice", user="alice"
+    )
+    assert drafted.returncode == 0
+    server.run(["cp", "-r", f"{server.home}/alice/draft/.", "/etc/tfgpu"], variables)
+    assert server.tfgpu("check", "/etc/tfgpu", env=variables).stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
+
+
+def test_roots_draft_in_somebodys_folder(server: Server, variables: dict[str, str]) -> None:
+    """A draft may be root's in a directory of a user: checking it finds nothing."""
+    server.tfgpu("init", "--machine", "--path", str(server.home / "alice"), env=variables)
+    assert server.tfgpu("check", str(server.home / "alice"), env=variables).returncode == 0

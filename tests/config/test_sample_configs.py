@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import tomli
 
+from tfenv.config.advice import advise
 from tfenv.config.document import Document
-from tfenv.config.schema import advise, schema_path, validate
+from tfenv.config.schema import schema_path, validate
 from tfenv.policy.model import LayerName, Source
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def test_samples_are_right(path: Path) -> None:
     assert findings == ()
     if path.parent.name not in ("groups", "users"):
         # Whom a sample names exists on no machine of ours.
-        assert {finding.code for finding in advise(layer)} <= {"unknown-user", "unknown-group"}
+        assert {finding.code for finding in advise([layer])} <= {"unknown-user", "unknown-group"}
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT / "sample_configs")))

@@ -16,8 +16,9 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tfenv.config.advice import advise
 from tfenv.config.document import Document
-from tfenv.config.schema import advise, load_schema, schema_path, validate
+from tfenv.config.schema import load_schema, schema_path, validate
 from tfenv.errors import Finding
 from tfenv.policy.model import (
     LAYER_ORDER,
@@ -215,59 +216,6 @@ def test_a_log_behind_a_link_out_of_the_project_is_refused(tmp_path: Path) -> No
         assert [finding.code for finding in findings] == codes
 
 
-# ---- advice
-
-
-def advice(text: str, layer: LayerName = "machine") -> list[tuple[str, int | None]]:
-    read = document(text, layer)
-    validated, findings = validate(read)
-    assert findings == ()
-    return [(found.code, found.line) for found in advise(validated, [read])]
-
-
-def test_max_devices_alone_is_advised_against() -> None:
-    """max_devices without a choice gives everybody the same card; with {count = 1} there is nothing to say."""
-    assert advice("ceiling.max_devices = 1") == [("first-card-for-all", 1)]
-    assert advice("ceiling.max_devices = 1\ngpu.visible_devices = {count = 1}") == []
-    assert advice("gpu.visible_devices = {count = 1}\n[group.root]\nceiling.max_devices = 1") == []
-    assert advice("ceiling.max_devices = 0") == []
-    assert advice('ceiling.max_devices = 1\ngpu.visible_devices = ["GPU-8932f937"]') == []
-
-
-def test_numbers_in_the_machine_layer_are_advised_against() -> None:
-    """Numbers shift in containers: the machine layer should name UUIDs; elsewhere numbers are TensorFlow's own."""
-    text = '[gpu]\nvisible_devices = [0]\n[ceiling]\nallowed_devices = ["GPU-8932f937", 1]\n[[gpu.device]]\nmatch = 1\n'
-    assert [line for _, line in advice(text)] == [2, 4, 5]
-    assert {code for code, _ in advice(text)} == {"numbers-in-machine-layer"}
-    assert advice(text, "project") == []
-    assert advice('gpu.visible_devices = ["GPU-8932f937"]') == []
-
-
-def test_names_that_nobody_has_are_advised_against() -> None:
-    """A user or group that this machine does not know is a warning in the machine layer, a number is not."""
-    text = """machine.trusted_owners = ["root", "no-such-user"]
-[user.root.gpu]
-memory_growth = true
-[user.nobody-has-this.gpu]
-memory_growth = true
-[group.nobody-has-this.ceiling]
-require_grant = true
-[user."uid:4000000".gpu]
-memory_growth = true
-[group."gid:4000000".gpu]
-memory_growth = true
-[user."\\ud7ff".gpu]
-memory_growth = true
-"""
-    assert sorted(advice(text)) == [
-        ("unknown-group", 6),
-        ("unknown-user", 1),
-        ("unknown-user", 4),
-        ("unknown-user", 12),
-    ]
-    assert advice("[user.nobody-has-this.gpu]\nmemory_growth = true\n", "user") == []
-
-
 @pytest.mark.parametrize(
     "key", ["ceiling.max_devices", "gpu.memory_limit", "gpu.visible_devices", "on_error", "version"]
 )
@@ -406,7 +354,7 @@ def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> N
     found = [finding.key or "" for finding in findings]
     for key in keys_of(data):
         assert dotted(key) in kept(validated) or any(same_place(name, dotted(key)) for name in found)
-    advise(validated, [read])
+    advise([validated], [read])
 
 
 def same_place(one: str, other: str) -> bool:
@@ -426,7 +374,7 @@ def test_a_corrupted_file_gives_a_layer(path: Path, data: st.DataObject) -> None
     except (UnicodeDecodeError, tomli.TOMLDecodeError):
         return
     validated, findings = validate(read)
-    advise(validated, [read])
+    advise([validated], [read])
     assert all(str(finding) for finding in findings)
 
 
@@ -455,6 +403,7 @@ def test_a_right_file_loads_neither_jsonschema_nor_fastjsonschema() -> None:
     program = f"""
 import sys, json
 sys.path[:0] = {[str(Path(__file__).parents[2])]}
+from tfenv.config.advice import advise
 from tfenv.config.document import Document
 from tfenv.config.schema import validate
 from tfenv.policy.model import Source

@@ -13,16 +13,15 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 #: Seconds after which a case is killed.
 PATIENCE = 120
 
 
-def run_steps(steps: list[str]) -> dict[str, Any]:
+def run_steps(ways_in: ModuleType, steps: list[str]) -> dict[str, Any]:
     """Call the functions of `ways_in` that the steps name, `name` or `name:argument`, until one raises."""
-    import ways_in  # type: ignore[import-not-found]  # the folder of this script is on sys.path
-
     results: list[Any] = []
     for step in steps:
         name, _, argument = step.partition(":")
@@ -44,11 +43,11 @@ def redirect(folder: Path, number: int) -> None:
     os.environ["TFGPU_SIMULATE_LOG"] = str(folder / f"{number}.driver")
 
 
-def child(folder: Path, number: int, steps: list[str]) -> None:
+def child(folder: Path, number: int, ways_in: ModuleType, steps: list[str]) -> None:
     os.setpgid(0, 0)
     signal.alarm(PATIENCE)
     redirect(folder, number)
-    report = run_steps(steps) | {"pid": os.getpid()}
+    report = run_steps(ways_in, steps) | {"pid": os.getpid()}
     (folder / f"{number}.report").write_text(json.dumps(report, default=str), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -71,7 +70,8 @@ def main() -> None:
     orders = json.load(sys.stdin)
     folder = Path(orders["folder"])
     os.environ.update(orders["before"])
-    import tensorflow as tf  # noqa: F401
+    # Here, once for all children: tf.compat.v1 is lazy and takes 0.2 s. The folder of this script is on sys.path.
+    import ways_in  # type: ignore[import-not-found]  # imports TensorFlow
 
     running: dict[int, int] = {}
     for number, steps in enumerate(orders["cases"]):
@@ -80,7 +80,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                child(folder, number, steps)
+                child(folder, number, ways_in, steps)
             finally:
                 os._exit(70)
         running[pid] = number

@@ -36,6 +36,7 @@ __all__ = [
     "Process",
     "encode",
     "policy_applied",
+    "policy_changed",
     "policy_clamped",
     "policy_disabled",
     "policy_failed",
@@ -44,7 +45,9 @@ __all__ = [
     "utc_now",
 ]
 
-EventName = Literal["policy_loaded", "policy_applied", "policy_clamped", "policy_failed", "policy_disabled"]
+EventName = Literal[
+    "policy_loaded", "policy_applied", "policy_clamped", "policy_failed", "policy_disabled", "policy_changed"
+]
 Level = Literal["info", "warning", "error"]
 
 #: One record, its newline included: no write of this size is split on a local file system.
@@ -93,6 +96,7 @@ _ORDER = (
     "growth",
     "asked",
     "given",
+    "changes",
     "sources",
     "findings",
     "scheduler",
@@ -250,6 +254,26 @@ def policy_failed(
 def policy_disabled(context: Context, findings: Iterable[Finding] = ()) -> AuditRecord:
     """TFGPU_DISABLE=1 switched the policy off."""
     return _record("policy_disabled", context, {}, findings, None)
+
+
+def policy_changed(
+    context: Context,
+    policy: EffectivePolicy,
+    plan: Plan,
+    changes: Iterable[Mapping[str, Any]],
+    findings: Iterable[Finding] = (),
+) -> AuditRecord:
+    """Files changed; a process that starts from then on gets this policy.
+
+    Args:
+        context: Of the process that watches.
+        policy: As it is now.
+        plan: What follows from it for a process that starts where the watching one did.
+        changes: What is another value now: `key`, `old`, `new`, `old_origin`, `new_origin`.
+        findings: All that is wrong, those of the plan, too.
+    """
+    fields = {**_plan_fields(policy, plan), "changes": list(changes)}
+    return _record("policy_changed", context, fields, findings, None)
 
 
 def policy_outcome(context: Context, outcome: Outcome, duration_ms: float | None = None) -> AuditRecord:
@@ -487,6 +511,9 @@ _SHRINKING: tuple[Callable[[dict[str, Any]], None], ...] = (
     _keep("sources", 2),
     _keep("asked", 0),
     _keep("given", 0),
+    _keep("changes", 8),
+    _clip_entries("changes", 256),
+    _keep("changes", 4),
     _clip_texts(256),
     _clip_entries("sources", 128),
     _clip_entries("findings", 128),
@@ -496,6 +523,7 @@ _SHRINKING: tuple[Callable[[dict[str, Any]], None], ...] = (
     _keep("sources", 0),
     _keep("findings", 1),
     _keep("grant", 0),
+    _keep("changes", 0),
     _clip_texts(80),
     _keep("devices", 0),
     _keep("findings", 0),

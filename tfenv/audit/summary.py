@@ -42,6 +42,10 @@ def summary(
     wrong = tuple(finding for finding in all_findings if finding.severity != "note")
     if policy.silent and not wrong:
         return ""
+    if outcome is not None and outcome.status == "too_late":
+        reason = "; ".join(finding.message for finding in outcome.findings)
+        rest = tuple(finding for finding in wrong if finding not in outcome.findings)
+        return printable(f"tfgpu: NOT IN FORCE: {reason}{_files_text(subject, policy)}{_findings_text(rest)}")
     if _no_gpu(plan, outcome):
         reason, rest = _no_gpu_reason(subject, policy, wrong)
         return printable(f"tfgpu: NO GPU: {reason}{_findings_text(rest)}")

@@ -19,7 +19,7 @@ from tfenv.errors import printable
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
 
-EVENTS = ("loaded", "applied", "clamped", "failed", "disabled")
+EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
 STATUSES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers
 
 __all__ = ["add_parser", "run"]
+
+#: Files that are told by name when all is well.
+_MOST_NAMES = 5
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -28,12 +32,17 @@ def add_parser(subparsers: SubParsers) -> None:
         "paths", nargs="*", metavar="PATH",
         help="a tfgpu.toml, a pyproject.toml, or a directory such as /etc/tfgpu; without any: all that have a say here",
     )  # fmt: skip
+    parser.add_argument(
+        "--table-optional", action="store_true",
+        help="a pyproject.toml without [tool.tfgpu] is no mistake (pre-commit names every one that changed)",
+    )  # fmt: skip
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the files; 1 when there is an error or a warning."""
-    checked = sum((check_path(path) for path in args.paths), Checked()) if args.paths else check_here()
+    named = [check_path(path, table_optional=args.table_optional) for path in args.paths]
+    checked = sum(named, Checked()) if args.paths else check_here()
     if args.format == "json":
         findings = [finding_as_dict(finding) for finding in checked.findings]
         print_json({"files": list(checked.files), "findings": findings})
@@ -47,10 +56,17 @@ def _print_text(checked: Checked) -> None:
     if not checked.findings and not checked.files:
         print("No policy file has a say here. `tfgpu init` writes a first tfgpu.toml.")
     elif not checked.findings:
-        print(f"{paint('ok', 'ok')}: {', '.join(shown_path(path) for path in checked.files)}")
+        print(f"{paint('ok', 'ok')}: {_named(checked.files)}")
     else:
         files = f" in {_counted(len(checked.files), 'file')}" if checked.files else ""
         print(f"{_tally(checked.findings)}{files}")
+
+
+def _named(files: Sequence[str]) -> str:
+    """The files by name; those of a whole machine layer by number."""
+    if len(files) <= _MOST_NAMES:
+        return ", ".join(shown_path(path) for path in files)
+    return f"{_counted(len(files), 'file')} in {shown_path(os.path.commonpath(files))}"
 
 
 def _tally(findings: Sequence[Finding]) -> str:

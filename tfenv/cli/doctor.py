@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfenv.checking import check_here
 from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, print_json, print_table, say, shown_path
 from tfenv.errors import printable
-from tfenv.explanation import Explanation, explain_here
+from tfenv.explanation import Explanation, explain
 from tfenv.gpus.usage import GpuProcess, read_processes
 from tfenv.policy.model import Inventory
 from tfenv.policy.units import format_bytes
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     except (_NoAnswerError, OSError) as error:
         say("doctor", f"{args.python} is no Python that can be asked: {error}")
         return USAGE
-    explanation = explain_here()
+    explanation = explain()
     processes = read_processes()
     rows = [
         *_hook_rows(hook),
@@ -284,7 +284,7 @@ def _bytecode_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
 def _log_rows(explanation: Explanation) -> Iterator[Row]:
     """Each log of this user, by writing nothing to it the way a record is written."""
     from tfenv.audit.sinks import FileSink
-    from tfenv.pipeline import home_of
+    from tfenv.identity import home_of
 
     uid = os.geteuid()
     for path in explanation.logs:

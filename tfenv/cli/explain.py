@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tfenv.cli.output import (
     USAGE,
@@ -20,7 +20,7 @@ from tfenv.cli.output import (
     toml_text,
 )
 from tfenv.errors import printable
-from tfenv.explanation import ExplainedSetting, Explanation, FileSeen, Value, explain_here
+from tfenv.explanation import ExplainedCeiling, ExplainedSetting, Explanation, FileSeen, Value, explain
 from tfenv.policy.model import Device, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
@@ -34,6 +34,12 @@ _STATES: dict[str, tuple[str, Style]] = {
     "dropped": ("dropped", "problem"),
     "none": ("-", "quiet"),
 }
+#: Characters of a row that others are lined up with.
+_WIDEST_VALUE = 60
+#: Entries of a list that are shown.
+_MOST_ENTRIES = 4
+#: "GPU-8932f937": tells one card from another.
+_SHORT_UUID = 12
 _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 
 
@@ -43,17 +49,18 @@ def add_parser(subparsers: SubParsers) -> None:
         "explain",
         help="show which values hold here, who set them, and what follows",
         description="Show which values hold for a program that starts here, who set each of them, what they overrode, "
-        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU.",
+        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU. Root may ask for somebody else.",
     )
+    parser.add_argument("--user", metavar="NAME", help="whose program: a login name, or uid:1234 (default: yours)")
     parser.add_argument("--project", metavar="DIR", help="the directory where the program starts (default: here)")
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain; 1 when there is an error or a warning, 2 when DIR is no directory."""
+    """Explain; 1: there is an error or a warning; 2: DIR is no directory, NAME no user or none of one's business."""
     try:
-        explanation = explain_here(args.project)
-    except NotADirectoryError as error:
+        explanation = explain(args.project, args.user)
+    except (NotADirectoryError, LookupError, PermissionError) as error:
         say("explain", str(error))
         return USAGE
     if args.format == "json":
@@ -66,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
 def _print_text(explanation: Explanation) -> None:
     project = shown_path(explanation.project or "a deleted directory")
     print(f"{paint('Policy', 'strong')} of {printable(explanation.user)} in {project}")
+    print(paint(f"Groups: {printable(', '.join(explanation.groups) or 'none')}", "quiet"))
+    if explanation.new_login:
+        print(paint("As in a new login: variables (CUDA_VISIBLE_DEVICES, TFGPU_*) of yours do not count.", "quiet"))
     _print_files(explanation.files)
     _print_settings(explanation.settings)
     _print_ceilings(explanation.ceilings)
@@ -101,8 +111,11 @@ def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
     _print_rows("Settings", rows)
 
 
-def _print_ceilings(ceilings: Iterable[Value]) -> None:
-    rows = [(f"{value.key.rpartition('.')[2]} = {_text(value)}", _origin(value)) for value in ceilings]
+def _print_ceilings(ceilings: Iterable[ExplainedCeiling]) -> None:
+    rows: list[tuple[str, str]] = []
+    for ceiling in ceilings:
+        rows.append((f"{ceiling.key.rpartition('.')[2]} = {_text(ceiling)}", _origin(ceiling)))
+        rows += [(f"  replaces {_text(lost)}", _origin(lost)) for lost in ceiling.replaces]
     _print_rows("Ceilings", rows)
 
 
@@ -110,13 +123,25 @@ def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     if not rows:
         return
     _heading(title)
-    width = max(len(left) for left, right in rows if right)
+    lengths = [len(left) for left, right in rows if right]
+    width = max((length for length in lengths if length <= _WIDEST_VALUE), default=0)
     for left, right in rows:
         print(f"  {left:<{width}}  {paint(right, 'quiet')}" if right else f"  {left}")
 
 
 def _text(value: Value) -> str:
-    return toml_text(value.value)
+    """A value as it stands in its file, but for the rest of long lists and of UUIDs: eight of them fill three lines."""
+    if not isinstance(value.value, list):
+        return toml_text(value.value)
+    entries = value.value if len(value.value) <= _MOST_ENTRIES else value.value[: _MOST_ENTRIES - 1]
+    shown = [toml_text(_shortened(entry)) for entry in entries]
+    more = [] if len(entries) == len(value.value) else [f"… {len(value.value)} in all"]
+    return f"[{', '.join(shown + more)}]"
+
+
+def _shortened(entry: object) -> object:
+    is_uuid = isinstance(entry, str) and entry.startswith(("GPU-", "MIG-")) and len(entry) > _SHORT_UUID
+    return f"{cast('str', entry)[:_SHORT_UUID]}…" if is_uuid else entry
 
 
 def _origin(value: Value) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
@@ -17,19 +17,21 @@ from tfenv import __version__
 from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, say
 from tfenv.errors import TfenvError, printable
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "make_parser"]
 
 #: Each command and what it is for; the module `tfenv.cli.NAME` does it.
 COMMANDS = {
-    "init": "write a first tfgpu.toml for this project",
+    "init": "write a first tfgpu.toml for this project, or for this machine",
     "check": "find the mistakes in policy files",
     "explain": "show which values hold here, who set them, and what follows",
     "run": "run a command under the policy, or under options given here",
     "doctor": "find out why a GPU or a policy does not work here",
     "audit": "show what was applied, from the audit log",
+    "watch": "follow the policy files, and tell what each change means",
     "simulate": "run a command on simulated GPUs",
     "install": "cover every environment of an interpreter, for all users",
     "uninstall": "take back what install wrote",
+    "completion": "print what lets a shell complete tfgpu's commands and options",
 }
 
 
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     module = import_module(f"tfenv.cli.{name}") if name in COMMANDS else None
-    parser = _parser(name, module)
+    parser = make_parser({} if name is None or module is None else {name: module})
     if not arguments:
         parser.print_help(sys.stderr)
         return USAGE
@@ -82,8 +84,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
-    """The parser of all names; only the chosen command's options are known to it."""
+def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+    """The program's parser: it knows the names of all commands, and the options of these."""
     parser = _Parser(
         prog="tfgpu",
         description="Declare once, in tfgpu.toml, which GPUs TensorFlow may see and how much memory it may take.",
@@ -93,8 +95,8 @@ def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentPar
     parser.add_argument("--version", action="version", version=f"tfgpu {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
     for command, purpose in COMMANDS.items():
-        if command == name and module is not None:
-            module.add_parser(subparsers)
+        if command in modules:
+            modules[command].add_parser(subparsers)
         else:
             subparsers.add_parser(command, help=purpose)
     return parser

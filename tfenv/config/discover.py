@@ -17,7 +17,7 @@ from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
-__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover"]
+__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover", "places"]
 
 FILE_NAME = "tfgpu.toml"
 PYPROJECT = "pyproject.toml"
@@ -56,6 +56,36 @@ def discover(
             sources += project
             sources += _run(start)
     return tuple(sources), findings
+
+
+def places(start: Start, subject: Subject, machine_root: str = MACHINE_ROOT) -> tuple[str, ...]:
+    """Every path at which a file would speak for this process, whether there is one now or not.
+
+    Args:
+        start: What the process was when it started.
+        subject: For whom.
+        machine_root: The administrator's directory.
+
+    Returns:
+        Absolute paths, the machine's first; for `tfgpu watch`.
+    """
+    found = [os.path.join(os.path.abspath(machine_root), name) for name, _ in _machine_names(subject)]
+    if not start.elevated:
+        if start.config_home is not None:
+            found.append(os.path.join(start.config_home, "tfgpu", FILE_NAME))
+        if not start.isolated:
+            found += _project_places(start)
+    return tuple(dict.fromkeys(path for path in found if os.path.isabs(path)))
+
+
+def _project_places(start: Start) -> Iterator[str]:
+    if start.config:
+        path = _absolute(start.config, start)
+        yield from () if path is None else (path,)
+        return
+    for bottom in (start.cwd, start.script_dir):
+        for directory in () if bottom is None else _upward(bottom, start.home):
+            yield from (os.path.join(directory, name) for name in (FILE_NAME, PYPROJECT))
 
 
 # ---- machine, user, run

@@ -248,8 +248,9 @@ def _require_administrator(path: str, opened: os.stat_result, trust: Trust) -> N
 
 
 def _require_administrators_own(path: str, subject: str, status: os.stat_result, trust: Trust) -> None:
-    if status.st_uid != trust.administrator:
-        message = f"{subject} belongs to {_user(status.st_uid)}, not to root; give it to root (chown)"
+    if status.st_uid not in (trust.administrator, 0):
+        owner = _user(trust.administrator)
+        message = f"{subject} belongs to {_user(status.st_uid)}, not to {owner}; give it to {owner} (chown)"
         raise DocumentError("insecure-permissions", path, message)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if status.st_mode & stat.S_IWOTH else "its group"

@@ -6,14 +6,11 @@ other keys and ceilings, and every loss is a Finding with its place.
 
 from __future__ import annotations
 
-import grp
 import json
 import os
-import pwd
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
     from tfenv.config.document import Document
     from tfenv.config.problems import Judge, Problem
 
-__all__ = ["advise", "load_schema", "schema_path", "validate"]
+__all__ = ["load_schema", "rules_of", "schema_path", "validate"]
 
 _Raw = Mapping[str, object]
 _MACHINE_ONLY = ("project", "machine")
@@ -73,8 +70,9 @@ def schema_path() -> Path:
     raise FileNotFoundError(f"tfgpu.schema.json is missing from {package / 'schemas'}; install tfenv again")
 
 
+@cache
 def load_schema() -> dict[str, Any]:
-    """The JSON Schema (draft-07) of tfgpu.toml.
+    """The JSON Schema (draft-07) of tfgpu.toml, read once per process.
 
     Raises:
         FileNotFoundError: It is not installed.
@@ -407,96 +405,10 @@ def _inside(folder: str, path: str) -> str | None:
 def _limits(tables: Tables) -> bool:
     """Whether the tables limit memory anywhere."""
     limits = [table["memory_limit"].value for table in (tables.gpu, tables.ceiling) if "memory_limit" in table]
-    limits += [size for rule in _rules_of(tables.gpu) for size in (rule.memory_limit, *rule.logical_devices)]
+    limits += [size for rule in rules_of(tables.gpu) for size in (rule.memory_limit, *rule.logical_devices)]
     return any(isinstance(limit, MemoryLimit) and not limit.unlimited for limit in limits)
 
 
-def _rules_of(gpu: Table) -> tuple[DeviceRule, ...]:
+def rules_of(gpu: Table) -> tuple[DeviceRule, ...]:
+    """The `[[gpu.device]]` entries of a table."""
     return cast("tuple[DeviceRule, ...]", gpu["device"].value) if "device" in gpu else ()
-
-
-# ---- advice: right, but probably not what was meant
-
-
-def advise(layer: Layer, documents: Sequence[Document] = ()) -> tuple[Finding, ...]:
-    """What `tfgpu check` recommends for a layer that is valid.
-
-    Args:
-        layer: Validated.
-        documents: Those it was read from, for lines and columns; without them only file and key are told.
-    """
-    by_path = {document.source.path: document for document in documents}
-    named = (*layer.groups.values(), *layer.users.values(), *layer.projects.values())
-    found = [advice for tables in (layer.base, *named) for advice in _advice_on_count(tables, layer.base)]
-    if layer.name == "machine":
-        found += [advice for tables in (layer.base, *named) for advice in _advice_on_numbers(tables)]
-        found += _advice_on_names(layer)
-    return tuple(_advice(origin, code, message, by_path) for origin, code, message in found)
-
-
-def _advice(origin: Origin, code: str, message: str, by_path: Mapping[str, Document]) -> Finding:
-    document = by_path.get(origin.path)
-    line, column = (document.position(origin.key) if document else None) or (None, None)
-    return Finding(code, message, "warning", origin.path, line, column, dotted(origin.key))
-
-
-def _advice_on_count(tables: Tables, base: Tables) -> Iterator[tuple[Origin, str, str]]:
-    most = tables.ceiling.get("max_devices")
-    visible = tables.gpu.get("visible_devices", base.gpu.get("visible_devices"))
-    if most is None or most.value == 0 or (visible is not None and visible.value != "all"):
-        return
-    message = (
-        "alone it gives everybody the first GPU; give users or groups a visible_devices or allowed_devices of their "
-        "own ({count = 1} takes the first one, too, as long as free ones are not chosen)"
-    )
-    yield most.origin, "first-card-for-all", message
-
-
-def _advice_on_numbers(tables: Tables) -> Iterator[tuple[Origin, str, str]]:
-    for setting in (tables.gpu.get("visible_devices"), tables.ceiling.get("allowed_devices")):
-        if setting is not None and _numbered(setting.value):
-            yield setting.origin, "numbers-in-machine-layer", _USE_UUIDS
-    for rule in _rules_of(tables.gpu):
-        if rule.match.kind == "position":
-            yield rule.origin, "numbers-in-machine-layer", _USE_UUIDS
-
-
-_USER_ID = re.compile("uid:[0-9]+")
-_GROUP_ID = re.compile("gid:[0-9]+")
-_USE_UUIDS = "numbers shift inside containers and Slurm's cgroups; write the UUIDs that `nvidia-smi -L` shows"
-
-
-def _advice_on_names(layer: Layer) -> Iterator[tuple[Origin, str, str]]:
-    """A name that this machine does not know is a spelling mistake, or a table that speaks of nobody."""
-    if (owners := layer.machine.get("trusted_owners")) is not None:
-        for name in cast("tuple[str, ...]", owners.value):
-            if not _is_user(name):
-                yield owners.origin, "unknown-user", f"there is no user {shown(name)} here, nobody is trusted by it"
-    for kind, named, exists in (("user", layer.users, _is_user), ("group", layer.groups, _is_group)):
-        for name, tables in named.items():
-            setting = next(iter((*tables.gpu.values(), *tables.ceiling.values())), None)
-            if setting is not None and not exists(name):
-                origin = replace(setting.origin, key=(kind, name))
-                yield origin, f"unknown-{kind}", f"there is no {kind} {shown(name)} here; write it as `id` shows it"
-
-
-def _is_user(name: str) -> bool:
-    return bool(_USER_ID.fullmatch(name)) or _is_known(pwd.getpwnam, name)
-
-
-def _is_group(name: str) -> bool:
-    return bool(_GROUP_ID.fullmatch(name)) or _is_known(grp.getgrnam, name)
-
-
-def _is_known(look_up: Callable[[str], object], name: str) -> bool:
-    try:
-        look_up(name)
-    except (KeyError, ValueError):
-        # ValueError: a name that cannot be encoded, or holds a NUL.
-        return False
-    return True
-
-
-def _numbered(value: object) -> bool:
-    selectors: Iterable[object] = value if isinstance(value, tuple) else ()
-    return any(isinstance(selector, Selector) and selector.kind == "position" for selector in selectors)

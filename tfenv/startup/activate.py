@@ -288,7 +288,10 @@ def catch_up(name: str, start: Remembered) -> None:
     if _current is None:
         return
     if tensorflow.initialised():
-        text = "TensorFlow had created its devices before tfenv was there: restart the process to apply the policy"
+        text = (
+            "TensorFlow had created its devices before tfenv was there, and keeps them; restart the process, "
+            "in a notebook the kernel, to have the policy applied"
+        )
         _current.reporter.passed(Outcome("too_late", findings=(Finding("too-late", text),)), _current.plan())
         return
     after_import(name, ModuleType(name))

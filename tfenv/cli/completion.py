@@ -1,0 +1,67 @@
+"""`tfgpu completion`: what lets bash, zsh and fish complete the commands, their options and their files.
+
+The script is static: a shell that completes starts no Python, and `tfgpu` itself does nothing for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfenv.cli.output import SubParsers
+
+__all__ = ["add_parser", "run"]
+
+SHELLS = ("bash", "zsh", "fish")
+_EPILOG = """\
+bash:  tfgpu completion bash > ~/.local/share/bash-completion/completions/tfgpu
+zsh:   tfgpu completion zsh > DIR/_tfgpu        (DIR: one of $fpath)
+fish:  tfgpu completion fish > ~/.config/fish/completions/tfgpu.fish
+or, in a start-up file of bash or zsh:  eval "$(tfgpu completion bash)"
+"""
+#: What stands for a path in the usage of a command.
+_FILES, _DIRECTORIES = ("PATH", "FILE", "CMD"), ("DIR",)
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Add the command to the program's parser."""
+    parser = subparsers.add_parser(
+        "completion",
+        help="print what lets a shell complete tfgpu's commands and options",
+        description="Print a script that lets a shell complete the commands of tfgpu, their options and their files.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=SHELLS, help="for which shell")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    import shtab
+
+    from tfenv.cli.main import COMMANDS, make_parser
+    from tfenv.cli.output import OK
+
+    parser = make_parser({name: import_module(f"tfenv.cli.{name}") for name in COMMANDS})
+    for action in _actions(parser):
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no public name for it
+            for name, command in action.choices.items():
+                command.description = COMMANDS[name]  # one line: it stands beside the name in a list
+        if action.metavar in _FILES:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
+        elif action.metavar in _DIRECTORIES:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    print(shtab.complete(parser, args.shell))
+    return OK
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every option and argument of the parser and of its commands."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
+        yield action
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - nor a name for these
+            for command in action.choices.values():
+                yield from _actions(command)

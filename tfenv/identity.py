@@ -1,0 +1,194 @@
+"""Who somebody is on this machine: from the passwd and group databases, never from the environment."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar, cast
+
+from tfenv.policy.model import Subject
+
+__all__ = [
+    "Account",
+    "account_of",
+    "call_as",
+    "find_group",
+    "find_user",
+    "home_of",
+    "identify",
+    "members_of",
+    "similar",
+    "subject_of",
+]
+
+_Answer = TypeVar("_Answer")
+
+#: The largest uid; one more is the kernel's "leave it as it is".
+_LARGEST_ID = (1 << 32) - 2
+#: Longer numbers are no ids; Python refuses to convert very long ones at all.
+_MOST_DIGITS = 10
+#: As whose member somebody without an entry counts: Linux's overflow group, which owns nothing.
+_NO_GROUP = 65534
+
+
+# No dataclass: every process that uses a framework loads this module, and making one takes ten times as long.
+class Account(NamedTuple):
+    """A user of this machine.
+
+    Attributes:
+        uid: User id.
+        gid: The primary group's id.
+        groups: Ids of all groups, the primary first; () for a uid without an entry.
+        home: The home directory; None without an entry.
+    """
+
+    uid: int
+    gid: int = _NO_GROUP
+    groups: tuple[int, ...] = ()
+    home: str | None = None
+
+
+def find_user(name: str) -> int | None:
+    """The uid of a login name, or of "uid:1234" with or without an entry; None when there is no such user."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):  # ValueError: a name that cannot be encoded, or holds a NUL
+        return _number_after("uid:", name)
+
+
+def find_group(name: str) -> int | None:
+    """The gid of a group's name, or of "gid:1234" with or without an entry; None when there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        return _number_after("gid:", name)
+
+
+def _number_after(prefix: str, name: str) -> int | None:
+    digits = name.removeprefix(prefix)
+    if digits == name or not (digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS):
+        return None
+    return int(digits) if int(digits) <= _LARGEST_ID else None
+
+
+def members_of(group: str) -> Iterator[str]:
+    """Login names of a group's members, as far as the databases list them: a directory service may not."""
+    try:
+        entry = grp.getgrnam(group)
+    except (KeyError, ValueError):
+        return
+    yield from entry.gr_mem
+    # Last, for it lists all users; callers mostly need one member.
+    yield from (user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid)
+
+
+def subject_of(user: str) -> Subject | None:
+    """The subject of a new login of somebody; None when there is no such user."""
+    uid = find_user(user)
+    return None if uid is None else identify(uid, account_of(uid).groups)
+
+
+def account_of(uid: int) -> Account:
+    """What a new login of the user would have."""
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return Account(uid)
+    groups = dict.fromkeys((entry.pw_gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)))
+    return Account(uid, entry.pw_gid, tuple(groups), entry.pw_dir or None)
+
+
+def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
+    """The subject of a uid; what has no entry is called "uid:1234" and "gid:1234".
+
+    Args:
+        uid: Effective user id.
+        groups: Group ids; None: those of this process.
+    """
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = f"uid:{uid}"
+    ids = [os.getegid(), *os.getgroups()] if groups is None else groups
+    return Subject(user=user, uid=uid, groups=tuple(_group_name(gid) for gid in dict.fromkeys(ids)))
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return f"gid:{gid}"
+
+
+def home_of(uid: int) -> str | None:
+    """The home directory of the passwd entry; None without one. $HOME is not believed."""
+    try:
+        return pwd.getpwuid(uid).pw_dir or None
+    except KeyError:
+        return None
+
+
+def similar(name: str, names: Iterable[str]) -> str | None:
+    """The one of the names that was probably meant."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+# ---- being somebody else for a moment
+
+
+def call_as(account: Account, function: Callable[[], _Answer]) -> _Answer:
+    """What a function returns in a child process that opens files with another user's permissions.
+
+    Only root can. The child is a fork and stays root by its real uid, so that the user can neither stop it nor
+    trace it: what it answers is its own.
+
+    Args:
+        account: Whose permissions.
+        function: Its result must be picklable. It should not import anything: the user may not be able to read it.
+
+    Raises:
+        OSError: This process may not become somebody else.
+        Exception: Whatever the function raises.
+    """
+    import pickle
+
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer(account, function, writable)
+    os.close(writable)
+    with open(readable, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise OSError("the child that became the user died")
+    succeeded, result = pickle.loads(answer)  # noqa: S301 - from the process that this one forked
+    if not succeeded:
+        raise cast("Exception", result)
+    return cast("_Answer", result)
+
+
+def _answer(account: Account, function: Callable[[], object], writable: int) -> None:
+    """The child's part; never returns, for what comes after the fork is the parent's."""
+    import pickle
+
+    try:
+        try:
+            _become(account)
+            answer = pickle.dumps((True, function()))
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            answer = pickle.dumps((False, error))
+        with open(writable, "wb") as pipe:
+            pipe.write(answer)
+    finally:
+        os._exit(0)
+
+
+def _become(account: Account) -> None:
+    os.setgroups(account.groups)
+    os.setegid(account.gid)
+    os.seteuid(account.uid)

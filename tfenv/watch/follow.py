@@ -1,0 +1,261 @@
+"""Follows the places where policy files stand or may stand, and yields each change once, when it is over.
+
+inotify tells of changes, through watchdog, in the directories on the way to each place. Once a second all places are
+looked at besides: a network file system tells nothing of what other hosts write, a rename further up is told to
+nobody, and new permissions are not asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from tfenv.config.discover import places
+from tfenv.config.document import MOST_LINKS, Trust
+from tfenv.pipeline import MACHINE_ROOT, identify
+from tfenv.policy.model import Start, Subject
+from tfenv.watch.change import Change, State, compare, look
+
+__all__ = ["Watch", "survey"]
+
+#: Seconds between two looks at all places, beside what inotify tells, and without it.
+_LOOK_EVERY, _POLL_EVERY = 1.0, 0.5
+#: A change is over when nothing was written for so long; one that never ends is told after so long, in seconds.
+_QUIET, _LONGEST = 0.1, 0.6
+#: What the kernel is asked to tell. Not that a file was opened, for we do that, too; nor each write: a training's log
+#: may stand beside the policy, and a writer that is done closes the file.
+_EVENTS = (
+    "FileCreatedEvent", "FileClosedEvent", "FileMovedEvent", "FileDeletedEvent",
+    "DirCreatedEvent", "DirMovedEvent", "DirDeletedEvent",
+)  # fmt: skip
+
+#: What tells whether a name means something else by now; None: there is nothing of that name.
+_Signature = tuple[int, ...]
+
+
+def survey(paths: Iterable[str]) -> dict[str, _Signature | None]:
+    """Every name on the way to these paths, symbolic links followed, with what tells whether it changed.
+
+    Of a directory that is which one it is and who may write there, not what happens in it. The way ends at
+    the first name that is missing.
+    """
+    seen: dict[str, _Signature | None] = {}
+    for path in paths:
+        _walk(path, seen)
+    return seen
+
+
+def _walk(path: str, seen: dict[str, _Signature | None]) -> None:
+    here, waiting, links = "/", _parts(path), 0
+    while waiting:
+        name = waiting.pop()
+        if name == "..":
+            here = os.path.dirname(here)
+            continue
+        place = os.path.join(here, name)
+        if place not in seen:
+            seen[place] = _signature(place)
+        target = None if seen[place] is None else _target(place)
+        if seen[place] is None or links > MOST_LINKS:
+            return
+        if target is None:
+            here = place
+        else:
+            links, here = links + 1, "/" if target.startswith("/") else here
+            waiting += _parts(target)
+
+
+def _parts(path: str) -> list[str]:
+    """The names of a path, the first one last."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _signature(path: str) -> _Signature | None:
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    which = (found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid)
+    return which if stat.S_ISDIR(found.st_mode) else (*which, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _target(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+# ---- being told
+
+
+class _Inotify:
+    """Wakes us when a surveyed name changes. Where inotify is exhausted it says so once, and wakes nobody."""
+
+    def __init__(self, wake: Callable[[], None], notice: Callable[[str], None]) -> None:
+        self._wake, self._notice = wake, notice
+        self._names: frozenset[str] = frozenset()
+        self._watches: dict[str, tuple[_Signature | None, Any]] = {}
+        self._observer: Any = None
+        try:
+            import logging
+
+            from watchdog import events
+            from watchdog.observers import Observer
+
+            # What it remarks of its threads, as when they end, is nothing for a user's terminal.
+            remarks = logging.getLogger("watchdog")
+            remarks.addHandler(logging.NullHandler())
+            remarks.propagate = False
+            self._filter = [getattr(events, name) for name in _EVENTS]
+            self._observer = Observer()
+            self._observer.start()
+        except (ImportError, OSError) as error:
+            self._give_up(error)
+
+    @property
+    def gave_up(self) -> bool:
+        return self._observer is None
+
+    def dispatch(self, event: Any) -> None:
+        """Called by watchdog, in a thread of its own."""
+        names = {os.fsdecode(event.src_path), os.fsdecode(getattr(event, "dest_path", "") or "")}
+        if names & self._names:
+            self._wake()
+
+    def follow(self, surveyed: Mapping[str, _Signature | None]) -> None:
+        """Listen in the directory of each name that may change, and in no other any more."""
+        self._names = frozenset(surveyed)
+        wanted = {
+            os.path.dirname(name)
+            for name, signature in surveyed.items()
+            if signature is None or not stat.S_ISDIR(signature[2])
+        }
+        for folder in [*self._watches]:
+            if folder not in wanted or self._watches[folder][0] != _signature(folder):
+                self._unschedule(folder)
+        for folder in sorted(wanted - self._watches.keys()):
+            if self._observer is not None:
+                self._schedule(folder)
+
+    def close(self) -> None:
+        observer, self._observer = self._observer, None
+        self._watches.clear()
+        if observer is not None:
+            observer.stop()
+
+    def _schedule(self, folder: str) -> None:
+        try:
+            signature = _signature(folder)
+            watch = self._observer.schedule(self, folder, recursive=False, event_filter=self._filter)
+            self._watches[folder] = signature, watch
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                self._give_up(error)
+
+    def _unschedule(self, folder: str) -> None:
+        _, watch = self._watches.pop(folder)
+        try:
+            self._observer.unschedule(watch)
+        except (KeyError, OSError):  # the directory went away, and its watch with it
+            return
+
+    def _give_up(self, error: Exception) -> None:
+        self.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        advice = "" if isinstance(error, ImportError) else "; raise fs.inotify.max_user_instances or max_user_watches"
+        self._notice(f"no inotify ({reason}): the files are looked at twice a second instead{advice}")
+
+
+# ---- all of it
+
+
+class Watch:
+    """Follows the files of one process's policy. A context manager; its state is known once it is entered.
+
+    Attributes:
+        places: Where a file would have a say, whether there is one now or not.
+        state: What a process that starts now would get.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        notice: Callable[[str], None],
+        subject: Subject | None = None,
+        machine_root: str = MACHINE_ROOT,
+        machine_trust: Trust | None = None,
+    ) -> None:
+        """
+        Args:
+            start: The process to follow it for.
+            notice: Told, once, that inotify is exhausted.
+            subject: For whom; None: for this process's own user.
+            machine_root: Where the machine layer stands; another one only to try it.
+            machine_trust: Whose machine layer counts; None: root's.
+        """
+        subject = subject or identify(start.uid)
+        self.places = places(start, subject, machine_root)
+        self._look: Callable[[], State] = lambda: look(start, subject, machine_root, machine_trust)
+        self._notice = notice
+        self._woken: SimpleQueue[bool] = SimpleQueue()  # the one queue a signal handler may put into
+        self._stopped = False
+
+    def __enter__(self) -> Watch:  # noqa: PYI034 - typing has Self from Python 3.11 on
+        self._inotify = _Inotify(lambda: self._woken.put(True), self._notice)
+        self._seen = survey(self.places)
+        self._inotify.follow(self._seen)
+        self.state = self._look()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inotify.close()
+
+    def stop(self) -> None:
+        """Let `changes` end. May be called from a signal handler or another thread."""
+        self._stopped = True
+        self._woken.put(True)
+
+    def changes(self) -> Iterator[Change]:
+        """Each change once, when it is over, until `stop` is called."""
+        while self._wait():
+            before, self.state = self.state, self._look()
+            change = compare(before, self.state)
+            if change is not None:
+                yield change
+
+    def _wait(self) -> bool:
+        """Whether something changed, and is quiet again; False: stopped."""
+        while not self._stopped:
+            every = _POLL_EVERY if self._inotify.gave_up else _LOOK_EVERY
+            if self._is_woken(every) or survey(self.places) != self._seen:
+                self._settle()
+                return not self._stopped
+        return False
+
+    def _settle(self) -> None:
+        """Wait for the end of it: an editor writes a file in several steps, Kubernetes swaps links."""
+        end = monotonic() + _LONGEST
+        while not self._stopped:
+            before, self._seen = self._seen, survey(self.places)
+            self._inotify.follow(self._seen)  # before the files are read: what comes later wakes us again
+            woken = self._is_woken(_QUIET)
+            if monotonic() > end or not (woken or self._seen != before):
+                return
+
+    def _is_woken(self, within: float) -> bool:
+        try:
+            self._woken.get(timeout=within)
+        except Empty:
+            return False
+        while not self._woken.empty():
+            self._woken.get_nowait()
+        return True
