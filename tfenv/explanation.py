@@ -403,7 +403,8 @@ def _is_about(finding: Finding, origin: Origin) -> bool:
     """Whether it says what became of this value, or of an entry of it: `gpu.device[0]` is one of `gpu.device`."""
     key = dotted(origin.key)
     same_key = finding.key is not None and (finding.key == key or finding.key.startswith(f"{key}["))
-    return finding.code == "clamped" and finding.path == origin.path and same_key
+    asked = finding.asked_by == str(origin)  # noted at the ceiling that held, as of max_devices
+    return finding.code == "clamped" and (asked or (finding.path == origin.path and same_key))
 
 
 def _value(loaded: Loaded, origin: Origin) -> Value:

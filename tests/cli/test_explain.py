@@ -81,6 +81,14 @@ def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) 
     assert result.returncode == 0
 
 
+def test_what_a_count_cut(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """`max_devices` clamps the list it cut: that is told below the list."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = [0, 1, 2]\n[ceiling]\nmax_devices = 2\n")
+    lines = [" ".join(line.split()) for line in tfgpu("explain", env=four_gpus).stdout.splitlines()]
+    chosen = lines.index("visible_devices = [0, 1, 2] tfgpu.toml:2")
+    assert lines[chosen + 1] == "clamped: at most 2 of 3 GPUs (0, 1, 2)"
+
+
 def test_the_plan_names_the_cards(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
     """With NVML the plan has each GPU's number, name, UUID and limit in bytes; a clamp is no finding."""
     plan = as_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]
