@@ -16,7 +16,7 @@ from tfenv.config.discover import FILE_NAME
 from tfenv.config.document import Trust, read
 from tfenv.config.schema import validate
 from tfenv.errors import Finding
-from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
+from tfenv.gpus.grant import current_grant
 from tfenv.gpus.inventory import read_inventory
 from tfenv.gpus.memory import read_memory
 from tfenv.gpus.turn import Busy, look
@@ -50,8 +50,6 @@ __all__ = [
     "explain",
     "plan_as_dict",
 ]
-
-_GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -277,10 +275,9 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
     uid = os.geteuid() if user is None else _uid_of(user)
     if uid != os.geteuid():
         return _explain_to_root(account_of(uid), cwd)
-    known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
-    grant, carried = read_grant(known, os.environ, read_boot_id())
+    grant, request = current_grant()
     start = current_start(cwd)
-    return _explained(load(start), grant, tokens_of(carried.request))
+    return _explained(load(start), grant, request)
 
 
 def _uid_of(user: str) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "members_of",
     "similar",
     "subject_of",
+    "user_name",
 ]
 
 _Answer = TypeVar("_Answer")
@@ -107,12 +108,16 @@ def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
         uid: Effective user id.
         groups: Group ids; None: those of this process.
     """
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = f"uid:{uid}"
     ids = [os.getegid(), *os.getgroups()] if groups is None else groups
-    return Subject(user=user, uid=uid, groups=tuple(_group_name(gid) for gid in dict.fromkeys(ids)))
+    return Subject(user=user_name(uid), uid=uid, groups=tuple(_group_name(gid) for gid in dict.fromkeys(ids)))
+
+
+def user_name(uid: int) -> str:
+    """The login name, "uid:1234" without a passwd entry."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid:{uid}"
 
 
 def _group_name(gid: int) -> str:

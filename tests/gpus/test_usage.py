@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = (
-    "import json; from tfenv.gpus.usage import read_processes; print(json.dumps([vars(p) for p in read_processes()]))"
+    "import json; from tfenv.gpus.usage import read_usage; print(json.dumps([vars(p) for p in read_usage().processes]))"
 )
 #: A pid that no process of this machine has: above the kernel's largest.
 NOBODY = 2**22 + 1

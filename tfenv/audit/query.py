@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from tfenv.audit.record import stamp
 from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
 from tfenv.policy.units import parse_duration
 
@@ -185,11 +186,7 @@ def parse_moment(text: str, now: datetime | None = None) -> str:
         moment = (now or datetime.now(timezone.utc)) - back
     except (ValueError, OverflowError):
         moment = _parse_iso(text)
-    return _spelled(moment)
-
-
-def _spelled(moment: datetime) -> str:
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return stamp(moment)
 
 
 def _parse_iso(text: str) -> datetime:
@@ -306,7 +303,7 @@ def is_worth_reading(path: Path, since: str) -> bool:
     """Whether a log can hold a record of that moment or later: none is younger than the file's last change."""
     if not since:
         return True
-    return _spelled(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc) + _CLOCKS_DIFFER_BY) >= since
+    return stamp(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc) + _CLOCKS_DIFFER_BY) >= since
 
 
 def _whole_lines(path: Path, file: BufferedReader, tally: Tally) -> Iterator[bytes]:

@@ -43,6 +43,7 @@ __all__ = [
     "policy_failed",
     "policy_loaded",
     "policy_outcome",
+    "stamp",
     "utc_now",
 ]
 
@@ -110,9 +111,14 @@ _ORDER = (
 _POSITION = {name: place for place, name in enumerate(_ORDER)}
 
 
+def stamp(moment: datetime) -> str:
+    """A moment in UTC, as records have it: "2026-11-05T09:31:07.123456Z". Of fixed width, so that it sorts as text."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def utc_now() -> str:
-    """Now, in UTC: "2026-11-05T09:31:07.123456Z". Of fixed width, so that it sorts as text."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """Now, as records have it."""
+    return stamp(datetime.now(timezone.utc))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
-from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
+from tfenv.gpus.grant import current_grant
 from tfenv.gpus.inventory import read_inventory
 from tfenv.gpus.usage import GpuState, Usage, read_usage
 from tfenv.pipeline import Decision, Loaded, current_start, decide, load, switched_off
@@ -29,7 +28,6 @@ _COLUMNS = (
     Column("GPU"), Column("name"), Column("UUID"), Column("memory used", number=True), Column("busy", number=True),
     Column("TensorFlow"),
 )  # fmt: skip
-_GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
 _SHORT_UUID = len("GPU-12345678")
 _FULL = 0.9
 
@@ -145,9 +143,7 @@ def _look() -> _Sight:
     off, _ = switched_off(loaded)
     if off:
         loaded = replace(loaded, policy=EffectivePolicy())
-    known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
-    grant, carried = read_grant(known, os.environ, read_boot_id())
-    request = tokens_of(carried.request)
+    grant, request = current_grant()
     decision = decide(loaded, grant, inventory, request)
     hidden = _hidden(decision, loaded, grant, inventory, request)
     return _Sight(

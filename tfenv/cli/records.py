@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tfenv.audit.query import Query, Record, Tally, last
+from tfenv.audit.record import stamp
 from tfenv.audit.rotation import with_rotated
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.gpus.usage import GpuProcess
@@ -76,8 +77,7 @@ def _of(process: GpuProcess, records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _stamp(seconds: float) -> str:
     """As in a record."""
-    moment = datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return stamp(datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc))
 
 
 # ---- logs

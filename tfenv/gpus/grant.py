@@ -8,12 +8,13 @@ in a grandchild.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tfenv.policy.model import Grant
 
-__all__ = ["VARIABLE", "Carried", "carry", "read_boot_id", "read_grant", "tokens_of"]
+__all__ = ["VARIABLE", "Carried", "carry", "current_grant", "read_boot_id", "read_grant", "tokens_of"]
 
 #: Carries the original grant to child processes.
 VARIABLE = "TFGPU_GRANT"
@@ -125,6 +126,12 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
         rank=_rank(environ),
     )
     return grant, carried
+
+
+def current_grant() -> tuple[Grant, tuple[str, ...] | None]:
+    """What a process that starts here and now is granted, and what an ancestor's program asked for; None: nothing."""
+    grant, carried = read_grant(os.environ, os.environ, read_boot_id())
+    return grant, tokens_of(carried.request)
 
 
 def _rank(environ: Mapping[str, str]) -> int | None:

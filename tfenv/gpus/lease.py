@@ -23,6 +23,7 @@ from functools import cache
 from typing import Any
 
 from tfenv.errors import TfenvError
+from tfenv.identity import user_name
 from tfenv.policy.choice import Candidate, Wish
 from tfenv.policy.model import Lease, Seat
 
@@ -299,6 +300,9 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 # ---- their content
 
+#: Many leases are of few users, and a directory service may be slow to name them.
+_user_name = cache(user_name)
+
 
 def leases_of(entry: Entry) -> list[Lease]:
     """One Lease per GPU; none where somebody wrote something else."""
@@ -308,7 +312,7 @@ def leases_of(entry: Entry) -> list[Lease]:
             id=entry.name,
             seat=Seat(""),
             uid=entry.uid,
-            user=_user(entry.uid),
+            user=_user_name(entry.uid),
             pid=int(data["pid"]),
             script=None if data.get("script") is None else str(data["script"]),
             since=float(data["since"]),
@@ -343,16 +347,6 @@ def number_of(name: str) -> int:
     """The place in the line that a ticket's name tells."""
     digits = name.split("-")[1]
     return min(int(digits), LARGEST_NUMBER) if digits.isascii() and digits.isdigit() else LARGEST_NUMBER
-
-
-@cache
-def _user(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid:{uid}"
 
 
 def read_leases() -> tuple[Lease, ...]:

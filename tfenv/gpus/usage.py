@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfenv.gpus import nvml
+from tfenv.identity import user_name
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,7 +23,6 @@ __all__ = [
     "GpuState",
     "Usage",
     "describe",
-    "read_processes",
     "read_usage",
 ]
 
@@ -161,11 +161,6 @@ def read_usage() -> Usage:
     return Usage(tuple(gpus), tuple(processes), driver, silent=tuple(silent))
 
 
-def read_processes() -> tuple[GpuProcess, ...]:
-    """All processes that hold memory of a GPU, by GPU and pid; () without NVML. Never raises."""
-    return read_usage().processes
-
-
 # ---- the driver and its GPUs
 
 
@@ -239,7 +234,7 @@ def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
         instance=state.instance,
         uuid=state.uuid,
         uid=uid,
-        user=None if uid is None else _user_name(uid),
+        user=None if uid is None else user_name(uid),
         program=_program(pid),
         started=_read_start(pid),
     )
@@ -250,16 +245,6 @@ def _owner(pid: int) -> int | None:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
-
-
-def _user_name(uid: int) -> str:
-    """Name of a user, "uid:1234" without a passwd entry."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid:{uid}"
 
 
 def _program(pid: int) -> str | None:

@@ -5,7 +5,6 @@ A file that was only touched is no change, and a change that a process would not
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,14 +14,12 @@ from tfenv.audit.sinks import AuditLog
 from tfenv.audit.summary import summary
 from tfenv.config.document import Trust
 from tfenv.errors import Finding
-from tfenv.gpus.grant import VARIABLE, read_boot_id, read_grant, tokens_of
+from tfenv.gpus.grant import current_grant
 from tfenv.pipeline import MACHINE_ROOT, Decision, Loaded, decide, errors_of, load, switched_off
 from tfenv.policy.merge import combine
 from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, dotted
 
 __all__ = ["Change", "ChangeLog", "Difference", "FileChange", "State", "Written", "compare", "look"]
-
-_GRANT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", VARIABLE)
 
 
 # ---- what a process would get
@@ -69,9 +66,8 @@ def look(
 ) -> State:
     """What a process that starts now would get; the arguments are those of `pipeline.load`. Never raises."""
     loaded = load(start, subject, machine_root, machine_trust)
-    known = {name: os.environ[name] for name in _GRANT_VARIABLES if name in os.environ}
-    grant, carried = read_grant(known, os.environ, read_boot_id())
-    decision = decide(loaded, grant, request=tokens_of(carried.request))
+    grant, request = current_grant()
+    decision = decide(loaded, grant, request=request)
     disabled, remarks = switched_off(loaded)
     planned = tuple(loaded.locate(finding) for finding in decision.plan.findings)
     return State(loaded, decision, (*loaded.findings, *remarks, *planned), grant, disabled)
