@@ -15,7 +15,7 @@ PYTEST        ?=
 PYTEST_MATRIX ?= -m matrix
 
 # The hook is copied into an environment, so a change to it means to install again.
-INSTALLED := pyproject.toml tfenv/startup/boot.py tfenv/startup/tfenv.pth
+INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
 .PHONY: help venv test lint generate generated docs test-matrix test-lowest demo bench build clean
 

@@ -1,19 +1,20 @@
-"""What one clamp costs at a door: a ConfigProto in, a clamped one out, on 8 GPUs. The bar is 1 ms.
+"""What one clamp costs at an entry point: a ConfigProto in, a clamped one out, on 8 GPUs. The bar is 1 ms.
 
     python benchmarks/clamp.py [--rounds N] [--gpus N]
 
-Needs TensorFlow for its ConfigProto; opens no device. Measured as a door does it: parse, clamp, serialise.
+Needs TensorFlow for its ConfigProto; opens no device. Measured as an entry point does it: parse, clamp, serialise.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from tfenv.frameworks.config_proto import View, clamp, make_view
+from tfenv.frameworks.tensorflow.config_proto import View, clamp, make_view
 from tfenv.policy.model import Device, MemoryLimit, Plan, PlannedDevice
 
 BAR_MS = 1.0
@@ -29,7 +30,7 @@ def view_of(gpus: int, limit: MemoryLimit | None) -> View:
 
 
 def messages(gpus: int) -> dict[str, bytes]:
-    """What programs send through a door, as bytes."""
+    """What programs send through an entry point, as bytes."""
     from tensorflow.core.protobuf import config_pb2
 
     fraction, split = config_pb2.ConfigProto(), config_pb2.ConfigProto()
@@ -49,8 +50,8 @@ def time_ms(action: Callable[[], object], rounds: int) -> list[float]:
     return times
 
 
-def door(data: bytes, view: View, config_class: Any) -> bytes:
-    """What a door does with the bytes of a ConfigProto."""
+def entry_point(data: bytes, view: View, config_class: Any) -> bytes:
+    """What an entry point does with the bytes of a ConfigProto."""
     config = config_class.FromString(data)
     clamped = clamp(config, view)
     return data if clamped.config is None else bytes(clamped.config.SerializeToString())
@@ -68,7 +69,7 @@ def main() -> None:
     for policy, limit in policies.items():
         view = view_of(arguments.gpus, limit)
         for name, data in messages(arguments.gpus).items():
-            times = time_ms(lambda data=data, view=view: door(data, view, config_pb2.ConfigProto), arguments.rounds)  # type: ignore[misc]
+            times = time_ms(partial(entry_point, data, view, config_pb2.ConfigProto), arguments.rounds)
             worst = sorted(times)[int(len(times) * 0.99)]
             print(f"{policy:>12}  {name:<13} median {median(times):.3f} ms   99 % below {worst:.3f} ms")
 

@@ -48,8 +48,8 @@ import json, sys, time
 wall, cpu = time.perf_counter(), time.process_time()
 import tensorflow
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-activate = sys.modules.get("tfenv.startup.activate")
-governed = activate is not None and activate.current() is not None
+activate = sys.modules.get("tfenv.runtime.enforce")
+governed = activate is not None and enforce.current() is not None
 there = {"governed": governed, "armed": "_tfenv_boot" in sys.modules, "peer": sys.argv[1] in sys.modules}
 print(json.dumps({"wall": wall, "cpu": cpu, "there": there}))
 """
@@ -159,10 +159,10 @@ def make_environment(folder: Path, *, armed: bool) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     site_packages = next(folder.glob("lib/python3*/site-packages"))
     (site_packages / "borrowed.pth").write_text("".join(f"{path}\n" for path in library_folders()))
-    startup = Path(tfenv.__file__).parent / "startup"
+    package = Path(tfenv.__file__).parent
     if armed:
-        shutil.copy(startup / "tfenv.pth", site_packages)
-        shutil.copy(startup / "boot.py", site_packages / "_tfenv_boot.py")
+        shutil.copy(package / "deploy" / "tfenv.pth", site_packages)
+        shutil.copy(package / "runtime" / "finder.py", site_packages / "_tfenv_boot.py")
     else:
         (site_packages / "tfenv.pth").write_text("import sys\n")
     compileall.compile_dir(site_packages, quiet=2)

@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tfenv.gpus.turn import Held, acquire
-from tfenv.policy.choice import Candidate, Wish
+from tfenv.deploy import launch
+from tfenv.sharing.choose import Candidate, GpuRequest
+from tfenv.sharing.queue import Acquired, acquire
 from tfenv.simulate.environment import environment, parse_gpus
-from tfenv.startup import launch
 
 REPOSITORY = Path(__file__).parents[1]
 BAR_MS = 100.0
@@ -48,10 +48,10 @@ print(len(gpus), took[0] * 1000, took[1] * 1000, sys.dont_write_bytecode)
 
 def ask(at: float) -> float:
     """Ask at that moment; the milliseconds until the lease is there."""
-    wish = Wish(os.geteuid(), tuple(Candidate(f"GPU-{number}", 96 * GIB, GIB) for number in range(4)), 1)
+    gpu_request = GpuRequest(os.geteuid(), tuple(Candidate(f"GPU-{number}", 96 * GIB, GIB) for number in range(4)), 1)
     time.sleep(max(0.0, at - time.monotonic()))
     began = time.perf_counter()
-    assert isinstance(acquire(wish, dict, patience=lambda _: True), Held)
+    assert isinstance(acquire(gpu_request, dict, keep_waiting=lambda _: True), Acquired)
     return (time.perf_counter() - began) * 1000
 
 

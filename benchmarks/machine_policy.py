@@ -22,7 +22,7 @@ from statistics import median
 from time import perf_counter_ns
 
 from tfenv.config.document import LARGEST, Trust
-from tfenv.pipeline import Loaded, load
+from tfenv.pipeline import LoadedPolicy, load
 from tfenv.policy.model import Start, Subject
 
 FEW = 10
@@ -50,7 +50,7 @@ class Machine:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedPolicy:
         start = Start(cwd="/", uid=os.geteuid())
         return load(
             start, ME, str(self.root), Trust(os.geteuid(), administrator=os.geteuid(), checked_from=str(self.root))

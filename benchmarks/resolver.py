@@ -19,7 +19,7 @@ from time import perf_counter
 from types import SimpleNamespace
 
 from tfenv import pipeline
-from tfenv.startup import remote
+from tfenv.runtime import resolver
 
 POLICY = '[gpu]\nvisible_devices = [0]\nmemory_growth = true\nmemory_limit = "8GiB"\n'
 
@@ -31,7 +31,7 @@ def cover(interpreter: str | None) -> None:
 
 def load(folder: Path, interpreter: str | None) -> None:
     cover(interpreter)
-    remote.load(pipeline.current_start(str(folder)))
+    resolver.load(pipeline.current_start(str(folder)))
 
 
 def cpu_seconds() -> float:

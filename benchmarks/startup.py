@@ -110,7 +110,7 @@ def build(folder: Path) -> Path:
 def launched_environment(python: Path) -> dict[str, str]:
     """What `tfgpu run` adds to a command's environment."""
     program = (
-        "import json; from tfenv.startup.launch import environment as e; [print(f'{k}={v}') for k, v in e({}).items()]"
+        "import json; from tfenv.deploy.launch import environment as e; [print(f'{k}={v}') for k, v in e({}).items()]"
     )
     done = subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=True, cwd="/")
     return dict(line.split("=", 1) for line in done.stdout.splitlines())

@@ -44,7 +44,7 @@ class Machine:
         path.chmod(0o644)
         return path
 
-    def load(self, start: Start | None = None) -> pipeline.Loaded:
+    def load(self, start: Start | None = None) -> pipeline.LoadedPolicy:
         trust = Trust(ME, administrator=ME, checked_from=str(self.root))
         return pipeline.load(start or self.start, self.subject, str(self.etc), trust)
 
@@ -79,7 +79,7 @@ STRICT = (
 )
 
 
-def assert_within(machine: Machine, loaded: pipeline.Loaded) -> None:
+def assert_within(machine: Machine, loaded: pipeline.LoadedPolicy) -> None:
     """Devices, memory, growth, on_error, switches and logs are within what `STRICT` allows."""
     plan = pipeline.make_plan(loaded, Grant(), INVENTORY)
     tokens = set((plan.visible or "0").split(","))

@@ -191,7 +191,7 @@ def test_apply_after_devices(tmp_path: Path, simulated_gpus: Simulated) -> None:
 
 
 def fake_framework(folder: Path) -> None:
-    """A package named tensorflow that has none of its doors."""
+    """A package named tensorflow that has none of its entry points."""
     (folder / "tensorflow").mkdir()
     (folder / "tensorflow" / "__init__.py").write_text("")
 
@@ -268,7 +268,7 @@ def test_public_names() -> None:
 
 
 if TYPE_CHECKING:
-    # Checked by mypy, never run: what the types are to a caller.
+    # CheckResult by mypy, never run: what the types are to a caller.
     assert_type(tfenv.status(), Status)
     assert_type(tfenv.apply(), Status)
     assert_type(tfenv.explain("."), Explanation)

@@ -22,7 +22,7 @@ PROBE = """
 import json, os, sys
 from tests.machine import INVENTORY
 from tfenv import pipeline
-from tfenv.gpus.grant import read_grant
+from tfenv.launchers.grant import read_grant
 start = pipeline.current_start()
 loaded = pipeline.load(start)
 grant, _ = read_grant(dict(os.environ), os.environ, "")
@@ -36,7 +36,7 @@ json.dump({
     "growth": plan.growth,
     "allocator": plan.allocator,
     "on_error": loaded.policy.on_error,
-    "switched_off": pipeline.switched_off(loaded)[0],
+    "check_disable_switch": pipeline.check_disable_switch(loaded)[0],
     "logs": audit.files,
     "layers": [source.layer for source in loaded.sources],
     "findings": [[f.code, f.asked_by, f.held_by] for f in (*loaded.findings, *plan.findings)],
@@ -172,7 +172,7 @@ def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared
     assert plan["limits"] == [10 * GIB, 10 * GIB]
     assert (plan["growth"], plan["allocator"]) == (True, "bfc")
     assert plan["on_error"] == "fail"
-    assert not plan["switched_off"]
+    assert not plan["check_disable_switch"]
     assert "/var/log/tfgpu/<uid>.jsonl" in plan["logs"]
 
 

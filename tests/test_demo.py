@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SimulatedGpus
-from tfenv.startup import launch
+from tfenv.deploy import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "sample_configs" / "demo"

@@ -20,13 +20,14 @@ from tests.pages import DOCS, PAGES, ROOT, Block, Command, all_commands, blocks,
 from tfenv import pipeline
 from tfenv.audit.summary import summary
 from tfenv.cli.main import COMMANDS, make_parser
-from tfenv.config.advice import advise
 from tfenv.config.discover import PYPROJECT_TABLE
 from tfenv.config.document import Document, Trust
 from tfenv.config.schema import validate
-from tfenv.gpus.grant import read_grant, tokens_of
-from tfenv.policy.choice import Scene, choose, in_words, wish_from
-from tfenv.policy.model import Device, Inventory, LayerName, Lease, Plan, Seat, Source, Start, Subject
+from tfenv.launchers.grant import read_grant
+from tfenv.launchers.parent import split_tokens
+from tfenv.lint.combinations import advise
+from tfenv.policy.model import Allocation, Device, Inventory, LayerName, Lease, Plan, Source, Start, Subject
+from tfenv.sharing.choose import Occupancy, choose, describe_occupancy, request_from_plan
 
 yaml: Any = pytest.importorskip("yaml", reason="of the development group")
 
@@ -83,10 +84,10 @@ class Example:
         loaded = renamed(self._load(command, user), {str(place): name for place, name in places.items()})
         plan = pipeline.decide(loaded, grant, self.inventory, self.request).plan
         if plan.takes_leases:
-            seats = self._take_seats(command, plan)
-            if isinstance(seats, str):
-                return [seats]
-            plan = pipeline.decide(loaded, grant, self.inventory, self.request, seats=seats).plan
+            allocations = self._take_seats(command, plan)
+            if isinstance(allocations, str):
+                return [allocations]
+            plan = pipeline.decide(loaded, grant, self.inventory, self.request, allocations=allocations).plan
         clamps = [
             f"    clamped: {finding.message}"
             for finding in plan.findings
@@ -94,23 +95,25 @@ class Example:
         ]
         return [summary(loaded.subject, loaded.policy, plan, findings=loaded.findings), *clamps]
 
-    def _take_seats(self, command: Command, plan: Plan) -> tuple[Seat, ...] | str:
+    def _take_seats(self, command: Command, plan: Plan) -> tuple[Allocation, ...] | str:
         """The places the program takes beside those of the section that run already, or what it says while it waits."""
         user = command.user or YOU
-        wish = wish_from(plan, UIDS[user])
-        assert wish is not None
-        scene = Scene(tuple(self.leases))
-        seats = choose(wish, scene)
-        if seats is None:
+        gpu_request = request_from_plan(plan, UIDS[user])
+        assert gpu_request is not None
+        scene = Occupancy(tuple(self.leases))
+        allocations = choose(gpu_request, scene)
+        if allocations is None:
             names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
-            what = "a free GPU" if wish.count == 1 else f"{wish.count} free GPUs"
-            return f"tfgpu: waiting for {what} (0:12): {in_words(scene, names)}"
+            what = "a free GPU" if gpu_request.count == 1 else f"{gpu_request.count} free GPUs"
+            return f"tfgpu: waiting for {what} (0:12): {describe_occupancy(scene, names)}"
         if command.background:
             pid = 4101 + len(self.leases)
-            self.leases += [Lease(str(pid), seat, UIDS[user], user, pid, command.words[-1]) for seat in seats]
-        return seats
+            self.leases += [
+                Lease(str(pid), allocation, UIDS[user], user, pid, command.words[-1]) for allocation in allocations
+            ]
+        return allocations
 
-    def _load(self, command: Command, user: str) -> pipeline.Loaded:
+    def _load(self, command: Command, user: str) -> pipeline.LoadedPolicy:
         folder = self.root / command.folder.lstrip("/") if command.folder else self.machine.project
         folder.mkdir(parents=True, exist_ok=True)
         config = command.variables.get("TFGPU_CONFIG")
@@ -143,7 +146,7 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
 def _request(program: str) -> tuple[str, ...] | None:
     """What the program of the section writes into CUDA_VISIBLE_DEVICES."""
     found = re.search(r'os\.environ\["CUDA_VISIBLE_DEVICES"\] = "(.*)"', program)
-    return tokens_of(found[1]) if found else None
+    return split_tokens(found[1]) if found else None
 
 
 def worked_examples() -> list[tuple[Block, ...]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.identity import Account, account_of, call_as, find_user, home_of, identify, similar
+from tfenv.identity import Account, call_as, find_account, find_home, find_user, identify, suggest_name
 
 
 def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,8 +18,8 @@ def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> N
     assert identify(0).user == "root"
     nobody_knows = identify(4_000_000, [4_000_001])
     assert (nobody_knows.user, nobody_knows.groups) == ("uid:4000000", ("gid:4000001",))
-    assert home_of(4_000_000) is None
-    assert account_of(4_000_000) == Account(4_000_000)
+    assert find_home(4_000_000) is None
+    assert find_account(4_000_000) == Account(4_000_000)
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,15 @@ def test_users_are_found_by_name_or_number(name: str, uid: int | None) -> None:
 
 def test_an_account_is_what_a_login_has() -> None:
     """The primary group comes first, and each group once."""
-    account = account_of(0)
+    account = find_account(0)
     assert account.groups[0] == account.gid == pwd.getpwuid(0).pw_gid
     assert len(set(account.groups)) == len(account.groups)
 
 
 def test_what_was_probably_meant() -> None:
     """A name is offered if it is close enough."""
-    assert similar("alcie", ["alice", "bob"]) == "alice"
-    assert similar("xyzzy", ["alice", "bob"]) is None
+    assert suggest_name("alcie", ["alice", "bob"]) == "alice"
+    assert suggest_name("xyzzy", ["alice", "bob"]) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -63,7 +63,7 @@ def test_another_users_permissions_hold_in_the_call_and_only_there(tmp_path: Pat
     secret.write_text("x")
     secret.chmod(0o600)
     before = (os.geteuid(), os.getegid(), os.getgroups())
-    nobody = account_of(65534)
+    nobody = find_account(65534)
     assert call_as(nobody, lambda: (os.geteuid(), os.getegid(), os.getgroups())) == (65534, 65534, [65534])
     with pytest.raises(PermissionError, match="secret"):
         call_as(nobody, secret.read_text)
@@ -75,11 +75,11 @@ def test_another_users_permissions_hold_in_the_call_and_only_there(tmp_path: Pat
 def test_a_child_that_dies_is_an_error() -> None:
     """Without an answer there is an error and not a wrong one."""
     with pytest.raises(OSError, match="died"):
-        call_as(account_of(65534), lambda: os._exit(1))
+        call_as(find_account(65534), lambda: os._exit(1))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can become somebody else")
 def test_who_is_not_root_stays_who_he_is() -> None:
     """Without the right to it there is an error."""
     with pytest.raises(PermissionError):
-        call_as(account_of(0), os.geteuid)
+        call_as(find_account(0), os.geteuid)

@@ -19,9 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "dependencies"),
     ("policy",),
     ("identity",),
-    ("config", "gpus", "frameworks", "audit", "simulate"),
+    ("config", "devices", "launchers", "sharing", "frameworks", "audit", "simulate"),
     ("pipeline",),
-    ("startup", "watch", "checking", "explanation"),
+    ("runtime", "explanation", "lint", "watch", "deploy"),
     ("api",),
     ("cli",),
 )
@@ -36,13 +36,13 @@ OWNERS = {
     "jax": ("frameworks",),
     "torch": ("frameworks",),
     "google": ("frameworks",),
-    "pynvml": ("gpus",),
+    "pynvml": ("devices",),
     "watchdog": ("watch",),
     "duckdb": ("audit",),
     "backports": ("audit",),
     "shtab": ("cli",),
 }
-#: Loaded only where they are needed, inside a function. (Commands may load what they print with.)
+#: LoadedPolicy only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
 DECLARED = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
 #: The laws are pure: they ask neither the machine nor the clock.
@@ -141,7 +141,7 @@ def test_nothing_imports_the_commands() -> None:
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
-    [("__init__.py", set()), ("startup/boot.py", {"sys"}), ("startup/pythonpath/sitecustomize.py", {"sys"})],
+    [("__init__.py", set()), ("runtime/finder.py", {"sys"}), ("deploy/pythonpath/sitecustomize.py", {"sys"})],
     ids=str,
 )
 def test_start_up_loads_nothing(module: str, allowed: set[str]) -> None:
@@ -168,13 +168,13 @@ def test_text_for_other_interpreters_stands_alone() -> None:
         ("policy", "from tfenv.config import discover", "policy is below config"),
         ("policy", "def f():\n    import os", "policy is pure and imports no os"),
         ("errors", "import tfenv.policy.model", "errors is below policy"),
-        ("audit", "def f(): import_dependency('pynvml')", "pynvml is imported by gpus alone"),
-        ("config", "from tfenv.gpus.grant import read_grant", "config and gpus are strangers"),
+        ("audit", "def f(): import_dependency('pynvml')", "pynvml is imported by devices alone"),
+        ("config", "from tfenv.launchers.grant import read_grant", "config and launchers are strangers"),
         ("config", "from tfenv import audit", "config and audit are strangers"),
-        ("startup", "from tfenv.watch import follow", "startup and watch are strangers"),
+        ("runtime", "from tfenv.watch import follow", "runtime and watch are strangers"),
         ("pipeline", "def f():\n    from tfenv.cli import main", "pipeline is below cli"),
-        ("gpus", "import pynvml", "pynvml is imported inside the function that needs it"),
-        ("gpus", "class A:\n    import pynvml", "pynvml is imported inside the function that needs it"),
+        ("devices", "import pynvml", "pynvml is imported inside the function that needs it"),
+        ("devices", "class A:\n    import pynvml", "pynvml is imported inside the function that needs it"),
         ("config", "def f():\n    import tensorflow.python", "tensorflow is imported by frameworks alone"),
         ("audit", "import requests", "requests is not a dependency"),
         ("audit", "from tfenv.storage import disk", "storage has no floor"),

@@ -67,14 +67,14 @@ def test_pth_is_one_plain_import(wheel: zipfile.ZipFile) -> None:
 
 
 def test_boot_module_is_the_checkouts(wheel: zipfile.ZipFile) -> None:
-    """The boot module is tfenv/startup/boot.py, byte for byte."""
-    assert wheel.read("_tfenv_boot.py") == (ROOT / "tfenv/startup/boot.py").read_bytes()
+    """The boot module is tfenv/runtime/finder.py, byte for byte."""
+    assert wheel.read("_tfenv_boot.py") == (ROOT / "tfenv/runtime/finder.py").read_bytes()
 
 
 def test_package_is_complete(wheel: zipfile.ZipFile) -> None:
     """Every module, C source and header of the package, its py.typed and its schemas are in the wheel."""
     expected = checkout("tfenv", "*.py", "*.c", "*.h", "py.typed") - {
-        "tfenv/startup/boot.py"
+        "tfenv/runtime/finder.py"
     }  # that one is the boot module
     expected |= {f"tfenv/{name}" for name in checkout("schemas", "*.json")}
     assert {"tfenv/schemas/tfgpu.schema.json", "tfenv/schemas/audit.schema.json", "tfenv/py.typed"} <= expected
@@ -91,8 +91,8 @@ def test_nothing_else_in_the_package(wheel: zipfile.ZipFile) -> None:
 def test_no_sitecustomize_where_python_looks(wheel: zipfile.ZipFile) -> None:
     """The sitecustomize is alone in its folder: at the root, two wheels that bring one destroy each other."""
     found = [name for name in wheel.namelist() if "customize" in name]
-    assert found == ["tfenv/startup/pythonpath/sitecustomize.py"]
-    assert [n for n in wheel.namelist() if n.startswith("tfenv/startup/pythonpath/")] == found
+    assert found == ["tfenv/deploy/pythonpath/sitecustomize.py"]
+    assert [n for n in wheel.namelist() if n.startswith("tfenv/deploy/pythonpath/")] == found
 
 
 def test_console_script(wheel: zipfile.ZipFile) -> None:

@@ -19,7 +19,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def codes(loaded: pipeline.Loaded) -> list[str]:
+def codes(loaded: pipeline.LoadedPolicy) -> list[str]:
     return [finding.code for finding in loaded.findings]
 
 
@@ -86,7 +86,7 @@ def test_tfgpu_config_replaces_the_walk_and_never_the_machine_layer(machine: Mac
     assert machine.plan(replace(machine.start, config=str(other))).visible == "3"
     missing = machine.load(replace(machine.start, config="nowhere.toml"))
     assert codes(missing) == ["not-found"]
-    assert pipeline.errors_of(missing.findings)
+    assert pipeline.select_errors(missing.findings)
 
 
 def test_options_of_tfgpu_run_are_the_nearest_layer(machine: Machine) -> None:

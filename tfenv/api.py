@@ -13,15 +13,15 @@ from html import escape
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
-from tfenv.checking import check_here, check_path
-from tfenv.errors import Finding, PolicyError, printable
+from tfenv.errors import Finding, PolicyError, escape_for_terminal
 from tfenv.explanation import Explanation, explain, plan_as_dict
+from tfenv.lint.check import check_here, check_path
 from tfenv.policy.model import MemoryLimit, Outcome, Plan
 from tfenv.policy.units import format_limit
-from tfenv.startup import hook
+from tfenv.runtime import arming
 
 if TYPE_CHECKING:
-    from tfenv.startup.activate import Governed
+    from tfenv.runtime.enforce import ProcessPolicy
 
 __all__ = ["Explanation", "Finding", "PolicyError", "Status", "apply", "check", "explain", "status"]
 
@@ -39,7 +39,7 @@ class Status:
         version: The framework's version; None when unknown.
         sources: The files that have a say.
         plan: What is applied; None when not governed.
-        outcomes: What happened at the doors so far, oldest first; () before devices are created.
+        outcomes: What happened at the entry points so far, oldest first; () before devices are created.
         findings: What was wrong on the way; clamps are notes.
         summary: The line that is shown on stderr; "" when there is nothing to say.
     """
@@ -75,11 +75,13 @@ class Status:
         """A table, for notebooks. What others wrote into files is escaped in it."""
         rows = "".join(
             f'<tr><th style="text-align:left;vertical-align:top">{escape(name)}</th>'
-            f'<td style="text-align:left">{"<br>".join(escape(printable(line)) for line in lines)}</td></tr>'
+            f'<td style="text-align:left">{"<br>".join(escape(escape_for_terminal(line)) for line in lines)}</td></tr>'
             for name, lines in self._rows()
             if lines
         )
-        return f'<table><caption style="text-align:left">{escape(printable(str(self)))}</caption>{rows}</table>'
+        return (
+            f'<table><caption style="text-align:left">{escape(escape_for_terminal(str(self)))}</caption>{rows}</table>'
+        )
 
     def _rows(self) -> Iterator[tuple[str, list[str]]]:
         yield "hook", ["armed" if self.armed else "not armed"]
@@ -88,7 +90,10 @@ class Status:
         in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
         yield "GPUs" if in_force else "GPUs, had it been in force", _gpus(self.plan)
         yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "as the program has it"]
-        yield "at the doors", [" at ".join(filter(None, (done.status, done.door))) for done in self.outcomes]
+        yield (
+            "at the entry points",
+            [" at ".join(filter(None, (done.status, done.entry_point))) for done in self.outcomes],
+        )
         yield "findings", [f"{finding} [{finding.severity} {finding.code}]" for finding in self.findings]
 
 
@@ -123,15 +128,15 @@ def status() -> Status:
 
     Before TensorFlow is imported there is no plan yet: `explain` tells what it would be.
     """
-    from tfenv.startup.activate import current, refused
+    from tfenv.runtime.enforce import current, refused
 
     governed = current()
-    return Status(armed=hook.is_armed(), findings=refused()) if governed is None else _status_of(governed)
+    return Status(armed=arming.is_armed(), findings=refused()) if governed is None else _status_of(governed)
 
 
-def _status_of(governed: Governed) -> Status:
+def _status_of(governed: ProcessPolicy) -> Status:
     from tfenv.audit.summary import summary
-    from tfenv.frameworks import tensorflow
+    from tfenv.frameworks.tensorflow import entry_points
 
     loaded, plan, reporter = governed.loaded, governed.plan(), governed.reporter
     outcomes = reporter.outcomes
@@ -139,10 +144,10 @@ def _status_of(governed: Governed) -> Status:
     found = [*loaded.findings, *plan.findings, *governed.findings, *reporter.pending, *reporter.log.findings]
     found += [finding for outcome in outcomes for finding in outcome.findings]
     return Status(
-        armed=hook.is_armed(),
+        armed=arming.is_armed(),
         governed=True,
         framework=governed.framework,
-        version=tensorflow.version(),
+        version=entry_points.version(),
         sources=loaded.policy.paths,
         plan=plan,
         outcomes=tuple(outcomes),
@@ -177,15 +182,15 @@ def apply() -> Status:
     Raises:
         PolicyError: TensorFlow is there already, the policy cannot be applied, and `on_error = "fail"`.
     """
-    from tfenv.startup import activate
+    from tfenv.runtime import enforce
 
-    if activate.current() is not None:
+    if enforce.current() is not None:
         return status()
-    armed_before = hook.is_armed()
-    hook.arm()  # it catches up by itself, but only when it was not armed before
+    armed_before = arming.is_armed()
+    arming.arm()  # it catches up by itself, but only when it was not armed before
     if isinstance(getattr(sys.modules.get(_FRAMEWORK), "__spec__", None), ModuleSpec):
         if armed_before:
-            activate.catch_up(_FRAMEWORK, hook.remembered())
-        elif activate.refused():
-            raise PolicyError(activate.refused())
+            enforce.catch_up(_FRAMEWORK, arming.remembered())
+        elif enforce.refused():
+            raise PolicyError(enforce.refused())
     return status()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["PROGRAM", "Finding", "PolicyError", "Severity", "TfenvError", "printable"]
+__all__ = ["PROGRAM", "Finding", "PolicyError", "Severity", "TfenvError", "escape_for_terminal"]
 
 #: "error": something the policy says is not in force, `on_error` decides what follows.
 #: "warning": worth an administrator's look, the policy is in force (an unknown key).
@@ -16,7 +16,7 @@ Severity = Literal["error", "warning", "note"]
 PROGRAM = "the program"
 
 
-def printable(text: str) -> str:
+def escape_for_terminal(text: str) -> str:
     r"""The text as it may be shown on a terminal or in one line of a log.
 
     Line breaks, escape sequences, characters that turn the writing direction and lone surrogates, which a
@@ -57,11 +57,11 @@ class Finding:
     def where(self) -> str:
         """`file:line:column`, as far as it is known; "" when it is not about a file. Safe to print."""
         parts = [part for part in (self.path, self.line, self.column) if part is not None]
-        return printable(":".join(str(part) for part in parts))
+        return escape_for_terminal(":".join(str(part) for part in parts))
 
     def __str__(self) -> str:
         # Paths, keys and quoted values are other people's text: they must not steer a terminal.
-        return printable(": ".join(part for part in (self.where, self.key, self.message) if part))
+        return escape_for_terminal(": ".join(part for part in (self.where, self.key, self.message) if part))
 
 
 class TfenvError(Exception):

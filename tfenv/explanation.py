@@ -15,15 +15,13 @@ from tfenv.audit.sinks import log_names
 from tfenv.config.discover import FILE_NAME
 from tfenv.config.document import Trust, read
 from tfenv.config.schema import validate
+from tfenv.devices.inventory import read_inventory
+from tfenv.devices.memory import read_memory
 from tfenv.errors import Finding
-from tfenv.gpus.grant import current_grant
-from tfenv.gpus.inventory import read_inventory
-from tfenv.gpus.memory import read_memory
-from tfenv.gpus.turn import Busy, look
-from tfenv.identity import Account, account_of, call_as, find_user, identify, similar
-from tfenv.pipeline import MACHINE_ROOT, Loaded, current_start, decide, load, switched_off
-from tfenv.policy.choice import in_words, wish_from
-from tfenv.policy.merge import tables_for
+from tfenv.identity import Account, call_as, find_account, find_user, identify, suggest_name
+from tfenv.launchers.grant import read_current_grant
+from tfenv.pipeline import MACHINE_ROOT, LoadedPolicy, check_disable_switch, current_start, decide, load
+from tfenv.policy.merge import select_tables
 from tfenv.policy.model import (
     LAYER_ORDER,
     Grant,
@@ -37,15 +35,17 @@ from tfenv.policy.model import (
     Setting,
     Source,
     Start,
-    dotted,
+    format_key,
 )
+from tfenv.sharing.choose import describe_occupancy, request_from_plan
+from tfenv.sharing.queue import Unavailable, look
 
 __all__ = [
     "Choosing",
     "ExplainedCeiling",
     "ExplainedSetting",
     "Explanation",
-    "FileSeen",
+    "ExaminedFile",
     "Value",
     "explain",
     "plan_as_dict",
@@ -102,7 +102,7 @@ class ExplainedSetting:
 
 
 @dataclass(frozen=True)
-class FileSeen:
+class ExaminedFile:
     """A place that was looked at.
 
     Attributes:
@@ -161,7 +161,7 @@ class Explanation:
     user: str
     groups: tuple[str, ...]
     project: str | None
-    files: tuple[FileSeen, ...] = ()
+    files: tuple[ExaminedFile, ...] = ()
     settings: tuple[ExplainedSetting, ...] = ()
     ceilings: tuple[ExplainedCeiling, ...] = ()
     on_error: OnError = "warn"
@@ -274,8 +274,8 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
     cwd = None if project is None else os.path.realpath(project)
     uid = os.geteuid() if user is None else _uid_of(user)
     if uid != os.geteuid():
-        return _explain_to_root(account_of(uid), cwd)
-    grant, request = current_grant()
+        return _explain_to_root(find_account(uid), cwd)
+    grant, request = read_current_grant()
     start = current_start(cwd)
     return _explained(load(start), grant, request)
 
@@ -283,7 +283,7 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
 def _uid_of(user: str) -> int:
     uid = find_user(user)
     if uid is None:
-        meant = similar(user, (entry.pw_name for entry in pwd.getpwall()))
+        meant = suggest_name(user, (entry.pw_name for entry in pwd.getpwall()))
         right = f'did you mean "{meant}"?' if meant else "write a login name as `id` shows it, or uid:1234"
         raise LookupError(f'there is no user "{user}" here; {right}')
     return uid
@@ -319,13 +319,13 @@ def _import_readers() -> None:
 
 
 def _explained(
-    loaded: Loaded, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
+    loaded: LoadedPolicy, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
 ) -> Explanation:
     """What follows from the files; `obstacle`: why none of the project's can be found."""
     inventory = read_inventory()
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
-    disabled, remarks = switched_off(loaded)
+    disabled, remarks = check_disable_switch(loaded)
     return Explanation(
         user=loaded.subject.user,
         groups=loaded.subject.groups,
@@ -350,20 +350,20 @@ def _choosing(plan: Plan, uid: int) -> Choosing | None:
     if plan.choosing is None:
         return None
     made = Choosing(plan.choosing.count, plan.choosing.when_busy)
-    wish = wish_from(plan, uid)
-    if wish is None:
+    gpu_request = request_from_plan(plan, uid)
+    if gpu_request is None:
         return replace(made, scene="which GPUs are free cannot be told without NVML")
     names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
-    found = look(wish, lambda: read_memory(names))
-    if isinstance(found, Busy):
-        return replace(made, scene=in_words(found.scene, names))
-    return replace(made, now=tuple(names[seat.uuid] for seat in found))
+    found = look(gpu_request, lambda: read_memory(names))
+    if isinstance(found, Unavailable):
+        return replace(made, scene=describe_occupancy(found.occupancy, names))
+    return replace(made, now=tuple(names[allocation.uuid] for allocation in found))
 
 
 # ---- values
 
 
-def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
+def _settings(loaded: LoadedPolicy, plan: Plan) -> Iterable[ExplainedSetting]:
     for name, setting in loaded.policy.settings.items():
         others = loaded.policy.overridden.get(name, ())
         lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, "gpu", name, winner))][
@@ -377,19 +377,19 @@ def _settings(loaded: Loaded, plan: Plan) -> Iterable[ExplainedSetting]:
         )
 
 
-def _ceilings(loaded: Loaded) -> Iterable[ExplainedCeiling]:
+def _ceilings(loaded: LoadedPolicy) -> Iterable[ExplainedCeiling]:
     for ceiling in loaded.policy.ceilings:
         lost = _replaced(loaded, "ceiling", ceiling.key, Setting(ceiling.value, ceiling.origin))
         replaces = tuple(_value(loaded, loser.origin) for loser in lost)
         yield ExplainedCeiling(**vars(_value(loaded, ceiling.origin)), replaces=replaces)
 
 
-def _replaced(loaded: Loaded, kind: Literal["gpu", "ceiling"], name: str, winner: Setting) -> list[Setting]:
+def _replaced(loaded: LoadedPolicy, kind: Literal["gpu", "ceiling"], name: str, winner: Setting) -> list[Setting]:
     """What less specific tables of the winner's own layer say, the most specific first."""
     found: list[tuple[int, int, Setting]] = []
     for layer in loaded.layers:
         if layer.name == winner.origin.layer:
-            ranked = enumerate(tables_for(layer, loaded.subject))
+            ranked = enumerate(select_tables(layer, loaded.subject))
             tables = [(rank, table.gpu if kind == "gpu" else table.ceiling) for rank, table in ranked]
             found += [(rank, len(found), table[name]) for rank, table in tables if name in table]
     ordered = [setting for _, _, setting in sorted(found, key=lambda entry: entry[:2], reverse=True)]
@@ -398,21 +398,21 @@ def _replaced(loaded: Loaded, kind: Literal["gpu", "ceiling"], name: str, winner
 
 def _is_about(finding: Finding, origin: Origin) -> bool:
     """Whether it says what became of this value, or of an entry of it: `gpu.device[0]` is one of `gpu.device`."""
-    key = dotted(origin.key)
+    key = format_key(origin.key)
     same_key = finding.key is not None and (finding.key == key or finding.key.startswith(f"{key}["))
     asked = finding.asked_by == str(origin)  # noted at the ceiling that held, as of max_devices
     return finding.code == "clamped" and (asked or (finding.path == origin.path and same_key))
 
 
-def _value(loaded: Loaded, origin: Origin) -> Value:
+def _value(loaded: LoadedPolicy, origin: Origin) -> Value:
     value, position = loaded.written(origin)
-    return Value(dotted(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
+    return Value(format_key(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
 
 
 # ---- files
 
 
-def _ban(loaded: Loaded) -> str | None:
+def _ban(loaded: LoadedPolicy) -> str | None:
     """Where the administrator lets no project's file count."""
     said = [layer.machine["allow_project_files"] for layer in loaded.layers if "allow_project_files" in layer.machine]
     if not said or said[-1].value is not False:
@@ -420,14 +420,14 @@ def _ban(loaded: Loaded) -> str | None:
     return f"no project's file counts: allow_project_files = false in {said[-1].origin.path}"
 
 
-def _files(loaded: Loaded, obstacle: str | None) -> Iterable[FileSeen]:
+def _files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[ExaminedFile]:
     """Every place in the order of the layers; a layer without a file says where one was looked for."""
-    seen = [FileSeen(document.source.layer, document.source.path, "read") for document in loaded.documents]
+    seen = [ExaminedFile(document.source.layer, document.source.path, "read") for document in loaded.documents]
     paths = {file.path for file in seen}
     for finding in loaded.findings:
         if finding.path is not None and finding.path not in paths:
             paths.add(finding.path)
-            seen.append(FileSeen(_layer_of(finding.path, loaded.start), finding.path, "dropped", finding.message))
+            seen.append(ExaminedFile(_layer_of(finding.path, loaded.start), finding.path, "dropped", finding.message))
     present = {file.layer for file in seen}
     seen += [place for place in _places(loaded.start, obstacle) if place.layer not in present]
     return sorted(seen, key=lambda file: LAYER_ORDER.index(file.layer))
@@ -445,18 +445,20 @@ def _user_file(start: Start) -> str:
     return os.path.join(start.config_home or "~/.config", "tfgpu", FILE_NAME)
 
 
-def _places(start: Start, obstacle: str | None) -> Iterable[FileSeen]:
+def _places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
     """Where each layer's file would stand."""
-    yield FileSeen("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
+    yield ExaminedFile("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
     if start.elevated:
-        yield FileSeen("user", _user_file(start), "none", "not looked for under sudo")
-        yield FileSeen("project", start.cwd or "", "none", "not looked for under sudo")
+        yield ExaminedFile("user", _user_file(start), "none", "not looked for under sudo")
+        yield ExaminedFile("project", start.cwd or "", "none", "not looked for under sudo")
         return
-    yield FileSeen("user", _user_file(start), "none", "no such file" if start.home else "there is no home directory")
+    yield ExaminedFile(
+        "user", _user_file(start), "none", "no such file" if start.home else "there is no home directory"
+    )
     if start.isolated:
-        yield FileSeen("project", start.cwd or "", "none", "not looked for with python -I or -E")
+        yield ExaminedFile("project", start.cwd or "", "none", "not looked for with python -I or -E")
     elif start.config and obstacle is None:
-        yield FileSeen("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
+        yield ExaminedFile("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
     else:
         looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu] here or above"
-        yield FileSeen("project", start.cwd or "", "none", obstacle or looked_for)
+        yield ExaminedFile("project", start.cwd or "", "none", obstacle or looked_for)

@@ -12,16 +12,16 @@ from tfenv.policy.model import Subject
 
 __all__ = [
     "Account",
-    "account_of",
+    "find_account",
     "call_as",
     "find_group",
     "find_user",
-    "home_of",
+    "find_home",
     "identify",
-    "members_of",
-    "similar",
-    "subject_of",
-    "user_name",
+    "list_members",
+    "suggest_name",
+    "find_subject",
+    "get_user_name",
 ]
 
 _Answer = TypeVar("_Answer")
@@ -74,7 +74,7 @@ def _number_after(prefix: str, name: str) -> int | None:
     return int(digits) if int(digits) <= _LARGEST_ID else None
 
 
-def members_of(group: str) -> Iterator[str]:
+def list_members(group: str) -> Iterator[str]:
     """Login names of a group's members, as far as the databases list them: a directory service may not."""
     try:
         entry = grp.getgrnam(group)
@@ -85,13 +85,13 @@ def members_of(group: str) -> Iterator[str]:
     yield from (user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid)
 
 
-def subject_of(user: str) -> Subject | None:
+def find_subject(user: str) -> Subject | None:
     """The subject of a new login of somebody; None when there is no such user."""
     uid = find_user(user)
-    return None if uid is None else identify(uid, account_of(uid).groups)
+    return None if uid is None else identify(uid, find_account(uid).groups)
 
 
-def account_of(uid: int) -> Account:
+def find_account(uid: int) -> Account:
     """What a new login of the user would have."""
     try:
         entry = pwd.getpwuid(uid)
@@ -109,10 +109,10 @@ def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
         groups: Group ids; None: those of this process.
     """
     ids = [os.getegid(), *os.getgroups()] if groups is None else groups
-    return Subject(user=user_name(uid), uid=uid, groups=tuple(_group_name(gid) for gid in dict.fromkeys(ids)))
+    return Subject(user=get_user_name(uid), uid=uid, groups=tuple(_group_name(gid) for gid in dict.fromkeys(ids)))
 
 
-def user_name(uid: int) -> str:
+def get_user_name(uid: int) -> str:
     """The login name, "uid:1234" without a passwd entry."""
     try:
         return pwd.getpwuid(uid).pw_name
@@ -127,7 +127,7 @@ def _group_name(gid: int) -> str:
         return f"gid:{gid}"
 
 
-def home_of(uid: int) -> str | None:
+def find_home(uid: int) -> str | None:
     """The home directory of the passwd entry; None without one. $HOME is not believed."""
     try:
         return pwd.getpwuid(uid).pw_dir or None
@@ -135,7 +135,7 @@ def home_of(uid: int) -> str | None:
         return None
 
 
-def similar(name: str, names: Iterable[str]) -> str | None:
+def suggest_name(name: str, names: Iterable[str]) -> str | None:
     """The one of the names that was probably meant."""
     import difflib
 

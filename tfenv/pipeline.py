@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
 from tfenv.config.schema import validate
+from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
-from tfenv.gpus.inventory import read_inventory
-from tfenv.identity import find_user, home_of, identify
+from tfenv.identity import find_home, find_user, identify
 from tfenv.policy.merge import merge
 from tfenv.policy.model import (
+    Allocation,
     EffectivePolicy,
     Grant,
     Inventory,
@@ -25,26 +26,25 @@ from tfenv.policy.model import (
     Layer,
     Origin,
     Plan,
-    Seat,
     Source,
     Start,
     Subject,
-    dotted,
+    format_key,
 )
 from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
 
 __all__ = [
     "MACHINE_ROOT",
     "Decision",
-    "Loaded",
+    "LoadedPolicy",
     "current_start",
     "decide",
-    "errors_of",
+    "select_errors",
     "identify",
     "load",
     "make_plan",
     "make_start",
-    "switched_off",
+    "check_disable_switch",
 ]
 
 #: A literal path: no environment variable moves it.
@@ -52,7 +52,7 @@ MACHINE_ROOT = "/etc/tfgpu"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedPolicy:
     """All files that have a say, merged for one subject.
 
     Attributes:
@@ -120,7 +120,7 @@ def _key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
     stack: list[tuple[KeyPath, object]] = [((), data)]
     while stack:
         path, value = stack.pop()
-        if path and dotted(path) == wanted:
+        if path and format_key(path) == wanted:
             return path
         if isinstance(value, Mapping):
             stack += [((*path, str(name)), inner) for name, inner in value.items()]
@@ -135,7 +135,7 @@ def _key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
 def make_start(remembered: Mapping[str, str | None]) -> Start:
     """What the hook remembered of the process's start, as a value."""
     uid = os.geteuid()
-    home = home_of(uid)
+    home = find_home(uid)
     isolated = bool(sys.flags.isolated or sys.flags.ignore_environment)
     config_home = remembered.get("XDG_CONFIG_HOME") or ""
     if not config_home.startswith("/"):
@@ -185,7 +185,7 @@ def load(
     subject: Subject | None = None,
     machine_root: str = MACHINE_ROOT,
     machine_trust: Trust | None = None,
-) -> Loaded:
+) -> LoadedPolicy:
     """Find, read, check and merge all files.
 
     Args:
@@ -208,7 +208,7 @@ def load(
     others = _read_all(rest, trust)
     subject = replace(subject, project=_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
-    return Loaded(
+    return LoadedPolicy(
         start=start,
         subject=subject,
         documents=(*machine.documents, *others.documents),
@@ -267,12 +267,12 @@ def _project(documents: Iterable[Document], start: Start) -> str | None:
 
 
 def make_plan(
-    loaded: Loaded,
+    loaded: LoadedPolicy,
     grant: Grant,
     inventory: Inventory | None = None,
     request: Sequence[str] | None = None,
     ask: Callable[[], Inventory] = read_inventory,
-    seats: Sequence[Seat] | None = None,
+    allocations: Sequence[Allocation] | None = None,
 ) -> Plan:
     """Resolve the policy for this process.
 
@@ -287,11 +287,11 @@ def make_plan(
     if inventory is None:
         needed = needs_inventory(loaded.policy, grant, request)
         inventory = ask() if needed else Inventory()
-    plan = resolve(loaded.policy, grant, inventory, request, seats)
+    plan = resolve(loaded.policy, grant, inventory, request, allocations)
     return replace(plan, findings=tuple(_placed(loaded, finding) for finding in plan.findings))
 
 
-def _placed(loaded: Loaded, finding: Finding) -> Finding:
+def _placed(loaded: LoadedPolicy, finding: Finding) -> Finding:
     """Notes stay without a position: they are common, and finding it costs a scan of the file."""
     return finding if finding.severity == "note" else loaded.locate(finding)
 
@@ -303,7 +303,7 @@ class Decision:
     Attributes:
         plan: What to apply.
         errors: What keeps the policy from being in force as it is written.
-        refused: There are errors and `on_error = "fail"`: `import tensorflow`, or the door, raises PolicyError.
+        refused: There are errors and `on_error = "fail"`: `import tensorflow`, or the entry point, raises PolicyError.
         no_gpu: There are errors and `on_error = "cpu"`.
     """
 
@@ -314,13 +314,13 @@ class Decision:
 
 
 def decide(
-    loaded: Loaded,
+    loaded: LoadedPolicy,
     grant: Grant,
     inventory: Inventory | None = None,
     request: Sequence[str] | None = None,
     elsewhere: Iterable[Finding] = (),
     ask: Callable[[], Inventory] = read_inventory,
-    seats: Sequence[Seat] | None = None,
+    allocations: Sequence[Allocation] | None = None,
 ) -> Decision:
     """Plan, and let `on_error` have its say.
 
@@ -333,15 +333,15 @@ def decide(
         ask: Who asks NVML.
         seats: The places the process was given on GPUs it shares; None: not yet, or there is no need.
     """
-    plan = make_plan(loaded, grant, inventory, request, ask, seats)
-    errors = errors_of((*loaded.findings, *plan.findings, *elsewhere))
+    plan = make_plan(loaded, grant, inventory, request, ask, allocations)
+    errors = select_errors((*loaded.findings, *plan.findings, *elsewhere))
     on_error = loaded.policy.on_error if errors else "warn"
     if on_error == "cpu":
         plan = Plan(visible=NO_GPU, devices=(), findings=plan.findings)
     return Decision(plan, errors, refused=on_error == "fail", no_gpu=on_error == "cpu")
 
 
-def switched_off(loaded: Loaded) -> tuple[bool, tuple[Finding, ...]]:
+def check_disable_switch(loaded: LoadedPolicy) -> tuple[bool, tuple[Finding, ...]]:
     """Whether TFGPU_DISABLE=1 switches the policy off, and what is to be said of it."""
     start = loaded.start
     if start.disable in (None, "0"):
@@ -357,6 +357,6 @@ def switched_off(loaded: Loaded) -> tuple[bool, tuple[Finding, ...]]:
     return False, (Finding("disable-refused", text, "warning"),)
 
 
-def errors_of(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def select_errors(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Those that keep the policy from being in force, for `on_error` to decide."""
     return tuple(finding for finding in findings if finding.severity == "error")

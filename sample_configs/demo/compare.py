@@ -20,8 +20,8 @@ import tomli
 from rich.console import Console
 from rich.table import Table
 
+from tfenv.devices.inventory import read_inventory
 from tfenv.errors import TfenvError
-from tfenv.gpus.inventory import read_inventory
 from tfenv.policy.units import MIB, format_bytes, parse_limit
 from tfenv.simulate.environment import environment, parse_gpus
 from tfenv.simulate.requests import read_requests, summarise

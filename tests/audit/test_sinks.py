@@ -757,14 +757,14 @@ def test_a_kept_record_is_written_after_an_uncaught_exception(tmp_path: Path, py
 
 
 def test_a_forked_child_does_not_write_its_parents_record_again(tmp_path: Path, python: Python) -> None:
-    """Children that exit normally, or pass a door, leave the kept record to the process that made it."""
+    """Children that exit normally, or pass an entry point, leave the kept record to the process that made it."""
     path = tmp_path / "log"
     program = f"""{EMIT}
 log.keep(record)
-for door in (False, True):
+for passed in (False, True):
     pid = os.fork()
     if not pid:
-        if door: log.emit(record)
+        if passed: log.emit(record)
         sys.exit(0)
     os.waitpid(pid, 0)
 """

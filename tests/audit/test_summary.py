@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tfenv.audit.summary import SHOWN_VARIABLE, say, show_summary, summary
-from tfenv.errors import Finding, printable
+from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import (
     Device,
     EffectivePolicy,
@@ -121,7 +121,7 @@ def test_hostile_names_stay_in_one_line() -> None:
 
 def test_printable_leaves_letters_of_all_scripts_alone() -> None:
     """Only what is not printable is escaped."""
-    assert printable("Ünï 日本 \t\x00") == "Ünï 日本 \\t\\x00"
+    assert escape_for_terminal("Ünï 日本 \t\x00") == "Ünï 日本 \\t\\x00"
 
 
 def test_the_line_is_shown_by_the_topmost_process_only(capsys: pytest.CaptureFixture[str]) -> None:

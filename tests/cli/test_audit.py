@@ -60,7 +60,7 @@ def tfgpu() -> Tfgpu:
 def line(pid: int, user: str = "alice", **differences: Any) -> bytes:
     device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "H100", limit=8 << 30)
     process = Process(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
-    outcome = Outcome("applied", "door", (device,), True, findings=(Finding("clamped", "less", "note"),))
+    outcome = Outcome("applied", "entry_point", (device,), True, findings=(Finding("clamped", "less", "note"),))
     record = policy_applied(Context(process, Subject(user, 1000, project="/srv/vision")), outcome)
     return encode({**record.as_dict(), "timestamp": f"2026-11-05T09:00:{pid % 60:02}.000000Z", **differences})
 

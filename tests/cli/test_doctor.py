@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import structlog
 
+from tfenv.deploy.launch import PYTHONPATH_FOLDER
 from tfenv.simulate.environment import environment, parse_gpus
-from tfenv.startup.launch import PYTHONPATH_FOLDER
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -59,8 +59,8 @@ def site_packages(python: Path) -> Path:
 def install(python: Path) -> Path:
     """Put tfenv into a virtual environment as the wheel does; returns its site-packages."""
     folder = site_packages(python)
-    (folder / "tfenv.pth").write_text((REPOSITORY / "tfenv/startup/tfenv.pth").read_text())
-    (folder / "_tfenv_boot.py").write_text((REPOSITORY / "tfenv/startup/boot.py").read_text())
+    (folder / "tfenv.pth").write_text((REPOSITORY / "tfenv/deploy/tfenv.pth").read_text())
+    (folder / "_tfenv_boot.py").write_text((REPOSITORY / "tfenv/runtime/finder.py").read_text())
     (folder / "tfenv").symlink_to(REPOSITORY / "tfenv")
     return folder
 

@@ -74,7 +74,7 @@ def test_what_the_driver_says(tfgpu: Tfgpu, held: Path) -> None:
 
 def test_what_hides_the_others(tfgpu: Tfgpu) -> None:
     """A visible GPU has TensorFlow's name, each other the key that hides it, with file and line."""
-    found = by_label(seen(tfgpu, simulated()), "visible", "tensorflow", "hidden_by", "why")
+    found = by_label(seen(tfgpu, simulated()), "visible", "tensorflow", "explain_hidden", "why")
     assert found == {
         "0": (False, None, "visible_devices", "not chosen by visible_devices of tfgpu.toml:2"),
         "1": (True, "GPU:0", None, None),

@@ -13,7 +13,7 @@ from types import FrameType
 import pytest
 
 from tfenv.config import discover as discover_module
-from tfenv.config.discover import discover, places
+from tfenv.config.discover import discover, list_candidate_paths
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
@@ -491,11 +491,11 @@ def test_an_isolated_interpreter_has_no_walk_and_no_variables(world: World) -> N
 
 
 def places_of(world: World, start: Start) -> list[str]:
-    return [os.path.relpath(path, world.root) for path in places(start, ALICE, str(world.machine))]
+    return [os.path.relpath(path, world.root) for path in list_candidate_paths(start, ALICE, str(world.machine))]
 
 
 def test_every_place_is_named_before_a_file_is_there(world: World) -> None:
-    """`places` names what `discover` would find: my own machine files, the user's, every level of the walk."""
+    """`list_candidate_paths` names what `discover` would find: machine, user, and every level of the walk."""
     machine = ["etc/tfgpu.toml", *(f"etc/groups/{name}.toml" for name in sorted(ALICE.groups)), "etc/users/alice.toml"]
     user = "home/.config/tfgpu/tfgpu.toml"
     walk = [f"home/{folder}{name}" for folder in ("work/project/", "work/", "") for name in PROJECT_FILES]
@@ -511,7 +511,9 @@ def test_what_is_found_is_among_the_places(world: World) -> None:
     """No file speaks that stands where nobody watches."""
     everywhere(world)
     for start in (world.start(), world.start(elevated=True), world.start(isolated=True)):
-        assert {source.path for source in world.find(start)} <= set(places(start, ALICE, str(world.machine)))
+        assert {source.path for source in world.find(start)} <= set(
+            list_candidate_paths(start, ALICE, str(world.machine))
+        )
 
 
 def test_a_relative_config_home_is_ignored(world: World) -> None:

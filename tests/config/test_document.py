@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfenv.config.document import LARGEST, Document, DocumentError, Trust, read
-from tfenv.errors import Finding, printable
+from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import LayerName, Source
 
 ME = os.getuid()
@@ -319,11 +319,11 @@ def test_any_bytes_give_a_document_or_a_finding(raw: bytes) -> None:
         path = Path(folder, "tfgpu.toml")
         path.write_bytes(raw)
         try:
-            digest, shown = read(project(path), Trust(ME)).sha256, ""
+            digest, quote_value = read(project(path), Trust(ME)).sha256, ""
         except DocumentError as error:
-            digest, shown = None, str(error)
+            digest, quote_value = None, str(error)
     assert digest in (None, hashlib.sha256(raw).hexdigest())
-    assert shown.isprintable()
+    assert quote_value.isprintable()
 
 
 # ---- swaps
@@ -549,16 +549,16 @@ def test_a_hostile_path_is_shown_escaped(hostile: Path) -> None:
     path = hostile / "tfgpu.toml"
     path.write_text('"\x07" = 1')
     finding = refused(project(path))
-    shown = str(finding)
-    assert shown.isprintable()
-    assert "a\\x1b[31m\\nb\\u2028\\u202ec" in shown
+    quote_value = str(finding)
+    assert quote_value.isprintable()
+    assert "a\\x1b[31m\\nb\\u2028\\u202ec" in quote_value
     assert finding.where.isprintable()
 
 
 def test_plain_text_is_shown_as_it_is() -> None:
     """What can be printed is left alone, in any script."""
-    assert printable("/srv/größe 模型/é") == "/srv/größe 模型/é"
-    assert printable("\udcff\x9b") == "\\udcff\\x9b"
+    assert escape_for_terminal("/srv/größe 模型/é") == "/srv/größe 模型/é"
+    assert escape_for_terminal("\udcff\x9b") == "\\udcff\\x9b"
 
 
 def test_a_document_is_a_value(file: Path) -> None:

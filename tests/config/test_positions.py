@@ -11,7 +11,7 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfenv.config.positions import positions
+from tfenv.config.positions import locate_keys
 from tfenv.policy.model import KeyPath
 
 
@@ -50,7 +50,7 @@ def test_a_policy_has_a_position_for_every_key() -> None:
         memory_limit = "50%"
         """
     )
-    assert positions(text) == {
+    assert locate_keys(text) == {
         ("on_error",): (2, 1),
         ("gpu",): (3, 2),
         ("gpu", "visible_devices"): (4, 1),
@@ -75,14 +75,14 @@ def test_a_policy_has_a_position_for_every_key() -> None:
 
 def test_a_table_stands_where_its_own_header_is() -> None:
     """A table first named inside a longer header gets the position of its own header when that comes."""
-    found = positions("[a.b.c]\nx = 1\n[a]\ny = 2\n")
+    found = locate_keys("[a.b.c]\nx = 1\n[a]\ny = 2\n")
     assert found["a",] == (3, 2)
     assert found["a", "b"] == (1, 4)
 
 
 def test_keys_below_an_array_of_tables_belong_to_its_last_element() -> None:
     """`[a.b]` and `[[a.c]]` after the second `[[a]]` are inside a[1]."""
-    found = positions("[[a]]\n[[a.c]]\n[[a.c]]\n[[a]]\n[a.b]\nx = 1\n[[a.c]]\n")
+    found = locate_keys("[[a]]\n[[a.c]]\n[[a.c]]\n[[a]]\n[a.b]\nx = 1\n[[a.c]]\n")
     assert found["a", 1, "b", "x"] == (6, 1)
     assert found["a", 0, "c", 1] == (3, 5)
     assert found["a", 1, "c", 0] == (7, 5)
@@ -115,7 +115,7 @@ def test_keys_below_an_array_of_tables_belong_to_its_last_element() -> None:
 def test_the_key_after_any_value_is_found(value: str) -> None:
     """The end of every kind of value is known: the next key's line is right, and no key is made up."""
     text = f"before = {value} # end\r\nafter = 1\n"
-    found = positions(text)
+    found = locate_keys(text)
     assert set(found) == set(paths_of(tomli.loads(text)))
     assert found["after",] == (text.count("\n"), 1)
 
@@ -123,24 +123,24 @@ def test_the_key_after_any_value_is_found(value: str) -> None:
 def test_escapes_in_quoted_keys_are_undone() -> None:
     """A key is the same whether it is written plainly or by escapes, those of TOML 1.1 too."""
     text = '"\\u0061\\U00000062\\x63\\t\\e\\"\\\\" = 1\n"é ü" . \'x"y\' = 2\n'
-    assert set(positions(text)) == set(paths_of(tomli.loads(text)))
+    assert set(locate_keys(text)) == set(paths_of(tomli.loads(text)))
 
 
 def test_columns_count_characters() -> None:
     """An umlaut, an emoji and a tab are one column each."""
-    assert positions('\t"ü😀" = {k = 1}')["ü😀", "k"] == (1, 10)
+    assert locate_keys('\t"ü😀" = {k = 1}')["ü😀", "k"] == (1, 10)
 
 
 def test_deep_nesting_does_not_exhaust_the_stack() -> None:
     """A hundred thousand brackets are scanned without recursion."""
-    assert ("a", 0, 0) in positions("a = " + "[" * 100_000)
-    assert ("a", "b", "b") in positions("a = " + "{b=" * 100_000)
+    assert ("a", 0, 0) in locate_keys("a = " + "[" * 100_000)
+    assert ("a", "b", "b") in locate_keys("a = " + "{b=" * 100_000)
 
 
 def test_long_keys_cost_little_and_hide_nothing() -> None:
     """Keys of a thousand parts get positions for the first levels only; what follows them has its own."""
     text = "".join(f"k{line}" + ".x" * 1_000 + " = 1\n" for line in range(100)) + "[gpu]\nafter = 1\n"
-    found = positions(text)
+    found = locate_keys(text)
     assert found["k99", "x"] == (100, 5)
     assert found["gpu", "after"] == (102, 1)
     assert max(map(len, found)) < 100
@@ -149,7 +149,7 @@ def test_long_keys_cost_little_and_hide_nothing() -> None:
 @pytest.mark.parametrize("text", ["[", "[[", "[a", "a", "a =", "a = [", 'a = "', "= 1", "]", "}", "a = 'x", "[]", "\0"])
 def test_what_is_not_toml_ends_the_scan(text: str) -> None:
     """Positions before a syntax error stay known, and nothing is raised."""
-    assert positions("first = 1\n" + text)["first",] == (1, 1)
+    assert locate_keys("first = 1\n" + text)["first",] == (1, 1)
 
 
 # ---- laws
@@ -215,7 +215,7 @@ def reads_as(text: str, key: str) -> bool:
 def test_every_key_of_valid_toml_has_a_position_and_nothing_else_has(candidates: list[str]) -> None:
     """The scanner's keys are exactly tomli's, and at each position stands that key."""
     text = accepted(candidates)
-    found = positions(text)
+    found = locate_keys(text)
     assert set(found) == set(paths_of(tomli.loads(text)))
     lines = text.split("\n")
     for path, (line, column) in found.items():
@@ -229,6 +229,6 @@ def test_every_key_of_valid_toml_has_a_position_and_nothing_else_has(candidates:
 @given(st.text(alphabet="ab.=[]{},#\"'\\\n\r\t 1-:xuU\0é", max_size=60))
 def test_no_text_makes_it_raise(text: str) -> None:
     """Any text gives positions; what tomli accepts gives exactly its keys."""
-    found = positions(text)
+    found = locate_keys(text)
     with contextlib.suppress(tomli.TOMLDecodeError):
         assert set(found) == set(paths_of(tomli.loads(text)))

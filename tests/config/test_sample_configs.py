@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tomli
 
-from tfenv.config.advice import advise
 from tfenv.config.document import Document
 from tfenv.config.schema import schema_path, validate
+from tfenv.lint.combinations import advise
 from tfenv.policy.model import LayerName, Source
 
 ROOT = Path(__file__).parents[2]

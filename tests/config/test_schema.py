@@ -16,10 +16,10 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfenv.config.advice import advise
 from tfenv.config.document import Document
 from tfenv.config.schema import load_schema, schema_path, validate
 from tfenv.errors import Finding
+from tfenv.lint.combinations import advise
 from tfenv.policy.model import (
     LAYER_ORDER,
     AutoChoice,
@@ -32,7 +32,7 @@ from tfenv.policy.model import (
     Setting,
     Source,
     Tables,
-    dotted,
+    format_key,
 )
 from tfenv.policy.units import parse_limit
 
@@ -60,7 +60,7 @@ def all_settings(layer: Layer) -> Iterator[Setting]:
 
 
 def kept(layer: Layer) -> list[str]:
-    return sorted(dotted(setting.origin.key) for setting in all_settings(layer))
+    return sorted(format_key(setting.origin.key) for setting in all_settings(layer))
 
 
 def keys_of(table: dict[str, object]) -> Iterator[KeyPath]:
@@ -84,7 +84,7 @@ def test_right_files_are_kept_whole(path: Path) -> None:
     """A right file gives no finding and loses no key."""
     layer, findings = validate(example(path))
     assert findings == ()
-    assert kept(layer) == sorted(dotted(key) for key in keys_of(example(path).data))
+    assert kept(layer) == sorted(format_key(key) for key in keys_of(example(path).data))
 
 
 @pytest.mark.parametrize("path", NEGATIVE, ids=lambda path: path.stem)
@@ -353,7 +353,7 @@ def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> N
     assert all(isinstance(finding, Finding) for finding in findings)
     found = [finding.key or "" for finding in findings]
     for key in keys_of(data):
-        assert dotted(key) in kept(validated) or any(same_place(name, dotted(key)) for name in found)
+        assert format_key(key) in kept(validated) or any(same_place(name, format_key(key)) for name in found)
     advise([validated], [read])
 
 
@@ -403,7 +403,7 @@ def test_a_right_file_loads_neither_jsonschema_nor_fastjsonschema() -> None:
     program = f"""
 import sys, json
 sys.path[:0] = {[str(Path(__file__).parents[2])]}
-from tfenv.config.advice import advise
+from tfenv.lint.combinations import advise
 from tfenv.config.document import Document
 from tfenv.config.schema import validate
 from tfenv.policy.model import Source

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tfenv.deploy import launch
 from tfenv.simulate.environment import environment, parse_gpus
 from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
-from tfenv.startup import launch
 
 REPOSITORY = Path(__file__).parents[2]
 ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -115,9 +115,9 @@ class Report:
         """The first request for memory of the GPU, in MiB; 0 without any."""
         return (self.gpus[gpu].first or 0) / MIB if gpu in self.gpus else 0
 
-    def passed(self, door: str) -> dict[str, Any]:
-        """The first record of what happened at a door."""
-        return next(record for record in self.records if record.get("door") == door)
+    def passed(self, entry_point: str) -> dict[str, Any]:
+        """The first record of what happened at an entry point."""
+        return next(record for record in self.records if record.get("entry_point") == entry_point)
 
     @property
     def codes(self) -> set[str]:

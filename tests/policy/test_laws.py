@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.policy.values import CARDS, SUBJECT, Case, cases, origin
+from tfenv.policy.clamps import Notes
 from tfenv.policy.merge import combine, merge
 from tfenv.policy.model import (
     LAYER_ORDER,
     ON_ERROR_ORDER,
+    Allocation,
     Ceiling,
     EffectivePolicy,
     Grant,
@@ -20,12 +22,10 @@ from tfenv.policy.model import (
     LayerName,
     MemoryLimit,
     Plan,
-    Seat,
     Table,
 )
-from tfenv.policy.notes import Notes
-from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve, valid_tokens
-from tfenv.policy.visibility import visible_pools
+from tfenv.policy.resolve import NO_GPU, keep_valid_tokens, needs_inventory, resolve
+from tfenv.policy.visibility import decide_visible_devices
 
 #: As many examples as an administrator's trust is worth.
 law = settings(max_examples=2_000, deadline=None)
@@ -135,7 +135,7 @@ def test_a_plan_is_within_the_grant_and_every_ceiling(case: Case) -> None:
     _assert_says_who_holds(made)
     made = _chosen(policy, case, made)
     if case.grant.tokens is not None and made.visible not in (None, NO_GPU):
-        assert set(str(made.visible).split(",")) <= set(valid_tokens(case.grant.tokens))
+        assert set(str(made.visible).split(",")) <= set(keep_valid_tokens(case.grant.tokens))
     for ceiling in policy.ceilings:
         _assert_holds(ceiling, made, case.grant)
     _assert_says_who_holds(made)
@@ -148,9 +148,13 @@ def _chosen(policy: EffectivePolicy, case: Case, made: Plan) -> Plan:
     count = made.choosing.count if made.choosing is not None else len(made.devices or ())
     candidates = [device.device.uuid if device.device else device.token for device in made.devices or ()]
     others = {card.uuid for card in CARDS} - set(candidates)
-    seats = tuple(Seat(uuid, 2 << 30) for uuid in (*candidates[:count], *sorted(others)))
+    allocations = tuple(Allocation(uuid, 2 << 30) for uuid in (*candidates[:count], *sorted(others)))
     after = resolve(
-        policy, case.grant, case.inventory, case.request, seats if made.devices is not None else seats[:count]
+        policy,
+        case.grant,
+        case.inventory,
+        case.request,
+        allocations if made.devices is not None else allocations[:count],
     )
     assert after.choosing is None
     assert {device.token for device in after.devices or ()} <= {device.token for device in made.devices or ()} or (
@@ -213,8 +217,8 @@ def test_no_project_file_widens_anything(case: Case) -> None:
     with_it, without = merge(case.layers, SUBJECT), merge([machine, user], SUBJECT)
     assert set(map(repr, without.ceilings)) <= set(map(repr, with_it.ceilings))
     made = _chosen(with_it, case, resolve(with_it, case.grant, case.inventory, case.request))
-    _, bounds, _ = visible_pools(_allowed_alone(without), case.grant, case.inventory, None, None, Notes())
-    if made.visible is not None and made.devices is not None and not bounds.open:
+    _, bounds, _ = decide_visible_devices(_allowed_alone(without), case.grant, case.inventory, None, None, Notes())
+    if made.visible is not None and made.devices is not None and not bounds.unbounded:
         assert {device.token for device in made.devices} <= {card.token for card in bounds.cards}
     for ceiling in without.ceilings:
         _assert_holds(ceiling, made, case.grant)

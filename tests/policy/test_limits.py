@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.values import BLIND, CARDS, GIB, PATHS, at, codes, layer, name, origin, plan
-from tfenv.policy.model import AutoChoice, DeviceRule, MemoryLimit, Seat
+from tfenv.policy.model import Allocation, AutoChoice, DeviceRule, MemoryLimit
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.units import MIB
 
@@ -121,8 +121,8 @@ def test_memory_total_bounds_a_process_and_is_kept_for_all_of_the_users() -> Non
     assert made.takes_leases
     unlimited = plan(ceiling, layer("user", {"visible_devices": at(0)}))
     assert [device.limit for device in unlimited.devices or ()] == [MemoryLimit(bytes=16 * GIB)]
-    seats = (Seat(CARDS[0].uuid, 6 * GIB),)
-    left = plan(ceiling, layer("user", {"visible_devices": at(0)}), seats=seats)
+    allocations = (Allocation(CARDS[0].uuid, 6 * GIB),)
+    left = plan(ceiling, layer("user", {"visible_devices": at(0)}), allocations=allocations)
     assert [device.limit for device in left.devices or ()] == [MemoryLimit(bytes=6 * GIB)]
     assert [(f.code, f.held_by) for f in left.findings] == [("clamped", "/etc/tfgpu/tfgpu.toml (ceiling.memory_total)")]
 
@@ -131,7 +131,7 @@ def test_memory_total_bounds_a_process_and_is_kept_for_all_of_the_users() -> Non
 def test_no_seat_is_no_gpu(settings: dict[str, object]) -> None:
     """Where the user's other processes have all of the total, nothing is visible, whatever the policy lists."""
     ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
-    made = plan(ceiling, layer("user", settings), seats=())
+    made = plan(ceiling, layer("user", settings), allocations=())
     assert (made.visible, made.devices) == (NO_GPU, ())
 
 

@@ -21,7 +21,7 @@ from tests.policy.values import (
 )
 from tfenv.errors import PROGRAM
 from tfenv.policy.merge import merge
-from tfenv.policy.model import AutoChoice, Grant, Inventory, Layer, RankChoice, Seat, Selector
+from tfenv.policy.model import Allocation, AutoChoice, Grant, Inventory, Layer, RankChoice, Selector
 from tfenv.policy.resolve import NO_GPU, needs_inventory
 
 # ---- which GPUs
@@ -129,14 +129,14 @@ def test_an_automatic_choice_leaves_the_candidates_until_the_places_are_known() 
     made = plan(*CHOOSING)
     assert (made.visible, codes(made)) == ("1,2,3", [])
     assert made.choosing == AutoChoice(2, when_busy="share")
-    chosen = plan(*CHOOSING, seats=(Seat(CARDS[3].uuid), Seat(CARDS[1].uuid)))
+    chosen = plan(*CHOOSING, allocations=(Allocation(CARDS[3].uuid), Allocation(CARDS[1].uuid)))
     assert (chosen.visible, chosen.choosing) == ("1,3", None)
 
 
 def test_a_seat_outside_the_candidates_widens_nothing() -> None:
     """What somebody chose elsewhere is no way around the ceilings; no seat is no GPU."""
-    assert plan(*CHOOSING, seats=(Seat(CARDS[0].uuid), Seat(CARDS[1].uuid))).visible == "1"
-    assert plan(*CHOOSING, seats=()).visible == NO_GPU
+    assert plan(*CHOOSING, allocations=(Allocation(CARDS[0].uuid), Allocation(CARDS[1].uuid))).visible == "1"
+    assert plan(*CHOOSING, allocations=()).visible == NO_GPU
 
 
 def test_ceilings_bound_how_many_are_chosen_not_which() -> None:
@@ -162,8 +162,8 @@ def test_without_nvml_an_automatic_choice_waits_for_whoever_can_tell() -> None:
     """Nothing is written before the first listing; then the first ones are taken by their numbers."""
     alone = CHOOSING[1]
     assert plan(alone, inventory=BLIND).visible is None
-    assert plan(alone, inventory=BLIND, seats=(Seat("0"), Seat("1"))).visible == "0,1"
-    granted = plan(alone, inventory=BLIND, grant=Grant(("3", "1", "2")), seats=(Seat("3"), Seat("1")))
+    assert plan(alone, inventory=BLIND, allocations=(Allocation("0"), Allocation("1"))).visible == "0,1"
+    granted = plan(alone, inventory=BLIND, grant=Grant(("3", "1", "2")), allocations=(Allocation("3"), Allocation("1")))
     assert granted.visible == "3,1"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tfenv.policy.merge import merge
 from tfenv.policy.model import (
+    Allocation,
     AutoChoice,
     Device,
     DeviceRule,
@@ -21,7 +22,6 @@ from tfenv.policy.model import (
     Origin,
     Plan,
     RankChoice,
-    Seat,
     Selector,
     Setting,
     Subject,
@@ -88,11 +88,11 @@ def plan(
     grant: Grant = FREE,
     inventory: Inventory = INVENTORY,
     request: str | None = None,
-    seats: tuple[Seat, ...] | None = None,
+    allocations: tuple[Allocation, ...] | None = None,
 ) -> Plan:
     """The plan of these layers on a machine with two A100 and two T4."""
     tokens = None if request is None else tuple(request.split(",")) if request else ()
-    return resolve(merge(made, SUBJECT), grant, inventory, tokens, seats)
+    return resolve(merge(made, SUBJECT), grant, inventory, tokens, allocations)
 
 
 def codes(made: Plan) -> list[str]:

@@ -70,7 +70,7 @@ class Query:
         events: Names as in the record: "policy_applied".
         users: User names.
         uids: User ids.
-        outcomes: What became of it at a door: "clamped", as in the record's `status`.
+        outcomes: What became of it at an entry point: "clamped", as in the record's `status`.
         gpus: GPUs, as `is_gpu` takes them: a UUID or its beginning, an entry of CUDA_VISIBLE_DEVICES, `name:*A100*`.
         project: A directory: records of a project or script in it or below it.
         script: Path, file name or glob of the program.

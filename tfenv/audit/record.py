@@ -88,7 +88,7 @@ _ORDER = (
     "framework_version",
     "project",
     "status",
-    "door",
+    "entry_point",
     "on_error",
     "visible",
     "grant",
@@ -236,7 +236,7 @@ def policy_loaded(
 
 
 def policy_applied(context: Context, outcome: Outcome, duration_ms: float | None = None) -> AuditRecord:
-    """Devices were created at a door as the policy and the program wanted."""
+    """Devices were created at an entry point as the policy and the program wanted."""
     return _passed("policy_applied", context, outcome, duration_ms)
 
 
@@ -285,7 +285,7 @@ def policy_changed(
 
 
 def policy_outcome(context: Context, outcome: Outcome, duration_ms: float | None = None) -> AuditRecord:
-    """The event that fits the outcome of a door."""
+    """The event that fits the outcome of an entry point."""
     if outcome.status in ("too_late", "failed", "cpu"):
         return policy_failed(context, outcome=outcome, duration_ms=duration_ms)
     make = policy_clamped if outcome.status == "clamped" else policy_applied
@@ -359,7 +359,7 @@ def _plan_fields(policy: EffectivePolicy, plan: Plan) -> dict[str, Any]:
 def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
     return {
         "status": outcome.status,
-        "door": outcome.door,
+        "entry_point": outcome.entry_point,
         "devices": [_outcome_device(device) for device in outcome.devices],
         "growth": outcome.growth,
         **({} if outcome.choice is None else {"choice": _choice_fields(outcome.choice)}),
@@ -369,8 +369,11 @@ def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
 
 
 def _choice_fields(choice: Choice) -> dict[str, Any]:
-    seats = [{"uuid": seat.uuid, "limit_bytes": seat.limit, "shared": seat.shared} for seat in choice.seats]
-    return {"seats": seats, "lease": choice.lease, "waited_ms": round(choice.waited_s * 1000, 3)}
+    allocations = [
+        {"uuid": allocation.uuid, "limit_bytes": allocation.limit, "shared": allocation.shared}
+        for allocation in choice.allocations
+    ]
+    return {"allocations": allocations, "lease": choice.lease, "waited_ms": round(choice.waited_s * 1000, 3)}
 
 
 def _outcome_device(device: DeviceOutcome) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from tfenv.audit.record import AuditRecord, encode
 from tfenv.audit.summary import say, say_once
 from tfenv.dependencies import import_dependency
-from tfenv.errors import Finding, Severity, printable
+from tfenv.errors import Finding, Severity, escape_for_terminal
 from tfenv.policy.model import AuditSinks
 
 __all__ = [
@@ -480,4 +480,4 @@ class AuditLog:
 
 
 def _complain(text: str) -> None:
-    say_once(printable(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE)
+    say_once(escape_for_terminal(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE)

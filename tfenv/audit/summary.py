@@ -6,14 +6,14 @@ import os
 import sys
 from collections.abc import Iterable, MutableMapping
 
-from tfenv.errors import Finding, printable
+from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import EffectivePolicy, Outcome, Plan, Setting, Subject
 from tfenv.policy.units import format_limit
 
 __all__ = ["SHOWN_VARIABLE", "say", "say_once", "show_summary", "summary"]
 
 #: Set by the process that showed the line, for the children it starts from then on: a training program and
-#: its 64 data loaders speak once. Children of a parent that never showed it, as those of a spawn Pool whose
+#: its 64 data loaders speak once. Children of a parent that never showed it, as those of a spawn DeviceSet whose
 #: parent imports no TensorFlow, do not know of each other, and each shows it.
 SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
 _LONGEST_MESSAGE = 200
@@ -32,7 +32,7 @@ def summary(
         subject: For whom; files inside its project are named relative to it.
         policy: Names the files.
         plan: Names the GPUs and limits.
-        outcome: What happened at the first door, when it was passed already.
+        outcome: What happened at the first entry point, when it was passed already.
         findings: What was found while reading; those of plan and outcome are added.
 
     Returns:
@@ -45,12 +45,14 @@ def summary(
     if outcome is not None and outcome.status == "too_late":
         reason = "; ".join(finding.message for finding in outcome.findings)
         rest = tuple(finding for finding in wrong if finding not in outcome.findings)
-        return printable(f"tfgpu: NOT IN FORCE: {reason}{_files_text(subject, policy)}{_findings_text(rest)}")
+        return escape_for_terminal(f"tfgpu: NOT IN FORCE: {reason}{_files_text(subject, policy)}{_findings_text(rest)}")
     if _no_gpu(plan, outcome):
         reason, rest = _no_gpu_reason(subject, policy, wrong)
-        return printable(f"tfgpu: NO GPU: {reason}{_findings_text(rest)}")
+        return escape_for_terminal(f"tfgpu: NO GPU: {reason}{_findings_text(rest)}")
     parts = (_gpus_text(plan), _growth_text(plan, outcome), _limits_text(plan))
-    return printable(f"tfgpu: {', '.join(filter(None, parts))}{_files_text(subject, policy)}{_findings_text(wrong)}")
+    return escape_for_terminal(
+        f"tfgpu: {', '.join(filter(None, parts))}{_files_text(subject, policy)}{_findings_text(wrong)}"
+    )
 
 
 def _no_gpu(plan: Plan, outcome: Outcome | None) -> bool:

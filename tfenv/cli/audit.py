@@ -16,7 +16,7 @@ from tfenv.audit.rotation import Tail, can_open, unique_logs
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.audit.usage import UserGpu, summarize_logs
 from tfenv.cli.output import FINDINGS, INTERRUPTED, OK, USAGE, print_table, say
-from tfenv.errors import printable
+from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
 
@@ -87,7 +87,7 @@ def _add_export(actions: argparse._SubParsersAction[argparse.ArgumentParser], ex
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     wanted = parser.add_argument_group("which records")
     wanted.add_argument("--event", action="append", type=_event, metavar="EVENT", help=", ".join(EVENTS))
-    wanted.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at a door")
+    wanted.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at an entry point")
     wanted.add_argument("--user", action="append", metavar="NAME", help="of this user")
     wanted.add_argument("--uid", action="append", type=int, help="of this user id")
     wanted.add_argument("--gpu", action="append", metavar="GPU", help='a UUID or its beginning, or "name:*A100*"')
@@ -337,7 +337,7 @@ def _row(record: Record) -> tuple[str, ...]:
         str(record.get("script") or "").rpartition("/")[2],
         _findings_text(record),
     )
-    return tuple(printable("" if cell is None else str(cell)) for cell in cells)
+    return tuple(escape_for_terminal("" if cell is None else str(cell)) for cell in cells)
 
 
 def _growth_text(growth: object) -> str:
@@ -387,7 +387,7 @@ def _summary_row(row: UserGpu) -> tuple[str, ...]:
     asked = _largest_text(row.asked_bytes, row.asked_fraction)
     given = _largest_text(row.given_bytes, row.given_fraction)
     cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _clock(row.last))
-    return tuple(printable(str(cell)) or "-" for cell in cells)
+    return tuple(escape_for_terminal(str(cell)) or "-" for cell in cells)
 
 
 def _largest_text(size: int | None, fraction: float | None) -> str:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tfenv.checking import Checked, check_here, check_path
 from tfenv.cli.output import add_format, exit_code, finding_as_dict, paint, print_findings, print_json, shown_path
 from tfenv.errors import Finding
+from tfenv.lint.check import CheckResult, check_here, check_path
 
 if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers
@@ -42,7 +42,7 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the files; 1 when there is an error or a warning."""
     named = [check_path(path, table_optional=args.table_optional) for path in args.paths]
-    checked = sum(named, Checked()) if args.paths else check_here()
+    checked = sum(named, CheckResult()) if args.paths else check_here()
     if args.format == "json":
         findings = [finding_as_dict(finding) for finding in checked.findings]
         print_json({"files": list(checked.files), "findings": findings})
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return exit_code(checked.findings)
 
 
-def _print_text(checked: Checked) -> None:
+def _print_text(checked: CheckResult) -> None:
     print_findings(checked.findings)
     if not checked.findings and not checked.files:
         print("No policy file has a say here. `tfgpu init` writes a first tfgpu.toml.")

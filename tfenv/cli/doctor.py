@@ -10,14 +10,14 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfenv.checking import check_here
 from tfenv.cli.diagnosis import NoAnswerError, Row, Verdict, ask
 from tfenv.cli.doctor_gpus import gpu_rows, tensorflow_rows
 from tfenv.cli.doctor_hook import bytecode_rows, hook_rows
 from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, print_json, print_table, say, shown_path
-from tfenv.errors import printable
+from tfenv.devices.usage import GpuProcess, Usage, read_usage
+from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation, explain
-from tfenv.gpus.usage import GpuProcess, Usage, read_usage
+from tfenv.lint.check import check_here
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
 
@@ -126,12 +126,12 @@ def _without_waiting(plan: Plan) -> dict[str, str]:
 def _log_rows(explanation: Explanation) -> Iterator[Row]:
     """Each log of this user, by writing nothing to it the way a record is written."""
     from tfenv.audit.sinks import FileSink
-    from tfenv.identity import home_of
+    from tfenv.identity import find_home
 
     uid = os.geteuid()
     for path in explanation.logs:
         try:
-            FileSink(path, home_of(uid), uid, explanation.project).write(b"", "info")
+            FileSink(path, find_home(uid), uid, explanation.project).write(b"", "info")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             yield Row("audit log", "problem", f"{shown_path(path)}: {reason}", "make it writable, or name another one")
@@ -146,12 +146,12 @@ def _print_text(rows: Sequence[Row], processes: Sequence[GpuProcess]) -> None:
     width = max(len(row.topic) for row in rows)
     indent = " " * (len("problem") + 2 + width + 2)
     for row in rows:
-        first, *others = _lines(printable(row.found), len(indent))
+        first, *others = _lines(escape_for_terminal(row.found), len(indent))
         print(f"{paint(f'{row.verdict:<7}', _STYLES[row.verdict])}  {row.topic:<{width}}  {first}")
         for line in others:
             print(f"{indent}{line}")
         if row.advice:  # often a command to be copied: in one line
-            print(f"{indent}{paint('-> ' + printable(row.advice), 'quiet')}")
+            print(f"{indent}{paint('-> ' + escape_for_terminal(row.advice), 'quiet')}")
     if processes:
         print(f"\n{paint('Who uses which GPU', 'strong')}")
         print_table(("GPU", "user", "pid", "memory", "program"), [_process_row(process) for process in processes])

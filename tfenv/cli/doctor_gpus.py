@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfenv.cli.diagnosis import Row
-from tfenv.errors import printable
+from tfenv.devices.usage import Driver, GpuState, Usage
+from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation
-from tfenv.gpus.usage import Driver, GpuState, Usage
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
 
@@ -32,7 +32,11 @@ def gpu_rows(usage: Usage) -> Iterator[Row]:
     working = [gpu for gpu in usage.gpus if not gpu.problem and gpu.instance is None]
     if working:
         names = [_gpu_text(gpu, usage) for gpu in working]
-        yield Row("GPUs", "ok", ", ".join(f"{names.count(name)} x {printable(name)}" for name in dict.fromkeys(names)))
+        yield Row(
+            "GPUs",
+            "ok",
+            ", ".join(f"{names.count(name)} x {escape_for_terminal(name)}" for name in dict.fromkeys(names)),
+        )
     elif not usage.gpus:
         yield Row("GPUs", "note", "the driver shows none", "see what `nvidia-smi -L` says")
     for gpu in usage.gpus:
@@ -132,12 +136,16 @@ def _devices_text(seen: Mapping[str, Any]) -> str:
 
 def _device_text(gpu: Mapping[str, Any]) -> str:
     capability = f" (compute capability {gpu['capability']})" if gpu["capability"] else ""
-    return f"{gpu['device']} {printable(gpu['name'])}{capability}".replace("  ", " ")
+    return f"{gpu['device']} {escape_for_terminal(gpu['name'])}{capability}".replace("  ", " ")
 
 
 def _default_row(seen: Mapping[str, Any]) -> Row:
     if seen["gpus"]:
-        return Row("default device", "ok", f"{seen['gpus'][0]['device']} {printable(seen['gpus'][0]['name'])}".strip())
+        return Row(
+            "default device",
+            "ok",
+            f"{seen['gpus'][0]['device']} {escape_for_terminal(seen['gpus'][0]['name'])}".strip(),
+        )
     return Row("default device", "note", "CPU:0", "" if seen["cuda"] else f"install the GPU build: {_GPU_BUILD}")
 
 

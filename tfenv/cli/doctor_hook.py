@@ -8,7 +8,7 @@ from typing import Any
 
 from tfenv.cli.diagnosis import Row
 from tfenv.cli.output import shown_path
-from tfenv.startup.launch import PYTHONPATH_FOLDER
+from tfenv.deploy.launch import PYTHONPATH_FOLDER
 
 __all__ = ["bytecode_rows", "hook_rows"]
 

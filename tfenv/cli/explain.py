@@ -19,8 +19,8 @@ from tfenv.cli.output import (
     shown_path,
     toml_text,
 )
-from tfenv.errors import printable
-from tfenv.explanation import Choosing, ExplainedCeiling, ExplainedSetting, Explanation, FileSeen, Value, explain
+from tfenv.errors import escape_for_terminal
+from tfenv.explanation import Choosing, ExaminedFile, ExplainedCeiling, ExplainedSetting, Explanation, Value, explain
 from tfenv.policy.model import Device, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_text(explanation: Explanation) -> None:
     project = shown_path(explanation.project or "a deleted directory")
-    print(f"{paint('Policy', 'strong')} of {printable(explanation.user)} in {project}")
-    print(paint(f"Groups: {printable(', '.join(explanation.groups) or 'none')}", "quiet"))
+    print(f"{paint('Policy', 'strong')} of {escape_for_terminal(explanation.user)} in {project}")
+    print(paint(f"Groups: {escape_for_terminal(', '.join(explanation.groups) or 'none')}", "quiet"))
     if explanation.new_login:
         print(paint("As in a new login: variables (CUDA_VISIBLE_DEVICES, TFGPU_*) of yours do not count.", "quiet"))
     _print_files(explanation.files)
@@ -93,12 +93,12 @@ def _heading(text: str) -> None:
 # ---- where things come from
 
 
-def _print_files(files: Sequence[FileSeen]) -> None:
+def _print_files(files: Sequence[ExaminedFile]) -> None:
     _heading("Files, the nearest last")
     width = max(len(shown_path(file.path)) for file in files)
     for file in files:
         word, style = _STATES[file.state]
-        why = f"  {printable(file.why)}" if file.why else ""
+        why = f"  {escape_for_terminal(file.why)}" if file.why else ""
         print(f"  {file.layer:<8} {shown_path(file.path):<{width}}  {paint(word, style)}{paint(why, 'quiet')}")
 
 
@@ -107,7 +107,7 @@ def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
     for setting in settings:
         rows.append((f"{setting.name} = {_text(setting.chosen)}", _origin(setting.chosen)))
         rows += [(f"  overrides {_text(lost)}", _origin(lost)) for lost in setting.overrides]
-        rows += [(f"  clamped: {printable(finding.message)}", "") for finding in setting.clamps]
+        rows += [(f"  clamped: {escape_for_terminal(finding.message)}", "") for finding in setting.clamps]
     _print_rows("Settings", rows)
 
 
@@ -148,7 +148,7 @@ def _origin(value: Value) -> str:
     """`file:line`, and the table where the key alone does not tell it: [user.alice.gpu]."""
     line = "" if value.line is None else f":{value.line}"
     table = value.key.rpartition(".")[0]
-    scope = "" if table in ("gpu", "ceiling", "") else f" [{printable(table)}]"
+    scope = "" if table in ("gpu", "ceiling", "") else f" [{escape_for_terminal(table)}]"
     return f"{shown_path(value.path)}{line}{scope}"
 
 
@@ -171,9 +171,10 @@ def _print_plan(explanation: Explanation) -> None:
     plan = explanation.plan
     granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
     visible = "left as it is" if plan.visible is None else plan.visible
-    print(f"  CUDA_VISIBLE_DEVICES  {printable(visible)}  {paint(f'(granted: {printable(granted)})', 'quiet')}")
+    beside = paint(f"(granted: {escape_for_terminal(granted)})", "quiet")
+    print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {beside}")
     if explanation.choosing is not None:
-        print(f"  chosen                {printable(_choosing(explanation.choosing))}")
+        print(f"  chosen                {escape_for_terminal(_choosing(explanation.choosing))}")
     print(f"  memory growth         {_growth(plan)}")
     print(f"  allocator             {plan.allocator or 'as the program has it'}")
     print(f"  on error              {explanation.on_error}")
@@ -186,7 +187,12 @@ def _print_plan(explanation: Explanation) -> None:
         print()
         print_table(_COLUMNS, [_row(position, device) for position, device in enumerate(plan.devices)], indent=2)
     if explanation.inventory.devices is None:
-        print(paint(f"  What cards these are is unknown ({printable(explanation.inventory.problem or '')}).", "quiet"))
+        print(
+            paint(
+                f"  What cards these are is unknown ({escape_for_terminal(explanation.inventory.problem or '')}).",
+                "quiet",
+            )
+        )
 
 
 def _choosing(choosing: Choosing) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
-from tfenv.gpus.grant import current_grant
-from tfenv.gpus.inventory import read_inventory
-from tfenv.gpus.usage import GpuState, Usage, read_usage
-from tfenv.pipeline import Decision, Loaded, current_start, decide, load, switched_off
-from tfenv.policy.hidden import Hidden, hidden_by
+from tfenv.devices.inventory import read_inventory
+from tfenv.devices.usage import GpuState, Usage, read_usage
+from tfenv.launchers.grant import read_current_grant
+from tfenv.pipeline import Decision, LoadedPolicy, check_disable_switch, current_start, decide, load
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.units import format_bytes
+from tfenv.policy.why_hidden import HiddenReason, explain_hidden
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,7 +96,7 @@ class _Sight:
             "problem": gpu.problem or None,
             "visible": None if gpu.split or gpu.problem else name is not None,
             "tensorflow": name,
-            "hidden_by": rule,
+            "explain_hidden": rule,
             "why": why,
         }
 
@@ -140,10 +140,10 @@ def _look() -> _Sight:
     if usage.problem is not None:
         return _Sight(usage, notes=(("driver", usage.problem),))
     loaded = load(current_start())
-    off, _ = switched_off(loaded)
+    off, _ = check_disable_switch(loaded)
     if off:
         loaded = replace(loaded, policy=EffectivePolicy())
-    grant, request = current_grant()
+    grant, request = read_current_grant()
     decision = decide(loaded, grant, inventory, request)
     hidden = _hidden(decision, loaded, grant, inventory, request)
     return _Sight(
@@ -179,17 +179,17 @@ def _notes(usage: Usage, decision: Decision, grant: Grant, *, off: bool) -> Iter
 
 
 def _hidden(
-    decision: Decision, loaded: Loaded, grant: Grant, inventory: Inventory, request: Sequence[str] | None
+    decision: Decision, loaded: LoadedPolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None
 ) -> Mapping[str, tuple[str, str]]:
     if decision.refused or decision.no_gpu:
         follows = "`import tensorflow` raises PolicyError" if decision.refused else "programs see no GPU"
         why = ("on_error", f'{follows}: on_error is "{loaded.policy.on_error}", see `tfgpu explain`')
         return {device.uuid: why for device in inventory.devices or ()}
-    reasons = hidden_by(loaded.policy, grant, inventory, request)
+    reasons = explain_hidden(loaded.policy, grant, inventory, request)
     return {uuid: (by.rule, _in_words(by, grant, loaded)) for uuid, by in reasons.items()}
 
 
-def _in_words(by: Hidden, grant: Grant, loaded: Loaded) -> str:
+def _in_words(by: HiddenReason, grant: Grant, loaded: LoadedPolicy) -> str:
     where = _place(by.origin, loaded)
     return {
         "grant": f"not granted: CUDA_VISIBLE_DEVICES is {','.join(grant.tokens or ()) or 'empty'}",
@@ -202,7 +202,7 @@ def _in_words(by: Hidden, grant: Grant, loaded: Loaded) -> str:
     }[by.rule]
 
 
-def _place(origin: Origin | None, loaded: Loaded) -> str:
+def _place(origin: Origin | None, loaded: LoadedPolicy) -> str:
     """`file:line` of a key."""
     if origin is None:
         return ""

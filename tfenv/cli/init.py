@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfenv.checking import check_path
 from tfenv.cli.output import FINDINGS, USAGE, exit_code, print_findings, say, shown_path
 from tfenv.config.discover import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import schema_path
-from tfenv.errors import printable
-from tfenv.gpus.inventory import read_inventory
+from tfenv.devices.inventory import read_inventory
+from tfenv.errors import escape_for_terminal
+from tfenv.lint.check import check_path
 from tfenv.policy.model import Device, Inventory
 from tfenv.policy.units import format_bytes
 
@@ -241,11 +241,15 @@ def _allowed_devices(inventory: Inventory) -> str:
 
 def _uuid_line(device: Device) -> str:
     size = "" if device.total is None else f", {format_bytes(device.total)}"
-    return f'#     "{device.uuid}",  # {device.label}: {printable(device.name)}{size}'
+    return f'#     "{device.uuid}",  # {device.label}: {escape_for_terminal(device.name)}{size}'
 
 
 def _why_none(inventory: Inventory) -> str:
-    why = "NVML shows none" if inventory.devices is not None else printable(inventory.problem or "NVML did not answer")
+    why = (
+        "NVML shows none"
+        if inventory.devices is not None
+        else escape_for_terminal(inventory.problem or "NVML did not answer")
+    )
     return f"{why}; `nvidia-smi -L` shows UUIDs"
 
 

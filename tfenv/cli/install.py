@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tfenv.cli.output import OK, say
-from tfenv.startup.install import Change, carry_out, difference, plan_install
+from tfenv.deploy.install import Change, carry_out, difference, plan_install
 
 if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tfenv import __version__
 from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, say
-from tfenv.errors import TfenvError, printable
+from tfenv.errors import TfenvError, escape_for_terminal
 
 __all__ = ["COMMANDS", "main", "make_parser"]
 
@@ -83,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
     """Of the program and of each command: an argument that is quoted in a complaint must not steer the terminal."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        super().error(escape_for_terminal(message))
 
 
 def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from tfenv.errors import Finding, printable
+from tfenv.errors import Finding, escape_for_terminal
 
 if TYPE_CHECKING:
     import argparse
@@ -54,7 +54,7 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 def say(command: str | None, text: str) -> None:
     """One line to stderr, from a command or, without its name, from the program."""
-    print(printable(f"tfgpu {command}: {text}" if command else f"tfgpu: {text}"), file=sys.stderr)
+    print(escape_for_terminal(f"tfgpu {command}: {text}" if command else f"tfgpu: {text}"), file=sys.stderr)
 
 
 # ---- text
@@ -81,7 +81,7 @@ def shown_path(path: str) -> str:
         path = path[len(here) + 1 :]
     elif home and path.startswith(f"{home}/"):
         path = f"~/{path[len(home) + 1 :]}"
-    return printable(path)
+    return escape_for_terminal(path)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], indent: int = 0) -> None:
@@ -93,7 +93,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], indent: i
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold" if wants_colour(sys.stdout) else "")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(escape_for_terminal(cell)) for cell in row))
     colours: Literal["auto"] | None = "auto" if wants_colour(sys.stdout) else None
     console = Console(highlight=False, color_system=colours, width=None if sys.stdout.isatty() else _WIDEST_PIPE)
     if not sys.stdout.isatty():
@@ -129,7 +129,7 @@ def print_findings(findings: Iterable[Finding], indent: str = "") -> None:
     """One line each: `file:line:column: key: message [severity code]`."""
     for finding in findings:
         where = ":".join(str(part) for part in (_short(finding), finding.line, finding.column) if part is not None)
-        said = ": ".join(printable(part) for part in (finding.key, finding.message) if part)
+        said = ": ".join(escape_for_terminal(part) for part in (finding.key, finding.message) if part)
         kind = paint(f"[{finding.severity} {finding.code}]", _FINDING_STYLES[finding.severity])
         print(f"{indent}{paint(where, 'strong') + ': ' if where else ''}{said} {kind}")
 

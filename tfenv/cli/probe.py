@@ -96,7 +96,7 @@ def _activation_error() -> "str | None":
     if lender is not None and lender not in sys.meta_path:
         sys.meta_path.append(lender)
     try:
-        import tfenv.startup.activate  # noqa: F401
+        import tfenv.runtime.enforce  # noqa: F401
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor wants to know
         return f"{type(error).__name__}: {error}"
     return None

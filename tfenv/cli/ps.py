@@ -11,11 +11,11 @@ from tfenv.audit.query import Record
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.records import Known, known_of
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
-from tfenv.gpus.lease import read_leases
-from tfenv.gpus.usage import GpuProcess, Usage, describe, read_usage
+from tfenv.devices.usage import GpuProcess, Usage, describe, read_usage
 from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease
 from tfenv.policy.units import MIB, format_bytes
+from tfenv.sharing.lease import read_leases
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,7 +108,7 @@ def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
     holding = {(process.pid, process.uuid) for process in usage.processes}
     gpus = {gpu.uuid: gpu for gpu in usage.gpus}
     for lease in leases:
-        gpu = gpus.get(lease.seat.uuid)
+        gpu = gpus.get(lease.allocation.uuid)
         if gpu is None or (lease.pid, gpu.uuid) in holding:
             continue
         process = describe(gpu, lease.pid, 0)
@@ -120,15 +120,15 @@ def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
 def _lease_of(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
     """A lease says by itself whose it is; its pid is that of the holder's own container."""
     mine = (lease for lease in leases if (lease.pid, lease.uid) == (process.pid, process.uid))
-    return next((lease for lease in mine if lease.seat.uuid == process.uuid), None)
+    return next((lease for lease in mine if lease.allocation.uuid == process.uuid), None)
 
 
 def _holder(process: GpuProcess, usage: Usage, known: Mapping[int, Known], lease: Lease | None) -> _Holder:
     theirs = known.get(-1 if process.uid is None else process.uid, Known(readable=False))
     records = theirs.records.get(process.pid, ())
     if not records and lease is not None:
-        state = _within(process, lease.seat.limit)
-        return _Holder(process, state, lease.seat.limit, lease.script, lease=True)
+        state = _within(process, lease.allocation.limit)
+        return _Holder(process, state, lease.allocation.limit, lease.script, lease=True)
     if not records:
         return _Holder(process, "ungoverned" if theirs.readable else "unknown")
     record = next((r for r in reversed(records) if _device(r, process) is not None), records[-1])
@@ -206,10 +206,10 @@ class _Sight:
 
 
 def _notes_on(holders: Iterable[_Holder]) -> Iterator[tuple[str, str]]:
-    strangers = [str(holder.process.pid) for holder in holders if holder.process.uid is None]
-    if strangers:
+    unleased_bytes = [str(holder.process.pid) for holder in holders if holder.process.uid is None]
+    if unleased_bytes:
         said = "not to be seen here: another container's, or hidden by hidepid; the numbers are the host's"
-        yield f"pid {', '.join(strangers)}", said
+        yield f"pid {', '.join(unleased_bytes)}", said
     for holder in holders:
         process, limit = holder.process, holder.limit
         if holder.state == "over" and limit is not None and process.memory is not None:

@@ -14,13 +14,13 @@ from tfenv.audit.query import Query, Record, Tally, last
 from tfenv.audit.record import stamp
 from tfenv.audit.rotation import with_rotated
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
-from tfenv.gpus.usage import GpuProcess
-from tfenv.identity import home_of
+from tfenv.devices.usage import GpuProcess
+from tfenv.identity import find_home
 from tfenv.policy.model import AuditSinks
 
 __all__ = ["Known", "known_of"]
 
-#: A door's record says what the process was given; "loaded" alone says what it would be.
+#: An entry point's record says what the process was given; "loaded" alone says what it would be.
 _EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed", "policy_disabled"})
 #: The start is known to within a second, and a clock may have been set meanwhile.
 _SLACK_SECONDS = 2.0
@@ -89,7 +89,7 @@ def _logs(uid: int, sinks: AuditSinks) -> tuple[list[Path], bool]:
     readable = True
     for name in log_names(sinks):
         try:
-            path = Path(expand_path(name, home_of(uid), uid))
+            path = Path(expand_path(name, find_home(uid), uid))
             found += [log for log in with_rotated(path) if _is_log(log, uid)]
             path.stat()
         except RefusedLogError:  # a user without a home has no such log: silence says nothing

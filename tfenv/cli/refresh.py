@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from tfenv.cli.output import add_format, print_json, wants_colour
-from tfenv.errors import printable
+from tfenv.errors import escape_for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -182,4 +182,8 @@ def _styled(cell: Cell | str) -> RenderableType:
     """Safe to print: names of processes and GPUs are other people's text."""
     from rich.text import Text
 
-    return Text(printable(cell)) if isinstance(cell, str) else Text(printable(cell.text), style=cell.style)
+    return (
+        Text(escape_for_terminal(cell))
+        if isinstance(cell, str)
+        else Text(escape_for_terminal(cell.text), style=cell.style)
+    )

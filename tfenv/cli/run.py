@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from tfenv.cli.output import NOT_EXECUTABLE, NOT_FOUND, USAGE, say, toml_text
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.config.schema import validate
-from tfenv.config.values import selector_of
+from tfenv.config.values import read_selector
+from tfenv.deploy import launch
 from tfenv.policy.model import Source
 from tfenv.policy.units import parse_limit
-from tfenv.startup import launch
 
 if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers
@@ -59,7 +59,7 @@ def _gpus(text: str) -> str | list[int | str]:
     names: list[int | str] = []
     for part in text.split(","):
         try:
-            selector = selector_of(part.strip())
+            selector = read_selector(part.strip())
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         names.append(selector.position if selector.kind == "position" else str(selector))

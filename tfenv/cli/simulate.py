@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, say
-from tfenv.errors import TfenvError, printable
+from tfenv.errors import TfenvError, escape_for_terminal
 from tfenv.policy.units import format_bytes
 from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
 from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
@@ -95,7 +95,7 @@ def _complain(text: str) -> None:
     first, _, others = text.partition("\n")
     say("simulate", first)
     for line in others.splitlines():
-        print(printable(line), file=sys.stderr)
+        print(escape_for_terminal(line), file=sys.stderr)
 
 
 # ---- the command
@@ -163,7 +163,7 @@ def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], open
     for title in ("memory", "peak", "one process", "first", "requests", "refused"):
         table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
     for gpu, row in zip(gpus, rows, strict=True):
-        table.add_row(str(row.gpu), Text(printable(gpu.name)), format_bytes(gpu.memory), *_cells(row))
+        table.add_row(str(row.gpu), Text(escape_for_terminal(gpu.name)), format_bytes(gpu.memory), *_cells(row))
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = _FILE_WIDTH

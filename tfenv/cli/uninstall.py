@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tfenv.cli.install import add_arguments, finish
-from tfenv.startup.install import plan_uninstall
+from tfenv.deploy.install import plan_uninstall
 
 if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers

@@ -23,7 +23,7 @@ from tfenv.cli.output import (
     shown_path,
     toml_text,
 )
-from tfenv.errors import printable
+from tfenv.errors import escape_for_terminal
 from tfenv.explanation import plan_as_dict
 from tfenv.pipeline import current_start
 from tfenv.watch.change import Change, ChangeLog, State, Written
@@ -108,7 +108,7 @@ def _say_start(watch: Watch) -> None:
 def _print_start(watch: Watch) -> None:
     loaded = watch.state.loaded
     folder = shown_path(loaded.start.cwd or "a deleted directory")
-    print(f"{paint('Watching', 'strong')} the policy of {printable(loaded.subject.user)} in {folder}")
+    print(f"{paint('Watching', 'strong')} the policy of {escape_for_terminal(loaded.subject.user)} in {folder}")
     there = {*loaded.hashes, *(finding.path for finding in loaded.findings if finding.code != "not-found")}
     speaking = [path for path in watch.places if path in there]
     for path in speaking:
@@ -127,7 +127,7 @@ def _print_change(change: Change) -> None:
         indent="  ",
     )
     for difference in change.differences:
-        print(f"  {printable(difference.key)}: {_value(difference.old)} -> {_value(difference.new)}")
+        print(f"  {escape_for_terminal(difference.key)}: {_value(difference.old)} -> {_value(difference.new)}")
     if not change.alters_policy:
         print("  the policy is the same")
     else:
@@ -150,7 +150,7 @@ def _value(written: Written | None) -> str:
     if written is None:
         return "not set"
     origin = shown_path(written.path) + ("" if written.line is None else f":{written.line}")
-    return f"{printable(toml_text(written.value))} {paint(f'({origin})', 'quiet')}"
+    return f"{escape_for_terminal(toml_text(written.value))} {paint(f'({origin})', 'quiet')}"
 
 
 def _as_dict(change: Change) -> dict[str, object]:

@@ -17,7 +17,7 @@ from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
-__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover", "places"]
+__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover", "list_candidate_paths"]
 
 FILE_NAME = "tfgpu.toml"
 PYPROJECT = "pyproject.toml"
@@ -58,7 +58,7 @@ def discover(
     return tuple(sources), findings
 
 
-def places(start: Start, subject: Subject, machine_root: str = MACHINE_ROOT) -> tuple[str, ...]:
+def list_candidate_paths(start: Start, subject: Subject, machine_root: str = MACHINE_ROOT) -> tuple[str, ...]:
     """Every path at which a file would speak for this process, whether there is one now or not.
 
     Args:

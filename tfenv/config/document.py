@@ -83,9 +83,9 @@ class Document:
 
     @cached_property
     def _positions(self) -> Mapping[KeyPath, tuple[int, int]]:
-        from tfenv.config.positions import positions
+        from tfenv.config.positions import locate_keys
 
-        return positions(self.text)
+        return locate_keys(self.text)
 
 
 class DocumentError(TfenvError):
@@ -426,8 +426,8 @@ def _policy_table(source: Source, data: dict[str, object]) -> dict[str, object]:
             raise DocumentError("not-found", source.path, message)
         inner = data.get(name, {})
         if not isinstance(inner, dict):
-            dotted = ".".join(source.table[:depth])
-            raise DocumentError("wrong-type", source.path, f"{dotted} is not a table; write [{dotted}]")
+            table = ".".join(source.table[:depth])
+            raise DocumentError("wrong-type", source.path, f"{table} is not a table; write [{table}]")
         data = inner
     return data
 

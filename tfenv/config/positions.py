@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tfenv.policy.model import KeyPath
 
-__all__ = ["positions"]
+__all__ = ["locate_keys"]
 
 #: Keys below so many levels get no position; a document has 32, a table of a pyproject.toml stands two lower.
 #: Without a bound, 256 KiB of dots would cost gigabytes.
@@ -40,7 +40,7 @@ _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{2}
 _ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b"}
 
 
-def positions(text: str) -> dict[KeyPath, tuple[int, int]]:
+def locate_keys(text: str) -> dict[KeyPath, tuple[int, int]]:
     """Line and column, both 1-based and in characters, of every key and array element of a TOML text.
 
     A key's position is where it is written as itself (in its header, or before its "="); a table that is only

@@ -18,12 +18,12 @@ from tfenv.config import _validator
 from tfenv.config.values import (
     WrongValueError,
     check_split,
-    limit_of,
-    selector_of,
-    selectors_of,
-    shown,
-    sizes_of,
-    visible_devices_of,
+    quote_value,
+    read_limit,
+    read_selector,
+    read_selectors,
+    read_sizes,
+    read_visible_devices,
 )
 from tfenv.errors import Finding, Severity
 from tfenv.policy.model import (
@@ -36,12 +36,12 @@ from tfenv.policy.model import (
     Setting,
     Table,
     Tables,
-    dotted,
+    format_key,
 )
 
 if TYPE_CHECKING:
     from tfenv.config.document import Document
-    from tfenv.config.problems import Judge, Problem
+    from tfenv.config.schema_explainer import Problem, SchemaExplainer
 
 __all__ = ["load_schema", "rules_of", "schema_path", "validate"]
 
@@ -113,7 +113,7 @@ class _Reader:
         self.findings: list[Finding] = []
         self._unlisted: list[Severity] = []
         #: None: the schema has nothing against the document.
-        self._judge: Judge | None = None
+        self._judge: SchemaExplainer | None = None
         self._sifted_out: Sequence[Problem] = ()
 
     # -- findings
@@ -124,7 +124,7 @@ class _Reader:
             self._unlisted.append(severity)
             return
         line, column = self.document.position(path) or (None, None)
-        self.findings.append(Finding(code, message, severity, self.source.path, line, column, dotted(path) or None))
+        self.findings.append(Finding(code, message, severity, self.source.path, line, column, format_key(path) or None))
 
     def unlisted(self) -> Iterator[Finding]:
         """One finding for all that are not listed, as severe as the worst of them."""
@@ -194,9 +194,9 @@ class _Reader:
         if _validator.is_valid(policy):
             return policy
         try:
-            from tfenv.config.problems import Judge
+            from tfenv.config.schema_explainer import SchemaExplainer
 
-            self._judge = Judge(load_schema())
+            self._judge = SchemaExplainer(load_schema())
         except (ImportError, FileNotFoundError) as missing:
             message = f"a mistake here cannot be named because tfenv is incomplete; install it again ({missing})"
             self.report("incomplete-install", (), message)
@@ -254,7 +254,7 @@ class _Reader:
         value = parent.get(cast(str, path[-1]), {})
         if isinstance(value, Mapping):
             return cast(_Raw, value)
-        self._refuse(path, value, f"{shown(value)} is not a table")
+        self._refuse(path, value, f"{quote_value(value)} is not a table")
         return {}
 
     def _named(self, policy: _Raw, kind: str) -> dict[str, Tables]:
@@ -273,7 +273,7 @@ class _Reader:
         gpu_path: KeyPath = (*path, "gpu")
         raw = dict(self._raw(parent, gpu_path))
         rules = self._rules(raw.pop("device", None), (*gpu_path, "device"))
-        gpu = self._keys(raw, gpu_path, {"visible_devices": visible_devices_of, "memory_limit": limit_of})
+        gpu = self._keys(raw, gpu_path, {"visible_devices": read_visible_devices, "memory_limit": read_limit})
         if rules is not None:
             gpu["device"] = self._setting(rules, (*gpu_path, "device"))
         tables = Tables(gpu=gpu, ceiling=self._ceiling(parent, (*path, "ceiling")))
@@ -284,9 +284,11 @@ class _Reader:
         raw = dict(self._raw(parent, path))
         if isinstance(raw.get("allowed_devices"), list):
             # What is left of the list is fewer devices; without the list it would be all of them.
-            raw["allowed_devices"] = self._good_entries(raw["allowed_devices"], (*path, "allowed_devices"), selector_of)
-        limits = {"memory_limit": limit_of, "memory_total": limit_of}
-        return self._keys(raw, path, {"allowed_devices": selectors_of, "max_devices": _whole, **limits})
+            raw["allowed_devices"] = self._good_entries(
+                raw["allowed_devices"], (*path, "allowed_devices"), read_selector
+            )
+        limits = {"memory_limit": read_limit, "memory_total": read_limit}
+        return self._keys(raw, path, {"allowed_devices": read_selectors, "max_devices": _whole, **limits})
 
     def _table(self, parent: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> Table:
         return self._keys(self._raw(parent, path), path, converters)
@@ -316,16 +318,16 @@ class _Reader:
         if entries is None:
             return None
         if not isinstance(entries, list):
-            self._refuse(path, entries, f"{shown(entries)} is not a list; write [[gpu.device]]")
+            self._refuse(path, entries, f"{quote_value(entries)} is not a list; write [[gpu.device]]")
             return None
         read = (self._rule(entry, (*path, number)) for number, entry in enumerate(entries))
         return tuple(rule for rule in read if rule is not None)
 
     def _rule(self, entry: object, path: KeyPath) -> DeviceRule | None:
         if not isinstance(entry, Mapping):
-            self._refuse(path, entry, f"{shown(entry)} is not a table; write [[gpu.device]]")
+            self._refuse(path, entry, f"{quote_value(entry)} is not a table; write [[gpu.device]]")
             return None
-        converters = {"match": selector_of, "memory_limit": limit_of, "logical_devices": sizes_of}
+        converters = {"match": read_selector, "memory_limit": read_limit, "logical_devices": read_sizes}
         keys = {name: setting.value for name, setting in self._keys(cast(_Raw, entry), path, converters).items()}
         if "match" not in entry:
             self._refuse(path, {}, '"match" is missing')
@@ -355,10 +357,10 @@ class _Reader:
         if not isinstance(value, str) or value == _NO_FILE:
             return value
         if not value.isprintable():
-            raise WrongValueError(f"{shown(value)} holds control characters; write a plain path")
+            raise WrongValueError(f"{quote_value(value)} holds control characters; write a plain path")
         if self.source.layer != "project":
             if not value.startswith(("/", "~/")):
-                raise WrongValueError(f'{shown(value)} is relative to nothing; begin it with "/" or "~/"')
+                raise WrongValueError(f'{quote_value(value)} is relative to nothing; begin it with "/" or "~/"')
         elif value:
             _check_log_of_project(os.path.dirname(self.source.path), value)
         return value
@@ -385,13 +387,13 @@ def _check_log_of_project(folder: str, path: str) -> None:
     """What a stranger's repository names is appended to: a new log, and not ".git/config" or "train.py"."""
     inside = _inside(folder, path)
     if inside is None:
-        message = f'{shown(path)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
+        message = f'{quote_value(path)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
         raise WrongValueError(message, "outside-project")
     for place in (path, inside):
         hidden = any(part.startswith(".") and part != "." for part in place.split("/"))
         if hidden or not place.endswith(".jsonl"):
             what = "passes through a hidden folder or file" if hidden else 'does not end in ".jsonl"'
-            raise WrongValueError(f'{shown(path)} {what}; a log of a project is called as in "logs/tfgpu.jsonl"')
+            raise WrongValueError(f'{quote_value(path)} {what}; a log of a project is called as in "logs/tfgpu.jsonl"')
 
 
 def _inside(folder: str, path: str) -> str | None:

@@ -17,12 +17,12 @@ from tfenv.policy.units import format_limit, parse_duration, parse_limit
 __all__ = [
     "WrongValueError",
     "check_split",
-    "limit_of",
-    "selector_of",
-    "selectors_of",
-    "shown",
-    "sizes_of",
-    "visible_devices_of",
+    "read_limit",
+    "read_selector",
+    "read_selectors",
+    "quote_value",
+    "read_sizes",
+    "read_visible_devices",
 ]
 
 _POSITION = re.compile(r"[0-9]{1,4}")
@@ -51,7 +51,7 @@ class WrongValueError(ValueError):
         super().__init__(message)
 
 
-def shown(value: object) -> str:
+def quote_value(value: object) -> str:
     """A value as its writer sees it, on one line and not longer than a line."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -60,7 +60,7 @@ def shown(value: object) -> str:
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{key} = …" for key in value if str(key).isprintable()) + "}"
     elif isinstance(value, list):
-        text = "[…]" if len(value) > _SHOWN_ITEMS else "[" + ", ".join(shown(item) for item in value) + "]"
+        text = "[…]" if len(value) > _SHOWN_ITEMS else "[" + ", ".join(quote_value(item) for item in value) + "]"
     elif isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
         text = hex(value)
     else:
@@ -71,30 +71,30 @@ def shown(value: object) -> str:
 # ---- memory
 
 
-def limit_of(value: object) -> MemoryLimit:
+def read_limit(value: object) -> MemoryLimit:
     """A memory limit: "8GiB", "40%", "none"."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise WrongValueError(f'a limit is a string, {shown(value)} is not; write "8GiB", "40%" or "none"')
+        raise WrongValueError(f'a limit is a string, {quote_value(value)} is not; write "8GiB", "40%" or "none"')
     if not isinstance(value, str):
-        raise WrongValueError(f'{shown(value)} has no unit; write "8GiB", "512MiB" or "40%", with the quotes')
+        raise WrongValueError(f'{quote_value(value)} has no unit; write "8GiB", "512MiB" or "40%", with the quotes')
     if len(value) > _SHOWN_CHARACTERS:
-        raise WrongValueError(f'{shown(value)} is not a size; write "8GiB", "512MiB", "8GB", "40%" or "none"')
+        raise WrongValueError(f'{quote_value(value)} is not a size; write "8GiB", "512MiB", "8GB", "40%" or "none"')
     return parse_limit(value)
 
 
-def size_of(value: object) -> MemoryLimit:
+def read_size(value: object) -> MemoryLimit:
     """An amount of memory: a limit that is not "none"."""
-    size = limit_of(value)
+    size = read_limit(value)
     if size.unlimited:
         raise WrongValueError('"none" is no size; write "8GiB", "512MiB" or "40%"')
     return size
 
 
-def sizes_of(value: object) -> tuple[MemoryLimit, ...]:
+def read_sizes(value: object) -> tuple[MemoryLimit, ...]:
     """The sizes of logical GPUs: ["30GiB", "30GiB"]."""
     if not isinstance(value, list):
-        raise WrongValueError(f'a split is a list of sizes, {shown(value)} is not; write ["4GiB", "4GiB"]')
-    return tuple(size_of(item) for item in value)
+        raise WrongValueError(f'a split is a list of sizes, {quote_value(value)} is not; write ["4GiB", "4GiB"]')
+    return tuple(read_size(item) for item in value)
 
 
 def check_split(sizes: tuple[MemoryLimit, ...], limit: MemoryLimit | None) -> None:
@@ -125,12 +125,12 @@ def check_split(sizes: tuple[MemoryLimit, ...], limit: MemoryLimit | None) -> No
 # ---- devices
 
 
-def selector_of(value: object) -> Selector:
+def read_selector(value: object) -> Selector:
     """One device: a position, a UUID or the beginning of one, a MIG device, or "name:" and a glob."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise WrongValueError(f"{shown(value)} names no GPU; write {_A_DEVICE}")
+        raise WrongValueError(f"{quote_value(value)} names no GPU; write {_A_DEVICE}")
     if isinstance(value, int) and not 0 <= value <= _LARGEST_POSITION:
-        raise WrongValueError(_why_no_selector(value, shown(value)))
+        raise WrongValueError(_why_no_selector(value, quote_value(value)))
     text = str(value)
     if _POSITION.fullmatch(text):
         return Selector("position", str(int(text)))
@@ -143,35 +143,35 @@ def selector_of(value: object) -> Selector:
 
 def _why_no_selector(value: object, text: str) -> str:
     if text.lstrip().startswith("-"):
-        return f'{shown(value)} names no GPU; positions start at 0, and no GPU at all is visible_devices = "none"'
+        return f'{quote_value(value)} names no GPU; positions start at 0, and no GPU at all is visible_devices = "none"'
     if _UUID.fullmatch(text):
-        return f'{shown(value)} names no GPU; capitals come first, write "{text[:4].upper()}{text[4:]}"'
+        return f'{quote_value(value)} names no GPU; capitals come first, write "{text[:4].upper()}{text[4:]}"'
     if "," in text:
-        return f"{shown(value)} names no GPU; write a list of them, as in [0, 1]"
+        return f"{quote_value(value)} names no GPU; write a list of them, as in [0, 1]"
     if text == "name:":
         return '"name:" names no GPU; a pattern for the product name follows it, as in "name:*A100*"'
-    return f"{shown(value)} names no GPU; write {_A_DEVICE}"
+    return f"{quote_value(value)} names no GPU; write {_A_DEVICE}"
 
 
-def selectors_of(value: object) -> tuple[Selector, ...]:
+def read_selectors(value: object) -> tuple[Selector, ...]:
     """A list of devices, or "none"; a device that is named twice counts once."""
     if value == "none":
         return ()
     if not isinstance(value, list):
         raise WrongValueError(_why_no_list(value))
-    return tuple(dict.fromkeys(selector_of(item) for item in value))
+    return tuple(dict.fromkeys(read_selector(item) for item in value))
 
 
 def _why_no_list(value: object) -> str:
     try:
-        single = selector_of(value)
+        single = read_selector(value)
     except ValueError:
-        return f'{shown(value)} is no list of GPUs; write [0], ["GPU-8932f937"] or "none"'
-    written = str(single) if single.kind == "position" else shown(str(single))
-    return f"{shown(value)} is one GPU, not a list of them; write [{written}]"
+        return f'{quote_value(value)} is no list of GPUs; write [0], ["GPU-8932f937"] or "none"'
+    written = str(single) if single.kind == "position" else quote_value(str(single))
+    return f"{quote_value(value)} is one GPU, not a list of them; write [{written}]"
 
 
-def visible_devices_of(value: object) -> VisibleDevices:
+def read_visible_devices(value: object) -> VisibleDevices:
     """`visible_devices` in all its forms."""
     if value == "all":
         return "all"
@@ -179,21 +179,21 @@ def visible_devices_of(value: object) -> VisibleDevices:
         return _choice_of(cast("Mapping[str, object]", value))
     if isinstance(value, str) and value != "none":
         raise WrongValueError(_why_no_word(value))
-    return selectors_of(value)
+    return read_selectors(value)
 
 
 def _why_no_word(value: str) -> str:
     if len(value) <= _SHOWN_CHARACTERS and re.fullmatch(r"[0-9]+(?: *, *[0-9]+)+", value):
-        return f"{shown(value)} is a string; write a list, [{', '.join(re.findall('[0-9]+', value))}]"
+        return f"{quote_value(value)} is a string; write a list, [{', '.join(re.findall('[0-9]+', value))}]"
     if value.strip().lower() in ("", "-1"):
-        return f'{shown(value)} is not understood; for no GPU at all write "none"'
+        return f'{quote_value(value)} is not understood; for no GPU at all write "none"'
     if value.lower() in ("all", "none", "auto"):
         right = {"auto": "{count = 1} for one that is free"}.get(value.lower(), f'"{value.lower()}"')
-        return f"{shown(value)} is not understood; write {right}"
+        return f"{quote_value(value)} is not understood; write {right}"
     try:
-        selector_of(value)
+        read_selector(value)
     except ValueError:
-        return f'{shown(value)} is not understood; write "all", "none", a list such as [0], or {{count = 1}}'
+        return f'{quote_value(value)} is not understood; write "all", "none", a list such as [0], or {{count = 1}}'
     return _why_no_list(value)
 
 
@@ -208,7 +208,7 @@ def _choice_of(table: Mapping[str, object]) -> AutoChoice | RankChoice:
     return AutoChoice(
         count=_whole_number(table["count"], at_least=1, name="count"),
         prefer=_word(table.get("prefer", AutoChoice.prefer), ("most_free",), name="prefer"),
-        min_free=None if min_free is None else size_of(min_free),
+        min_free=None if min_free is None else read_size(min_free),
         when_busy=_word(
             table.get("when_busy", AutoChoice.when_busy), ("wait", "cpu", "fail", "share"), name="when_busy"
         ),
@@ -220,7 +220,7 @@ def _rank_of(value: object) -> Literal["auto"] | int:
     if value == "auto":
         return "auto"
     if isinstance(value, str):
-        raise WrongValueError(f'rank = {shown(value)} is not understood; write "auto" or a number from 0')
+        raise WrongValueError(f'rank = {quote_value(value)} is not understood; write "auto" or a number from 0')
     return _whole_number(value, at_least=0, name="rank")
 
 
@@ -228,25 +228,25 @@ def _whole_number(value: object, *, at_least: int, name: str) -> int:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or cast("float", value) < at_least:
         raise WrongValueError(
-            f"{name} = {shown(value)} is not a whole number from {at_least}; write {name} = {at_least}"
+            f"{name} = {quote_value(value)} is not a whole number from {at_least}; write {name} = {at_least}"
         )
     if cast("float", value) > _MOST_DEVICES:
-        raise WrongValueError(f"{name} = {shown(value)} is too large; the largest is {_MOST_DEVICES}")
+        raise WrongValueError(f"{name} = {quote_value(value)} is too large; the largest is {_MOST_DEVICES}")
     return int(cast("float", value))
 
 
 def _word(value: object, words: tuple[str, ...], *, name: str) -> str:
     if not isinstance(value, str) or value not in words:
         choices = " or ".join(f'"{word}"' for word in words)
-        raise WrongValueError(f"{name} = {shown(value)} is not understood; write {choices}")
+        raise WrongValueError(f"{name} = {quote_value(value)} is not understood; write {choices}")
     return value
 
 
 def _duration_of(value: object) -> float:
     if not isinstance(value, str):
         raise WrongValueError(
-            f'timeout = {shown(value)} has no unit; write "30s", "10min", "2h" or "1d", with the quotes'
+            f'timeout = {quote_value(value)} has no unit; write "30s", "10min", "2h" or "1d", with the quotes'
         )
     if len(value) > _SHOWN_CHARACTERS:
-        raise WrongValueError(f'{shown(value)} is not a duration; write "30s", "10min", "2h" or "1d"')
+        raise WrongValueError(f'{quote_value(value)} is not a duration; write "30s", "10min", "2h" or "1d"')
     return parse_duration(value)

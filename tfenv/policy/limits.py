@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from tfenv.policy.clamps import Notes, layer_sort_key
+from tfenv.policy.device_set import Card, DeviceSet, matches
 from tfenv.policy.model import (
+    Allocation,
     Allocator,
     CeilingKey,
     DeviceRule,
@@ -16,18 +19,24 @@ from tfenv.policy.model import (
     MemoryLimit,
     Origin,
     PlannedDevice,
-    Seat,
-    origins_text,
+    format_origins,
 )
-from tfenv.policy.notes import Notes, by_layer
-from tfenv.policy.pool import Card, Pool, matches
 from tfenv.policy.units import format_limit
 
-__all__ = ["Held", "allocator", "growth", "limit_on", "mixes_sizes_and_shares", "planned", "position", "rules"]
+__all__ = [
+    "LimitWithOrigins",
+    "allocator",
+    "growth",
+    "limit_on",
+    "mixes_sizes_and_shares",
+    "planned",
+    "position",
+    "rules",
+]
 
 
 #: The limit on one GPU (None: unlimited), and the keys that say so.
-Held = tuple[MemoryLimit | None, tuple[Origin, ...]]
+LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
 #: One limit somebody declared, and where.
 _Bound = tuple[MemoryLimit, Origin]
 
@@ -88,11 +97,11 @@ def _memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
 
 
 def _bounds(policy: EffectivePolicy, *keys: CeilingKey) -> list[_Bound]:
-    ceilings = sorted((c for c in policy.ceilings if c.key in keys), key=by_layer)
+    ceilings = sorted((c for c in policy.ceilings if c.key in keys), key=layer_sort_key)
     return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in ceilings]
 
 
-def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, notes: Notes) -> Held:
+def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, notes: Notes) -> LimitWithOrigins:
     """The tightest limit on a GPU of `total` bytes (None: unknown) that this rule is about (None: no rule is)."""
     wish = _wished_limit(policy, rule)
     bounds = [*_memory_ceilings(policy), *([wish] if wish is not None else [])]
@@ -101,7 +110,7 @@ def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None
         return None, ()
     holders = _holders(limit, bounds)
     if wish is not None and _is_above(wish[0], limit, total):
-        text = f"{format_limit(wish[0])} is above the ceiling of {format_limit(limit)} from {origins_text(holders)}"
+        text = f"{format_limit(wish[0])} is above the ceiling of {format_limit(limit)} from {format_origins(holders)}"
         notes.clamped(text, wish[1], asked_by=wish[1], held_by=holders)
     return limit, holders
 
@@ -117,22 +126,28 @@ def _fit(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | N
     return tuple(MemoryLimit(bytes=size * bound // sum(sizes)) for size in sizes)
 
 
-def position(card: Card, room: Pool) -> int:
+def position(card: Card, addressable: DeviceSet) -> int:
     """A position means the same GPU in every key: its place in the room, not among the visible."""
-    if card in room.cards:
-        return room.cards.index(card)
+    if card in addressable.cards:
+        return addressable.cards.index(card)
     return int(card.token) if card.token.isdigit() else -1
 
 
-def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: EffectivePolicy, notes: Notes) -> Held:
+def _left_for_us(
+    limit_with_origins: LimitWithOrigins,
+    allocation: Allocation | None,
+    total: int | None,
+    policy: EffectivePolicy,
+    notes: Notes,
+) -> LimitWithOrigins:
     """The limit within what the user's other processes leave of `memory_total`."""
-    limit, limited_by = held
+    limit, limited_by = limit_with_origins
     totals = _bounds(policy, "memory_total")
-    if seat is None or seat.limit is None or limit is None or not totals:
-        return held
-    left = _tightest([limit, MemoryLimit(bytes=seat.limit)], total)
+    if allocation is None or allocation.limit is None or limit is None or not totals:
+        return limit_with_origins
+    left = _tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
     if left is None or left.on(total) == limit.on(total):
-        return held
+        return limit_with_origins
     holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
     text = f"{format_limit(limit)} is above the {format_limit(left)} that the user's other processes leave"
     asked_by = limited_by[0] if limited_by else None
@@ -141,7 +156,7 @@ def _left_for_us(held: Held, seat: Seat | None, total: int | None, policy: Effec
 
 
 def planned(
-    card: Card, place: int, policy: EffectivePolicy, notes: Notes, seats: Sequence[Seat] | None = None
+    card: Card, place: int, policy: EffectivePolicy, notes: Notes, allocations: Sequence[Allocation] | None = None
 ) -> PlannedDevice:
     """What the policy says of one GPU.
 
@@ -154,14 +169,14 @@ def planned(
     """
     total = card.device.total if card.device is not None else None
     rule = _rule_for(card, place, policy)
-    seat = next((seat for seat in seats or () if seat.uuid == card.identity), None)
-    limit, limited_by = _left_for_us(limit_on(policy, rule, total, notes), seat, total, policy, notes)
+    allocation = next((allocation for allocation in allocations or () if allocation.uuid == card.identity), None)
+    limit, limited_by = _left_for_us(limit_on(policy, rule, total, notes), allocation, total, policy, notes)
     parts = rule.logical_devices if rule is not None else ()
     fitted = _fit(parts, limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        room = "the card" if limit is None else format_limit(limit)
-        text = f"logical_devices are scaled down to fit {room}"
-        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=limited_by or room)
+        addressable = "the card" if limit is None else format_limit(limit)
+        text = f"logical_devices are scaled down to fit {addressable}"
+        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=limited_by or addressable)
     user_total = _tightest([bound for bound, _ in _bounds(policy, "memory_total")], total)
     return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total)
 
@@ -184,7 +199,7 @@ def growth(policy: EffectivePolicy, notes: Notes) -> tuple[bool | None, Origin |
     required = [c for c in policy.ceilings if c.key == "require_memory_growth" and c.value is True]
     if not required:
         return (cast(bool, setting.value), setting.origin) if setting is not None else (None, None)
-    holder = min(required, key=by_layer).origin
+    holder = min(required, key=layer_sort_key).origin
     if setting is not None and setting.value is False:
         text = f"growth stays on: required by {holder}"
         notes.clamped(text, setting.origin, asked_by=setting.origin, held_by=(holder,))

@@ -23,7 +23,7 @@ from tfenv.policy.model import (
     Tables,
 )
 
-__all__ = ["by_group", "combine", "merge", "project_contains", "tables_for"]
+__all__ = ["merge_groups", "combine", "merge", "project_contains", "select_tables"]
 
 #: `file = "none"`: no log of this layer, and from machine or user no default log either.
 _NO_FILE = "none"
@@ -77,7 +77,7 @@ def _replace_named(named: Iterable[Mapping[str, Tables]]) -> Mapping[str, Tables
     return merged
 
 
-def by_group(layer: Layer) -> Mapping[str, Tables]:
+def merge_groups(layer: Layer) -> Mapping[str, Tables]:
     """What all files of a layer say of each group, by its name."""
     return _replace_named({name: tables} for name, tables in layer.groups)
 
@@ -91,7 +91,7 @@ def project_contains(root: str, path: str) -> bool:
     return path == base or path.startswith(base + "/")
 
 
-def tables_for(layer: Layer, subject: Subject) -> Iterator[Tables]:
+def select_tables(layer: Layer, subject: Subject) -> Iterator[Tables]:
     """The tables of a layer that speak of the subject, from the least to the most specific."""
     yield layer.base
     for name, tables in layer.groups:
@@ -121,7 +121,7 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
         Every value with its Origin. Merging never raises and never loses a ceiling.
     """
     ordered = combine(layers)
-    seen = [(layer, _replace_tables(tables_for(layer, subject))) for layer in ordered]
+    seen = [(layer, _replace_tables(select_tables(layer, subject))) for layer in ordered]
     settings, overridden = _nearest([tables.gpu for _, tables in seen])
     return EffectivePolicy(
         settings=settings,

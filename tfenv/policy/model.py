@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfenv.errors import Finding, printable
+from tfenv.errors import Finding, escape_for_terminal
 
 LayerName = Literal["machine", "user", "project", "run"]
 #: From the least specific to the nearest: the nearest layer that sets a key wins.
@@ -25,7 +25,7 @@ Allocator = Literal["bfc", "cuda_malloc", "cuda_malloc_async"]
 KeyPath = tuple["str | int", ...]
 
 
-def dotted(key: KeyPath) -> str:
+def format_key(key: KeyPath) -> str:
     """The key as a reader writes it: `gpu.device[0].match`."""
     text = ""
     for part in key:
@@ -34,7 +34,7 @@ def dotted(key: KeyPath) -> str:
         elif part and part.replace("_", "").replace("-", "").isalnum() and part.isascii():
             text += f".{part}" if text else part
         else:
-            quoted = printable(part.replace("\\", "\\\\").replace('"', '\\"'))
+            quoted = escape_for_terminal(part.replace("\\", "\\\\").replace('"', '\\"'))
             text += f'."{quoted}"' if text else f'"{quoted}"'
     return text
 
@@ -101,10 +101,10 @@ class Origin:
     key: KeyPath
 
     def __str__(self) -> str:
-        return f"{self.path} ({dotted(self.key)})"
+        return f"{self.path} ({format_key(self.key)})"
 
 
-def origins_text(origins: Iterable[Origin]) -> str:
+def format_origins(origins: Iterable[Origin]) -> str:
     """Several origins for people: `/etc/tfgpu/tfgpu.toml (ceiling.memory_limit) and tfgpu.toml (gpu.memory_limit)`."""
     return " and ".join(str(origin) for origin in origins)
 
@@ -390,9 +390,12 @@ class Grant:
 
 # ---- a GPU that several processes want
 
+#: Memory nobody holds a lease for is not noticed below this: a display's server, the driver's own.
+UNNOTICED_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
-class Seat:
+class Allocation:
     """A place on one GPU for one process.
 
     Attributes:
@@ -422,13 +425,26 @@ class Lease:
     """
 
     id: str
-    seat: Seat
+    allocation: Allocation
     uid: int
     user: str
     pid: int
     script: str | None = None
     since: float = 0.0
     parent: str | None = None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """How much of a GPU's memory is in use, and by whom, as NVML says.
+
+    Attributes:
+        used: Bytes, without what the driver reserves.
+        by_pid: Bytes of each process; None: the driver hides processes, or their memory.
+    """
+
+    used: int
+    by_pid: Mapping[int, int] | None = None
 
 
 # ---- what is to be done, and what was
@@ -509,7 +525,7 @@ class Choice:
         waited_s: Seconds it waited for them.
     """
 
-    seats: tuple[Seat, ...] = ()
+    allocations: tuple[Allocation, ...] = ()
     lease: str | None = None
     waited_s: float = 0.0
 
@@ -519,7 +535,7 @@ OutcomeStatus = Literal["applied", "clamped", "too_late", "degraded", "cpu", "fa
 
 @dataclass(frozen=True)
 class DeviceOutcome:
-    """What one GPU was given at a door.
+    """What one GPU was given at an entry point.
 
     Attributes:
         index: As TensorFlow counts: GPU:0, GPU:1, …
@@ -542,11 +558,11 @@ class DeviceOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened at one door.
+    """What happened at one entry point.
 
     Attributes:
         status: In one word.
-        door: The C++ entry point that was passed: "TFE_ContextOptionsSetConfig"; "" when none was.
+        entry_point: The C++ entry point that was passed: "TFE_ContextOptionsSetConfig"; "" when none was.
         devices: What each GPU was given.
         growth: Whether memory grows on demand there.
         asked: What the program wanted, in the terms of its ConfigProto; {} when nothing.
@@ -556,7 +572,7 @@ class Outcome:
     """
 
     status: OutcomeStatus
-    door: str = ""
+    entry_point: str = ""
     devices: tuple[DeviceOutcome, ...] = ()
     growth: bool | None = None
     asked: Mapping[str, object] = field(default_factory=dict)

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tfenv.policy.clamps import Notes
+from tfenv.policy.device_set import DeviceSet, granted, keep_valid_tokens
 from tfenv.policy.limits import allocator, growth, limit_on, mixes_sizes_and_shares, planned, position, rules
-from tfenv.policy.model import AutoChoice, EffectivePolicy, Grant, Inventory, Plan, Seat
-from tfenv.policy.notes import Notes
-from tfenv.policy.pool import Pool, granted, valid_tokens
+from tfenv.policy.model import Allocation, AutoChoice, EffectivePolicy, Grant, Inventory, Plan
 from tfenv.policy.visibility import (
+    decide_visible_devices,
     governs_visibility,
     needs_inventory,
     shown_before_choice,
     shown_together,
-    visible_pools,
 )
 
-__all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "valid_tokens"]
+__all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "keep_valid_tokens"]
 
 #: The value of CUDA_VISIBLE_DEVICES that hides every GPU; "" does too, but some readers take it for unset.
 NO_GPU = "-1"
@@ -32,7 +32,7 @@ def resolve(
     grant: Grant,
     inventory: Inventory,
     request: Sequence[str] | None = None,
-    seats: Sequence[Seat] | None = None,
+    allocations: Sequence[Allocation] | None = None,
 ) -> Plan:
     """Decide what this process may use.
 
@@ -47,18 +47,18 @@ def resolve(
         The Plan; it never allows more than the grant and the ceilings do.
     """
     notes = Notes()
-    governed = governs_visibility(policy) or (seats is not None and not seats)
-    room, pool, choosing = _pools(policy, grant, inventory, request, seats, notes)
-    shown = pool if choosing is None else shown_before_choice(pool, policy)
-    devices = tuple(planned(card, position(card, room), policy, notes, seats) for card in pool.cards)
-    default, default_by = limit_on(policy, None, None, notes if pool.open else Notes())
+    governed = governs_visibility(policy) or (allocations is not None and not allocations)
+    addressable, device_set, choosing = _resolve_visibility(policy, grant, inventory, request, allocations, notes)
+    shown = device_set if choosing is None else shown_before_choice(device_set, policy)
+    devices = tuple(planned(card, position(card, addressable), policy, notes, allocations) for card in device_set.cards)
+    default, default_by = limit_on(policy, None, None, notes if device_set.unbounded else Notes())
     grows, grown_by = growth(policy, notes)
     limited_by = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or default_by
     allocates, allocated_by = allocator(policy, limited_by, notes)
     return Plan(
-        visible=_visible_value(shown) if governed and not shown.open else None,
+        visible=_visible_value(shown) if governed and not shown.unbounded else None,
         pci_order=_sets_order(policy, grant, request, governed=governed and bool(shown.cards)),
-        devices=None if pool.open else devices,
+        devices=None if device_set.unbounded else devices,
         limit=default,
         growth=grows,
         allocator=allocates,
@@ -71,40 +71,42 @@ def resolve(
     )
 
 
-def _pools(
+def _resolve_visibility(
     policy: EffectivePolicy,
     grant: Grant,
     inventory: Inventory,
     request: Sequence[str] | None,
-    seats: Sequence[Seat] | None,
+    allocations: Sequence[Allocation] | None,
     notes: Notes,
-) -> tuple[Pool, Pool, AutoChoice | None]:
+) -> tuple[DeviceSet, DeviceSet, AutoChoice | None]:
     """Where positions count, the GPUs the process may see, and how it chooses among them; None: it does not."""
     choosing: AutoChoice | None = None
     if governs_visibility(policy):
-        room, pool, choosing = visible_pools(policy, grant, inventory, request, seats, notes)
-        pool = pool if choosing is not None else shown_together(pool, policy, notes)
+        addressable, device_set, choosing = decide_visible_devices(
+            policy, grant, inventory, request, allocations, notes
+        )
+        device_set = device_set if choosing is not None else shown_together(device_set, policy, notes)
     else:
-        room = pool = _ungoverned_pool(policy, grant, inventory, request)
-    others_left_nothing = seats is not None and not seats
-    return room, pool.narrowed(()) if others_left_nothing else pool, choosing
+        addressable = device_set = _ungoverned_devices(policy, grant, inventory, request)
+    others_left_nothing = allocations is not None and not allocations
+    return addressable, device_set.restrict(()) if others_left_nothing else device_set, choosing
 
 
-def _visible_value(pool: Pool) -> str:
-    return ",".join(card.token for card in pool.cards) or NO_GPU
+def _visible_value(device_set: DeviceSet) -> str:
+    return ",".join(card.token for card in device_set.cards) or NO_GPU
 
 
-def _ungoverned_pool(
+def _ungoverned_devices(
     policy: EffectivePolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None
-) -> Pool:
+) -> DeviceSet:
     """What CUDA will show by itself: the program's own value where it set one, otherwise the grant."""
     current = grant if request is None else replace(grant, tokens=tuple(request))
     if instance := next((card for card in granted(current, inventory).cards if card.is_instance), None):
-        return Pool((instance,))  # CUDA shows it alone, whatever stands before it
+        return DeviceSet((instance,))  # CUDA shows it alone, whatever stands before it
     ordered = current.pci_order or _sets_order(policy, current, request, governed=False)
     if current.tokens is None and not ordered and len({d.name for d in inventory.devices or ()}) > 1:
         # CUDA puts the fastest first: which of the unlike cards is GPU:0 cannot be told.
-        return Pool(open=True)
+        return DeviceSet(unbounded=True)
     return granted(current, inventory)
 
 

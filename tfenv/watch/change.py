@@ -14,10 +14,10 @@ from tfenv.audit.sinks import AuditLog
 from tfenv.audit.summary import summary
 from tfenv.config.document import Trust
 from tfenv.errors import Finding
-from tfenv.gpus.grant import current_grant
-from tfenv.pipeline import MACHINE_ROOT, Decision, Loaded, decide, errors_of, load, switched_off
+from tfenv.launchers.grant import read_current_grant
+from tfenv.pipeline import MACHINE_ROOT, Decision, LoadedPolicy, check_disable_switch, decide, load, select_errors
 from tfenv.policy.merge import combine
-from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, dotted
+from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, format_key
 
 __all__ = ["Change", "ChangeLog", "Difference", "FileChange", "State", "Written", "compare", "look"]
 
@@ -37,7 +37,7 @@ class State:
         disabled: TFGPU_DISABLE switches all of it off.
     """
 
-    loaded: Loaded
+    loaded: LoadedPolicy
     decision: Decision
     findings: tuple[Finding, ...] = ()
     grant: Grant = field(default_factory=Grant)
@@ -66,9 +66,9 @@ def look(
 ) -> State:
     """What a process that starts now would get; the arguments are those of `pipeline.load`. Never raises."""
     loaded = load(start, subject, machine_root, machine_trust)
-    grant, request = current_grant()
+    grant, request = read_current_grant()
     decision = decide(loaded, grant, request=request)
-    disabled, remarks = switched_off(loaded)
+    disabled, remarks = check_disable_switch(loaded)
     planned = tuple(loaded.locate(finding) for finding in decision.plan.findings)
     return State(loaded, decision, (*loaded.findings, *remarks, *planned), grant, disabled)
 
@@ -155,7 +155,7 @@ class Change:
     def errors(self) -> tuple[Finding, ...]:
         """The mistakes in the files that changed. That this machine has no such GPU is none."""
         changed = {file.path for file in self.files}
-        return tuple(finding for finding in errors_of(self.after.loaded.findings) if finding.path in changed)
+        return tuple(finding for finding in select_errors(self.after.loaded.findings) if finding.path in changed)
 
     @property
     def valid(self) -> bool:
@@ -180,7 +180,7 @@ def compare(before: State, after: State) -> Change | None:
     return change if files or change.alters_policy else None
 
 
-def _files(loaded: Loaded) -> dict[str, str | Finding]:
+def _files(loaded: LoadedPolicy) -> dict[str, str | Finding]:
     """What of each file was seen: its hash, or why it is left out."""
     seen: dict[str, str | Finding] = {**loaded.hashes}
     for finding in loaded.findings:
@@ -202,23 +202,23 @@ def _file_changes(before: Mapping[str, str | Finding], after: Mapping[str, str |
             yield FileChange(path, "new" if old is None else "changed")
 
 
-def _differences(before: Loaded, after: Loaded) -> Iterator[Difference]:
+def _differences(before: LoadedPolicy, after: LoadedPolicy) -> Iterator[Difference]:
     old, new = _in_force(before), _in_force(after)
     for name in dict.fromkeys((*old, *new)):
         was, now = old.get(name), new.get(name)
         if was != now:
             origins = [setting.origin for setting in (now, was) if setting is not None]
-            yield Difference(dotted(origins[0].key), _written(before, was), _written(after, now))
+            yield Difference(format_key(origins[0].key), _written(before, was), _written(after, now))
 
 
-def _written(loaded: Loaded, setting: Setting | None) -> Written | None:
+def _written(loaded: LoadedPolicy, setting: Setting | None) -> Written | None:
     if setting is None:
         return None
     value, position = loaded.written(setting.origin)
     return Written(value, setting.origin.path, position and position[0])
 
 
-def _in_force(loaded: Loaded) -> dict[tuple[str, ...], Setting]:
+def _in_force(loaded: LoadedPolicy) -> dict[tuple[str, ...], Setting]:
     """Every value that has a say, by its name; what adds up (ceilings, logs) once for each author."""
     policy, layers = loaded.policy, combine(loaded.layers)
     found: dict[tuple[str, ...], Setting] = {("gpu", name): value for name, value in policy.settings.items()}

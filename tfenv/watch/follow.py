@@ -16,7 +16,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from tfenv.config.discover import places
+from tfenv.config.discover import list_candidate_paths
 from tfenv.config.document import MOST_LINKS, Trust
 from tfenv.pipeline import MACHINE_ROOT, identify
 from tfenv.policy.model import Start, Subject
@@ -201,7 +201,7 @@ class Watch:
             machine_trust: Whose machine layer counts; None: root's.
         """
         subject = subject or identify(start.uid)
-        self.places = places(start, subject, machine_root)
+        self.places = list_candidate_paths(start, subject, machine_root)
         self._look: Callable[[], State] = lambda: look(start, subject, machine_root, machine_trust)
         self._notice = notice
         self._woken: SimpleQueue[bool] = SimpleQueue()  # the one queue a signal handler may put into

@@ -1,0 +1,178 @@
+"""Covering an interpreter for everybody: in a mount namespace of its own, on Debian's real Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfenv.deploy.install import _BEGIN, _END, _without_block
+
+REPOSITORY = Path(__file__).parents[2]
+DEBIAN = Path("/usr/bin/python3")
+
+needs_debian = pytest.mark.skipif(
+    os.geteuid() != 0 or not DEBIAN.exists() or not list(Path("/etc").glob("python3.*/sitecustomize.py")),
+    reason="only root can mount, and this takes Debian's Python with its sitecustomize",
+)
+
+#: Shows what a program of a foreign environment sees, after it imported a framework.
+PROGRAM = """
+import os, sys
+import tensorflow
+ours = [name for name in ("tomli", "structlog", "jsonschema", "pynvml") if name in sys.modules]
+import tomli
+assert tomli.VERSION == "the program's own"
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), ours, "tfenv" in sys.modules)
+"""
+
+#: What every story begins with; $HERE is the test's folder. /opt and /etc/python3.X are this namespace's own.
+BEGIN = """
+set -e
+mount -t tmpfs tmpfs /opt
+cp -a "$HERE/opt/." /opt/
+chown -R root:root /opt; chmod 755 /opt
+ETC=$(dirname "$(ls /etc/python3.*/sitecustomize.py | head -1)")
+cp -a "$ETC" "$HERE/etc"; mount --bind "$HERE/etc" "$ETC"
+SITE="$ETC/sitecustomize.py"; cp "$SITE" "$HERE/original"
+tfgpu() { /opt/tfenv/bin/python -m tfenv "$@"; }
+say() { echo "$1: $("$HERE/project/bin/python" "$HERE/project/program.py" 2>&1)"; }
+cd "$HERE/project"
+"""
+
+COVERED = """
+say before
+tfgpu install --system --python /usr/bin/python3 --dry-run | grep -c '^+' > "$HERE/dry"
+cmp -s "$SITE" "$HERE/original" && echo "dry run: unchanged"
+tfgpu install --system --python /usr/bin/python3 2>/dev/null
+cp "$SITE" "$HERE/installed"
+tfgpu install --system --python "$HERE/project/bin/python" 2>/dev/null
+cmp -s "$SITE" "$HERE/installed" && echo "again: unchanged"
+say installed
+tfgpu doctor --no-tensorflow --python "$HERE/project/bin/python" | grep '^ok *hook' | sed "s#$HERE##"
+tfgpu uninstall --system --python /usr/bin/python3 2>/dev/null
+cmp -s "$SITE" "$HERE/original" && echo "uninstalled: as before"
+say after
+"""
+
+#: What is broken, and mended again, of an install: the environment of tfenv, its package, its hook, its interpreter.
+BROKEN = {
+    "the environment": ("mv /opt/tfenv /opt/gone", "mv /opt/gone /opt/tfenv"),
+    "the package": ("mv $LIB/tfenv $LIB/gone", "mv $LIB/gone $LIB/tfenv"),
+    "the package's code": ("mv $LIB/tfenv/runtime /opt/gone", "mv /opt/gone $LIB/tfenv/runtime"),
+    "one module": ("mv $LIB/tfenv/runtime/enforce.py /opt/gone", "mv /opt/gone $LIB/tfenv/runtime/enforce.py"),
+    "the hook": ("mv $BOOT /opt/gone", "mv /opt/gone $BOOT"),
+    "half of the hook": ("cp $BOOT /opt/gone; head -c 3000 /opt/gone > $BOOT", "mv /opt/gone $BOOT"),
+    "all of its text": ("mv $BOOT /opt/gone; : > $BOOT", "mv /opt/gone $BOOT"),
+    "a folder for it": ("mv $BOOT /opt/gone; mkdir $BOOT", "rmdir $BOOT; mv /opt/gone $BOOT"),
+    "a hook that exits": ("mv $BOOT /opt/gone; echo 'raise SystemExit(3)' > $BOOT", "mv /opt/gone $BOOT"),
+    "not for others": ("chmod 0 $BOOT", "chmod 644 $BOOT"),
+    "the interpreter": ("mv /opt/tfenv/bin /opt/gone", "mv /opt/gone /opt/tfenv/bin"),
+    "no way in": ("chmod 700 /opt/tfenv", "chmod 755 /opt/tfenv"),
+}
+_BREAK = """
+{do}
+echo "{name}: $( ( {somebody} /usr/bin/python3 -c 'print(1)'; say program ) 2>&1 | tr '\\n' ' ')"
+{undo}
+"""
+
+
+def prepare(here: Path) -> None:
+    """An environment of tfenv's own, and a project's of Debian's Python that knows nothing of it."""
+    own = here / "opt" / "tfenv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(own)], check=True)
+    site = next((own / "lib").glob("python3*")) / "site-packages"
+    packages = [entry for entry in sys.path if entry.endswith("-packages")]
+    (site / "dependencies.pth").write_text("\n".join(packages) + "\n")
+    shutil.copytree(REPOSITORY / "tfenv", site / "tfenv", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "schemas", site / "tfenv" / "schemas")
+    shutil.copy(REPOSITORY / "tfenv" / "runtime" / "finder.py", site / "_tfenv_boot.py")
+    project = here / "project"
+    subprocess.run([str(DEBIAN), "-m", "venv", "--without-pip", str(project)], check=True)
+    (project / "tensorflow").mkdir()
+    (project / "tensorflow" / "__init__.py").write_text("")
+    (project / "program.py").write_text(PROGRAM)
+    own_packages = next((project / "lib").glob("python3*")) / "site-packages"
+    (own_packages / "tomli.py").write_text('VERSION = "the program\'s own"\n')
+    project.parent.chmod(0o755)
+    (project / "tfgpu.toml").write_text('[gpu]\nvisible_devices = "none"\n[audit]\nstderr = "none"\n')
+
+
+def tell(story: str, here: Path) -> tuple[list[str], str]:
+    """What a story prints, and what it complains about."""
+    prepare(here)
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", BEGIN + story],
+        env={"PATH": os.environ["PATH"], "HERE": str(here), "HOME": "/root"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
+    return done.stdout.splitlines(), done.stderr
+
+
+@needs_debian
+def test_every_environment_of_an_interpreter_is_covered_and_left_as_it_was(tmp_path: Path) -> None:
+    """Installed twice it is one block; programs keep their own versions of what tfenv needs; nothing remains."""
+    lines, stderr = tell(COVERED, tmp_path)
+    version = "python" + ".".join(str(part) for part in sys.version_info[:2])
+    (doctor,) = [line for line in lines if line.startswith("ok ")]
+    assert doctor.endswith(f"by `tfgpu install --system` from /opt/tfenv/lib/{version}/site-packages")
+    assert lines == [
+        "before: None [] False",
+        "dry run: unchanged",
+        "again: unchanged",
+        "installed: -1 [] True",
+        doctor,
+        "uninstalled: as before",
+        "after: None [] False",
+    ], stderr
+    assert int((tmp_path / "dry").read_text()) > 5
+
+
+@needs_debian
+def test_nothing_is_ever_printed_by_a_half_removed_install(tmp_path: Path) -> None:
+    """Whatever of it is gone, cut or closed to users, Python starts and programs run as if it had never been there."""
+    somebody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+    steps = [_BREAK.format(name=name, do=do, undo=undo, somebody=somebody) for name, (do, undo) in BROKEN.items()]
+    story = "BOOT=$(ls /opt/tfenv/lib/python3*/site-packages/_tfenv_boot.py); LIB=$(dirname $BOOT)\nset +e\n"
+    install = "tfgpu install --system --python /usr/bin/python3 2>/dev/null\n"
+    lines, stderr = tell(f"{story}{install}{''.join(steps)}say mended\n", tmp_path)
+    assert lines[-1] == "mended: -1 [] True", stderr
+    told = dict(line.rstrip().split(": ", 1) for line in lines[:-1])
+    assert list(told) == list(BROKEN)
+    for name, line in told.items():
+        # Root, who runs the program, may read what is not for others.
+        governed = name in ("not for others", "no way in")
+        seen = ("-1 [] True",) if governed else ("None [] False", "None [] True")
+        assert line in {f"1 program: {text}" for text in seen}, name
+
+
+def test_what_others_can_change_is_not_installed_for_everybody(tmp_path: Path) -> None:
+    """Code that runs in every user's Python must be root's own: /tmp is not."""
+    package = tmp_path / "site"
+    shutil.copytree(REPOSITORY / "tfenv", package / "tfenv", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tfenv", "install", "--system", "--dry-run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "can be changed by others than root" in done.stderr
+
+
+@pytest.mark.parametrize("rest", ["", "import apport\n", "a = 1\nb = 2\n"])
+def test_the_block_alone_is_removed(rest: str) -> None:
+    """What stood before and after it stays, byte for byte; a block that was cut is left alone."""
+    assert _without_block(f"{rest}{_BEGIN}x = 1\n{_END}{rest}") == rest + rest
+    assert _without_block(f"{rest}{_BEGIN}x = 1\n") == f"{rest}{_BEGIN}x = 1\n"

@@ -1,0 +1,77 @@
+"""How much of each GPU is in use, and by whom, as the chooser of a free GPU asks a simulated NVML."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import SimulatedGpus
+
+pytest.importorskip("pynvml")
+
+FIRST, SECOND = (f"GPU-a{number}fa4e00-0000-4000-8000-00000000000{number}" for number in (0, 1))
+PROGRAM = """
+import json, sys
+from tfenv.devices.memory import read_memory
+print(json.dumps({uuid: [held.used, held.by_pid] for uuid, held in read_memory(sys.argv[1:]).items()}))
+"""
+MIB = 1 << 20
+NOT_SUPPORTED, NOT_LOADED = 3, 9
+
+
+def ask(env: dict[str, str], *uuids: str, **answers: int | str) -> Any:
+    """[bytes in use, by pid] of each GPU; `answers` are what NVML says instead, as machine.h describes it."""
+    env["TFGPU_SIMULATE"] = "".join(f"{key}={value}," for key, value in answers.items()) + env["TFGPU_SIMULATE"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *uuids], env=env, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def busy(simulated_gpus: SimulatedGpus, tmp_path: Path) -> dict[str, str]:
+    """Two GPUs; on the first two processes hold memory."""
+    held = tmp_path / "processes"
+    held.write_text("0 4711 1000\n0 4712 500\n")
+    return simulated_gpus("2x24GiB", processes=held)
+
+
+def test_memory_is_told_by_process(busy: dict[str, str]) -> None:
+    """The sum, and what each process has of it; a GPU that nobody uses has none."""
+    assert ask(busy, FIRST, SECOND) == {
+        FIRST: [1500 * MIB, {"4711": 1000 * MIB, "4712": 500 * MIB}],
+        SECOND: [0, {}],
+    }
+
+
+def test_a_gpu_that_is_not_there_is_left_out(busy: dict[str, str]) -> None:
+    """It hides no other."""
+    assert list(ask(busy, "GPU-00000000-0000-0000-0000-000000000000", SECOND)) == [SECOND]
+
+
+def test_processes_that_are_hidden(busy: dict[str, str]) -> None:
+    """Where the driver does not say who uses a card, the sum is still known, and nobody is taken for its owner."""
+    assert ask(busy, FIRST, processes_error=NOT_SUPPORTED) == {FIRST: [1500 * MIB, None]}
+
+
+def test_a_process_whose_memory_is_not_told(simulated_gpus: SimulatedGpus, tmp_path: Path) -> None:
+    """As on WSL2: then no process's memory is known, for what is left could be anybody's."""
+    held = tmp_path / "processes"
+    held.write_text("0 4711 1000\n0 4712 -1\n")
+    assert ask(simulated_gpus("1x24GiB", processes=held), FIRST) == {FIRST: [1000 * MIB, None]}
+
+
+def test_a_card_that_does_not_say(busy: dict[str, str]) -> None:
+    """Without a word of the memory a GPU is left out, but the processes tell as much where they are told."""
+    assert ask(busy, FIRST, SECOND, memory_error=NOT_SUPPORTED) == {
+        FIRST: [1500 * MIB, {"4711": 1000 * MIB, "4712": 500 * MIB}]
+    }
+
+
+def test_without_a_driver(busy: dict[str, str]) -> None:
+    """Nothing is known, and nothing is raised."""
+    assert ask(busy, FIRST, init_error=NOT_LOADED) == {}

@@ -1,0 +1,307 @@
+"""The directory where leases are, what may be planted there, and what becomes of a lease's process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.sharing.holders import AS_ROOT, NOBODY, gpu_request, hold, take
+from tfenv.policy.model import Allocation
+from tfenv.sharing import lease as module
+from tfenv.sharing.lease import LeaseError, directory_lock, list_lease_directories, read_leases
+from tfenv.sharing.queue import Acquired, acquire
+
+
+def names(machine: Path) -> set[str]:
+    return set(os.listdir(machine))
+
+
+def ends(seconds: float = 10) -> bool:
+    """Whether all leases are gone soon, long before any child is: it may not have run yet since it was forked."""
+    until = time.monotonic() + seconds
+    while read_leases():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# ---- what others see
+
+
+def test_a_lease_says_who_holds_what(machine: Path) -> None:
+    """User, pid, script and limit of every live process, by GPU."""
+    with hold(gpu_request(2, need=8), script="/srv/train.py") as holder:
+        first, second = read_leases()
+        assert first.allocation == Allocation("a", 8)
+        assert second.allocation == Allocation("b", 8)
+        assert (first.pid, first.uid, first.script) == (holder.pid, os.geteuid(), "/srv/train.py")
+        assert first.id == second.id
+        assert first.user
+        assert abs(time.time() - first.since) < 60
+    assert read_leases() == ()
+
+
+def test_reading_leases_needs_no_directory_and_makes_none(machine: Path) -> None:
+    """On a machine where nobody chose yet there are none."""
+    assert read_leases() == ()
+    assert not machine.exists()
+
+
+def test_reading_does_not_wait_for_who_chooses(machine: Path) -> None:
+    """`tfgpu ps` shows leases while somebody has the directory locked."""
+    with hold(gpu_request()), directory_lock():
+        assert len(read_leases()) == 1
+
+
+# ---- the end of a process
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGTERM", "exec"])
+def test_a_lease_ends_with_its_process(machine: Path, how: str) -> None:
+    """However it ends; also when another program is executed in its place."""
+    with hold(gpu_request()) as holder:
+        assert take("a") is None
+        holder.end(how)
+        assert read_leases() == ()
+        assert take("a") is not None
+        if how == "exec":
+            assert holder.runs()
+
+
+def test_what_the_dead_left_is_cleaned_up_by_the_next(machine: Path) -> None:
+    """A file nobody has locked is removed by the next chooser of that user, the temporary ones too."""
+    with hold(gpu_request()) as holder:
+        holder.end("SIGKILL")
+    (machine / ".new-lease-1-x").write_text("{}")
+    assert len(names(machine)) == 2
+    with hold(gpu_request()):
+        assert len(names(machine)) == 1
+
+
+# ---- fork
+
+
+def test_a_forked_child_neither_keeps_nor_frees_the_lease(machine: Path) -> None:
+    """It can end or outlive the parent: the lease is the parent's alone."""
+    text = """
+pid = os.fork()
+if pid == 0:
+    time.sleep(0.2)
+    os._exit(0)
+os.waitpid(pid, 0)
+if os.fork() == 0:
+    time.sleep(30)
+    os._exit(0)
+print("forked", flush=True)
+"""
+    with hold(gpu_request(), then=text) as holder:
+        holder.read_line()
+        assert len(read_leases()) == 1, "a child that ends does not free it"
+        holder.end("SIGKILL")
+        assert ends(), "a child that lives on does not keep it"
+
+
+def test_a_child_that_is_spawned_does_not_keep_the_lease(machine: Path) -> None:
+    """subprocess with close_fds=False hands no descriptor on: it is closed on exec."""
+    text = 'subprocess.Popen(["sleep", "30"], close_fds=False); print("spawned", flush=True)'
+    with hold(gpu_request(), then=text) as holder:
+        holder.read_line()
+        holder.end("SIGKILL")
+        assert ends()
+
+
+def test_a_child_closes_no_file_of_the_programs(machine: Path) -> None:
+    """A program that closed all descriptors and opened its own finds them open in its children."""
+    text = """
+os.closerange(3, 64)
+mine = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+if os.fork() == 0:
+    print(all(os.fstat(fd) for fd in mine), flush=True)
+    os._exit(0)
+"""
+    with hold(gpu_request(), then=text) as holder:
+        assert holder.read_line() == "True"
+
+
+# ---- what is planted
+
+
+@pytest.fixture
+def planted(machine: Path) -> Path:
+    """A directory as another user may have made it."""
+    machine.mkdir()
+    machine.chmod(0o1777)
+    return machine
+
+
+def test_planted_files_harm_nobody(planted: Path, tmp_path: Path) -> None:
+    """Links, FIFOs, directories, huge and broken files: nothing is followed, waited for, or believed."""
+    victim = tmp_path / "victim"
+    victim.write_text("{}")
+    (planted / "lease-1-a").symlink_to(victim)
+    (planted / "lease-2-b").symlink_to("/nonexistent")
+    os.mkfifo(planted / "lease-3-c")
+    (planted / "lease-4-d").mkdir()
+    (planted / "ticket-x-y").write_text("[" * 100_000)
+    os.link(victim, planted / "lease-5-e")
+    with (planted / "lease-6-f").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+        fcntl.flock(sparse, fcntl.LOCK_EX)
+        assert take("a") is not None
+        assert {lease.pid for lease in read_leases()} == {os.getpid()}
+    assert victim.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        '{"pid": "x", "since": 0, "allocations": []}',
+        '{"pid": 1, "since": 0, "allocations": [{"uuid": "a"}]}',
+        '{"pid": 1, "since": 0, "allocations": 7}',
+        '{"pid": 1, "since": 0, "allocations": [{"uuid": "a", "limit": "many", "shared": false}]}',
+        '{"pid": 1e999, "since": 0, "allocations": []}',
+        '{"request": {"candidates": [{"uuid": "a"}], "count": 1, "fixed": false}}',
+        '{"request": {"candidates": 7, "count": 1, "fixed": false}}',
+        '{"request": 3}',
+        "\udcff",
+    ],
+)
+def test_what_is_in_a_file_is_not_believed(planted: Path, content: str) -> None:
+    """Whatever a live process writes under a name of ours, choosing goes on."""
+    kept = []
+    for name in ("lease-1-a", "ticket-1-b", "ticket-99999999999999999999-c"):
+        path = planted / name
+        path.write_bytes(content.encode(errors="surrogateescape"))
+        kept.append(path.open("rb"))
+        fcntl.flock(kept[-1], fcntl.LOCK_EX)
+    assert read_leases() == ()
+    assert take("a") is not None
+    for file in kept:
+        file.close()
+
+
+@AS_ROOT
+def test_files_of_other_users_are_left_alone(planted: Path) -> None:
+    """A dead lease of another user takes no room and is not removed, nor is a file of another name."""
+    for name in ("lease-1-a", "notes.txt"):
+        (planted / name).write_text(
+            '{"pid": 1, "since": 0, "allocations": [{"uuid": "a", "limit": null, "shared": false}]}'
+        )
+        os.chown(planted / name, NOBODY, NOBODY)
+    assert take("a") is not None
+    assert {"lease-1-a", "notes.txt"} <= names(planted)
+
+
+# ---- the directory
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o1755, 0o700])
+@AS_ROOT
+def test_a_directory_that_is_not_for_all_is_not_used(planted: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sticky bit others could remove a lease; one that is closed to others is no place to meet."""
+    os.chown(planted, NOBODY, NOBODY)
+    planted.chmod(mode)
+    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.1)
+    with pytest.raises(LeaseError, match="no directory for leases"):
+        take("a")
+
+
+def test_a_directory_of_ours_that_was_left_half_made_is_finished(planted: Path) -> None:
+    """Its maker was killed before it opened it to the others."""
+    planted.chmod(0o755)
+    assert take("a") is not None
+    assert planted.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_link_in_the_place_of_the_directory_is_not_followed(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written where it leads."""
+    tmp_path.chmod(0o1777)
+    machine.symlink_to(tmp_path)
+    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.1)
+    with pytest.raises(LeaseError):
+        take("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_removed_is_made_anew(machine: Path) -> None:
+    """An administrator may clean up: who asks next makes it again."""
+    with hold(gpu_request()) as holder:
+        holder.end("SIGKILL")
+    for path in machine.iterdir():
+        path.unlink()
+    machine.rmdir()
+    assert take("a") is not None
+
+
+def test_two_directories_are_one_place(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One came after the other was in use: leases of both count."""
+    other = machine.with_name("other.leases")
+    monkeypatch.setattr(module, "list_lease_directories", lambda: (str(other), str(machine)))
+    machine.mkdir()
+    machine.chmod(0o1777)
+    held = take("a")
+    assert held is not None
+    assert held.id in names(machine), "what is there already is where everybody goes"
+    other.mkdir()
+    other.chmod(0o1777)
+    assert take("a") is None
+    second = take("b")
+    assert second is not None
+    assert second.id in names(other)
+    assert {lease.allocation.uuid for lease in read_leases()} == {"a", "b"}
+
+
+def test_the_machines_directories_are_literal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """$TMPDIR differs from user to user, and so would the directory."""
+    monkeypatch.delenv("TFGPU_SIMULATE", raising=False)
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    assert list_lease_directories() == ("/run/lock/tfgpu", "/tmp/tfgpu")
+
+
+def test_a_directory_that_somebody_keeps_locked_is_given_up(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chooser that was stopped with SIGSTOP must not stop all others."""
+    monkeypatch.setattr(module, "_ARBITER_SECONDS", 0.2)
+    descriptor = os.open(planted, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(LeaseError, match="has been locked for"):
+        take("a")
+    os.close(descriptor)
+
+
+def test_a_full_directory_is_an_error_in_words(planted: Path) -> None:
+    """No space, no inode, over quota: it is said, and nothing half written is left."""
+    program = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "from tests.sharing.holders import take\n"
+        "try: take('a')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("LeaseError a lease cannot be written:"), done.stderr
+    assert names(planted) == set()
+
+
+def test_threads_of_one_process_do_not_take_each_others_place(machine: Path) -> None:
+    """Locks are per open file: two choosers in one process meet as two processes do."""
+    taken: list[object] = []
+    threads = [threading.Thread(target=lambda: taken.append(acquire(gpu_request(), dict))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(one, Acquired) for one in taken) == 4
+    assert len({lease.allocation.uuid for lease in read_leases()}) == 4

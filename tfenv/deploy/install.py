@@ -1,0 +1,193 @@
+"""Covers every environment of an interpreter: a marked block in the sitecustomize that wins there.
+
+Nothing is installed into those environments. The block loads the hook from tfenv's own environment, and is silent
+when that is gone. Debian's and Ubuntu's Python read /etc/python3.X/sitecustomize.py; others have none, and get one
+beside the standard library, which every virtual environment made from them reads, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from tfenv.errors import TfenvError
+
+__all__ = ["Change", "InstallError", "carry_out", "difference", "plan_install", "plan_uninstall"]
+
+_BEGIN = "# >>> tfenv >>> written by `tfgpu install --system`; `tfgpu uninstall --system` removes it\n"
+_END = "# <<< tfenv <<<\n"
+_BLOCK = """\
+try:
+    import sys
+    if "_tfenv_boot" not in sys.modules:
+        import importlib.machinery
+        _tfenv = type(sys)("_tfenv_boot")
+        _tfenv.__file__ = {boot!r}
+        importlib.machinery.SourceFileLoader("_tfenv_boot", _tfenv.__file__).exec_module(_tfenv)
+        sys.modules["_tfenv_boot"] = _tfenv
+        _tfenv.system = ({folder!r}, {interpreter!r})
+except (Exception, SystemExit):
+    pass  # tfenv is gone: Python starts as if it had never been there
+"""
+
+#: Asked of the interpreter itself, isolated from the caller's environment.
+_PROBE = (
+    "import json, sys, sysconfig; found = sys.modules.get('sitecustomize'); "
+    "print(json.dumps([getattr(sys, '_base_executable', None) or sys.executable, "
+    "getattr(found, '__file__', None), sysconfig.get_path('stdlib')]))"
+)
+
+
+class InstallError(TfenvError):
+    """The interpreter cannot be covered; the text says why and what would help."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to happen to one file.
+
+    Attributes:
+        path: The sitecustomize.
+        before: Its text; None: there is no such file.
+        after: The text it will have; None: it is removed.
+    """
+
+    path: str
+    before: str | None
+    after: str | None
+
+    @property
+    def nothing(self) -> bool:
+        """It is as it should be already."""
+        return self.before == self.after
+
+
+# ---- planning
+
+
+def plan_install(python: str | None = None) -> Change:
+    """What it takes to cover an interpreter, and all environments made from it.
+
+    Args:
+        python: The interpreter, or one of an environment made from it; None: this one's.
+
+    Raises:
+        InstallError: It is no Python, or tfenv stands where others than root can change it.
+    """
+    _require_roots_own(_own_folder())
+    path, before = _sitecustomize(python or sys.executable)
+    block = _BLOCK.format(boot=_boot_file(), folder=_own_folder(), interpreter=sys.executable)
+    rest = _without_block(before or "")
+    return Change(path, before, f"{rest}{_BEGIN}{block}{_END}")
+
+
+def plan_uninstall(python: str | None = None) -> Change:
+    """What it takes to remove exactly our block again; a file that holds nothing else goes, too.
+
+    Raises:
+        InstallError: It is no Python.
+    """
+    path, before = _sitecustomize(python or sys.executable)
+    if before is None or _BEGIN not in before:
+        return Change(path, before, before)
+    return Change(path, before, _without_block(before) or None)
+
+
+def _sitecustomize(python: str) -> tuple[str, str | None]:
+    """The sitecustomize that wins for the interpreter itself, and its text."""
+    base, _, _ = _ask(python)
+    _, found, stdlib = _ask(base)
+    path = os.path.realpath(found) if found is not None else os.path.join(stdlib, "sitecustomize.py")
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return path, file.read()
+    except FileNotFoundError:
+        return path, None
+
+
+def _ask(python: str) -> tuple[str, str | None, str]:
+    try:
+        done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True)
+        base, found, stdlib = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise InstallError(f"{python} is no Python that can be asked: {error}") from None
+    return base, found, stdlib
+
+
+def _without_block(text: str) -> str:
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    return before + after if begin and end else text
+
+
+def _own_folder() -> str:
+    """The folder that holds the package tfenv."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def _boot_file() -> str:
+    spec = find_spec("_tfenv_boot")
+    if spec is not None and spec.origin is not None:
+        return os.path.abspath(spec.origin)
+    return os.path.join(_own_folder(), "tfenv", "runtime", "finder.py")
+
+
+def _require_roots_own(folder: str) -> None:
+    """Every user's Python will run what stands here: nobody but root may change it."""
+    path = os.path.realpath(folder)
+    while True:
+        status = os.stat(path)
+        if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise InstallError(
+                f"{path} can be changed by others than root, and what is in {folder} would run in every user's "
+                "Python: install tfenv into an environment of root's own first, as in /opt/tfenv"
+            )
+        if path == "/":
+            return
+        path = os.path.dirname(path)
+
+
+# ---- doing
+
+
+def carry_out(change: Change) -> None:
+    """Write or remove the file, at once: a Python that starts meanwhile reads the old or the new.
+
+    Raises:
+        InstallError: It cannot be written.
+    """
+    if change.nothing:
+        return
+    try:
+        if change.after is None:
+            os.remove(change.path)
+        else:
+            _replace(change.path, change.after)
+    except OSError as error:
+        raise InstallError(f"{change.path} cannot be changed: {error.strerror}; run this as root") from None
+
+
+def _replace(path: str, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tfenv")
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else 0o644)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def difference(change: Change) -> str:
+    """A unified diff of what will happen; "" when nothing will."""
+    before, after = (change.before or "").splitlines(keepends=True), (change.after or "").splitlines(keepends=True)
+    names = change.path if change.before is not None else "/dev/null", change.path if change.after else "/dev/null"
+    return "".join(difflib.unified_diff(before, after, *names))

@@ -1,0 +1,103 @@
+"""How NVML is asked here: opened late, closed always, and what it cannot answer said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tfenv.dependencies import import_dependency
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["NvmlUnavailableError", "ask", "decode", "explain_error", "list_instances", "list_processes", "open_nvml"]
+
+T = TypeVar("T")
+
+#: Common answers of NVML, by the name of their exception, and what to make of them.
+_MEANINGS = {
+    "NVMLError_LibraryNotFound": "there is no libnvidia-ml.so.1: no NVIDIA driver, or a container that was started "
+    "without GPUs",
+    "NVMLError_DriverNotLoaded": "the NVIDIA driver is installed and not loaded",
+    "NVMLError_LibRmVersionMismatch": "the driver was updated and its old kernel module is still loaded: restart the "
+    "machine, or reload the module",
+    "NVMLError_NoPermission": "this user may not ask the driver: see who may open /dev/nvidiactl",
+    "NVMLError_GpuIsLost": "the card fell off the bus: see the kernel's log (Xid 79), and restart the machine",
+    "NVMLError_NotSupported": "this driver or card does not say",
+}
+
+
+class NvmlUnavailableError(Exception):
+    """NVML cannot be asked at all; the text says why."""
+
+
+@contextmanager
+def open_nvml() -> Iterator[ModuleType]:
+    """`pynvml` between nvmlInit and nvmlShutdown.
+
+    Raises:
+        NvmlUnavailableError: There is no nvidia-ml-py, no driver, or one that does not answer.
+    """
+    try:
+        pynvml = import_dependency("pynvml")
+    except ImportError as error:
+        raise NvmlUnavailableError(f"nvidia-ml-py cannot be imported: {error}") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailableError(f"NVML: {explain_error(error)}") from error
+    try:
+        yield pynvml
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailableError(f"NVML: {explain_error(error)}") from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def explain_error(error: Exception) -> str:
+    """NVML's own words and, for what people meet, what is behind them."""
+    meaning = _MEANINGS.get(type(error).__name__)
+    return f"{error} ({meaning})" if meaning else str(error)
+
+
+def ask(pynvml: ModuleType, call: Callable[[], T]) -> T | None:
+    """What is answered; None where the driver or the card does not say."""
+    try:
+        return call()
+    except pynvml.NVMLError:
+        return None
+
+
+def decode(answer: str | bytes) -> str:
+    """Older releases of nvidia-ml-py give bytes."""
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else answer
+
+
+def list_instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:
+    """The handles of a GPU's MIG instances; None where MIG is off, or this release knows nothing of it."""
+    try:
+        if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+            return None
+        most = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except (pynvml.NVMLError, AttributeError):
+        return None
+    get_handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex
+    found = (ask(pynvml, partial(get_handle, handle, number)) for number in range(most))
+    return [instance for instance in found if instance is not None]
+
+
+def list_processes(pynvml: ModuleType, handle: Any) -> dict[int, int | None] | None:
+    """Bytes that each process holds of a GPU, by pid: those that compute and those that draw, as a desktop does.
+
+    Returns:
+        None where the driver tells of no processes; None as bytes where it does not say how much (WSL2).
+    """
+    computing = ask(pynvml, partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle))
+    if computing is None:
+        return None
+    drawing = ask(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)) or []
+    # A process that does both is in both lists, with the sum in each.
+    sizes = {int(entry.pid): entry.usedGpuMemory for entry in (*drawing, *computing)}
+    return {pid: None if size is None else int(size) for pid, size in sizes.items()}

@@ -1,0 +1,44 @@
+"""What the scheduler or the parent process gave this process: the outermost ceiling."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tfenv.launchers.parent import InheritedGrant, read_boot_id, read_inherited_grant, split_tokens
+from tfenv.launchers.ranks import read_local_rank
+from tfenv.launchers.schedulers import is_in_job
+from tfenv.policy.model import Grant
+
+__all__ = ["read_current_grant", "read_grant"]
+
+
+def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: str) -> tuple[Grant, InheritedGrant]:
+    """Return what was granted to this process.
+
+    Args:
+        start: The variables as they were when the process started.
+        environ: The environment now, for what schedulers and launchers set.
+        boot_id: This boot's id.
+
+    Returns:
+        The grant, and what to pass on: the original grant and what an ancestor's program asked for.
+    """
+    inherited = read_inherited_grant(start, boot_id)
+    grant = Grant(
+        tokens=split_tokens(inherited.grant),
+        pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
+        scheduler=is_in_job(environ),
+        rank=read_local_rank(environ),
+    )
+    return grant, inherited
+
+
+def read_current_grant() -> tuple[Grant, tuple[str, ...] | None]:
+    """Return what a process that starts here and now is granted.
+
+    Returns:
+        The grant, and the tokens that an ancestor's program asked for. None instead of tokens: it asked for nothing.
+    """
+    grant, inherited = read_grant(os.environ, os.environ, read_boot_id())
+    return grant, split_tokens(inherited.request)

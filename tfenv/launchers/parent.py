@@ -1,0 +1,95 @@
+"""What a parent process under a policy hands to its children: the grant it was given itself.
+
+A process that narrows CUDA_VISIBLE_DEVICES tells its children, in TFGPU_GRANT, what it was given itself. So position 1
+still means the same GPU in a grandchild. The tokens (numbers, GPU-… and MIG-… UUIDs) are opaque here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+__all__ = ["VARIABLE", "InheritedGrant", "encode_grant", "read_boot_id", "read_inherited_grant", "split_tokens"]
+
+#: Carries the original grant to child processes.
+VARIABLE = "TFGPU_GRANT"
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(frozen=True)
+class InheritedGrant:
+    """What a parent under a policy tells its children.
+
+    Attributes:
+        grant: The parent's own grant, the value of CUDA_VISIBLE_DEVICES; None: it was unset.
+        request: What the parent's program asked for by itself; None: nothing.
+        wrote: What the policy made of it: the value children start with; None: it was left alone.
+        leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
+    """
+
+    grant: str | None
+    request: str | None
+    wrote: str | None
+    leases: tuple[str, ...] = ()
+
+
+def split_tokens(value: str | None) -> tuple[str, ...] | None:
+    """CUDA_VISIBLE_DEVICES split at its commas; None when unset, () when empty."""
+    if value is None:
+        return None
+    return tuple(value.split(",")) if value.strip() else ()
+
+
+def encode_grant(carried: InheritedGrant, boot_id: str) -> str:
+    """The value of TFGPU_GRANT."""
+    parts = [1, boot_id, carried.grant, carried.request, carried.wrote, carried.leases]
+    return json.dumps(parts, separators=(",", ":"))
+
+
+def _decode_grant(text: str | None, boot_id: str, current: str | None) -> InheritedGrant | None:
+    """The parent's word, unless it comes from another boot or host, or somebody gave other GPUs since.
+
+    A parent that writes a list of its own for each child (launchers do) asks within what it was given; a list
+    that names others is a new grant (a scheduler's step).
+    """
+    try:
+        version, boot, grant, request, wrote, leases = json.loads(text or "null")
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if version != 1 or not boot_id or boot != boot_id:
+        return None
+    if not all(value is None or isinstance(value, str) for value in (grant, request, wrote)):
+        return None
+    if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
+        return None
+    inherited = InheritedGrant(grant, request, wrote, tuple(leases))
+    if inherited.wrote == current:
+        return inherited
+    return replace(inherited, request=current) if _within(current, inherited.grant) else None
+
+
+def _within(current: str | None, grant: str | None) -> bool:
+    return grant is None or set(split_tokens(current) or ()) <= set(split_tokens(grant) or ())
+
+
+def read_boot_id(path: str = _BOOT_ID) -> str:
+    """This boot's id; "" where the kernel does not say."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def read_inherited_grant(start: Mapping[str, str], boot_id: str) -> InheritedGrant:
+    """Return what the parent handed on, or the current CUDA_VISIBLE_DEVICES as a grant of its own.
+
+    Args:
+        start: The variables as they were when the process started.
+        boot_id: This boot's id.
+    """
+    current = start.get("CUDA_VISIBLE_DEVICES")
+    inherited = _decode_grant(start.get(VARIABLE), boot_id, current)
+    return InheritedGrant(grant=current, request=None, wrote=current) if inherited is None else inherited

@@ -1,0 +1,15 @@
+"""Whether a process runs inside a scheduler's job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["is_in_job"]
+
+#: A scheduler's job is one that sets any of these.
+_JOB_VARIABLES = ("SLURM_JOB_ID", "RAY_JOB_ID", "LSB_JOBID", "PBS_JOBID", "SGE_TASK_ID", "FLUX_JOB_ID")
+
+
+def is_in_job(environ: Mapping[str, str]) -> bool:
+    """Return whether a scheduler's variables are set."""
+    return any(name in environ for name in _JOB_VARIABLES)
