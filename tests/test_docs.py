@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tfenv.launchers.parent import split_tokens
 from tfenv.lint.combinations import advise
 from tfenv.policy.model import Allocation, Device, Inventory, LayerName, Lease, Plan, Source, Start, Subject
 from tfenv.sharing.choose import Occupancy, choose, describe_occupancy, request_from_plan
+from tfenv.values import replace
 
 yaml: Any = pytest.importorskip("yaml", reason="of the development group")
 
@@ -138,8 +138,8 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
         return {renamed(key, names): renamed(item, names) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return type(value)(renamed(item, names) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: renamed(getattr(value, field.name), names) for field in fields(value)})
+    if hasattr(type(value), "__match_args__"):
+        return replace(value, **{name: renamed(getattr(value, name), names) for name in type(value).__match_args__})
     return value
 
 

@@ -16,7 +16,8 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "dependencies"),
+    ("values", "dependencies"),
+    ("errors",),
     ("policy",),
     ("identity",),
     ("config", "devices", "launchers", "sharing", "frameworks", "audit", "simulate"),
@@ -45,6 +46,8 @@ OWNERS = {
 #: LoadedPolicy only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
 DECLARED = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
+#: Type checkers know it without its being installed.
+FOR_TYPE_CHECKERS = {"typing_extensions"}
 #: The laws are pure: they ask neither the machine nor the clock.
 IMPURE = {"os", "sys", "io", "pathlib", "subprocess", "socket", "shutil", "tempfile", "time", "datetime", "random"}
 
@@ -99,9 +102,9 @@ def _problems(room: str, name: str, *, early: bool) -> Iterator[str]:
         yield from _neighbours(room, rest[0])
     elif top in OWNERS and room not in OWNERS[top]:
         yield f"{top} is imported by {' and '.join(OWNERS[top])} alone"
-    elif top not in {*sys.stdlib_module_names, *DECLARED, "tfenv", "_tfenv_boot", "sitecustomize"}:
+    elif top not in {*sys.stdlib_module_names, *DECLARED, *FOR_TYPE_CHECKERS, "tfenv", "_tfenv_boot", "sitecustomize"}:
         yield f"{top} is not a dependency"
-    if top in LATE and early and room != "cli":
+    if top in {*LATE, *FOR_TYPE_CHECKERS} and early and room != "cli":
         yield f"{top} is imported inside the function that needs it"
     if room == "policy" and top in IMPURE:
         yield f"policy is pure and imports no {top}"

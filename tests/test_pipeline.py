@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from tests.machine import GIB, HOSTILE, INVENTORY, MACHINE, ME, STRICT, Machine,
 from tfenv import pipeline
 from tfenv.audit import sinks
 from tfenv.policy.model import Grant, MemoryLimit
+from tfenv.values import replace
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from html import escape
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from tfenv.lint.check import check_here, check_path
 from tfenv.policy.model import MemoryLimit, Outcome, Plan
 from tfenv.policy.units import format_limit
 from tfenv.runtime import arming
+from tfenv.values import frozen
 
 if TYPE_CHECKING:
     from tfenv.runtime.enforce import ProcessPolicy
@@ -28,7 +28,7 @@ __all__ = ["Explanation", "Finding", "PolicyError", "Status", "apply", "check", 
 _FRAMEWORK = "tensorflow"
 
 
-@dataclass(frozen=True)
+@frozen
 class Status:
     """What holds for this process.
 

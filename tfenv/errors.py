@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from tfenv.values import frozen
 
 __all__ = ["PROGRAM", "Finding", "PolicyError", "Severity", "TfenvError", "escape_for_terminal"]
 
@@ -27,7 +28,7 @@ def escape_for_terminal(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """One thing that is wrong, where it is, and what would be right.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tfenv.audit.sinks import log_names
@@ -39,6 +38,7 @@ from tfenv.policy.model import (
 )
 from tfenv.sharing.choose import describe_occupancy, request_from_plan
 from tfenv.sharing.queue import Unavailable, look
+from tfenv.values import field, frozen, replace
 
 __all__ = [
     "Choosing",
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@frozen
 class Value:
     """One value as its author wrote it.
 
@@ -73,7 +73,7 @@ class Value:
     column: int | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class ExplainedCeiling(Value):
     """A ceiling that holds here.
 
@@ -84,7 +84,7 @@ class ExplainedCeiling(Value):
     replaces: tuple[Value, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class ExplainedSetting:
     """A setting that holds here.
 
@@ -101,7 +101,7 @@ class ExplainedSetting:
     clamps: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class ExaminedFile:
     """A place that was looked at.
 
@@ -118,7 +118,7 @@ class ExaminedFile:
     why: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Choosing:
     """GPUs that would be chosen when the program first lists its devices.
 
@@ -135,7 +135,7 @@ class Choosing:
     scene: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Explanation:
     """The policy of a process that would start now.
 

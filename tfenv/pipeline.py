@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
@@ -32,6 +31,7 @@ from tfenv.policy.model import (
     format_key,
 )
 from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
+from tfenv.values import field, frozen, replace
 
 __all__ = [
     "MACHINE_ROOT",
@@ -51,7 +51,7 @@ __all__ = [
 MACHINE_ROOT = "/etc/tfgpu"
 
 
-@dataclass(frozen=True)
+@frozen
 class LoadedPolicy:
     """All files that have a say, merged for one subject.
 
@@ -218,7 +218,7 @@ def load(
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Read:
     documents: tuple[Document, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -296,7 +296,7 @@ def _placed(loaded: LoadedPolicy, finding: Finding) -> Finding:
     return finding if finding.severity == "note" else loaded.locate(finding)
 
 
-@dataclass(frozen=True)
+@frozen
 class Decision:
     """What follows from a policy for one process.
 

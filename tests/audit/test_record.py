@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -43,6 +42,7 @@ from tfenv.policy.model import (
     Source,
     Subject,
 )
+from tfenv.values import replace
 
 Valid = Callable[[bytes], dict[str, Any]]
 HOSTILE = "a\nb\x1b[31mc\u2028d\u2029e\x85f\udcffg\x00\U0001f600"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -19,6 +18,7 @@ from tfenv.policy.model import (
     Setting,
     Subject,
 )
+from tfenv.values import replace
 
 SUBJECT = Subject("alice", 1000, project="/srv/vision")
 PATH = "/srv/vision/tfgpu.toml"

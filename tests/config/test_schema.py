@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from tfenv.policy.model import (
     format_key,
 )
 from tfenv.policy.units import parse_limit
+from tfenv.values import replace
 
 EXAMPLES = Path(__file__).parent / "examples"
 POSITIVE = sorted(EXAMPLES.glob("positive/*.toml"))

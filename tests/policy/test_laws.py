@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from tfenv.policy.model import (
 )
 from tfenv.policy.resolve import NO_GPU, keep_valid_tokens, needs_inventory, resolve
 from tfenv.policy.visibility import decide_visible_devices
+from tfenv.values import replace
 
 #: As many examples as an administrator's trust is worth.
 law = settings(max_examples=2_000, deadline=None)

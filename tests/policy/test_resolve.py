@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tests.policy.values import CARDS, GIB, INVENTORY, layer, plan
 from tfenv.policy.model import MemoryLimit
+from tfenv.values import replace
 
 
 def test_unlike_cards_in_cudas_own_order_are_not_guessed() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tfenv.policy.model import (
@@ -23,6 +21,7 @@ from tfenv.policy.model import (
 )
 from tfenv.policy.resolve import resolve
 from tfenv.policy.why_hidden import explain_hidden
+from tfenv.values import replace
 
 GIB = 1 << 30
 WHOLE = tuple(Device(i, f"GPU-{i}{i}000000-0000", "NVIDIA A10", 24 * GIB) for i in range(3))

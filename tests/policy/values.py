@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from hypothesis import strategies as st
@@ -30,6 +30,7 @@ from tfenv.policy.model import (
 )
 from tfenv.policy.resolve import resolve
 from tfenv.policy.units import MIB
+from tfenv.values import replace
 
 GIB = 1 << 30
 PATHS = {"machine": "/etc/tfgpu/tfgpu.toml", "user": "/home/a/.config/tfgpu/tfgpu.toml", "project": "/srv/p/tfgpu.toml"}

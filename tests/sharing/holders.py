@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tfenv.sharing.choose import Candidate, GpuRequest
 from tfenv.sharing.queue import Acquired, acquire
+from tfenv.values import as_dict
 
 NOBODY = 65534
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
@@ -57,7 +57,7 @@ class Holder:
     """A process that asks for GPUs, waits for them, and keeps them until it is told otherwise."""
 
     def __init__(self, made: GpuRequest, script: str | None = None, then: str = "") -> None:
-        content = asdict(made)
+        content = as_dict(made)
         content.pop("ancestor_leases")
         orders = {"request": content, "script": script, "then": then}
         self._process = subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tests.machine import ME, Machine
 from tfenv.audit.record import MAX_RECORD_BYTES
 from tfenv.config.document import Trust
 from tfenv.policy.model import AuditSinks
+from tfenv.values import replace
 from tfenv.watch.change import Change, ChangeLog, State, _both, compare, look
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/audit.schema.json").read_text())

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -16,6 +15,7 @@ import pytest
 from tests.machine import ME, Machine
 from tfenv.config.document import Trust
 from tfenv.policy.model import Start
+from tfenv.values import replace
 from tfenv.watch import follow
 from tfenv.watch.change import Change
 from tfenv.watch.follow import Watch, survey

@@ -16,13 +16,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, select
 from tfenv.audit.rotation import can_open, is_damage, open_log, with_rotated
+from tfenv.values import as_dict, frozen
 
 __all__ = ["ForeignFileError", "Totals", "export"]
 
@@ -34,7 +35,7 @@ _OTHER = "other"
 _LONGEST_LINE_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
+@frozen
 class _Metric:
     name: str
     kind: str
@@ -126,7 +127,7 @@ def _seconds(timestamp: str) -> float:
 # ---- the file
 
 
-@dataclass(frozen=True)
+@frozen
 class _Position:
     """How far one file of a log was read.
 
@@ -146,7 +147,7 @@ _Positions = dict[str, _Position]
 
 
 def _write_text(totals: Totals, read_so_far: Mapping[str, _Positions]) -> str:
-    plain = {log: {head: asdict(place) for head, place in places.items()} for log, places in read_so_far.items()}
+    plain = {log: {head: as_dict(place) for head, place in places.items()} for log, places in read_so_far.items()}
     lines = [_FIRST_LINE, _READ_SO_FAR + json.dumps(plain)]
     for metric in _METRICS:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]

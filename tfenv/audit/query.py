@@ -18,6 +18,7 @@ from typing import Any, cast
 from tfenv.audit.record import stamp
 from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
 from tfenv.policy.units import parse_duration
+from tfenv.values import frozen
 
 __all__ = [
     "BEGIN",
@@ -62,7 +63,7 @@ class Tally:
     unreadable: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Query:
     """Which records are wanted; an empty set or None means all.
 
@@ -118,7 +119,7 @@ class Query:
         )
 
 
-@dataclass(frozen=True)
+@frozen
 class Group:
     """Records of one log that differ in nothing that is asked for.
 

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from tfenv.policy.model import (
     Source,
     Subject,
 )
+from tfenv.values import field, frozen
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -121,7 +121,7 @@ def utc_now() -> str:
     return stamp(datetime.now(timezone.utc))
 
 
-@dataclass(frozen=True)
+@frozen
 class Process:
     """What a record says of the process it is about.
 
@@ -180,7 +180,7 @@ def _scheduler_ids(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: _clip(value, 64) for name, value in ids.items()}
 
 
-@dataclass(frozen=True)
+@frozen
 class Context:
     """What all records of one process have in common.
 
@@ -199,7 +199,7 @@ class Context:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class AuditRecord:
     """One event, as it will be written.
 

@@ -16,7 +16,6 @@ import stat
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Protocol
 
 from tfenv.audit.record import AuditRecord, encode
@@ -24,6 +23,7 @@ from tfenv.audit.summary import say, say_once
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, Severity, escape_for_terminal
 from tfenv.policy.model import AuditSinks
+from tfenv.values import replace
 
 __all__ = [
     "COMPLAINED_VARIABLE",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfenv.audit import duckdb_engine
 from tfenv.audit.query import Group, Query, Record, Tally, devices_of, gpu_name, is_worth_reading
 from tfenv.audit.query import groups as plain_groups
+from tfenv.values import frozen, replace
 
 __all__ = ["UserGpu", "summarize", "summarize_logs"]
 
@@ -81,7 +82,7 @@ def summarize(groups: Iterable[Group], query: Query = Query()) -> list[UserGpu]:
     return [rows[key] for key in sorted(rows)]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Gpu:
     """One GPU of a record: what was asked of it and given."""
 

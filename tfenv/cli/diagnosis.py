@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from tfenv.values import frozen
 
 __all__ = ["NoAnswerError", "Row", "Verdict", "ask"]
 
@@ -16,7 +17,7 @@ Verdict = Literal["ok", "note", "problem"]
 _PROBE = Path(__file__).with_name("probe.py")
 
 
-@dataclass(frozen=True)
+@frozen
 class Row:
     """One thing that was looked at.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tfenv.cli.output import FINDINGS, OK, shown_path
@@ -16,6 +15,7 @@ from tfenv.pipeline import Decision, LoadedPolicy, check_disable_switch, current
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.units import format_bytes
 from tfenv.policy.why_hidden import HiddenReason, explain_hidden
+from tfenv.values import field, frozen, replace
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 # ---- looking
 
 
-@dataclass(frozen=True)
+@frozen
 class _Sight:
     """The GPUs at one moment.
 

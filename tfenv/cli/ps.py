@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfenv.audit.query import Record
@@ -16,6 +15,7 @@ from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease
 from tfenv.policy.units import MIB, format_bytes
 from tfenv.sharing.lease import read_leases
+from tfenv.values import frozen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 # ---- looking
 
 
-@dataclass(frozen=True)
+@frozen
 class _Holder:
     """A process on a GPU, and what it may take there.
 
@@ -170,7 +170,7 @@ def _within(process: GpuProcess, limit: int | None) -> State:
 # ---- showing
 
 
-@dataclass(frozen=True)
+@frozen
 class _Sight:
     """The processes at one moment."""
 

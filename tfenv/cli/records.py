@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.devices.usage import GpuProcess
 from tfenv.identity import find_home
 from tfenv.policy.model import AuditSinks
+from tfenv.values import field, frozen
 
 __all__ = ["Known", "known_of"]
 
@@ -27,7 +27,7 @@ _SLACK_SECONDS = 2.0
 _MOST_RECORDS = 100_000
 
 
-@dataclass(frozen=True)
+@frozen
 class Known:
     """What the logs of one user's processes say.
 

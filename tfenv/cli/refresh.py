@@ -7,11 +7,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from tfenv.cli.output import add_format, print_json, wants_colour
 from tfenv.errors import escape_for_terminal
+from tfenv.values import frozen
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -142,7 +142,7 @@ def is_wide() -> bool:
 # ---- tables
 
 
-@dataclass(frozen=True)
+@frozen
 class Column:
     """One column: its title, and whether it holds numbers."""
 
@@ -150,7 +150,7 @@ class Column:
     number: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Cell:
     """A text in a style of rich's."""
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tfenv.errors import TfenvError, escape_for_terminal
 from tfenv.policy.units import format_bytes
 from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
 from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+from tfenv.values import as_dict
 
 if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers
@@ -147,7 +147,7 @@ def _report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], form: str
 
 def _as_json(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> dict[str, object]:
     described = [
-        {**asdict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in zip(gpus, rows, strict=True)
+        {**as_dict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in zip(gpus, rows, strict=True)
     ]  # fmt: skip
     return {"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}
 

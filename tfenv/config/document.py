@@ -12,12 +12,12 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, TfenvError
 from tfenv.policy.model import KeyPath, Source
+from tfenv.values import frozen
 
 __all__ = ["LARGEST", "Document", "DocumentError", "Trust", "peek", "read"]
 
@@ -33,7 +33,7 @@ OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 ATTEMPTS = 3
 
 
-@dataclass(frozen=True)
+@frozen
 class Trust:
     """Whose files count.
 
@@ -51,7 +51,7 @@ class Trust:
     checked_from: str = "/"
 
 
-@dataclass(frozen=True)
+@frozen
 class Document:
     """A file that was read.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from tfenv.config import _validator
 from tfenv.config.values import quote_value
 from tfenv.dependencies import import_dependency
 from tfenv.policy.model import KeyPath
+from tfenv.values import frozen
 
 __all__ = ["SchemaExplainer", "Problem"]
 
@@ -30,7 +30,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Problem:
     """One thing the schema has against a policy table.
 

@@ -14,10 +14,10 @@ import stat
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 from tfenv.errors import TfenvError
+from tfenv.values import frozen
 
 __all__ = ["Change", "InstallError", "carry_out", "difference", "plan_install", "plan_uninstall"]
 
@@ -49,7 +49,7 @@ class InstallError(TfenvError):
     """The interpreter cannot be covered; the text says why and what would help."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Change:
     """What is to happen to one file.
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfenv.devices import nvml
 from tfenv.identity import get_user_name
+from tfenv.values import frozen, replace
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,7 +32,7 @@ _NOBODYS = 1 << 30
 _START_FIELD = 19
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuState:
     """A GPU, or a MIG instance of one, as it is now. None: the driver or the card does not say.
 
@@ -64,7 +64,7 @@ class GpuState:
         return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuProcess:
     """A process that holds memory of a GPU.
 
@@ -96,7 +96,7 @@ class GpuProcess:
         return str(self.gpu) if self.instance is None else f"{self.gpu}:{self.instance}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Driver:
     """The driver.
 
@@ -109,7 +109,7 @@ class Driver:
     cuda: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Usage:
     """All that was seen at one moment.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+
+from tfenv.values import frozen, replace
 
 __all__ = ["VARIABLE", "InheritedGrant", "encode_grant", "read_boot_id", "read_inherited_grant", "split_tokens"]
 
@@ -18,7 +19,7 @@ VARIABLE = "TFGPU_GRANT"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
-@dataclass(frozen=True)
+@frozen
 class InheritedGrant:
     """What a parent under a policy tells its children.
 

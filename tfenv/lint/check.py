@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from tfenv.config.discover import FILE_NAME, PYPROJECT_TABLE
@@ -17,6 +16,7 @@ from tfenv.lint.combinations import advise
 from tfenv.pipeline import MACHINE_ROOT, current_start, load
 from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Source, Tables
+from tfenv.values import frozen
 
 __all__ = ["CheckResult", "check_here", "check_path"]
 
@@ -24,7 +24,7 @@ _PYPROJECT = "pyproject.toml"
 _SCOPES: dict[str, Literal["group", "user"]] = {"groups": "group", "users": "user"}
 
 
-@dataclass(frozen=True)
+@frozen
 class CheckResult:
     """What was looked at, and what is wrong with it.
 

@@ -6,7 +6,6 @@ It never keeps a policy from being in force, and nothing of it runs where a poli
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, cast
 
@@ -30,6 +29,7 @@ from tfenv.policy.model import (
     format_key,
 )
 from tfenv.policy.units import format_bytes, format_limit
+from tfenv.values import frozen, replace
 
 if TYPE_CHECKING:
     from tfenv.config.document import Document
@@ -104,7 +104,7 @@ def _by_scope(part: Layer, scope: tuple[str, str] | None) -> tuple[Layer, list[T
 # ---- what one table is seen with
 
 
-@dataclass(frozen=True)
+@frozen
 class _View:
     """A table, and what holds for those it is for.
 
@@ -166,7 +166,7 @@ def _advice_on_view(view: _View, cards: _Cards, places: Places) -> Iterator[Advi
 # ---- cards
 
 
-@dataclass(frozen=True)
+@frozen
 class _Cards:
     """The machine's cards, as the selectors of one layer see them."""
 

@@ -10,7 +10,6 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,6 +18,7 @@ from tfenv.errors import Severity
 from tfenv.identity import find_group, find_subject, find_user, list_members, suggest_name
 from tfenv.policy.merge import merge_groups, select_tables
 from tfenv.policy.model import KeyPath, Layer, Origin, Setting, Subject, Table, Tables, format_key
+from tfenv.values import frozen, replace
 
 if TYPE_CHECKING:
     from tfenv.config.document import Document
@@ -93,7 +93,7 @@ def advise_on_reach(
 # ---- names
 
 
-@dataclass(frozen=True)
+@frozen
 class _Named:
     """A user or group that a table or a file is for."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tfenv.policy.model import Device, Grant, Inventory, Origin, Selector
+from tfenv.values import frozen
 
 __all__ = ["Card", "DeviceSet", "granted", "identify", "matches", "same_card", "selected", "keep_valid_tokens"]
 
@@ -35,7 +35,7 @@ def keep_valid_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
 # ---- cards
 
 
-@dataclass(frozen=True)
+@frozen
 class Card:
     """A GPU the process might use: the token that names it, and what NVML says of it."""
 
@@ -60,7 +60,7 @@ def same_card(a: Card, b: Card) -> bool:
     return a.token == b.token
 
 
-@dataclass(frozen=True)
+@frozen
 class DeviceSet:
     """The GPUs still possible.
 

@@ -6,10 +6,10 @@ Pure and immutable. Sizes are in bytes unless a name says otherwise, fractions a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 from tfenv.errors import Finding, escape_for_terminal
+from tfenv.values import field, frozen
 
 LayerName = Literal["machine", "user", "project", "run"]
 #: From the least specific to the nearest: the nearest layer that sets a key wins.
@@ -39,7 +39,7 @@ def format_key(key: KeyPath) -> str:
     return text
 
 
-@dataclass(frozen=True)
+@frozen
 class Start:
     """What this process was when it started: the program may change its environment later.
 
@@ -68,7 +68,7 @@ class Start:
     isolated: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """A file that was found.
 
@@ -92,7 +92,7 @@ class Source:
     required: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Origin:
     """Where a value was set. The position inside the file is looked up only when somebody asks."""
 
@@ -109,7 +109,7 @@ def format_origins(origins: Iterable[Origin]) -> str:
     return " and ".join(str(origin) for origin in origins)
 
 
-@dataclass(frozen=True)
+@frozen
 class Setting:
     """One value and where it was set."""
 
@@ -121,7 +121,7 @@ class Setting:
 Table = Mapping[str, Setting]
 
 
-@dataclass(frozen=True)
+@frozen
 class Tables:
     """The tables that exist per layer and per subject."""
 
@@ -129,7 +129,7 @@ class Tables:
     ceiling: Table = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class Layer:
     """A validated layer: one file, or for the machine layer several files of one author.
 
@@ -155,7 +155,7 @@ class Layer:
     paths: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Subject:
     """For whom a policy is merged.
 
@@ -175,7 +175,7 @@ class Subject:
 # ---- values of settings and ceilings
 
 
-@dataclass(frozen=True)
+@frozen
 class MemoryLimit:
     """At most so much of one GPU's memory, per process: bytes, or a fraction of the card's total.
 
@@ -197,7 +197,7 @@ class MemoryLimit:
         return share if self.bytes is None else min(share, self.bytes)
 
 
-@dataclass(frozen=True)
+@frozen
 class Selector:
     """Names GPUs: by position, by UUID (or the beginning of one) or MIG token, or by a glob on the product name."""
 
@@ -212,7 +212,7 @@ class Selector:
         return f"name:{self.text}" if self.kind == "name" else self.text
 
 
-@dataclass(frozen=True)
+@frozen
 class AutoChoice:
     """`{count = 1, prefer = "most_free", …}`: let tfenv choose.
 
@@ -231,7 +231,7 @@ class AutoChoice:
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class RankChoice:
     """`{rank = "auto"}`: each local rank takes its own place in the list."""
 
@@ -242,7 +242,7 @@ class RankChoice:
 VisibleDevices = Literal["all"] | tuple[Selector, ...] | AutoChoice | RankChoice
 
 
-@dataclass(frozen=True)
+@frozen
 class DeviceRule:
     """One `[[gpu.device]]` entry.
 
@@ -264,7 +264,7 @@ CeilingKey = Literal[
 ]
 
 
-@dataclass(frozen=True)
+@frozen
 class Ceiling:
     """One bound that holds together with all others.
 
@@ -277,7 +277,7 @@ class Ceiling:
     origin: Origin
 
 
-@dataclass(frozen=True)
+@frozen
 class AuditSinks:
     """Where records go: the sum of all layers' sinks.
 
@@ -298,7 +298,7 @@ class AuditSinks:
     default_file: bool = True
 
 
-@dataclass(frozen=True)
+@frozen
 class EffectivePolicy:
     """All layers merged for one subject: every value with its Origin, ceilings side by side.
 
@@ -330,7 +330,7 @@ class EffectivePolicy:
 # ---- the machine
 
 
-@dataclass(frozen=True)
+@frozen
 class Device:
     """One GPU as NVML shows it; or one MIG instance of it, for a GPU that is split is of use only by instances.
 
@@ -356,7 +356,7 @@ class Device:
         return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Inventory:
     """The machine's GPUs.
 
@@ -371,7 +371,7 @@ class Inventory:
     lost: Mapping[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class Grant:
     """What the scheduler or the parent process gave: the outermost ceiling.
 
@@ -394,7 +394,7 @@ class Grant:
 UNNOTICED_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@frozen
 class Allocation:
     """A place on one GPU for one process.
 
@@ -409,7 +409,7 @@ class Allocation:
     shared: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Lease:
     """A live process's claim to a place on one GPU.
 
@@ -434,7 +434,7 @@ class Lease:
     parent: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class MemoryUse:
     """How much of a GPU's memory is in use, and by whom, as NVML says.
 
@@ -450,7 +450,7 @@ class MemoryUse:
 # ---- what is to be done, and what was
 
 
-@dataclass(frozen=True)
+@frozen
 class PlannedDevice:
     """One GPU the process may use.
 
@@ -471,7 +471,7 @@ class PlannedDevice:
     user_total: MemoryLimit | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """What to apply to this process.
 
@@ -515,7 +515,7 @@ class Plan:
         return tuple(dict.fromkeys([*found, *self.limited_by]))
 
 
-@dataclass(frozen=True)
+@frozen
 class Choice:
     """The places this process has on GPUs it shares with others.
 
@@ -533,7 +533,7 @@ class Choice:
 OutcomeStatus = Literal["applied", "clamped", "too_late", "degraded", "cpu", "failed"]
 
 
-@dataclass(frozen=True)
+@frozen
 class DeviceOutcome:
     """What one GPU was given at an entry point.
 
@@ -556,7 +556,7 @@ class DeviceOutcome:
     logical_devices: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Outcome:
     """What happened at one entry point.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from tfenv.errors import Finding
 from tfenv.policy.model import Plan, PlannedDevice
+from tfenv.values import frozen
 
 __all__ = ["Placement", "place"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Placement:
     """What was found.
 

@@ -7,7 +7,6 @@ of each; every value of the Plan comes with the keys that say so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tfenv.policy.clamps import Notes
 from tfenv.policy.device_set import DeviceSet, granted, keep_valid_tokens
@@ -20,6 +19,7 @@ from tfenv.policy.visibility import (
     shown_before_choice,
     shown_together,
 )
+from tfenv.values import replace
 
 __all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve", "keep_valid_tokens"]
 

@@ -8,7 +8,6 @@ Where the files let tfenv choose ({count = …}), what is left are the candidate
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import cast
 
 from tfenv.errors import PROGRAM
@@ -27,6 +26,7 @@ from tfenv.policy.model import (
     VisibleDevices,
     format_origins,
 )
+from tfenv.values import replace
 
 __all__ = ["governs_visibility", "needs_inventory", "shown_before_choice", "shown_together", "decide_visible_devices"]
 

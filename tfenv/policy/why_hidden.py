@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
 from tfenv.policy.clamps import Notes
@@ -11,13 +10,14 @@ from tfenv.policy.device_set import Card, DeviceSet, granted, identify, keep_val
 from tfenv.policy.model import Device, EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.resolve import resolve
 from tfenv.policy.visibility import decide_visible_devices, governs_visibility
+from tfenv.values import frozen
 
 __all__ = ["HiddenReason", "explain_hidden"]
 
 Rule = Literal["grant", "require_grant", "allowed_devices", "visible_devices", "max_devices", "request", "one_instance"]
 
 
-@dataclass(frozen=True)
+@frozen
 class HiddenReason:
     """Why a GPU is not visible.
 

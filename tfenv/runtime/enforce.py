@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from tfenv.policy.model import Choice, Grant, Inventory, Outcome, Plan, PlannedD
 from tfenv.policy.resolve import NO_GPU
 from tfenv.runtime import resolver
 from tfenv.runtime.reporting import Reporter
+from tfenv.values import replace
 
 if TYPE_CHECKING:
     from tfenv.sharing.allocate import AllocationResult, Requester

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
 from tfenv.audit import record, summary
 from tfenv.audit.sinks import AuditLog
@@ -12,6 +11,7 @@ from tfenv.errors import PROGRAM, Finding, escape_for_terminal
 from tfenv.frameworks.tensorflow import entry_points
 from tfenv.pipeline import LoadedPolicy
 from tfenv.policy.model import Grant, Outcome, Plan
+from tfenv.values import replace
 
 __all__ = ["Reporter"]
 

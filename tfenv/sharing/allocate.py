@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 
 from tfenv.errors import Finding, Severity, escape_for_terminal
 from tfenv.policy.model import Allocation, AutoChoice, Choice, Inventory, MemoryUse, OnError, Plan
 from tfenv.sharing.choose import GpuRequest, Occupancy, choose, describe_occupancy, request_from_plan, share
 from tfenv.sharing.lease import LeaseError
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
+from tfenv.values import frozen
 
 __all__ = ["Requester", "AllocationResult", "allocate_gpus"]
 
@@ -22,7 +22,7 @@ _ON_TERMINAL, _IN_LOG = 1.0, 60.0
 _SILENT = 0.5
 
 
-@dataclass(frozen=True)
+@frozen
 class Requester:
     """Who asks for places.
 
@@ -43,7 +43,7 @@ class Requester:
     speaks: bool = True
 
 
-@dataclass(frozen=True)
+@frozen
 class AllocationResult:
     """What came of it.
 

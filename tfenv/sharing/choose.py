@@ -8,10 +8,10 @@ somebody waits for who came earlier, be it one of the two cards he needs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from tfenv.policy.model import UNNOTICED_BYTES, Allocation, AutoChoice, Lease, MemoryUse, Plan, PlannedDevice
 from tfenv.policy.units import MIB, format_bytes
+from tfenv.values import frozen, replace
 
 __all__ = [
     "SMALLEST_ALLOCATION",
@@ -32,7 +32,7 @@ SMALLEST_ALLOCATION = 256 * MIB
 _MOST_NAMED = 4
 
 
-@dataclass(frozen=True)
+@frozen
 class Candidate:
     """A GPU a process may have, and what it needs of it.
 
@@ -51,7 +51,7 @@ class Candidate:
     min_free: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuRequest:
     """What a process wants of the machine's GPUs.
 
@@ -70,7 +70,7 @@ class GpuRequest:
     ancestor_leases: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@frozen
 class Occupancy:
     """What there is at one moment.
 

@@ -18,7 +18,6 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -26,6 +25,7 @@ from tfenv.errors import TfenvError
 from tfenv.identity import get_user_name
 from tfenv.policy.model import Allocation, Lease
 from tfenv.sharing.choose import Candidate, GpuRequest
+from tfenv.values import frozen, replace
 
 __all__ = [
     "LARGEST_NUMBER",
@@ -182,7 +182,7 @@ def try_lock(descriptor: int, kind: int) -> bool:
 # ---- the files
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """A file of a live process.
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfenv.policy.model import Allocation, Lease, MemoryUse
@@ -26,6 +26,7 @@ from tfenv.sharing.lease import (
     release_file,
     try_lock,
 )
+from tfenv.values import as_dict, frozen, replace
 
 __all__ = ["Unavailable", "Acquired", "Measure", "KeepWaiting", "acquire", "look"]
 
@@ -39,7 +40,7 @@ _RECHECK, _RECHECK_IN_LINE = 2.0, 10.0
 _PASSED_OVER = 60.0
 
 
-@dataclass(frozen=True)
+@frozen
 class Acquired:
     """What a process got.
 
@@ -56,7 +57,7 @@ class Acquired:
     fell_back_from: Unavailable | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Unavailable:
     """There is no room, as things are.
 
@@ -130,7 +131,7 @@ def acquire(
         turn.leave()
 
 
-@dataclass(frozen=True)
+@frozen
 class _DirectorySnapshot:
     """Everything of live processes in the directories.
 
@@ -238,7 +239,7 @@ class _Acquisition:
         parent = next(iter(self.gpu_request.ancestor_leases), None)
         content = {
             **self.content(),
-            "allocations": [asdict(allocation) for allocation in allocations],
+            "allocations": as_dict(allocations),
             "parent": parent,
         }
         name, _ = create("lease", content, next(iter(directories.values())))
@@ -249,7 +250,7 @@ class _Acquisition:
             os.utime(self.ticket[1])  # still here
             return
         path, directory = next(iter(directories.items()))
-        content = {**self.content(), "request": asdict(replace(self.gpu_request, ancestor_leases=frozenset()))}
+        content = {**self.content(), "request": as_dict(replace(self.gpu_request, ancestor_leases=frozenset()))}
         content["request"].pop("ancestor_leases")
         name, descriptor = create(f"ticket-{min(view.last + 1, LARGEST_NUMBER):018d}", content, directory)
         self.ticket = (os.path.join(path, name), descriptor)

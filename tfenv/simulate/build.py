@@ -12,11 +12,11 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tfenv.errors import TfenvError
+from tfenv.values import frozen
 
 __all__ = ["SimulationError", "library_folder"]
 
@@ -29,7 +29,7 @@ class SimulationError(TfenvError):
     """GPUs cannot be simulated here; the text says what is missing and what to do."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Library:
     """One shared library: the name programs open it by, and what it is made of."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tfenv.policy.units import MIB, format_bytes, parse_limit
 from tfenv.simulate.build import library_folder
+from tfenv.values import frozen
 
 __all__ = ["MAX_GPUS", "MAX_INSTANCES", "SimulatedGpu", "environment", "parse_gpus"]
 
@@ -25,7 +25,7 @@ _GROUP = re.compile(
 _INSTANCES = re.compile(r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^x]+)", re.ASCII)
 
 
-@dataclass(frozen=True)
+@frozen
 class SimulatedGpu:
     """One GPU that is not there.
 

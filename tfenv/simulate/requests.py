@@ -6,16 +6,17 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
+
+from tfenv.values import frozen
 
 __all__ = ["GpuRequests", "Operation", "Request", "opened_cuda", "read_requests", "summarise"]
 
 Operation = Literal["cuInit", "alloc", "free", "oom", "threshold"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Request:
     """One request to the driver.
 
@@ -39,7 +40,7 @@ class Request:
     instance: int = -1
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuRequests:
     """What was asked of one GPU. Sizes in bytes.
 

@@ -6,7 +6,6 @@ A file that was only touched is no change, and a change that a process would not
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tfenv.audit import record
@@ -18,6 +17,7 @@ from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import MACHINE_ROOT, Decision, LoadedPolicy, check_disable_switch, decide, load, select_errors
 from tfenv.policy.merge import combine
 from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, format_key
+from tfenv.values import field, frozen, replace
 
 __all__ = ["Change", "ChangeLog", "Difference", "FileChange", "State", "Written", "compare", "look"]
 
@@ -25,7 +25,7 @@ __all__ = ["Change", "ChangeLog", "Difference", "FileChange", "State", "Written"
 # ---- what a process would get
 
 
-@dataclass(frozen=True)
+@frozen
 class State:
     """What a process that starts now would get.
 
@@ -76,7 +76,7 @@ def look(
 # ---- what changed
 
 
-@dataclass(frozen=True)
+@frozen
 class FileChange:
     """What became of one file.
 
@@ -89,7 +89,7 @@ class FileChange:
     what: Literal["new", "changed", "gone", "left out"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Written:
     """A value as its author wrote it.
 
@@ -108,7 +108,7 @@ class Written:
         return self.path if self.line is None else f"{self.path}:{self.line}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Difference:
     """One value of the effective policy that is another one now, or stands elsewhere.
 
@@ -133,7 +133,7 @@ class Difference:
         }
 
 
-@dataclass(frozen=True)
+@frozen
 class Change:
     """What a change of files means.
 
