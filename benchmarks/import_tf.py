@@ -49,7 +49,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 import tensorflow
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 activate = sys.modules.get("tfenv.runtime.enforce")
-governed = activate is not None and enforce.current() is not None
+governed = activate is not None and enforce.get_current() is not None
 there = {"governed": governed, "armed": "_tfenv_boot" in sys.modules, "peer": sys.argv[1] in sys.modules}
 print(json.dumps({"wall": wall, "cpu": cpu, "there": there}))
 """

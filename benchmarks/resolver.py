@@ -16,22 +16,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import SimpleNamespace
 
+import tfenv
 from tfenv import pipeline
-from tfenv.runtime import resolver
+from tfenv.config.presence import may_find_policy
+from tfenv.runtime.resolver import RemoteResolver, Resolver
 
 POLICY = '[gpu]\nvisible_devices = [0]\nmemory_growth = true\nmemory_limit = "8GiB"\n'
 
 
-def cover(interpreter: str | None) -> None:
-    """Have this process believe that it is, or is not, covered by `tfgpu install --system`."""
-    sys.modules["_tfenv_boot"] = SimpleNamespace(system=interpreter and ("", interpreter))  # type: ignore[assignment]
-
-
-def load(folder: Path, interpreter: str | None) -> None:
-    cover(interpreter)
-    resolver.load(pipeline.current_start(str(folder)))
+def load(folder: Path, resolver: Resolver) -> None:
+    """Do what the import of a framework does: look whether there may be a file, then load."""
+    if may_find_policy({"cwd": str(folder)}):
+        assert resolver.load(pipeline.current_start(str(folder))).found
 
 
 def cpu_seconds() -> float:
@@ -60,10 +57,11 @@ def main() -> None:
         project.mkdir()
         nothing.mkdir()
         (project / "tfgpu.toml").write_text(POLICY)
+        remote = RemoteResolver(sys.executable, str(Path(tfenv.__file__).parent.parent))
         actions: dict[str, Callable[[], None]] = {
-            "in this process": lambda: load(project, None),
-            "in a child": lambda: load(project, sys.executable),
-            "no file, so no child": lambda: load(nothing, sys.executable),
+            "in this process": lambda: load(project, Resolver()),
+            "in a child": lambda: load(project, remote),
+            "no file, so no child": lambda: load(nothing, Resolver()),
         }
         rounds_of(actions, 1)
         for what, times in rounds_of(actions, rounds).items():

@@ -104,7 +104,11 @@ def told(done: subprocess.CompletedProcess[str]) -> object:
 
 def launched(armed: Environment, **variables: str) -> dict[str, str]:
     """What `tfgpu run` of that environment gives to its command, beside what a test's programs get anyway."""
-    program = f"import json; from tfenv.deploy.launch import environment; print(json.dumps(environment({variables})))"
+    program = f"""
+import json
+from tfenv.deploy.launch import build_environment
+print(json.dumps(build_environment({variables})))
+"""
     result = told(armed.run("-c", program))
     assert isinstance(result, dict)
     return result
@@ -134,6 +138,7 @@ def add_stand_ins(environment: Environment) -> None:
     (site_packages / "tensorflow").mkdir()
     (site_packages / "tensorflow" / "__init__.py").write_text(STAND_IN_TENSORFLOW)
     (site_packages / "tfenv" / "runtime" / "enforce.py").write_text(STAND_IN_ENFORCE)
+    (site_packages / "tfenv" / "config" / "presence.py").write_text("def may_find_policy(start):\n    return True\n")
 
 
 def find_python(version: str) -> str | None:

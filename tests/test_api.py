@@ -267,7 +267,7 @@ def test_public_names() -> None:
 
 
 if TYPE_CHECKING:
-    # CheckResult by mypy, never run: what the types are to a caller.
+    # Checked by mypy, never run: what the types are to a caller.
     assert_type(tfenv.status(), Status)
     assert_type(tfenv.apply(), Status)
     assert_type(tfenv.explain("."), Explanation)

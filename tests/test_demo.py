@@ -22,7 +22,7 @@ def armed(**variables: str) -> dict[str, str]:
     """An environment in which the hook is there, also where tfenv is not installed."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("TFGPU_", "CUDA_"))}
     fixed = {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "XDG_CONFIG_HOME": "/nonexistent"}  # no user's own policy
-    return launch.environment({**ours, **fixed, **variables})
+    return launch.build_environment({**ours, **fixed, **variables})
 
 
 def run_demo(*arguments: str, env: dict[str, str], python: str = sys.executable) -> subprocess.CompletedProcess[str]:

@@ -43,7 +43,7 @@ OWNERS = {
     "backports": ("audit",),
     "shtab": ("cli",),
 }
-#: LoadedPolicy only where they are needed, inside a function. (Commands may load what they print with.)
+#: Loaded only where they are needed, inside a function. (Commands may load what they print with.)
 LATE = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
 DECLARED = {"tomli", "structlog", "jsonschema", "pynvml", "rich", "watchdog", *OWNERS}
 #: Type checkers know it without its being installed.

@@ -18,14 +18,12 @@ from tfenv.lint.check import check_here, check_path
 from tfenv.policy.model import MemoryLimit, Outcome, Plan
 from tfenv.policy.units import format_limit
 from tfenv.runtime import arming
-from tfenv.values import frozen
+from tfenv.values import as_dict, frozen
 
 if TYPE_CHECKING:
-    from tfenv.runtime.enforce import ProcessPolicy
+    from tfenv.runtime.process_policy import ProcessPolicy
 
 __all__ = ["Explanation", "Finding", "PolicyError", "Status", "apply", "check", "explain", "status"]
-
-_FRAMEWORK = "tensorflow"
 
 
 @frozen
@@ -35,8 +33,9 @@ class Status:
     Attributes:
         armed: The hook watches imports here.
         governed: A policy was read for a framework of this process.
-        framework: Its name; None: none was imported under a policy yet.
-        version: The framework's version; None when unknown.
+        framework: The name of the first one. None: none was imported under a policy yet.
+        version: The version of the first framework. None: unknown.
+        frameworks: The names of all that were imported under the policy.
         sources: The files that have a say.
         plan: What is applied; None when not governed.
         outcomes: What happened at the entry points so far, oldest first; () before devices are created.
@@ -48,6 +47,7 @@ class Status:
     governed: bool = False
     framework: str | None = None
     version: str | None = None
+    frameworks: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     plan: Plan | None = None
     outcomes: tuple[Outcome, ...] = ()
@@ -62,14 +62,8 @@ class Status:
         return f"tfgpu: no policy in force here; the hook is {'armed' if self.armed else 'not armed'}"
 
     def as_dict(self) -> dict[str, object]:
-        """All of it as values that JSON knows."""
-        return {
-            **vars(self),
-            "sources": list(self.sources),
-            "plan": None if self.plan is None else plan_as_dict(self.plan),
-            "outcomes": [_outcome_as_dict(outcome) for outcome in self.outcomes],
-            "findings": [dict(vars(finding)) for finding in self.findings],
-        }
+        """Return all of it as values that JSON knows."""
+        return {**as_dict(self), "plan": None if self.plan is None else plan_as_dict(self.plan)}
 
     def _repr_html_(self) -> str:
         """A table, for notebooks. What others wrote into files is escaped in it."""
@@ -113,46 +107,44 @@ def _at_most(limit: MemoryLimit | None) -> str:
     return "no limit" if limit is None or limit.unlimited else f"at most {format_limit(limit)}"
 
 
-def _outcome_as_dict(outcome: Outcome) -> dict[str, object]:
-    return {
-        **vars(outcome),
-        "devices": [dict(vars(device)) for device in outcome.devices],
-        "asked": dict(outcome.asked),
-        "given": dict(outcome.given),
-        "findings": [dict(vars(finding)) for finding in outcome.findings],
-    }
-
-
 def status() -> Status:
-    """What holds for this process, as far as it is known by now. Changes nothing and never raises.
+    """Return what holds for this process, as far as it is known by now. Changes nothing and never raises.
 
-    Before TensorFlow is imported there is no plan yet: `explain` tells what it would be.
+    Before a framework is imported there is no plan yet. `explain` tells what it would be.
     """
-    from tfenv.runtime.enforce import current, refused
+    from tfenv.runtime.enforce import get_current, get_refusal
 
-    governed = current()
-    return Status(armed=arming.is_armed(), findings=refused()) if governed is None else _status_of(governed)
+    process = get_current()
+    return Status(armed=arming.is_armed(), findings=get_refusal()) if process is None else _make_status(process)
 
 
-def _status_of(governed: ProcessPolicy) -> Status:
+def _make_status(process: ProcessPolicy) -> Status:
     from tfenv.audit.summary import summary
-    from tfenv.frameworks.tensorflow import entry_points
 
-    loaded, plan, reporter = governed.loaded, governed.plan(), governed.reporter
-    outcomes = reporter.outcomes
+    loaded, reporter = process.loaded, process.reporter
+    first = next(iter(process.frameworks.values()))
+    outcomes = reporter.list_outcomes()
     last = outcomes[-1] if outcomes else None
-    found = [*loaded.findings, *plan.findings, *governed.findings, *reporter.pending, *reporter.log.findings]
-    found += [finding for outcome in outcomes for finding in outcome.findings]
+    findings = [
+        *loaded.findings,
+        *first.plan.findings,
+        *process.findings,
+        *reporter.pending,
+        *first.pending,
+        *reporter.log_findings,
+    ]
+    findings += [finding for outcome in outcomes for finding in outcome.findings]
     return Status(
         armed=arming.is_armed(),
         governed=True,
-        framework=governed.framework,
-        version=entry_points.version(),
+        framework=first.framework.name,
+        version=first.framework.version(),
+        frameworks=tuple(process.frameworks),
         sources=loaded.policy.paths,
-        plan=plan,
-        outcomes=tuple(outcomes),
-        findings=tuple(dict.fromkeys(found)),
-        summary=summary(loaded.subject, loaded.policy, plan, last, loaded.findings),
+        plan=first.plan,
+        outcomes=outcomes,
+        findings=tuple(dict.fromkeys(findings)),
+        summary=summary(loaded.subject, loaded.policy, first.plan, last, loaded.findings),
     )
 
 
@@ -172,25 +164,27 @@ def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
 def apply() -> Status:
     """Put the policy in force in this process, where the hook did not: a notebook, an interpreter without tfenv.pth.
 
-    Before TensorFlow is imported this arms the hook. Afterwards it applies what still can be: everything, if
-    TensorFlow has created no devices yet; otherwise `outcomes` ends in one whose status is "too_late".
-    Calling it again changes nothing.
+    Before a framework is imported this arms the hook. Afterwards it applies what still can be: everything, if the
+    framework has created no devices yet. Otherwise `outcomes` ends in one whose status is "too_late". Calling it again
+    changes nothing.
 
     Returns:
-        The status then. `governed` stays False until TensorFlow is imported, and where there is no policy.
+        The status then. `governed` stays False until a framework is imported, and where there is no policy.
 
     Raises:
-        PolicyError: TensorFlow is there already, the policy cannot be applied, and `on_error = "fail"`.
+        PolicyError: A framework is there already, the policy cannot be applied, and `on_error = "fail"`.
     """
+    from tfenv.frameworks.registry import list_frameworks
     from tfenv.runtime import enforce
 
-    if enforce.current() is not None:
-        return status()
     armed_before = arming.is_armed()
     arming.arm()  # it catches up by itself, but only when it was not armed before
-    if isinstance(getattr(sys.modules.get(_FRAMEWORK), "__spec__", None), ModuleSpec):
-        if armed_before:
-            enforce.catch_up(_FRAMEWORK, arming.remembered())
-        elif enforce.refused():
-            raise PolicyError(enforce.refused())
+    for name in list_frameworks():
+        process = enforce.get_current()
+        is_governed = process is not None and name in process.frameworks
+        if not is_governed and isinstance(getattr(sys.modules.get(name), "__spec__", None), ModuleSpec):
+            if armed_before:
+                enforce.catch_up(name, arming.get_start())
+            elif enforce.get_refusal():
+                raise PolicyError(enforce.get_refusal())
     return status()

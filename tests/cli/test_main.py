@@ -66,7 +66,9 @@ def test_help_imports_no_command(variables: dict[str, str]) -> None:
     """
     with start(program, variables, stdout=subprocess.PIPE) as child:
         output, _ = child.communicate(timeout=60)
-    assert output.splitlines()[-1] == "['tfenv.cli', 'tfenv.values', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
+    assert (
+        output.splitlines()[-1] == "['tfenv.cli', 'tfenv.values', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

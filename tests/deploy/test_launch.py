@@ -19,7 +19,7 @@ from tests.environments import (
     make_environment,
     told,
 )
-from tfenv.deploy.launch import LIBRARIES, PYTHONPATH_FOLDER, environment
+from tfenv.deploy.launch import PYTHONPATH_FOLDER, RESOLVER, build_environment
 
 TELL = "import json, sys; print(json.dumps(sys.story))"
 GOVERNED = ["before", "code", "after"]
@@ -30,20 +30,20 @@ GOVERNED = ["before", "code", "after"]
 
 def test_prefixes_pythonpath() -> None:
     """Our folder comes first, what was there stays behind it in its order."""
-    assert environment({"PYTHONPATH": "/a:/b"})["PYTHONPATH"] == f"{PYTHONPATH_FOLDER}:/a:/b"
+    assert build_environment({"PYTHONPATH": "/a:/b"})["PYTHONPATH"] == f"{PYTHONPATH_FOLDER}:/a:/b"
 
 
 @pytest.mark.parametrize("base", [{}, {"PYTHONPATH": ""}])
 def test_unset_and_empty_pythonpath(base: dict[str, str]) -> None:
     """No entry is made up: an empty one would be the current directory."""
-    assert environment(base)["PYTHONPATH"] == PYTHONPATH_FOLDER
+    assert build_environment(base)["PYTHONPATH"] == PYTHONPATH_FOLDER
 
 
 @given(st.lists(st.sampled_from(["/a", "/b", "", PYTHONPATH_FOLDER])).map(os.pathsep.join))
 def test_prefixes_once(before: str) -> None:
     """Nested runs add nothing: making the environment twice is making it once."""
-    once = environment({"PYTHONPATH": before, "HOME": "/h"})
-    assert environment(once) == once
+    once = build_environment({"PYTHONPATH": before, "HOME": "/h"})
+    assert build_environment(once) == once
     assert once["PYTHONPATH"].split(os.pathsep).count(PYTHONPATH_FOLDER) == 1
     assert once["HOME"] == "/h"
 
@@ -51,7 +51,7 @@ def test_prefixes_once(before: str) -> None:
 def test_base_is_not_changed() -> None:
     """The mapping that was given stays as it is."""
     base = {"PYTHONPATH": "/a"}
-    environment(base)
+    build_environment(base)
     assert base == {"PYTHONPATH": "/a"}
 
 
@@ -103,15 +103,15 @@ def test_lends_nothing_before_a_framework(armed: Environment, bare: Environment)
     assert bare.story(program, env=launched(armed)) == [None, None]
 
 
-def test_lends_only_what_is_listed(own: Environment, bare: Environment) -> None:
-    """After the import, too, packages that are not our dependencies stay out of reach."""
+def test_lends_nothing_but_itself(own: Environment, bare: Environment) -> None:
+    """After the import, too, only tfenv is within reach: its dependencies are used in its own interpreter."""
     (own.site_packages / "a_stranger.py").write_text("")
     (own.site_packages / "structlog.py").write_text("")
     program = """
 import importlib.util, json, tensorflow
 print(json.dumps([importlib.util.find_spec(name) is not None for name in ("tfenv", "structlog", "a_stranger")]))
 """
-    assert bare.story(program, env=launched(own)) == [True, True, False]
+    assert bare.story(program, env=launched(own)) == [True, False, False]
 
 
 def test_own_dependencies_win(own: Environment, bare: Environment, tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_usercustomize_runs(armed: Environment, bare: Environment, tmp_path: Pat
 
 def test_missing_libraries_are_silent(bare: Environment) -> None:
     """When the environment that ran the command is gone by now, the program runs as if tfenv were not there."""
-    env = {"PYTHONPATH": PYTHONPATH_FOLDER, LIBRARIES: "/gone"}
+    env = {"PYTHONPATH": PYTHONPATH_FOLDER, RESOLVER: "/gone"}
     assert bare.story(f"import tensorflow; {TELL}", env=env) == ["code"]
 
 
 def test_from_a_checkout(bare: Environment) -> None:
     """The sitecustomize of a checkout finds the boot module beside its folder."""
-    env = environment(clean_environment())
+    env = build_environment(clean_environment())
     program = "import json, sys; print(json.dumps([str(f) for f in sys.meta_path if 'TfenvFinder' in str(f)]))"
     assert bare.story(program, env=env) == json.loads("[\"<class '_tfenv_boot.TfenvFinder'>\"]")

@@ -130,7 +130,7 @@ def child_environment(world: World) -> dict[str, str]:
     base = _ENVIRONMENT | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
     env = environment(parse_gpus(world.gpus), base=base)
     if world.armed:
-        env = launch.environment(env | {"PYTHONPATH": str(REPOSITORY)})
+        env = launch.build_environment(env | {"PYTHONPATH": str(REPOSITORY)})
     return env | dict(world.inherited)
 
 

@@ -1,11 +1,11 @@
-"""Requester whether the hook is there, and arming it late."""
+"""Asking whether the hook is there, and arming it late."""
 
 from __future__ import annotations
 
 from tests.environments import ROOT, Environment
 
 ASK = "import json; from tfenv.runtime import arming; armed = arming.is_armed(); "
-TELL = "print(json.dumps([armed, arming.is_armed(), arming.remembered().get('TFGPU_CONFIG')]))"
+TELL = "print(json.dumps([armed, arming.is_armed(), arming.get_start().get('TFGPU_CONFIG')]))"
 
 
 def test_armed_at_start(armed: Environment) -> None:

@@ -149,7 +149,7 @@ def test_checkout_module_arms_nothing(bare: Environment) -> None:
 
 
 def test_probing_has_no_effect(armed: Environment) -> None:
-    """Requester whether TensorFlow is installed, as many libraries do, runs nothing of the policy."""
+    """Asking whether TensorFlow is installed, as many libraries do, runs nothing of the policy."""
     program = """
 import importlib.util, json, pkgutil, sys
 first, second = importlib.util.find_spec("tensorflow"), importlib.util.find_spec("tensorflow")

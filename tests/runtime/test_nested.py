@@ -70,7 +70,7 @@ class Family:
         """CUDA_VISIBLE_DEVICES in each generation, the first one's first."""
         (self.folder / "tfgpu.toml").write_text(f'[gpu]\nvisible_devices = {policy}\n[audit]\nfile = "a.jsonl"\n')
         (self.folder / "seen").unlink(missing_ok=True)
-        env = launch.environment(self.simulated_gpus()) | variables
+        env = launch.build_environment(self.simulated_gpus()) | variables
         done = subprocess.run(
             [sys.executable, "program.py", *ways],
             cwd=self.folder,

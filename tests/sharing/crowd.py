@@ -27,15 +27,15 @@ def write(log: int, event: str, **more: Any) -> None:
     os.write(log, json.dumps(line).encode() + b"\n")
 
 
-def govern(config: str) -> Any:
+def enforce_policy(config: str) -> Any:
     """What the hook does at `import tensorflow` and at the first listing of devices."""
     from tfenv.runtime import enforce
 
     enforce.before_import("tensorflow", {"cwd": os.getcwd(), "TFGPU_CONFIG": config})
-    governed = enforce.current()
-    assert governed is not None
-    governed.before_listing()
-    return governed
+    process = enforce.get_current()
+    assert process is not None
+    process.frameworks["tensorflow"].before_listing()
+    return process
 
 
 def member(log: int, gate: int, orders: dict[str, Any]) -> None:
@@ -46,9 +46,9 @@ def member(log: int, gate: int, orders: dict[str, Any]) -> None:
         os.setuid(orders["uid"])
     select.select([gate], [], [])  # readable as soon as its other end is closed
     write(log, "asked", name=orders.get("name"))
-    governed = govern(orders["config"])
-    allocations = [[allocation.uuid, allocation.limit, allocation.shared] for allocation in governed.chosen.allocations]
-    findings = [finding.code for finding in (*governed.findings, *governed.reporter.pending)]
+    process = enforce_policy(orders["config"])
+    allocations = [[allocation.uuid, allocation.limit, allocation.shared] for allocation in process.choice.allocations]
+    findings = [finding.code for finding in (*process.findings, *process.reporter.pending)]
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
     write(log, "enter", allocations=allocations, visible=visible, findings=findings, name=orders.get("name"))
     time.sleep(orders["hold"])

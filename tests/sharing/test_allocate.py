@@ -127,10 +127,10 @@ def test_what_cannot_be_is_an_error_at_once() -> None:
 
 def test_without_nvml_the_first_ones_are_taken_and_it_is_said() -> None:
     """As many as were asked for, by their numbers or by the grant's tokens."""
-    blind = Inventory(problem="NVML: Driver Not LoadedPolicy")
+    blind = Inventory(problem="NVML: Driver Not Loaded")
     made = allocate_gpus(Plan(choosing=AutoChoice(2)), blind, requester())
     assert (allocations(made), codes(made)) == ((Allocation("0"), Allocation("1")), [("no-inventory", "warning")])
-    assert "Driver Not LoadedPolicy" in made.findings[0].message
+    assert "Driver Not Loaded" in made.findings[0].message
     granted = Plan(devices=(PlannedDevice("7"), PlannedDevice("3")), choosing=AutoChoice(1))
     assert allocations(allocate_gpus(granted, blind, requester())) == (Allocation("7"),)
 

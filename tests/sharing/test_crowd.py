@@ -86,7 +86,7 @@ crowd.write(log, "ready")
 while not os.path.exists({gate!r}):
     time.sleep(0.01)
 gpus = tf.config.list_physical_devices("GPU")
-allocations = [[a.uuid, a.limit, a.shared] for a in enforce.current().chosen.allocations]
+allocations = [[a.uuid, a.limit, a.shared] for a in enforce.get_current().choice.allocations]
 crowd.write(log, "enter", allocations=allocations, findings=[], visible=os.environ["CUDA_VISIBLE_DEVICES"])
 assert len(gpus) == len(allocations), (gpus, allocations)
 tf.zeros([8])
@@ -124,7 +124,7 @@ def start_real(crowd: Crowd, policy: Path) -> subprocess.Popen[bytes]:
     program = crowd.folder / "real.py"
     orders = {"tests": str(Path(__file__).parent), "log": str(crowd.log), "gate": str(crowd.folder / "gate")}
     program.write_text(REAL.format(**orders))
-    env = launch.environment(crowd.env | {"TFGPU_CONFIG": str(policy)})
+    env = launch.build_environment(crowd.env | {"TFGPU_CONFIG": str(policy)})
     return subprocess.Popen([sys.executable, str(program)], env=env, cwd=crowd.folder)
 
 

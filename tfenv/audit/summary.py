@@ -13,7 +13,7 @@ from tfenv.policy.units import format_limit
 __all__ = ["SHOWN_VARIABLE", "say", "say_once", "show_summary", "summary"]
 
 #: Set by the process that showed the line, for the children it starts from then on: a training program and
-#: its 64 data loaders speak once. Children of a parent that never showed it, as those of a spawn DeviceSet whose
+#: its 64 data loaders speak once. Children of a parent that never showed it, as those of a spawn pool whose
 #: parent imports no TensorFlow, do not know of each other, and each shows it.
 SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
 _LONGEST_MESSAGE = 200

@@ -25,15 +25,17 @@ def hook_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
         yield Row("hook", "ok", f"live in {where}{_by_what(hook)}")
         yield from _copies_rows(hook)
         # What covers a whole interpreter reads files in tfenv's own.
-        if hook["missing"] and hook["system"] is None:
+        if hook["missing"] and hook["lent_from"] is None:
             found = f"not installed: {', '.join(hook['missing'])}"
             yield Row("dependencies", "problem", found, "install tfenv again in that environment")
 
 
 def _by_what(hook: Mapping[str, Any]) -> str:
-    if hook["system"] is not None:
-        return f", by `tfgpu install --system` from {shown_path(hook['system'][0])}"
-    return ", lent by `tfgpu run`" if hook["lent"] else ""
+    if hook["lent_from"] is None:
+        return ""
+    if hook["blocks"]:
+        return f", by `tfgpu install --system` from {shown_path(hook['lent_from'])}"
+    return ", lent by `tfgpu run`"
 
 
 def _copies_rows(hook: Mapping[str, Any]) -> Iterator[Row]:

@@ -38,8 +38,7 @@ def hook() -> "dict[str, Any]":
         "version": sys.version.split()[0],
         "armed": bool(armed),
         "boot": getattr(boot, "__file__", None) or _origin("_tfenv_boot"),
-        "lent": getattr(boot, "lender", None) is not None,
-        "system": getattr(boot, "system", None),
+        "lent_from": getattr(boot, "START", {}).get("folder"),
         "site_disabled": bool(sys.flags.no_site),
         "pth": _files_on_path("tfenv.pth", _site_folders()),
         "pth_unread": _files_on_path("tfenv.pth", [path for path in sys.path if path not in _site_folders()]),
@@ -67,9 +66,7 @@ def _origin(name: str) -> "str | None":
 def _there(name: str) -> bool:
     import importlib.util
 
-    boot = sys.modules.get("_tfenv_boot")
-    lender = getattr(boot, "lender", None)
-    return importlib.util.find_spec(name) is not None or (lender is not None and lender.find_spec(name) is not None)
+    return importlib.util.find_spec(name) is not None
 
 
 def _site_folders() -> "list[str]":
@@ -88,14 +85,10 @@ def _files_on_path(name: str, folders: "list[str]") -> "list[str]":
 
 def _activation_error() -> "str | None":
     """Why the hook could not do its work once a framework is imported; None when it can, or is not there at all."""
-    boot = sys.modules.get("_tfenv_boot")
-    lender = getattr(boot, "lender", None)
-    system = getattr(boot, "system", None)
-    if system is not None and lender is None:
-        lender = boot.system_lender(system[0])  # type: ignore[union-attr]
-    if lender is not None and lender not in sys.meta_path:
-        sys.meta_path.append(lender)
+    finder = sys.modules.get("_tfenv_boot")
     try:
+        if finder is not None:
+            finder._load_import_hook()  # noqa: SLF001 - what the hook does when a framework is searched for
         import tfenv.runtime.enforce  # noqa: F401
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor wants to know
         return f"{type(error).__name__}: {error}"

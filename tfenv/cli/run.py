@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if not command:
         say("run", "no command given; write: tfgpu run --memory-limit 4GiB -- python train.py")
         return USAGE
-    variables = launch.environment(os.environ)
+    variables = launch.build_environment(os.environ)
     policy = _policy(args, variables.get(VARIABLE))
     if policy is not None:
         if (mistake := _mistake(policy)) is not None:

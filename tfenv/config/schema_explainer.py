@@ -1,6 +1,6 @@
 """What is wrong with a policy table, by the schema.
 
-LoadedPolicy only when the generated validator said that something is: jsonschema takes 17 ms to import, and a
+Loaded only when the generated validator said that something is: jsonschema takes 17 ms to import, and a
 millisecond for a value. So the generated validator judges each value, and jsonschema only explains.
 """
 

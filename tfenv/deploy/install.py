@@ -32,7 +32,7 @@ try:
         _tfenv.__file__ = {boot!r}
         importlib.machinery.SourceFileLoader("_tfenv_boot", _tfenv.__file__).exec_module(_tfenv)
         sys.modules["_tfenv_boot"] = _tfenv
-        _tfenv.system = ({folder!r}, {interpreter!r})
+        _tfenv.START.update(folder={folder!r}, interpreter={interpreter!r})
 except (Exception, SystemExit):
     pass  # tfenv is gone: Python starts as if it had never been there
 """

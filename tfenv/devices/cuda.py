@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["read_uuids"]
+__all__ = ["has_active_context", "read_uuids"]
 
 _SUCCESS = 0
 
@@ -31,3 +31,25 @@ def read_uuids() -> tuple[str, ...] | None:
     except (OSError, AttributeError):
         return None
     return tuple(found)
+
+
+def has_active_context() -> bool:
+    """Return whether something in this process uses a GPU: the driver has an active primary context for it.
+
+    Nothing is loaded or opened by asking. False where CUDA is not loaded, not open, or does not say.
+    """
+    import ctypes
+    import os
+
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        count, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+        if cuda.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:
+            return False
+        for device in range(count.value):
+            state = cuda.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+            if state == _SUCCESS and active.value:
+                return True
+    except (OSError, AttributeError):
+        return False
+    return False

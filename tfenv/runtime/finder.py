@@ -1,16 +1,16 @@
-"""Arms one finder in every Python process; the wheel ships it as its top-level module `_tfenv_boot`.
+"""Watches imports in every Python process. The wheel ships it as its top-level module `_tfenv_boot`.
 
-It runs before anything else in processes that mostly never import a framework, so it imports `sys` and
-`os`, which are loaded already, and nothing more: not even `__future__`, which is a file to be read.
-It holds no reference to `os`: that would keep half the interpreter alive through its shutdown, for half of all the
-instructions the hook may cost.
+It runs before anything else in processes that mostly never import a framework. So it imports `sys` and `os`, which are
+loaded already, and nothing more: not even `__future__`, which is a file to be read. It holds no reference to `os`,
+which would keep half the interpreter alive through its shutdown, for half of all the instructions the hook may cost.
 What is needed only once a framework is searched for is in `tfenv.runtime.import_hook`.
+
 Under its other name, `tfenv.runtime.finder`, it arms nothing: it is only a module to read and to test.
 """
 
 import sys
 
-TYPE_CHECKING = False  # typing takes 7 ms to import; type checkers know the name
+TYPE_CHECKING = False  # typing takes 7 ms to import, and type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 WATCHED = ("tensorflow",)
 
 #: What this process was when it started, before the program could change it. "cwd" is None in a deleted directory,
-#: "script" is sys.argv[0] ("-c", "-m", "" when no file runs); the rest are environment variables, None when unset.
+#: "script" is sys.argv[0] ("-c", "-m", "" when no file runs), the rest are environment variables, None when unset.
+#: `tfgpu run` and `tfgpu install --system` add "folder", which holds the package tfenv, and "interpreter", which has
+#: its dependencies. Without them tfenv is installed in this environment, dependencies and all.
 START: "dict[str, str | None]" = {}
-
-#: Set by the sitecustomize of `tfgpu run`: a finder of tfenv and its dependencies for interpreters that lack them.
-lender: "Any" = None
-
-#: Set by the block of `tfgpu install --system`: (folder that holds tfenv, its own interpreter). None: tfenv is
-#: installed in this environment, dependencies and all.
-system: "tuple[str, str] | None" = None
 
 _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -44,29 +39,28 @@ _VARIABLES = (
 
 
 class TfenvFinder:
-    """Finds nothing itself: lets the finders after it find a watched package, and has its loader wrapped.
+    """Finds nothing itself. It lets the finders after it find a watched package, and has its loader wrapped.
 
-    Libraries call `find_spec` to ask whether TensorFlow is there: nothing happens until the module is executed.
+    Libraries call `find_spec` to ask whether a framework is there. Nothing happens until the module is executed.
     """
 
     @staticmethod
     def find_spec(
         name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
+        """Find a watched package by the finders after this one. None for all other names."""
         if name not in WATCHED:
             return None
-        import_hook = _late()
+        import_hook = _load_import_hook()
         return None if import_hook is None else import_hook.find(name, path, target, TfenvFinder, START)
 
 
-def _late() -> "Any":
-    """tfenv.runtime.import_hook, or None when tfenv is half uninstalled: the program goes on as if it were gone."""
-    global lender  # noqa: PLW0603 - made once, when it is needed
+def _load_import_hook() -> "Any":
+    """Import tfenv.runtime.import_hook. None when tfenv is half uninstalled: the program goes on as if it were gone."""
     try:
-        if system is not None and lender is None:
-            lender = system_lender(system[0])
-        if lender is not None and lender not in sys.meta_path:
-            sys.meta_path.append(lender)
+        folder = START.get("folder")
+        if folder is not None and "tfenv" not in sys.modules:
+            _add_package_finder(folder)
         if not _is_ours():
             return None
         from tfenv.runtime import import_hook
@@ -75,11 +69,11 @@ def _late() -> "Any":
     return import_hook
 
 
-def system_lender(folder: "str") -> "Any":
-    """A finder of the package tfenv alone: what it depends on stays in tfenv's own environment."""
+def _add_package_finder(folder: "str") -> None:
+    """Have the package tfenv found in a folder, and nothing else there. Finders that are asked before win."""
     from importlib.machinery import PathFinder
 
-    class Lender:
+    class PackageFinder:
         @staticmethod
         def find_spec(
             name: "str",
@@ -88,11 +82,12 @@ def system_lender(folder: "str") -> "Any":
         ) -> "ModuleSpec | None":
             return PathFinder.find_spec(name, [folder], target) if name == "tfenv" else None
 
-    return Lender
+    if not any(getattr(finder, "__name__", None) == "PackageFinder" for finder in sys.meta_path):
+        sys.meta_path.append(PackageFinder)
 
 
 def _is_ours() -> "bool":
-    """Whether `tfenv` is this package, and not a file of that name beside the program, which is not ours to run.
+    """Return whether `tfenv` is this package, and not a file of that name beside the program, which is not ours to run.
 
     What an uninstall left of ours, beside this file, is passed over in silence.
     """
@@ -131,9 +126,9 @@ def arm() -> None:
     sys.meta_path.insert(0, TfenvFinder)
     for name in WATCHED:
         if name in sys.modules:
-            import_hook = _late()
+            import_hook = _load_import_hook()
             if import_hook is not None:
-                import_hook.late(name, START)
+                import_hook.report_late(name, START)
 
 
 if __name__ == "_tfenv_boot":

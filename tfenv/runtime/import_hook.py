@@ -1,7 +1,7 @@
-"""Wraps the loader of a watched package: `enforce` is called before and after the package's own code runs.
+"""Wraps the loader of a watched package, so that `enforce` is called before and after the package's own code runs.
 
-LoadedPolicy by the finder of `boot` when a watched name is searched for the first time. Searching has no effect of its
-own; `enforce` is imported when the package is executed.
+The finder imports it when a watched name is searched for the first time. Searching has no effect of its own. Files are
+looked for when the package is executed, and `enforce` is imported only if there may be one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     Start = Mapping[str, str | None]
 
-__all__ = ["find", "late"]
+__all__ = ["find", "report_late"]
 
 # Watched names that are being searched now, each with its thread: one thread's search must not blind another's.
 _searching: set[tuple[str, int]] = set()
-# The module that was governed last, by name.
+# The module that was executed last, by name.
 _executed: dict[str, ModuleType] = {}
 
 
@@ -34,38 +34,38 @@ def find(
     Args:
         name, path, target: As for any finder's `find_spec`.
         ours: The finder that asks.
-        start: `boot.START`, handed on to `enforce`.
+        start: `finder.START`, handed on to `enforce`.
 
     Returns:
-        What the other finders found; None when they found nothing.
+        What the other finders found. None when they found nothing.
     """
     search = (name, _thread.get_ident())
     if search in _searching:  # a finder we asked begins the search anew: it wants to wrap the loader, too
         return None
     _searching.add(search)
     try:
-        for finder in _finders_after(ours):
+        for finder in _list_finders_after(ours):
             spec: ModuleSpec | None = finder.find_spec(name, path, target)
             if spec is not None:
-                _wrap(name, spec, start)
+                _wrap_loader(name, spec, start)
                 return spec
         return None
     finally:
         _searching.discard(search)
 
 
-def late(name: str, start: Start) -> None:
-    """Say that the package was there before the hook was, as in a notebook that installs tfenv from a cell.
+def report_late(name: str, start: Start) -> None:
+    """Report that the package was there before the hook was, as in a notebook that installs tfenv from a cell.
 
     Mocks and stubs that tests put into sys.modules have no spec and are left alone.
     """
     if isinstance(getattr(sys.modules.get(name), "__spec__", None), ModuleSpec):
-        enforce = _import_enforce()
+        enforce = _import_enforce(start)
         if enforce is not None:
-            _guarded(enforce.too_late, name, start)
+            _call_guarded(enforce.too_late, name, start)
 
 
-def _finders_after(ours: Any) -> list[Any]:
+def _list_finders_after(ours: Any) -> list[Any]:
     # Those before ours were asked already; those without find_spec Python 3.11 asks itself when we find nothing.
     finders: list[Any] = list(sys.meta_path)
     if ours in finders:
@@ -73,7 +73,7 @@ def _finders_after(ours: Any) -> list[Any]:
     return [finder for finder in finders if hasattr(finder, "find_spec")]
 
 
-def _wrap(name: str, spec: ModuleSpec, start: Start) -> None:
+def _wrap_loader(name: str, spec: ModuleSpec, start: Start) -> None:
     loader: Any = spec.loader
     run = getattr(loader, "exec_module", None)
     if run is None or isinstance(run, ExecModuleWrapper):  # a namespace left behind by an uninstall; a shared loader
@@ -100,17 +100,17 @@ class ExecModuleWrapper:
         if module.__name__ != self.name or _executed.get(self.name) is module:
             self.run(module)
             return
-        enforce = _import_enforce()
+        enforce = _import_enforce(self.start)
         if enforce is not None:
-            _guarded(enforce.before_import, self.name, self.start)
+            _call_guarded(enforce.before_import, self.name, self.start)
         self.run(module)  # an error of the framework's own goes out unchanged; the next try is governed like this one
         if enforce is not None:
             # The importer gets what stands in sys.modules: a package may have replaced itself there.
-            _guarded(enforce.after_import, self.name, sys.modules.get(self.name, module))
+            _call_guarded(enforce.after_import, self.name, sys.modules.get(self.name, module))
         _executed[self.name] = module
-        self._leave()
+        self._restore_loader()
 
-    def _leave(self) -> None:
+    def _restore_loader(self) -> None:
         # Unless somebody wrapped the loader after us, it is itself again.
         if getattr(self.loader, "__dict__", {}).get("exec_module") is self:
             del self.loader.exec_module
@@ -133,16 +133,25 @@ class LoaderProxy:
         self.wrapper(module)
 
 
-def _import_enforce() -> Any:
-    """tfenv.runtime.enforce, or None when tfenv is half uninstalled: the program goes on as if it were gone."""
+def _import_enforce(start: Start) -> Any:
+    """Import tfenv.runtime.enforce, if there may be a policy file.
+
+    Returns:
+        The module. None if there is no file, or if tfenv is half uninstalled: the program goes on as if it were gone.
+    """
     try:
+        if "tfenv.runtime.enforce" not in sys.modules:
+            from tfenv.config.presence import may_find_policy
+
+            if not may_find_policy(start):
+                return None
         from tfenv.runtime import enforce
     except Exception:
         return None
     return enforce
 
 
-def _guarded(call: Callable[[str, Any], None], name: str, argument: object) -> None:
+def _call_guarded(call: Callable[[str, Any], None], name: str, argument: object) -> None:
     """Let a PolicyError out and nothing else of ours. What is not an Exception (Ctrl-C, sys.exit) is the program's."""
     try:
         call(name, argument)

@@ -1,17 +1,21 @@
-"""What one process says of its policy: records in the audit log, and one line on stderr."""
+"""What one process reports of its policy: records in the audit log, and one line on stderr."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
-from tfenv.audit import record, summary
-from tfenv.audit.sinks import AuditLog
 from tfenv.errors import PROGRAM, Finding, escape_for_terminal
-from tfenv.frameworks.tensorflow import entry_points
-from tfenv.pipeline import LoadedPolicy
-from tfenv.policy.model import Grant, Outcome, Plan
 from tfenv.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tfenv.audit.record import AuditRecord, Context
+    from tfenv.audit.sinks import AuditLog
+    from tfenv.frameworks.base import Framework
+    from tfenv.pipeline import LoadedPolicy
+    from tfenv.policy.model import Grant, Outcome, Plan
 
 __all__ = ["Reporter"]
 
@@ -22,86 +26,145 @@ _MOST_OUTCOMES = 64
 class Reporter:
     """Writes down what happens to one process. No method raises.
 
+    The modules of audit/ are loaded when there is something to write.
+
     Attributes:
-        outcomes: What happened at the entry points so far.
-        pending: Notes that belong to the next outcome.
-        log: The audit log.
+        pending: Findings that belong to the next outcome.
     """
 
-    def __init__(self, framework: str, loaded: LoadedPolicy, grant: Grant) -> None:
-        self.framework = framework
+    def __init__(self, loaded: LoadedPolicy, grant: Grant) -> None:
         self.loaded = loaded
         self.grant = grant
-        self.outcomes: list[Outcome] = []
         self.pending: tuple[Finding, ...] = ()
-        policy, subject = loaded.policy, loaded.subject
-        self.log = AuditLog(policy.audit, loaded.start.home, subject.uid, subject.project)
-        self._written: set[tuple[int, str]] = set()
+        self._outcomes: list[tuple[str, Outcome]] = []
+        self._written: set[tuple[int, str, str]] = set()
+        self._log: AuditLog | None = None
 
     # -- events
 
-    def loaded_policy(self, plan: Plan, elapsed_ms: float) -> None:
-        """At import: kept, and written with the next event or at the process's end."""
+    def report_loaded(self, plan: Plan, framework: Framework, elapsed_ms: float) -> None:
+        """Record the policy at the import. It is written with the next event, or at the process's end."""
+        from tfenv.audit.record import policy_loaded
+
         loaded = self.loaded
         self._write(
-            lambda: record.policy_loaded(self._context(), loaded.policy, plan, loaded.findings, elapsed_ms), later=True
+            lambda: policy_loaded(self._make_context(framework), loaded.policy, plan, loaded.findings, elapsed_ms),
+            later=True,
         )
 
-    def switched_off(self) -> None:
-        self._write(lambda: record.policy_disabled(self._context()), later=True)
+    def report_switched_off(self, framework: Framework) -> None:
+        """Record that TFGPU_DISABLE=1 switched the policy off."""
+        from tfenv.audit.record import policy_disabled
 
-    def refused(self, findings: tuple[Finding, ...]) -> None:
-        """PolicyError is about to be raised."""
-        self._write(lambda: record.policy_failed(self._context(), findings, self.loaded.policy))
+        self._write(lambda: policy_disabled(self._make_context(framework)), later=True)
 
-    def failed(self, finding: Finding, entry_point: str) -> None:
-        """The policy is not in force as it should be, and the program goes on."""
+    def report_refused(self, findings: tuple[Finding, ...], framework: Framework | None = None) -> None:
+        """Record that PolicyError is about to be raised."""
+        from tfenv.audit.record import policy_failed
+
+        self._write(lambda: policy_failed(self._make_context(framework), findings, self.loaded.policy))
+
+    def report_failed(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:
+        """Record that the policy is not in force as it should be, and say so on stderr. The program goes on."""
+        from tfenv.audit.record import policy_failed
+        from tfenv.audit.summary import show_summary
+        from tfenv.policy.model import Outcome
+
         outcome = Outcome("failed", entry_point, findings=(finding,))
-        self.outcomes.append(outcome)
-        self._write(lambda: record.policy_failed(self._context(), policy=self.loaded.policy, outcome=outcome))
-        if self.loaded.policy.audit.stderr == "summary":
-            on_error = self.loaded.policy.on_error
-            summary.show_summary(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{on_error}")'))
+        self._outcomes.append(("" if framework is None else framework.name, outcome))
+        policy = self.loaded.policy
+        self._write(lambda: policy_failed(self._make_context(framework), policy=policy, outcome=outcome))
+        if policy.audit.stderr == "summary":
+            show_summary(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{policy.on_error}")'))
 
-    def passed(self, outcome: Outcome, plan: Plan) -> None:
-        """Devices are about to be created at an entry point."""
-        pending, self.pending = self.pending, ()
-        outcome = _with_notes(outcome, pending)
-        seen = (os.getpid(), repr(outcome))
+    def report_outcome(
+        self, outcome: Outcome, plan: Plan, framework: Framework, pending: tuple[Finding, ...] = ()
+    ) -> None:
+        """Record that devices are about to be created at an entry point, and say on stderr what holds.
+
+        Args:
+            outcome: What happens there.
+            plan: What the framework may use.
+            framework: Whose entry point it is.
+            pending: What was found in this framework since its last outcome.
+        """
+        from tfenv.audit.record import policy_outcome
+
+        outcome = _add_pending(outcome, (*self.pending, *pending))
+        self.pending = ()
+        seen = (os.getpid(), framework.name, repr(outcome))
         if seen in self._written or len(self._written) >= _MOST_OUTCOMES:
             return
         self._written.add(seen)
-        self.outcomes.append(outcome)
-        self._write(lambda: record.policy_outcome(self._context(), outcome))
-        self._tell(outcome, plan)
+        self._outcomes.append((framework.name, outcome))
+        self._write(lambda: policy_outcome(self._make_context(framework), outcome))
+        self._show(outcome, plan)
+
+    # -- what was reported
+
+    def list_outcomes(self, framework: str | None = None) -> tuple[Outcome, ...]:
+        """Return what happened so far, oldest first.
+
+        Args:
+            framework: In this framework, and what concerns all of them. None: in any.
+        """
+        return tuple(outcome for name, outcome in self._outcomes if framework is None or name in ("", framework))
+
+    @property
+    def log_findings(self) -> tuple[Finding, ...]:
+        """What is wrong with the logs, as far as they were used."""
+        return () if self._log is None else self._log.findings
+
+    def open_log(self) -> None:
+        """Open the logs that the administrator requires, so that `log_findings` tells whether they can be written."""
+        self._get_log().open_now()
+
+    def find_script(self) -> str | None:
+        """Return the program that runs, as records name it."""
+        from tfenv.audit.record import Process
+
+        return Process.current().script
 
     # -- how
 
-    def _tell(self, outcome: Outcome, plan: Plan) -> None:
+    def _show(self, outcome: Outcome, plan: Plan) -> None:
         """Say on stderr what holds, unless the program wants no GPU anyway."""
+        from tfenv.audit.summary import show_summary, summary
+
         loaded = self.loaded
         wrong = any(finding.severity != "note" for finding in (*loaded.findings, *outcome.findings))
         if loaded.policy.audit.stderr != "summary" or (outcome.asked.get("device_count") == 0 and not wrong):
             return
-        summary.show_summary(summary.summary(loaded.subject, loaded.policy, plan, outcome, loaded.findings))
+        show_summary(summary(loaded.subject, loaded.policy, plan, outcome, loaded.findings))
 
-    def _write(self, make: Callable[[], record.AuditRecord], *, later: bool = False) -> None:
+    def _write(self, make: Callable[[], AuditRecord], *, later: bool = False) -> None:
         """Write a record now, or at the next event. A fault in making it costs the record, not the program."""
         try:
-            (self.log.keep if later else self.log.emit)(make())
+            log = self._get_log()
+            (log.keep if later else log.emit)(make())
         except Exception as error:  # noqa: BLE001 - as above
-            summary.say(escape_for_terminal(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}"))
+            from tfenv.audit.summary import say
 
-    def script(self) -> str | None:
-        """The program that runs, as records name it."""
-        return record.Process.current(self.framework).script
+            say(escape_for_terminal(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}"))
 
-    def _context(self) -> record.Context:
-        process = record.Process.current(self.framework, entry_points.version())
-        return record.Context(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
+    def _get_log(self) -> AuditLog:
+        if self._log is None:
+            from tfenv.audit.sinks import AuditLog
+
+            loaded = self.loaded
+            subject = loaded.subject
+            self._log = AuditLog(loaded.policy.audit, loaded.start.home, subject.uid, subject.project)
+        return self._log
+
+    def _make_context(self, framework: Framework | None) -> Context:
+        from tfenv.audit.record import Context, Process
+
+        name, version = (None, None) if framework is None else (framework.name, framework.version())
+        process = Process.current(name, version)
+        return Context(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
 
 
-def _with_notes(outcome: Outcome, pending: tuple[Finding, ...]) -> Outcome:
+def _add_pending(outcome: Outcome, pending: tuple[Finding, ...]) -> Outcome:
     """Add what was noted since the last entry point. A request of the program that was cut makes it a clamp."""
     cut = any(finding.asked_by == PROGRAM for finding in pending)
     status = "clamped" if cut and outcome.status == "applied" else outcome.status

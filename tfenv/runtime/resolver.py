@@ -1,112 +1,127 @@
-"""Reads files and asks NVML in tfenv's own interpreter, where the program's environment lacks what that takes.
+"""Reads files and asks NVML, here or in the interpreter that has tfenv's dependencies.
 
-An interpreter covered by `tfgpu install --system` runs programs whose environments have neither tomli nor
-nvidia-ml-py, or other versions of them. Nothing is put beside their packages: a child process of tfenv's own
-interpreter does this part, and only the standard library and the clamp run inside the program.
+`tfgpu run` and `tfgpu install --system` reach programs whose environments have neither tomli nor nvidia-ml-py, or
+other versions of them. Nothing is put beside their packages: a child process of tfenv's own interpreter does this
+part. Only the standard library and the clamp run inside of the program.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
 
 from tfenv import pipeline
-from tfenv.config.discover import discover
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import TfenvError
-from tfenv.policy.model import Inventory, Start
-from tfenv.runtime import arming
+from tfenv.policy.model import Inventory
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tfenv.policy.model import MemoryUse
+    from collections.abc import Mapping
+    from typing import Any
 
-__all__ = ["RemoteError", "inventory", "load", "memory", "serve"]
+    from tfenv.policy.model import MemoryUse, Start
 
-#: The child reads a few small files; NVML takes a second on a machine that was idle.
-_SECONDS = 60
+__all__ = ["RemoteResolver", "Resolver", "ResolverError", "make_resolver", "serve"]
+
+#: Seconds. The child reads a few small files, and NVML takes a second on a machine that was idle.
+_TIMEOUT_S = 60
 
 
-class RemoteError(TfenvError):
+class ResolverError(TfenvError):
     """tfenv's own interpreter did not answer."""
 
 
-def load(start: Start) -> pipeline.LoadedPolicy:
-    """As `pipeline.load`, here or in tfenv's own interpreter; nothing is found where that was removed.
+def make_resolver(start: Mapping[str, str | None]) -> Resolver:
+    """Return what reads files and asks NVML for this process.
 
-    Raises:
-        RemoteError: It did not answer.
+    Args:
+        start: What the process was when it started, as `finder.START`.
     """
-    interpreter = arming.resolver()
-    if interpreter is None:
+    interpreter, folder = start.get("interpreter"), start.get("folder")
+    return Resolver() if interpreter is None or folder is None else RemoteResolver(interpreter, folder)
+
+
+class Resolver:
+    """Reads files and asks NVML in this process."""
+
+    def load(self, start: Start) -> pipeline.LoadedPolicy:
+        """Find, read, check and merge all files, as `pipeline.load` does."""
         return pipeline.load(start)
-    if not os.path.exists(interpreter) or not _anything_there(start):
-        return pipeline.LoadedPolicy(start, pipeline.identify(start.uid))
-    loaded: pipeline.LoadedPolicy = _ask(interpreter, ("load", start))
-    return loaded
 
-
-def inventory() -> Inventory:
-    """As `read_inventory`, here or in tfenv's own interpreter. Never raises."""
-    interpreter = arming.resolver()
-    if interpreter is None:
+    def read_inventory(self) -> Inventory:
+        """List the GPUs that NVML shows. Never raises."""
         return read_inventory()
-    try:
-        found: Inventory = _ask(interpreter, ("inventory", None))
-    except RemoteError as error:
-        return Inventory(problem=str(error))
-    return found
+
+    def read_memory(self, uuids: tuple[str, ...]) -> Mapping[str, MemoryUse]:
+        """Return how much of these GPUs is in use, by UUID. Never raises."""
+        from tfenv.devices.memory import read_memory  # most processes choose nothing
+
+        return read_memory(uuids)
 
 
-def memory(uuids: tuple[str, ...]) -> Mapping[str, MemoryUse]:
-    """As `read_memory`, here or in tfenv's own interpreter. Never raises."""
-    interpreter = arming.resolver()
-    if interpreter is None:
-        return _read_memory(uuids)
-    try:
-        found: Mapping[str, MemoryUse] = _ask(interpreter, ("memory", uuids))
-    except RemoteError:
-        return {}
-    return found
+class RemoteResolver(Resolver):
+    """Has a child process of tfenv's own interpreter do it.
 
+    Attributes:
+        interpreter: The interpreter that has tfenv's dependencies.
+        folder: The folder that holds the package tfenv.
+    """
 
-def _read_memory(uuids: tuple[str, ...]) -> Mapping[str, MemoryUse]:
-    from tfenv.devices.memory import read_memory  # most processes choose nothing
+    def __init__(self, interpreter: str, folder: str) -> None:
+        self.interpreter = interpreter
+        self.folder = folder
 
-    return read_memory(uuids)
+    def load(self, start: Start) -> pipeline.LoadedPolicy:
+        """Find, read, check and merge all files. Nothing is found where the interpreter was removed.
 
+        Raises:
+            ResolverError: The interpreter did not answer.
+        """
+        if not os.path.exists(self.interpreter):
+            return pipeline.LoadedPolicy(start, pipeline.identify(start.uid))
+        loaded: pipeline.LoadedPolicy = self._ask("load", start)
+        return loaded
 
-def _anything_there(start: Start) -> bool:
-    """Whether a child is worth its 0.1 s: most projects have no file. Needs no dependency."""
-    try:
-        sources, findings = discover(start, pipeline.identify(start.uid))
-    except ImportError:  # a pyproject.toml speaks of us, and reading it takes tomli
-        return True
-    return bool(sources or findings)
+    def read_inventory(self) -> Inventory:
+        """List the GPUs that NVML shows. Never raises."""
+        try:
+            inventory: Inventory = self._ask("read_inventory")
+        except ResolverError as error:
+            return Inventory(problem=str(error))
+        return inventory
 
+    def read_memory(self, uuids: tuple[str, ...]) -> Mapping[str, MemoryUse]:
+        """Return how much of these GPUs is in use, by UUID. Never raises."""
+        try:
+            memory: Mapping[str, MemoryUse] = self._ask("read_memory", uuids)
+        except ResolverError:
+            return {}
+        return memory
 
-def _ask(interpreter: str, question: tuple[str, object]) -> Any:
-    # -I: the program's PYTHONPATH and working directory are none of the child's business.
-    command = [interpreter, "-I", "-c", "from tfenv.runtime.resolver import serve; serve()"]
-    try:
-        done = subprocess.run(command, input=pickle.dumps(question), capture_output=True, timeout=_SECONDS, check=True)
-        return pickle.loads(done.stdout)  # noqa: S301 - from an interpreter that root named
-    except (OSError, subprocess.SubprocessError, pickle.PickleError, EOFError, AttributeError) as error:
-        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().rpartition("\n")[2]
-        raise RemoteError(f"{interpreter} did not answer: {said or error}") from error
+    def _ask(self, method: str, *arguments: object) -> Any:
+        import pickle
+        import subprocess
+
+        # -I: the program's PYTHONPATH and working directory are none of the child's business.
+        code = f"import sys; sys.path.append({self.folder!r}); from tfenv.runtime.resolver import serve; serve()"
+        try:
+            done = subprocess.run(
+                [self.interpreter, "-I", "-c", code],
+                input=pickle.dumps((method, arguments)),
+                capture_output=True,
+                timeout=_TIMEOUT_S,
+                check=True,
+            )
+            return pickle.loads(done.stdout)  # noqa: S301 - from an interpreter that root or the user named
+        except (OSError, subprocess.SubprocessError, pickle.PickleError, EOFError, AttributeError) as error:
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().rpartition("\n")[2]
+            raise ResolverError(f"{self.interpreter} did not answer: {said or error}") from error
 
 
 def serve() -> None:
-    """The child's part: one question on stdin, one answer on stdout."""
-    what, value = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from the process that started this one
-    sys.stdout.buffer.write(pickle.dumps(_ANSWERS[what](value)))
+    """Answer one question on stdin with one answer on stdout: the child's part."""
+    import pickle
 
-
-_ANSWERS: Mapping[str, Callable[[Any], object]] = {
-    "load": pipeline.load,
-    "inventory": lambda _: read_inventory(),
-    "memory": _read_memory,
-}
+    method, arguments = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from the process that started this one
+    sys.stdout.buffer.write(pickle.dumps(getattr(Resolver(), method)(*arguments)))

@@ -137,16 +137,16 @@ def test_a_fork_waits_until_an_entry_point_is_left(tmp_path: Path, needs_tensorf
 HANDLER = """
 import signal
 import tensorflow as tf
-from tfenv.frameworks.tensorflow import entry_points
+from tfenv.frameworks.tensorflow import config_proto
 class Timeout(Exception): pass
 def ring(*_): raise Timeout
 signal.signal(signal.SIGALRM, ring)
-original = entry_points.clamp
+original = config_proto.clamp
 def interrupted(*args):
-    entry_points.clamp = original
+    config_proto.clamp = original
     signal.raise_signal(signal.SIGALRM)
     return original(*args)
-entry_points.clamp = interrupted
+config_proto.clamp = interrupted
 try:
     tf.compat.v1.Session()
 except Timeout:

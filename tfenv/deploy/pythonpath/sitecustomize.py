@@ -1,44 +1,15 @@
-"""Arms the hook in the Python processes of `tfgpu run`, through PYTHONPATH; then runs the sitecustomize it shadows.
+"""Arms the hook in the Python processes of `tfgpu run`, through PYTHONPATH. Then runs the sitecustomize it shadows.
 
-The interpreter may belong to another environment, which has neither tfenv nor its dependencies. Nothing of ours is
-put on its sys.path: a finder that is asked after all others lends exactly the packages named below, from the folders
-that `tfgpu run` wrote into TFGPU_LIBRARIES, and only from the first search for a watched framework on. A program that
-never imports one sees nothing of it; one that does keeps its own structlog, if it has one.
+The interpreter may belong to an environment that has neither tfenv nor its dependencies. Nothing of ours is put on its
+sys.path: the hook finds the package tfenv, and nothing else, in the folder that `tfgpu run` wrote into TFGPU_RESOLVER.
+What needs dependencies is done in a child process of the interpreter named there.
 """
 
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from importlib.machinery import ModuleSpec
     from types import ModuleType
-
-_LENT = (
-    "tfenv",
-    *("tomli", "structlog", "jsonschema", "watchdog", "pynvml", "rich"),
-    # what those need in turn
-    *("attr", "attrs", "jsonschema_specifications", "markdown_it", "mdurl", "pygments", "referencing", "rpds"),
-    "typing_extensions",
-)
-
-
-class Lender:
-    """Finds tfenv and its dependencies in the environment that `tfgpu run` was started from."""
-
-    @staticmethod
-    def find_spec(
-        name: str,
-        path: "Sequence[str] | None" = None,  # noqa: ARG004 (finders are called with three arguments)
-        target: "ModuleType | None" = None,
-    ) -> "ModuleSpec | None":
-        if name not in _LENT:
-            return None
-        import os
-        from importlib.machinery import PathFinder
-
-        folders = os.environ.get("TFGPU_LIBRARIES", "").split(os.pathsep)
-        return PathFinder.find_spec(name, [folder for folder in folders if folder], target)
 
 
 def _folder() -> str:
@@ -47,16 +18,17 @@ def _folder() -> str:
 
 def _arm() -> None:
     try:
-        import _tfenv_boot
+        import _tfenv_boot  # noqa: F401 (arms itself: this environment has tfenv)
     except ImportError:
-        boot = _load_boot()
-    else:
-        boot = _tfenv_boot
-    boot.lender = Lender  # type: ignore[attr-defined]
+        import os
+
+        finder = _load_finder()
+        folder, _, interpreter = os.environ.get("TFGPU_RESOLVER", "").partition(os.pathsep)
+        finder.START.update({"folder": folder, "interpreter": interpreter} if interpreter else {})
 
 
-def _load_boot() -> "ModuleType":
-    """The boot module under the name it has when installed: at the root of the wheel, or in a checkout."""
+def _load_finder() -> "ModuleType":
+    """Load the finder under the name it has when installed, from the wheel's root or from a checkout."""
     from importlib.machinery import SourceFileLoader  # importlib.util would take half as long as Python's whole start
 
     root = _folder().rpartition("/tfenv/")[0]
@@ -71,11 +43,11 @@ def _load_boot() -> "ModuleType":
             continue
         sys.modules["_tfenv_boot"] = module
         return module
-    raise ImportError("no boot module")
+    raise ImportError("tfenv's finder is missing")
 
 
 def _chain() -> None:
-    """Run the sitecustomize that Python would have found without us; its errors are reported as Python reports them.
+    """Run the sitecustomize that Python would have found without us. Python reports its errors as always.
 
     Our folder leaves sys.path, so that the search goes on behind it and the program sees the path it would have.
     It stays in PYTHONPATH for the processes that follow.

@@ -1,0 +1,212 @@
+"""Two frameworks in one process: one policy of the process, one choice, one grant, and what each can keep of it.
+
+The second framework is a small one made for these tests. TensorFlow is the real one, on simulated GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import SimulatedGpus
+
+pytestmark = pytest.mark.tensorflow
+
+#: A framework that opens GPUs in one function, and keeps growth and one limit for all of them.
+SECOND = """
+import os
+
+def open_devices():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+"""
+
+#: Registers it, as its module in frameworks/ would be.
+REGISTER = """
+import json, os, sys
+import _tfenv_boot
+from tfenv.frameworks import registry
+from tfenv.policy.model import Outcome
+
+class Second:
+    name, title, first_listing, public_api = "second", "Second", "open_devices", "second.set_limit"
+    supports = frozenset(("growth", "limit"))
+    opened = False
+
+    def version(self):
+        return "1.0"
+
+    def devices_exist(self, *, gpu_is_open):
+        return self.opened
+
+    def prepare(self, plan, environ):
+        return []
+
+    def intercept(self, policy):
+        module = sys.modules["second"]
+        original = module.open_devices
+
+        def open_devices():
+            policy.before_listing()
+            self.opened = True
+            policy.report(Outcome("applied", "open_devices"))
+            return original()
+
+        module.open_devices = open_devices
+        return ()
+
+    def apply_publicly(self, policy):
+        raise AssertionError("nothing is missing")
+
+registry.register(Second())
+_tfenv_boot.WATCHED += ("second",)
+
+def tell(*results):
+    from tfenv.runtime.enforce import get_current
+    process = get_current()
+    names = [] if process is None else list(process.frameworks)
+    outcomes = {name: [o.entry_point for o in process.frameworks[name].outcomes] for name in names}
+    print(json.dumps({"frameworks": names, "outcomes": outcomes, "results": results,
+                      "leases": 0 if process is None else len(process.leases)}))
+"""
+
+
+class Told:
+    """What a program printed, and what it left in the log."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str], log: Path) -> None:
+        assert done.returncode == 0, done.stderr
+        self.stderr = done.stderr
+        self.answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        self.records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def findings(self, framework: str) -> set[str]:
+        """Codes of the findings in the records of one framework."""
+        records = [record for record in self.records if record.get("framework") == framework]
+        return {finding["code"] for record in records for finding in record["findings"]}
+
+
+def run(program: str, policy: str, tmp_path: Path, simulated_gpus: SimulatedGpus) -> Told:
+    (tmp_path / "second.py").write_text(SECOND)
+    log = tmp_path / "audit.jsonl"
+    (tmp_path / "tfgpu.toml").write_text(f'{policy}\n[audit]\nfile = "audit.jsonl"\n')
+    (tmp_path / "train.py").write_text(REGISTER + program)
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        env=simulated_gpus("4x24GiB", log=tmp_path / "requests"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    return Told(done, log)
+
+
+BOTH = """
+import second, tensorflow as tf
+gpus = len(tf.config.list_logical_devices("GPU"))
+tell(gpus, second.open_devices())
+"""
+SECOND_FIRST = """
+import second
+visible = second.open_devices()
+import tensorflow as tf
+tell(len(tf.config.list_logical_devices("GPU")), visible)
+"""
+
+
+@pytest.mark.parametrize("program", [BOTH, SECOND_FIRST], ids=["tensorflow-lists-first", "second-lists-first"])
+def test_two_frameworks_share_the_policy_of_their_process(
+    program: str, tmp_path: Path, simulated_gpus: SimulatedGpus
+) -> None:
+    """One process policy, two framework policies: the same GPUs whatever lists them first, a record for each."""
+    told = run(program, "[gpu]\nvisible_devices = [1, 2]\nmemory_growth = true", tmp_path, simulated_gpus)
+    assert sorted(told.answer["frameworks"]) == ["second", "tensorflow"]
+    assert told.answer["results"] == [2, "1,2"]
+    assert told.answer["outcomes"] == {"second": ["open_devices"], "tensorflow": ["TFE_ContextOptionsSetConfig"]}
+    events = [(record["framework"], record["event"]) for record in told.records]
+    for name in ("second", "tensorflow"):
+        assert [event for framework, event in events if framework == name] == ["policy_loaded", "policy_applied"]
+
+
+@pytest.mark.parametrize("program", [BOTH, SECOND_FIRST], ids=["tensorflow-lists-first", "second-lists-first"])
+def test_two_frameworks_share_one_free_gpu(program: str, tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
+    """`{count = 1}` is chosen once for the process, and held by one lease."""
+    policy = '[gpu]\nvisible_devices = {count = 1}\nmemory_limit = "1000MiB"'
+    told = run(program, policy, tmp_path, simulated_gpus)
+    assert told.answer["results"] == [1, "0"]
+    assert told.answer["leases"] == 1
+
+
+SPLIT = """
+[gpu]
+memory_growth = true
+
+[[gpu.device]]
+match = 0
+memory_limit = "2GiB"
+logical_devices = ["1GiB", "1GiB"]
+
+[[gpu.device]]
+match = 1
+memory_limit = "4GiB"
+"""
+
+
+def test_what_a_framework_cannot_keep_is_a_finding_of_that_framework(
+    tmp_path: Path, simulated_gpus: SimulatedGpus
+) -> None:
+    """The second framework neither splits a GPU nor has a limit for each. TensorFlow does both, and hears nothing."""
+    told = run(BOTH, f"{SPLIT}\n[ceiling]\nallowed_devices = [0, 1]", tmp_path, simulated_gpus)
+    assert told.answer["results"][0] == 3
+    assert "unsupported" in told.findings("second")
+    assert "unsupported" not in told.findings("tensorflow")
+
+
+def test_a_framework_alone_needs_no_tensorflow(tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
+    """A process that imports only the second framework has one framework policy, and never loads TensorFlow."""
+    program = "import second\nvisible = second.open_devices()\ntell(visible, 'tensorflow' in sys.modules)"
+    told = run(program, "[gpu]\nvisible_devices = [3]", tmp_path, simulated_gpus)
+    assert told.answer["frameworks"] == ["second"]
+    assert told.answer["results"] == ["3", False]
+
+
+LATE = """
+import second
+sys.modules["_tfenv_boot"].WATCHED = ()
+sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "TfenvFinder"]
+import tensorflow as tf
+{before}
+import tfenv
+_tfenv_boot.WATCHED = ("tensorflow", "second")
+status = tfenv.apply()
+tell([outcome.status for outcome in status.outcomes], list(status.frameworks))
+"""
+WAYS = {
+    "listing": "from tensorflow.python.client import device_lib; device_lib.list_local_devices()",
+    "session": "tf.compat.v1.Session().close()",
+    "server": "tf.distribute.Server.create_local_server()",
+    "gpu_device_name": "tf.test.gpu_device_name()",
+    "eager": "tf.constant(1)",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_applying_after_devices_is_too_late_whatever_created_them(
+    way: str, tmp_path: Path, simulated_gpus: SimulatedGpus
+) -> None:
+    """Sessions, listings and servers leave no trace in Python, and take the GPUs all the same."""
+    told = run(LATE.format(before=WAYS[way]), '[gpu]\nmemory_limit = "1000MiB"', tmp_path, simulated_gpus)
+    assert told.answer["results"][0][-1:] == ["too_late"]
+
+
+@pytest.mark.parametrize("before", ["", "tf.config.list_physical_devices()"], ids=["imported", "listed"])
+def test_applying_before_devices_is_in_time(before: str, tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
+    """An import takes nothing, and neither does a listing of physical devices."""
+    told = run(LATE.format(before=before), '[gpu]\nmemory_limit = "1000MiB"', tmp_path, simulated_gpus)
+    assert "too_late" not in told.answer["results"][0]

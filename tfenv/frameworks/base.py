@@ -1,0 +1,112 @@
+"""What tfenv asks of a framework, and what a framework's entry points ask of the policy.
+
+Only type checkers load this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Protocol
+
+from tfenv.errors import Finding
+from tfenv.policy.model import Outcome, Plan, PlannedDevice
+from tfenv.policy.supports import Capability
+
+__all__ = ["Framework", "PolicyCallbacks"]
+
+
+class PolicyCallbacks(Protocol):
+    """What an entry point asks of the policy of its process."""
+
+    def before_listing(self) -> None:
+        """Settle which GPUs are visible. Call it just before the framework opens CUDA: it is the last moment.
+
+        Raises:
+            PolicyError: The policy cannot be applied and `on_error = "fail"`.
+        """
+
+    def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
+        """Find the plan's GPUs among those that the framework lists.
+
+        Args:
+            ordinals: The GPUs that the framework lists, as CUDA counts.
+
+        Returns:
+            The planned device of each ordinal. Ordinals that are left out are not allowed. None means that the GPUs
+            cannot be told apart.
+
+        Raises:
+            PolicyError: Some are not the plan's and `on_error = "fail"`.
+        """
+
+    def count_shown_devices(self) -> int | None:
+        """Return how many GPUs CUDA shows, those included that the framework ignores. None means unknown."""
+
+    def get_plan(self) -> Plan:
+        """Return what this process may use, as decided at the first listing."""
+
+    def is_cpu_only(self) -> bool:
+        """Return whether the policy failed and `on_error = "cpu"` allows no GPU."""
+
+    def report(self, outcome: Outcome) -> None:
+        """Write down what happened at an entry point.
+
+        Raises:
+            PolicyError: The outcome holds an error and `on_error = "fail"`.
+        """
+
+    def report_fault(self, error: Exception, entry_point: str) -> None:
+        """Write down a fault of tfenv's own at an entry point.
+
+        Raises:
+            PolicyError: `on_error = "fail"`.
+        """
+
+
+class Framework(Protocol):
+    """A framework that opens GPUs, as tfenv applies policies to it.
+
+    Attributes:
+        name: Its top-level package, whose import is watched.
+        title: Its name in messages.
+        supports: What of a policy it can keep. A key outside of it becomes the finding "unsupported".
+        first_listing: The entry point that opens CUDA, as records name it.
+        public_api: What `apply_publicly` uses, for messages.
+    """
+
+    name: str
+    title: str
+    supports: frozenset[Capability]
+    first_listing: str
+    public_api: str
+
+    def version(self) -> str | None:
+        """Return the version of the framework that is loaded. None means unknown."""
+
+    def devices_exist(self, *, gpu_is_open: bool) -> bool:
+        """Return whether this framework has created devices in this process, by whatever way.
+
+        Args:
+            gpu_is_open: A GPU is in use in this process, and no other framework has devices.
+        """
+
+    def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:
+        """Clear the variables that would defeat the plan, and set those that it asks for.
+
+        Args:
+            plan: What this process may use.
+            environ: The environment. It is changed in place.
+
+        Returns:
+            A note for each variable of the program that was cleared.
+        """
+
+    def intercept(self, policy: PolicyCallbacks) -> tuple[str, ...]:
+        """Wrap the entry points of the framework that is loaded. A second call only changes the policy.
+
+        Returns:
+            The entry points that this framework does not have.
+        """
+
+    def apply_publicly(self, policy: PolicyCallbacks) -> None:
+        """Apply what the framework's public calls can, where entry points are missing."""

@@ -1,0 +1,59 @@
+"""TensorFlow, as the registry knows it."""
+
+from __future__ import annotations
+
+import sys
+
+from tfenv.frameworks.tensorflow.entry_points import FIRST_LISTING, intercept
+from tfenv.frameworks.tensorflow.environment import prepare_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from tfenv.errors import Finding
+    from tfenv.frameworks.base import Framework, PolicyCallbacks
+    from tfenv.policy.model import Plan
+    from tfenv.policy.supports import Capability
+
+__all__ = ["FRAMEWORK", "TensorFlow"]
+
+
+class TensorFlow:
+    """TensorFlow, and with it Keras on the TensorFlow backend. The attributes are those of `base.Framework`."""
+
+    name = "tensorflow"
+    title = "TensorFlow"
+    supports: frozenset[Capability] = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator"))
+    first_listing = FIRST_LISTING
+    public_api = "tf.config"
+
+    def version(self) -> str | None:
+        """Return the version of the TensorFlow that is loaded. None means unknown."""
+        return getattr(sys.modules.get("tensorflow"), "__version__", None)
+
+    def devices_exist(self, *, gpu_is_open: bool) -> bool:
+        """Return whether TensorFlow has created devices in this process.
+
+        Sessions, `list_local_devices` and servers leave no trace in Python, so an open GPU is taken for theirs.
+        """
+        module = sys.modules.get("tensorflow.python.eager.context")
+        context = getattr(module, "_context", None)
+        return gpu_is_open or getattr(context, "_context_handle", None) is not None
+
+    def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:
+        """Clear the variables that would defeat the plan, and set the allocator that it asks for."""
+        return prepare_environment(plan, environ)
+
+    def intercept(self, policy: PolicyCallbacks) -> tuple[str, ...]:
+        """Wrap TensorFlow's entry points, and return those that are missing."""
+        return intercept(policy)
+
+    def apply_publicly(self, policy: PolicyCallbacks) -> None:
+        """Apply what `tf.config` can, at the first listing of devices."""
+        from tfenv.frameworks.tensorflow.public_api import apply_publicly
+
+        apply_publicly(policy)
+
+
+FRAMEWORK: Framework = TensorFlow()

@@ -1,0 +1,342 @@
+"""The policy of one process, and under it the policy of each framework that the process imports."""
+
+from __future__ import annotations
+
+import os
+
+from tfenv import pipeline
+from tfenv.errors import PROGRAM, Finding, PolicyError
+from tfenv.launchers.grant import read_grant
+from tfenv.launchers.parent import VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
+from tfenv.policy.model import Grant, Inventory, Plan
+from tfenv.policy.resolve import NO_GPU
+from tfenv.policy.supports import drop_unsupported
+from tfenv.runtime.reporting import Reporter
+from tfenv.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tfenv.frameworks.base import Framework
+    from tfenv.policy.model import Choice, Outcome, PlannedDevice
+    from tfenv.runtime.resolver import Resolver
+    from tfenv.sharing.allocate import AllocationResult
+
+__all__ = ["FrameworkPolicy", "ProcessPolicy"]
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_ORDER = "CUDA_DEVICE_ORDER"
+
+
+class ProcessPolicy:
+    """What holds for all frameworks of one process.
+
+    Attributes:
+        loaded: The files and what they say.
+        resolver: Reads files and asks NVML.
+        grant: What the scheduler or the parent process gave.
+        reporter: What was written down so far.
+        frameworks: The policy of each framework that was imported, by its name.
+        findings: What went wrong since the files were read.
+        inventory: The machine's GPUs, since the first listing of devices.
+        leases: Ids of this process's leases and of its ancestors': children share their GPUs.
+        no_gpu: Something is wrong, and `on_error = "cpu"` says that no GPU may be used.
+    """
+
+    def __init__(self, start: Mapping[str, str | None], loaded: pipeline.LoadedPolicy, resolver: Resolver) -> None:
+        """
+        Args:
+            start: What the process was when it started, as `finder.START`.
+            loaded: The files and what they say.
+            resolver: Reads files and asks NVML.
+        """
+        self.loaded = loaded
+        self.resolver = resolver
+        self.boot_id = read_boot_id()
+        known = {name: value for name, value in start.items() if value is not None}
+        self.grant, self.inherited = read_grant(known, os.environ, self.boot_id)
+        self.program_request = split_tokens(self.inherited.request)
+        self.last_written = start.get(_VISIBLE)
+        self.inventory = Inventory()
+        self.visible_when_listed: str | None = None
+        self.findings: tuple[Finding, ...] = ()
+        self.no_gpu = False
+        self.reporter = Reporter(loaded, self.grant)
+        self.frameworks: dict[str, FrameworkPolicy] = {}
+        self.leases = self.inherited.leases
+        self.plan = Plan()
+        self._faulted = False
+        self._listed_by = 0  # pid: a forked child lists and chooses anew
+        self._choice: tuple[int, Choice | None] | None = None
+
+    def continue_from(self, previous: ProcessPolicy) -> None:
+        """Go on where an import that failed left the environment: what it wrote is no request of the program."""
+        self.last_written, self.program_request = previous.last_written, previous.program_request
+
+    def add_framework(self, framework: Framework) -> FrameworkPolicy:
+        """Plan for a framework that is about to be imported, and write the environment.
+
+        Raises:
+            PolicyError: The policy cannot be applied and `on_error = "fail"`.
+        """
+        policy = FrameworkPolicy(self, framework)
+        if self._listed_by != os.getpid():  # otherwise another framework has opened CUDA, and the plan stands
+            self.decide()
+        self.frameworks[framework.name] = policy
+        policy.adopt(self.plan)
+        return policy
+
+    # -- deciding
+
+    @property
+    def choice(self) -> Choice | None:
+        """The GPUs this process has a share of. None: nothing was chosen, or not yet."""
+        return self._choice[1] if self._choice is not None and self._choice[0] == os.getpid() else None
+
+    def decide(self, inventory: Inventory | None = None) -> None:
+        """Plan anew, with what the program has requested by now, and write the plan into the environment.
+
+        Args:
+            inventory: The machine's GPUs. None: NVML is asked only if visibility cannot be decided without.
+
+        Raises:
+            PolicyError: Something is wrong and `on_error = "fail"`.
+        """
+        self._read_program_request()
+        decision = pipeline.decide(
+            self.loaded,
+            self.grant,
+            inventory,
+            self.program_request,
+            self.reporter.log_findings,
+            self.resolver.read_inventory,
+            None if self.choice is None else self.choice.allocations,
+        )
+        if decision.refused:
+            self.reporter.report_refused(decision.errors)
+            raise PolicyError(decision.errors)
+        self.no_gpu = decision.no_gpu or self._faulted
+        self.plan = decision.plan
+        if self._faulted:
+            self.plan = Plan(visible=NO_GPU, devices=(), findings=self.plan.findings)
+        for policy in self.frameworks.values():
+            policy.adopt(self.plan)
+        self.write_visibility()
+
+    def _read_program_request(self) -> None:
+        """Take a value that the program wrote since the last look for its request. Removing the variable is none."""
+        value = os.environ.get(_VISIBLE)
+        if value != self.last_written and value is not None:
+            self.program_request = split_tokens(value)
+
+    def write_visibility(self) -> None:
+        """Write the visible GPUs into the environment, and the grant for the children."""
+        if self.plan.visible is None:
+            return
+        if self.plan.pci_order:
+            os.environ[_ORDER] = "PCI_BUS_ID"
+        os.environ[_VISIBLE] = self.last_written = self.plan.visible
+        request = None if self.program_request is None else ",".join(self.program_request)
+        inherited = InheritedGrant(self.inherited.grant, request, self.plan.visible, self.leases)
+        os.environ[VARIABLE] = encode_grant(inherited, self.boot_id)
+
+    def handle_fault(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:
+        """Do what `on_error` says where the policy cannot be kept.
+
+        Args:
+            finding: What is wrong.
+            entry_point: Where it happened.
+            framework: In which framework. None: in all of them.
+
+        Raises:
+            PolicyError: `on_error = "fail"`.
+        """
+        self.findings += (finding,)
+        self.reporter.report_failed(finding, entry_point, framework)
+        if self.loaded.policy.on_error == "fail":
+            raise PolicyError((finding,))
+        if self.loaded.policy.on_error == "cpu":
+            self._faulted = self.no_gpu = True
+            self.plan = Plan(visible=NO_GPU, devices=(), findings=self.plan.findings)
+            self.write_visibility()
+            self.visible_when_listed = NO_GPU
+
+    # -- listing
+
+    def settle(self, framework: Framework) -> None:
+        """Settle which GPUs this process uses, just before a framework opens CUDA. Choose free ones where asked to.
+
+        Raises:
+            PolicyError: The policy cannot be applied and `on_error = "fail"`.
+        """
+        if self._listed_by == os.getpid():
+            return
+        self.inventory = self.resolver.read_inventory()
+        self.reporter.open_log()  # a required log that cannot be written is an error, for `on_error` to decide
+        before = self.plan.findings
+        self.decide(self.inventory)
+        if self.plan.takes_leases and not self.no_gpu:
+            self._allocate(framework)
+        # What the program requested before the import was noted with the plan. What came of it belongs here, too.
+        new = (finding for finding in self.plan.findings if finding not in before or finding.asked_by == PROGRAM)
+        self.reporter.pending += tuple(new)
+        self.visible_when_listed = os.environ.get(_VISIBLE)
+        self._listed_by = os.getpid()
+
+    def _allocate(self, framework: Framework) -> None:
+        """Agree with other processes on who takes which GPU, and plan anew with what came of it."""
+        from tfenv.sharing.allocate import Requester, allocate_gpus  # most processes choose nothing
+
+        policy = self.loaded.policy
+        if self.choice is None:
+            requester = Requester(
+                uid=self.loaded.start.uid,
+                measure=self.resolver.read_memory,
+                script=self.reporter.find_script(),
+                ancestor_leases=self.leases,
+                on_error=policy.on_error,
+                speaks=policy.audit.stderr == "summary",
+            )
+            result = allocate_gpus(self.plan, self.inventory, requester)
+            self._handle_choice_findings(result, framework)
+            self._choice = (os.getpid(), result.choice)
+            if result.choice is not None and result.choice.lease is not None:
+                self.leases += (result.choice.lease,)
+        if self.choice is not None and not self.no_gpu:
+            self.decide(self.inventory)
+
+    def _handle_choice_findings(self, result: AllocationResult, framework: Framework) -> None:
+        findings = tuple(self._locate_choice(finding) for finding in result.findings)
+        if result.refused:
+            self.reporter.report_refused(findings, framework)
+            raise PolicyError(findings)
+        for finding in findings:
+            if finding.severity == "error":
+                self.handle_fault(finding, framework.first_listing, framework)
+            else:
+                self.reporter.pending += (finding,)
+
+    def _locate_choice(self, finding: Finding) -> Finding:
+        """Add the place of the key that asks for free GPUs."""
+        if self.plan.choosing is None:
+            return finding
+        from tfenv.policy.model import format_key
+
+        origin = self.loaded.policy.settings["visible_devices"].origin
+        return self.loaded.locate(replace(finding, path=origin.path, key=format_key(origin.key)))
+
+    def find_late_visibility(self) -> tuple[Finding, ...]:
+        """Return a note where the program set CUDA_VISIBLE_DEVICES after CUDA had read it: it has no effect."""
+        value = os.environ.get(_VISIBLE)
+        if value == self.visible_when_listed or self.visible_when_listed is None:
+            return ()
+        text = f"the program set {_VISIBLE}={value} after the devices were listed: no effect"
+        return (Finding("too-late", text, "note"),)
+
+
+class FrameworkPolicy:
+    """What holds for one framework of the process. Its entry points ask it, as `base.PolicyCallbacks`.
+
+    Attributes:
+        process: The policy of the process.
+        framework: The framework.
+        plan: What of the process's plan the framework can keep.
+        pending: Findings of this framework that belong to its next outcome.
+    """
+
+    def __init__(self, process: ProcessPolicy, framework: Framework) -> None:
+        self.process = process
+        self.framework = framework
+        self.plan = Plan()
+        self.pending: tuple[Finding, ...] = ()
+        self._reported: tuple[Finding, ...] = ()
+        self._uuids: tuple[str, ...] | None = None
+        self._identified: tuple[int, Mapping[int, PlannedDevice] | None] | None = None  # by pid: a child lists anew
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What happened at the entry points, oldest first."""
+        return self.process.reporter.list_outcomes(self.framework.name)
+
+    def adopt(self, plan: Plan) -> None:
+        """Take over the process's plan as far as the framework can keep it, and write its variables.
+
+        Raises:
+            PolicyError: It cannot keep a limit or growth, and `on_error = "fail"`.
+        """
+        process, framework = self.process, self.framework
+        self.plan = drop_unsupported(plan, process.loaded.policy, framework.supports, framework.title)
+        self.pending += tuple(framework.prepare(self.plan, os.environ))
+        unsupported = tuple(f for f in self.plan.findings if f.code == "unsupported" and f not in self._reported)
+        self._reported += unsupported
+        self.pending += tuple(finding for finding in unsupported if finding.severity != "error")
+        for finding in unsupported:
+            if finding.severity == "error":
+                process.handle_fault(finding, framework=framework)
+
+    # -- what entry points ask
+
+    def before_listing(self) -> None:
+        """Settle which GPUs are visible."""
+        self.process.settle(self.framework)
+
+    def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
+        """Find the plan's GPUs among those that the framework lists."""
+        from tfenv.devices.cuda import read_uuids
+        from tfenv.policy.placement import place
+
+        if self._identified is None or self._identified[0] != os.getpid():
+            self._uuids = read_uuids()
+            placement = place(self.plan, ordinals, self._uuids, self._replan)
+            remark = placement.remark
+            if remark is not None and remark.severity == "error":
+                # With on_error = "fail" the next try is refused, too: nothing is remembered yet.
+                self.process.handle_fault(remark, self.framework.first_listing, self.framework)
+            elif remark is not None:
+                self.pending += (remark,)
+            self._identified = (os.getpid(), placement.devices)
+        return self._identified[1]
+
+    def _replan(self, tokens: tuple[str, ...]) -> Plan:
+        """Return the plan for exactly these cards, in CUDA's order."""
+        plan = pipeline.make_plan(self.process.loaded, Grant(tokens=tokens), self.process.inventory)
+        return drop_unsupported(plan, self.process.loaded.policy, self.framework.supports, self.framework.title)
+
+    def count_shown_devices(self) -> int | None:
+        """Return how many GPUs CUDA shows."""
+        return None if self._uuids is None else len(self._uuids)
+
+    def get_plan(self) -> Plan:
+        """Return what this framework may use."""
+        return self.plan
+
+    def is_cpu_only(self) -> bool:
+        """Return whether no GPU may be created."""
+        return self.process.no_gpu
+
+    def report(self, outcome: Outcome) -> None:
+        """Write down what happened at an entry point."""
+        process = self.process
+        wanted = () if self.plan.devices == () else tuple(self._explain(finding) for finding in outcome.findings)
+        findings = (*wanted, *process.find_late_visibility())
+        outcome = replace(outcome, findings=findings, choice=process.choice)
+        pending, self.pending = self.pending, ()
+        process.reporter.report_outcome(outcome, self.plan, self.framework, pending)
+        errors = pipeline.select_errors(wanted)
+        if errors and process.loaded.policy.on_error == "fail":
+            raise PolicyError(errors)
+
+    def report_fault(self, error: Exception, entry_point: str) -> None:
+        """Write down a fault of tfenv's own at an entry point."""
+        text = f"tfenv failed at {entry_point}: {type(error).__name__}: {error}"
+        self.process.handle_fault(Finding("internal-error", text), entry_point, self.framework)
+
+    def _explain(self, finding: Finding) -> Finding:
+        """Add to a missing GPU the reason, as far as it can be told without CUDA."""
+        if finding.code != "no-gpu":
+            return finding
+        inventory = self.process.inventory
+        reason = inventory.problem or f"NVML shows {len(inventory.devices or ())}; `tfgpu doctor` says more"
+        severity = "error" if self.plan.visible is not None else "warning"
+        return replace(finding, message=f"{finding.message} ({reason})", severity=severity)
