@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted(ROOT.glob("docs/**/*.md"))
-PAGES = [README, ROOT / "CHANGELOG.md", *DOCS, *sorted(ROOT.glob("sample_configs/**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *sorted(ROOT.glob("sample_configs/**/*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)

@@ -152,7 +152,7 @@ def test_sdist_is_complete(sdist: set[str], folder: str) -> None:
 def test_sdist_has_the_top_level(sdist: set[str]) -> None:
     """The files at the top that tools and readers need are in the sdist."""
     top = {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
-    top |= {"mkdocs.yml", ".pre-commit-hooks.yaml"}
+    top |= {"CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml", ".pre-commit-config.yaml", ".pre-commit-hooks.yaml"}
     assert top <= sdist
 
 

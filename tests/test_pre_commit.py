@@ -1,4 +1,7 @@
-"""`.pre-commit-hooks.yaml`: the real pre-commit installs this checkout and checks what is about to be committed."""
+"""pre-commit: what this repository offers to others (`.pre-commit-hooks.yaml`), and what it uses itself.
+
+The real pre-commit installs this checkout and checks what is about to be committed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+yaml: Any = pytest.importorskip("yaml", reason="of the development group")
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What building the package takes; also what is not committed yet.
@@ -89,3 +95,12 @@ def commit(project: Path) -> subprocess.CompletedProcess[str]:
     if "No matching distribution found" in done.stdout + done.stderr:
         pytest.skip("pre-commit cannot install the package's dependencies here")
     return done
+
+
+def test_our_own_hooks_fetch_nothing() -> None:
+    """The hooks for contributors are local, and run the tools that `make venv` puts into `.venv`."""
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert {repository["repo"] for repository in config["repos"]} == {"local"}
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    assert all(hook["entry"].startswith(".venv/bin/") for hook in hooks)

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 
+from tfenv.policy.model import Origin, Setting
 from tfenv.values import as_dict, field, frozen, replace
 
 
@@ -93,6 +94,12 @@ def test_replace_changes_some_fields_and_checks_again() -> None:
         replace(value, size=-1)
     with pytest.raises(TypeError, match="Checked"):
         replace(value, colour="red")
+
+
+def test_a_field_may_be_called_value() -> None:
+    """`replace` also changes a field that is called as its own argument is."""
+    setting = Setting(1, Origin("user", "tfgpu.toml", ("gpu", "memory_growth")))
+    assert replace(setting, value=2).value == 2
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])

@@ -90,7 +90,7 @@ def _refuse_change(self: "Any", name: str, *_: object) -> None:
     raise AttributeError(f"{type(self).__name__}.{name} cannot be changed: the value is frozen")
 
 
-def _replace(value: "Any", **changes: object) -> "Any":
+def _replace(value: "Any", /, **changes: object) -> "Any":
     """Return a copy of a frozen value with some fields changed."""
     values = {name: value.__dict__[name] for name in value.__match_args__}
     return value.__class__(**{**values, **changes})
@@ -112,6 +112,6 @@ if TYPE_CHECKING:
     @dataclass_transform(frozen_default=True, field_specifiers=(field,))
     def frozen(cls: type[_T]) -> type[_T]: ...
 
-    def replace(value: _T, **changes: Any) -> _T: ...
+    def replace(value: _T, /, **changes: Any) -> _T: ...
 else:
     frozen, replace = _frozen, _replace
