@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tfenv.policy.model import EffectivePolicy, MemoryLimit, Origin, Plan, PlannedDevice, Setting
 from tfenv.policy.supports import drop_unsupported
 
-ALL = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator"))
+ALL: Any = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator"))
 GIB = 1 << 30
 
 
@@ -54,7 +56,7 @@ def test_a_framework_that_keeps_all_of_it_gets_the_plan() -> None:
 )
 def test_each_key_that_cannot_be_kept_is_one_finding(missing: str, key: str, severity: str) -> None:
     """The finding names the key and the framework. What is not kept at all is an error, for on_error to decide."""
-    plan = drop_unsupported(PLAN, POLICY, ALL - {missing}, "Second")  # type: ignore[arg-type]
+    plan = drop_unsupported(PLAN, POLICY, ALL - {missing}, "Second")
     (finding,) = plan.findings
     assert (finding.code, finding.key, finding.severity, finding.path) == (
         "unsupported",

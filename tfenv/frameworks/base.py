@@ -24,6 +24,7 @@ class PolicyCallbacks(Protocol):
         Raises:
             PolicyError: The policy cannot be applied and `on_error = "fail"`.
         """
+        ...
 
     def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
         """Find the plan's GPUs among those that the framework lists.
@@ -38,15 +39,19 @@ class PolicyCallbacks(Protocol):
         Raises:
             PolicyError: Some are not the plan's and `on_error = "fail"`.
         """
+        ...
 
     def count_shown_devices(self) -> int | None:
         """Return how many GPUs CUDA shows, those included that the framework ignores. None means unknown."""
+        ...
 
     def get_plan(self) -> Plan:
         """Return what this process may use, as decided at the first listing."""
+        ...
 
     def is_cpu_only(self) -> bool:
         """Return whether the policy failed and `on_error = "cpu"` allows no GPU."""
+        ...
 
     def report(self, outcome: Outcome) -> None:
         """Write down what happened at an entry point.
@@ -54,6 +59,7 @@ class PolicyCallbacks(Protocol):
         Raises:
             PolicyError: The outcome holds an error and `on_error = "fail"`.
         """
+        ...
 
     def report_fault(self, error: Exception, entry_point: str) -> None:
         """Write down a fault of tfenv's own at an entry point.
@@ -61,6 +67,7 @@ class PolicyCallbacks(Protocol):
         Raises:
             PolicyError: `on_error = "fail"`.
         """
+        ...
 
 
 class Framework(Protocol):
@@ -82,6 +89,7 @@ class Framework(Protocol):
 
     def version(self) -> str | None:
         """Return the version of the framework that is loaded. None means unknown."""
+        ...
 
     def devices_exist(self, *, gpu_is_open: bool) -> bool:
         """Return whether this framework has created devices in this process, by whatever way.
@@ -89,6 +97,7 @@ class Framework(Protocol):
         Args:
             gpu_is_open: A GPU is in use in this process, and no other framework has devices.
         """
+        ...
 
     def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:
         """Clear the variables that would defeat the plan, and set those that it asks for.
@@ -100,6 +109,7 @@ class Framework(Protocol):
         Returns:
             A note for each variable of the program that was cleared.
         """
+        ...
 
     def intercept(self, policy: PolicyCallbacks) -> tuple[str, ...]:
         """Wrap the entry points of the framework that is loaded. A second call only changes the policy.
@@ -107,6 +117,8 @@ class Framework(Protocol):
         Returns:
             The entry points that this framework does not have.
         """
+        ...
 
     def apply_publicly(self, policy: PolicyCallbacks) -> None:
         """Apply what the framework's public calls can, where entry points are missing."""
+        ...
