@@ -14,14 +14,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from tfenv.frameworks.tensorflow.config_proto import View, clamp, make_view
+from tfenv.frameworks.tensorflow.config_proto import PolicyView, clamp, make_view
 from tfenv.policy.model import Device, MemoryLimit, Plan, PlannedDevice
 
 BAR_MS = 1.0
 GIB = 1 << 30
 
 
-def view_of(gpus: int, limit: MemoryLimit | None) -> View:
+def view_of(gpus: int, limit: MemoryLimit | None) -> PolicyView:
     """The policy on so many cards of 80 GiB."""
     devices = tuple(
         PlannedDevice(str(index), Device(index, f"GPU-{index}", "Card", 80 * GIB), limit) for index in range(gpus)
@@ -50,7 +50,7 @@ def time_ms(action: Callable[[], object], rounds: int) -> list[float]:
     return times
 
 
-def entry_point(data: bytes, view: View, config_class: Any) -> bytes:
+def entry_point(data: bytes, view: PolicyView, config_class: Any) -> bytes:
     """What an entry point does with the bytes of a ConfigProto."""
     config = config_class.FromString(data)
     clamped = clamp(config, view)

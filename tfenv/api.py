@@ -1,4 +1,4 @@
-"""What a program may ask and do: `status`, `explain`, `check`, `apply`. All of them are names of `tfenv` itself.
+"""What a program may ask and do: `status`, `explain`, `check` and `apply`. All of them are names of `tfenv` itself.
 
 Nothing here imports a framework or opens CUDA.
 """
@@ -36,11 +36,11 @@ class Status:
         framework: The name of the first one. None: none was imported under a policy yet.
         version: The version of the first framework. None: unknown.
         frameworks: The names of all that were imported under the policy.
-        sources: The files that have a say.
-        plan: What is applied; None when not governed.
-        outcomes: What happened at the entry points so far, oldest first; () before devices are created.
-        findings: What was wrong on the way; clamps are notes.
-        summary: The line that is shown on stderr; "" when there is nothing to say.
+        sources: The files that count.
+        plan: What is applied to the first framework. None: not governed.
+        outcomes: What happened at the entry points so far, oldest first. () before devices are created.
+        findings: What was wrong on the way. Clamps are notes.
+        summary: The line that is shown on stderr. "" means that there is nothing to say.
     """
 
     armed: bool
@@ -66,23 +66,23 @@ class Status:
         return {**as_dict(self), "plan": None if self.plan is None else plan_as_dict(self.plan)}
 
     def _repr_html_(self) -> str:
-        """A table, for notebooks. What others wrote into files is escaped in it."""
+        """Return a table, for notebooks. What others wrote into files is escaped in it."""
         rows = "".join(
             f'<tr><th style="text-align:left;vertical-align:top">{escape(name)}</th>'
             f'<td style="text-align:left">{"<br>".join(escape(escape_for_terminal(line)) for line in lines)}</td></tr>'
-            for name, lines in self._rows()
+            for name, lines in self._make_rows()
             if lines
         )
         return (
             f'<table><caption style="text-align:left">{escape(escape_for_terminal(str(self)))}</caption>{rows}</table>'
         )
 
-    def _rows(self) -> Iterator[tuple[str, list[str]]]:
+    def _make_rows(self) -> Iterator[tuple[str, list[str]]]:
         yield "hook", ["armed" if self.armed else "not armed"]
         yield "framework", [f"{self.framework} {self.version or ''}"] if self.framework else []
         yield "files", list(self.sources)
         in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
-        yield "GPUs" if in_force else "GPUs, had it been in force", _gpus(self.plan)
+        yield "GPUs" if in_force else "GPUs, had it been in force", _format_gpus(self.plan)
         yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "as the program has it"]
         yield (
             "at the entry points",
@@ -91,19 +91,19 @@ class Status:
         yield "findings", [f"{finding} [{finding.severity} {finding.code}]" for finding in self.findings]
 
 
-def _gpus(plan: Plan | None) -> list[str]:
-    """One line a GPU: what it is, and how much of it the process may take."""
+def _format_gpus(plan: Plan | None) -> list[str]:
+    """Return one line for each GPU: what it is, and how much of it the process may take."""
     if plan is None:
         return []
     if plan.devices is None:
-        return [f"all that CUDA shows: {_at_most(plan.limit)}"]
+        return [f"all that CUDA shows: {_format_limit(plan.limit)}"]
     return [
-        f"GPU:{index} {planned.device.name if planned.device else ''} ({planned.token}): {_at_most(planned.limit)}"
+        f"GPU:{index} {planned.device.name if planned.device else ''} ({planned.token}): {_format_limit(planned.limit)}"
         for index, planned in enumerate(plan.devices)
     ] or ["none"]
 
 
-def _at_most(limit: MemoryLimit | None) -> str:
+def _format_limit(limit: MemoryLimit | None) -> str:
     return "no limit" if limit is None or limit.unlimited else f"at most {format_limit(limit)}"
 
 
@@ -152,11 +152,11 @@ def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
     """Look for mistakes in policy files.
 
     Args:
-        path: A tfgpu.toml, a pyproject.toml, or a directory with one; None: all files that have a say here.
+        path: A tfgpu.toml, a pyproject.toml, or a directory with one. None: all files that count here.
 
     Returns:
-        What is wrong, with file, line and column; () when all is well. A path that does not exist is a
-        finding, too. Never raises for what is written in files.
+        What is wrong, with file, line and column. () means that all is well. A path that does not exist is a finding,
+        too. Never raises for what is written in files.
     """
     return (check_here() if path is None else check_path(os.fspath(path))).findings
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tfenv.frameworks.tensorflow.config_proto import Gpu, View, clamp, make_view
+from tfenv.frameworks.tensorflow.config_proto import PolicyGpu, PolicyView, clamp, make_view
 from tfenv.policy.model import Device, MemoryLimit, Plan, PlannedDevice
 
 config_pb2 = pytest.importorskip("tensorflow.core.protobuf.config_pb2")
@@ -118,7 +118,7 @@ def cards(draw: st.DrawFn) -> list[Card]:
     return result
 
 
-def view_of(found: list[Card], *, growth: bool) -> View:
+def view_of(found: list[Card], *, growth: bool) -> PolicyView:
     """The view `make_view` makes of a Plan for these cards."""
     by_ordinal = {card.ordinal: card for card in found}
     planned = []
@@ -257,7 +257,7 @@ def test_a_policy_that_says_nothing_changes_nothing(config: Any, found: list[Car
 # ---- single cases
 
 
-def two_cards(limit: MemoryLimit | None = None, parts: tuple[int, ...] = ()) -> View:
+def two_cards(limit: MemoryLimit | None = None, parts: tuple[int, ...] = ()) -> PolicyView:
     planned = tuple(
         PlannedDevice(str(i), Device(i, f"GPU-{i}", "Card", 24 * GIB), limit, tuple(MemoryLimit(p) for p in parts))
         for i in range(2)
@@ -323,7 +323,7 @@ def test_cpu_only_hides_every_gpu(count: int) -> None:
     """`on_error = "cpu"` sets device_count to 0, whatever was asked."""
     config = config_pb2.ConfigProto()
     config.device_count["GPU"] = count
-    clamped = clamp(config, View((Gpu(0, PlannedDevice("0")),), cpu_only=True))
+    clamped = clamp(config, PolicyView((PolicyGpu(0, PlannedDevice("0")),), cpu_only=True))
     assert (clamped.config or config).device_count["GPU"] == 0
 
 

@@ -1,9 +1,9 @@
-"""Clamp one ConfigProto to the policy: pure, from the message the program wrote to the one TensorFlow gets.
+"""Clamp one ConfigProto to the policy. Pure: from the message that the program wrote to the one TensorFlow gets.
 
-A ConfigProto says how a set of devices is created: how many GPUs (device_count), which
-(gpu_options.visible_device_list, in CUDA ordinals), and how much each may take
-(per_process_gpu_memory_fraction, or virtual_devices with limits in MiB). The rules of TensorFlow this
-relies on are in tensorflow/core/common_runtime/gpu/gpu_device.cc, BaseGPUDeviceFactory::CreateDevices.
+A ConfigProto says how a set of devices is created: how many GPUs (device_count), which ones
+(gpu_options.visible_device_list, in CUDA ordinals), and how much each may take (per_process_gpu_memory_fraction, or
+virtual_devices with limits in MiB). The rules of TensorFlow that this relies on are in
+tensorflow/core/common_runtime/gpu/gpu_device.cc, BaseGPUDeviceFactory::CreateDevices.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     ConfigProto = Any
     VirtualDevices = Any
 
-__all__ = ["ClampResult", "Gpu", "View", "clamp", "make_view"]
+__all__ = ["ClampResult", "PolicyGpu", "PolicyView", "clamp", "make_view"]
 
 
 @frozen
-class Gpu:
-    """One GPU TensorFlow can use, and what the policy lets it take.
+class PolicyGpu:
+    """One GPU that TensorFlow can use, and what the policy lets it take.
 
     Attributes:
         ordinal: As CUDA counts in this process.
-        planned: What the Plan says of it.
-        limit: Bytes the allocator may take; None: unlimited, or unknown because only `fraction` is.
+        planned: What the plan says of it.
+        limit: Bytes that the allocator may take. None: unlimited, or unknown because only `fraction` is known.
         fraction: The limit as a fraction of the card, where it was written so.
-        total: The card's memory in bytes; None when unknown.
-        parts: Sizes in bytes of the logical GPUs the policy splits it into.
+        total: The card's memory in bytes. None: unknown.
+        parts: Sizes in bytes of the logical GPUs that the policy splits it into.
     """
 
     ordinal: int
@@ -47,30 +47,30 @@ class Gpu:
 
     @property
     def limited(self) -> bool:
-        """A limit is declared, be it one that the card cannot reach."""
+        """Whether a limit is declared, even one that the card cannot reach."""
         return self.limit is not None or self.fraction is not None
 
     @property
     def binding(self) -> bool:
-        """The limit is below what the card has (or nobody knows what it has)."""
+        """Whether the limit is below what the card has, or nobody knows what it has."""
         if self.limit is not None:
             return self.total is None or self.limit < self.total
         return self.fraction is not None and self.fraction < 1
 
 
 @frozen
-class View:
+class PolicyView:
     """The policy as one entry point sees it.
 
     Attributes:
-        gpus: All GPUs TensorFlow can use and the policy allows, by ordinal.
-        growth: Memory grows on demand whatever the program asks.
-        cpu_only: No GPU may be created at all (`on_error = "cpu"`).
-        hidden: TensorFlow can use others, too: something opened CUDA before it could be narrowed.
-        shown: How many GPUs CUDA shows, those included that TensorFlow ignores; None when unknown.
+        gpus: All GPUs that TensorFlow can use and the policy allows, by ordinal.
+        growth: Memory grows on demand, whatever the program asks for.
+        cpu_only: No GPU may be created at all, as `on_error = "cpu"` says.
+        hidden: TensorFlow can use others, too, because something opened CUDA before it could be narrowed.
+        shown: How many GPUs CUDA shows, those included that TensorFlow ignores. None: unknown.
     """
 
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[PolicyGpu, ...]
     growth: bool = False
     cpu_only: bool = False
     hidden: bool = False
@@ -82,9 +82,9 @@ class ClampResult:
     """What an entry point is given, and what to write down of it.
 
     Attributes:
-        config: A new message; None: the program's own bytes go on untouched.
+        config: A new message. None: the program's own bytes go on untouched.
         devices: What each GPU was given.
-        asked: The program's wishes that concern GPUs, in ConfigProto's terms.
+        asked: What the program asked for on GPUs, in ConfigProto's terms.
         given: The same terms as TensorFlow gets them.
         findings: Notes on what was clamped.
     """
@@ -106,31 +106,31 @@ def make_view(
     *,
     cpu_only: bool = False,
     shown: int | None = None,
-) -> View:
-    """Bring the Plan to the GPUs TensorFlow can use.
+) -> PolicyView:
+    """Bring the plan to the GPUs that TensorFlow can use.
 
     Args:
         plan: What this process may use.
-        ordinals: The GPUs TensorFlow can use; with gaps where it ignores a card.
-        planned: Which of them is which of the Plan's; None: not known, they are taken in their order.
+        ordinals: The GPUs that TensorFlow can use. There are gaps where it ignores a card.
+        planned: Which of them is which of the plan's. None: unknown, they are taken in their order.
         cpu_only: No GPU may be created.
-        shown: How many GPUs CUDA shows; None when unknown.
+        shown: How many GPUs CUDA shows. None: unknown.
     """
-    known = {ordinal: _planned_at(plan, ordinal) for ordinal in ordinals} if planned is None else planned
-    gpus = tuple(_gpu(ordinal, known[ordinal]) for ordinal in ordinals if ordinal in known)
-    return View(gpus, plan.growth is True, cpu_only, hidden=len(gpus) < len(ordinals), shown=shown)
+    known = {ordinal: _find_planned(plan, ordinal) for ordinal in ordinals} if planned is None else planned
+    gpus = tuple(_make_gpu(ordinal, known[ordinal]) for ordinal in ordinals if ordinal in known)
+    return PolicyView(gpus, plan.growth is True, cpu_only, hidden=len(gpus) < len(ordinals), shown=shown)
 
 
-def _planned_at(plan: Plan, ordinal: int) -> PlannedDevice:
+def _find_planned(plan: Plan, ordinal: int) -> PlannedDevice:
     if plan.devices is not None and ordinal < len(plan.devices):
         return plan.devices[ordinal]
     return PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by)
 
 
-def _gpu(ordinal: int, planned: PlannedDevice) -> Gpu:
+def _make_gpu(ordinal: int, planned: PlannedDevice) -> PolicyGpu:
     total = planned.device.total if planned.device is not None else None
     limit = planned.limit
-    return Gpu(
+    return PolicyGpu(
         ordinal=ordinal,
         planned=planned,
         limit=limit.on(total) if limit is not None else None,
@@ -143,14 +143,14 @@ def _gpu(ordinal: int, planned: PlannedDevice) -> Gpu:
 # ---- which GPUs
 
 
-def _device_count(config: ConfigProto) -> int | None:
-    """How many GPUs the program wants; None: all. TensorFlow reads a negative count as all, too."""
+def _read_device_count(config: ConfigProto) -> int | None:
+    """Return how many GPUs the program wants. None means all, and so does a negative count to TensorFlow."""
     count: int | None = config.device_count.get("GPU")
     return None if count is not None and count < 0 else count
 
 
-def _listed(visible_device_list: str) -> list[int] | None:
-    """The ordinals of visible_device_list; None where TensorFlow refuses the list in its own words."""
+def _read_visible_list(visible_device_list: str) -> list[int] | None:
+    """Return the ordinals of visible_device_list. None means that TensorFlow refuses the list in its own words."""
     try:
         ordinals = [int(entry) for entry in visible_device_list.split(",")]
     except ValueError:
@@ -158,25 +158,25 @@ def _listed(visible_device_list: str) -> list[int] | None:
     return ordinals if len(set(ordinals)) == len(ordinals) else None
 
 
-def _wanted(config: ConfigProto, view: View) -> list[Gpu] | None:
-    """The GPUs this message is about, in TensorFlow's order; None where TensorFlow refuses the message."""
+def _select_gpus(config: ConfigProto, view: PolicyView) -> list[PolicyGpu] | None:
+    """Return the GPUs that this message is about, in TensorFlow's order. None means that TensorFlow refuses it."""
     options = config.gpu_options
     by_ordinal = {gpu.ordinal: gpu for gpu in view.gpus}
-    listed = _listed(options.visible_device_list) if options.visible_device_list else list(by_ordinal)
+    listed = _read_visible_list(options.visible_device_list) if options.visible_device_list else list(by_ordinal)
     if listed is None:
         return None
     gpus = [by_ordinal[ordinal] for ordinal in listed if ordinal in by_ordinal]
     if view.hidden and not gpus:
         gpus = list(view.gpus)  # what it names is not allowed; the rest stays
-    most = _device_count(config)
+    most = _read_device_count(config)
     split = len(options.experimental.virtual_devices)
     if split and (split != len(gpus) or (most is not None and split > most)):
         return None
     return gpus if most is None else gpus[:most]
 
 
-def _comparable(wanted: list[Gpu]) -> list[Gpu]:
-    """TensorFlow refuses a fraction beside sizes: cards of unknown size that are limited by one are left out then."""
+def _drop_incomparable(wanted: list[PolicyGpu]) -> list[PolicyGpu]:
+    """Leave out cards of unknown size under a fraction, where others have sizes: TensorFlow refuses both together."""
     shared = [gpu for gpu in wanted if gpu.limit is None and gpu.binding]
     sized = [gpu for gpu in wanted if gpu not in shared and (gpu.binding or gpu.parts)]
     return [gpu for gpu in wanted if gpu not in shared] if shared and sized else wanted
@@ -186,58 +186,58 @@ def _comparable(wanted: list[Gpu]) -> list[Gpu]:
 
 
 @frozen
-class _Share:
-    """What one GPU is to be split into, in bytes; no parts: one device with all TensorFlow would take."""
+class _GpuShare:
+    """What one GPU is to be split into, in bytes. Without parts it is one device with all TensorFlow would take."""
 
-    gpu: Gpu
+    gpu: PolicyGpu
     entry: VirtualDevices
     parts: list[float]
 
 
-def _room(gpu: Gpu, fraction: float) -> float | None:
-    """Bytes the GPU's devices may take together: the limit, or less where the program's fraction is less."""
+def _compute_bound(gpu: PolicyGpu, fraction: float) -> float | None:
+    """Return the bytes that a GPU's devices may take together: the limit, or the program's fraction if it is less."""
     wish = fraction * gpu.total if fraction and gpu.total is not None else None
     if wish is None and gpu.limit is None:
         return None
     return float(min(size for size in (wish, gpu.limit, gpu.total) if size is not None))
 
 
-def _share(gpu: Gpu, entry: VirtualDevices, fraction: float, split: int) -> _Share:
+def _make_share(gpu: PolicyGpu, entry: VirtualDevices, fraction: float, split: int) -> _GpuShare:
     if entry.memory_limit_mb:
-        return _Share(gpu, entry, _own_parts(gpu, entry))
-    room = _room(gpu, fraction)
+        return _GpuShare(gpu, entry, _fit_own_parts(gpu, entry))
+    room = _compute_bound(gpu, fraction)
     if gpu.parts:
-        parts = _fitted([float(size) for size in gpu.parts], room)
+        parts = _scale_down([float(size) for size in gpu.parts], room)
     elif split > 1 and (room or gpu.total):
-        parts = [_whole((room or float(gpu.total or 0)) / split)] * split
+        parts = [_round_to_mib((room or float(gpu.total or 0)) / split)] * split
     else:
-        parts = [_whole(room)] if room is not None and (gpu.binding or fraction) else []
-    return _Share(gpu, entry, parts)
+        parts = [_round_to_mib(room)] if room is not None and (gpu.binding or fraction) else []
+    return _GpuShare(gpu, entry, parts)
 
 
-def _own_parts(gpu: Gpu, entry: VirtualDevices) -> list[float]:
-    """The program's own split; given up where its sizes cannot be compared with a percentage."""
+def _fit_own_parts(gpu: PolicyGpu, entry: VirtualDevices) -> list[float]:
+    """Fit the program's own split, or give it up where its sizes cannot be compared with a percentage."""
     if gpu.limit is None and gpu.fraction is not None:
         return []
-    return _fitted([size * MIB for size in entry.memory_limit_mb], gpu.limit)
+    return _scale_down([size * MIB for size in entry.memory_limit_mb], gpu.limit)
 
 
-def _fitted(parts: list[float], room: float | None) -> list[float]:
-    """The parts, scaled down where they do not fit."""
+def _scale_down(parts: list[float], room: float | None) -> list[float]:
+    """Scale the parts down where they do not fit."""
     if room is None or sum(parts) <= room:
         return parts
     if sum(parts) == float("inf"):  # which is a size to TensorFlow
         parts = [min(size, room) for size in parts]
-    return [_whole(size * room / sum(parts)) for size in parts]
+    return [_round_to_mib(size * room / sum(parts)) for size in parts]
 
 
-def _whole(size: float) -> float:
-    """Whole MiB, as TensorFlow cuts them: 32-bit floats of MiB could add up to more than there was."""
+def _round_to_mib(size: float) -> float:
+    """Cut a size to whole MiB, as TensorFlow does: 32-bit floats of MiB could add up to more than there was."""
     return float(int(size / MIB) * MIB) or size
 
 
-def _entries(config: ConfigProto, wanted: Sequence[Gpu]) -> list[VirtualDevices]:
-    """The program's own virtual_devices, one per GPU, empty ones where it has none."""
+def _list_entries(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> list[VirtualDevices]:
+    """Return the program's own virtual_devices, one for each GPU. They are empty where it has none."""
     given = config.gpu_options.experimental.virtual_devices
     if given:
         return list(given)[: len(wanted)]
@@ -245,8 +245,8 @@ def _entries(config: ConfigProto, wanted: Sequence[Gpu]) -> list[VirtualDevices]
     return [empty() for _ in wanted]
 
 
-def _plain_fraction(config: ConfigProto, wanted: Sequence[Gpu]) -> float | None:
-    """The one fraction all GPUs are limited to, where nothing else is in play: TensorFlow knows it by itself."""
+def _find_plain_fraction(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> float | None:
+    """Return the one fraction that limits all GPUs, if nothing else is in play: TensorFlow knows it by itself."""
     experimental = config.gpu_options.experimental
     fractions = {gpu.fraction for gpu in wanted}
     fraction = next(iter(fractions)) if len(fractions) == 1 else None
@@ -258,15 +258,15 @@ def _plain_fraction(config: ConfigProto, wanted: Sequence[Gpu]) -> float | None:
 
 
 def _write_fraction(config: ConfigProto, fraction: float) -> None:
-    """Limit by fraction; a split whose sizes cannot be compared with it is given up."""
+    """Limit by a fraction, and give up a split whose sizes cannot be compared with it."""
     options = config.gpu_options
     options.per_process_gpu_memory_fraction = min(options.per_process_gpu_memory_fraction or fraction, fraction)
     del options.experimental.virtual_devices[:]
     options.experimental.num_virtual_devices_per_gpu = 0
 
 
-def _write_shares(config: ConfigProto, shares: Sequence[_Share]) -> None:
-    """One virtual device per GPU and part; priority and device_ordinal of the program's own are kept."""
+def _write_shares(config: ConfigProto, shares: Sequence[_GpuShare]) -> None:
+    """Write one virtual device for each GPU and part. Keep the program's own priority and device_ordinal."""
     options = config.gpu_options
     entries = []
     for share in shares:
@@ -283,8 +283,8 @@ def _write_shares(config: ConfigProto, shares: Sequence[_Share]) -> None:
     options.per_process_gpu_memory_fraction = 0
 
 
-def _cap_fraction(config: ConfigProto, wanted: Sequence[Gpu]) -> None:
-    """A fraction above 1 is managed memory beyond the card: it would pass any limit."""
+def _cap_fraction(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> None:
+    """Cap the fraction at 1: above, it is managed memory beyond the card, which passes any limit."""
     options = config.gpu_options
     unsized = [gpu.fraction for gpu in wanted if gpu.fraction is not None and gpu.limit is None]
     # 0 stands for nearly all of the card.
@@ -292,13 +292,13 @@ def _cap_fraction(config: ConfigProto, wanted: Sequence[Gpu]) -> None:
     options.per_process_gpu_memory_fraction = min(asked, 1.0, *unsized)
 
 
-def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
+def _write_limits(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> list[_GpuShare]:
     """Write the limits of all wanted GPUs into the message.
 
     Returns:
-        What each GPU was given where it was written as virtual devices, else [].
+        What each GPU was given, if it was written as virtual devices. Otherwise [].
     """
-    fraction = _plain_fraction(config, wanted)
+    fraction = _find_plain_fraction(config, wanted)
     if fraction is not None:
         _write_fraction(config, fraction)
         return []
@@ -316,7 +316,8 @@ def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
     asked_fraction = options.per_process_gpu_memory_fraction
     split = options.experimental.num_virtual_devices_per_gpu
     shares = [
-        _share(gpu, entry, asked_fraction, split) for gpu, entry in zip(wanted, _entries(config, wanted), strict=True)
+        _make_share(gpu, entry, asked_fraction, split)
+        for gpu, entry in zip(wanted, _list_entries(config, wanted), strict=True)
     ]
     if not any(share.parts for share in shares):
         _cap_fraction(config, wanted)
@@ -329,8 +330,8 @@ def _write_limits(config: ConfigProto, wanted: Sequence[Gpu]) -> list[_Share]:
 # ---- the record
 
 
-def _terms(config: ConfigProto) -> dict[str, object]:
-    """What a message says of GPUs, in its own words; keys at their defaults are left out."""
+def _describe_terms(config: ConfigProto) -> dict[str, object]:
+    """Describe what a message says of GPUs, in its own words. Keys at their defaults are left out."""
     options = config.gpu_options
     experimental = options.experimental
     terms: dict[str, object] = {
@@ -346,7 +347,7 @@ def _terms(config: ConfigProto) -> dict[str, object]:
     return {key: value for key, value in terms.items() if value not in (None, "", False, 0, [])}
 
 
-#: Terms in which a smaller value, or none, is the narrower one; others change without being a clamp.
+#: Terms in which a smaller value, or none, is the narrower one. Others change without being a clamp.
 _CLAMPABLE = (
     "per_process_gpu_memory_fraction",
     "virtual_devices",
@@ -356,8 +357,8 @@ _CLAMPABLE = (
 )
 
 
-def _clamp_notes(
-    asked: dict[str, object], given: dict[str, object], wanted: Sequence[Gpu], devices: Sequence[DeviceOutcome]
+def _note_clamps(
+    asked: dict[str, object], given: dict[str, object], wanted: Sequence[PolicyGpu], devices: Sequence[DeviceOutcome]
 ) -> list[Finding]:
     held = ", ".join(sorted({format_bytes(d.limit) for d in devices if d.limit is not None})) or "the policy's share"
     keys = tuple(dict.fromkeys(origin for gpu in wanted for origin in gpu.planned.limited_by))
@@ -365,12 +366,12 @@ def _clamp_notes(
     return [
         report_program_clamp(f"{PROGRAM} asked for {key} = {asked[key]}; it was given {held} on each GPU{under}", keys)
         for key in _CLAMPABLE
-        if key in asked and asked[key] != given.get(key) and not _kept(key, asked[key], wanted, devices)
+        if key in asked and asked[key] != given.get(key) and not _is_kept(key, asked[key], wanted, devices)
     ]
 
 
-def _kept(key: str, wish: object, wanted: Sequence[Gpu], devices: Sequence[DeviceOutcome]) -> bool:
-    """Whether a wish is only said in other words: a fraction or a number of parts as explicit sizes."""
+def _is_kept(key: str, wish: object, wanted: Sequence[PolicyGpu], devices: Sequence[DeviceOutcome]) -> bool:
+    """Return whether a request is only said in other words: a fraction or a number of parts as explicit sizes."""
     if key == "virtual_devices":
         given = [[round(size / MIB, 3) for size in d.logical_devices or (d.limit or 0,)] for d in devices]
         if not isinstance(wish, list) or len(wish) != len(given):
@@ -381,15 +382,17 @@ def _kept(key: str, wish: object, wanted: Sequence[Gpu], devices: Sequence[Devic
     if key == "per_process_gpu_memory_fraction":
         sizes = [(gpu.total, device.limit) for gpu, device in zip(wanted, devices, strict=True)]
         # Sizes are cut to whole MiB.
-        return all(total and limit and limit + MIB > _number(wish) * total for total, limit in sizes)
+        return all(total and limit and limit + MIB > _to_number(wish) * total for total, limit in sizes)
     return False
 
 
-def _number(value: object) -> float:
+def _to_number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _outcomes(config: ConfigProto, wanted: Sequence[Gpu], shares: Sequence[_Share]) -> tuple[DeviceOutcome, ...]:
+def _describe_devices(
+    config: ConfigProto, wanted: Sequence[PolicyGpu], shares: Sequence[_GpuShare]
+) -> tuple[DeviceOutcome, ...]:
     asked = config.gpu_options.per_process_gpu_memory_fraction
     fraction = asked if 0 < asked <= 1 else None  # beyond the card it is managed memory, and no limit
     outcomes = []
@@ -414,68 +417,68 @@ def _outcomes(config: ConfigProto, wanted: Sequence[Gpu], shares: Sequence[_Shar
 # ---- the clamp
 
 
-def clamp(config: ConfigProto, view: View) -> ClampResult:
+def clamp(config: ConfigProto, view: PolicyView) -> ClampResult:
     """Hold one ConfigProto to the policy.
 
     Args:
-        config: What the program wrote; it is not changed.
+        config: What the program wrote. It is not changed.
         view: The policy at this entry point.
 
     Returns:
-        The narrower of what was asked and what is allowed. A message that creates no GPU, or that
-        TensorFlow refuses, goes on untouched, so that CUDA stays closed and the error is TensorFlow's own.
+        The narrower of what was asked for and what is allowed. A message that creates no GPU, or that TensorFlow
+        refuses, goes on untouched. So CUDA stays closed, and the error is TensorFlow's own.
     """
-    if _device_count(config) == 0:
+    if _read_device_count(config) == 0:
         return ClampResult(None)
-    wanted = _wanted(_without_split(config) if view.hidden else config, view)
+    wanted = _select_gpus(_copy_without_split(config) if view.hidden else config, view)
     if wanted is None or (not wanted and not view.cpu_only):
         return ClampResult(None)
-    comparable = _comparable(wanted)
+    comparable = _drop_incomparable(wanted)
     result = type(config)()
     result.CopyFrom(config)
     if view.hidden or len(comparable) < len(wanted):
-        result = _without_split(config)
+        result = _copy_without_split(config)
     wanted = comparable
     if view.cpu_only:
         result.device_count["GPU"] = 0
-        return ClampResult(result, asked=_terms(config), given=_terms(result))
+        return ClampResult(result, asked=_describe_terms(config), given=_describe_terms(result))
     shares = _write(result, wanted, view)
-    devices = _outcomes(result, wanted, shares)
-    asked, given = _terms(config), _terms(result)
-    return ClampResult(result, devices, asked, given, tuple(_clamp_notes(asked, given, wanted, devices)))
+    devices = _describe_devices(result, wanted, shares)
+    asked, given = _describe_terms(config), _describe_terms(result)
+    return ClampResult(result, devices, asked, given, tuple(_note_clamps(asked, given, wanted, devices)))
 
 
-def _without_split(config: ConfigProto) -> ConfigProto:
-    """The program's split counts GPUs that are left out: which part was meant for which cannot be told."""
+def _copy_without_split(config: ConfigProto) -> ConfigProto:
+    """Copy a message without its split, which counts GPUs that are left out: which part was for which is unknown."""
     result = type(config)()
     result.CopyFrom(config)
     del result.gpu_options.experimental.virtual_devices[:]
     return result
 
 
-def _write(config: ConfigProto, wanted: Sequence[Gpu], view: View) -> list[_Share]:
+def _write(config: ConfigProto, wanted: Sequence[PolicyGpu], view: PolicyView) -> list[_GpuShare]:
     options = config.gpu_options
     if view.growth:
         options.allow_growth = True
-    shares: list[_Share] = []
+    shares: list[_GpuShare] = []
     if any(gpu.limited or gpu.parts for gpu in wanted):
         options.experimental.use_cuda_malloc_async = False
         options.experimental.use_unified_memory = False
         shares = _write_limits(config, wanted)
     if view.hidden or (shares and not _has_foreign_entries(options.visible_device_list, view)):
-        _name_wanted(config, wanted, view)
+        _write_visible_list(config, wanted, view)
     return shares
 
 
-def _has_foreign_entries(visible_device_list: str, view: View) -> bool:
-    """An entry beyond all that CUDA shows: TensorFlow refuses it, and says so itself."""
+def _has_foreign_entries(visible_device_list: str, view: PolicyView) -> bool:
+    """Return whether an entry is beyond all that CUDA shows: TensorFlow refuses it, and says so itself."""
     last = max((gpu.ordinal for gpu in view.gpus), default=-1)
     highest = last if view.shown is None else max(last, view.shown - 1)
-    listed = _listed(visible_device_list) if visible_device_list else []
+    listed = _read_visible_list(visible_device_list) if visible_device_list else []
     return any(ordinal < 0 or ordinal > highest for ordinal in listed or [])
 
 
-def _name_wanted(config: ConfigProto, wanted: Sequence[Gpu], view: View) -> None:
-    """TensorFlow wants as many virtual_devices as GPUs it may use: name those where they are not all."""
+def _write_visible_list(config: ConfigProto, wanted: Sequence[PolicyGpu], view: PolicyView) -> None:
+    """Name the wanted GPUs where they are not all: TensorFlow wants as many virtual_devices as GPUs it may use."""
     if config.gpu_options.visible_device_list or len(wanted) < len(view.gpus) or view.hidden:
         config.gpu_options.visible_device_list = ",".join(str(gpu.ordinal) for gpu in wanted)

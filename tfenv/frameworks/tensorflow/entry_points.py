@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tfenv.errors import Finding
     from tfenv.frameworks.base import PolicyCallbacks
-    from tfenv.frameworks.tensorflow.config_proto import ClampResult, View
+    from tfenv.frameworks.tensorflow.config_proto import ClampResult, PolicyView
     from tfenv.policy.model import Outcome
 
     Function = Callable[..., Any]
@@ -124,7 +124,7 @@ class EntryPointWrappers:
         names = [name.decode() for name in self.list_physical()]
         return [int(name.rpartition(":")[2]) for name in names if ":GPU:" in name]
 
-    def make_view(self) -> View:
+    def make_view(self) -> PolicyView:
         """Return the policy on the GPUs that TensorFlow can use. This opens CUDA, so TensorFlow must be about to."""
         from tfenv.frameworks.tensorflow.config_proto import make_view
 
@@ -162,7 +162,7 @@ class EntryPointWrappers:
         from tfenv.policy.model import Outcome
 
         if self.listed_by == os.getpid() and not self.list_ordinals():
-            return Outcome("applied", entry_point, findings=(_no_gpu(),))
+            return Outcome("applied", entry_point, findings=(_make_no_gpu_finding(),))
         return Outcome("applied", entry_point, asked={"device_count": 0}, given={"device_count": 0})
 
     def _fall_back(self, data: bytes) -> bytes:
@@ -287,19 +287,19 @@ def _is_remote(target: Any) -> bool:
     return text not in ("", "local")
 
 
-def _no_gpu() -> Finding:
+def _make_no_gpu_finding() -> Finding:
     """Return the finding that TensorFlow has nothing to create. Whoever reports it knows why."""
     from tfenv.errors import Finding
 
     return Finding("no-gpu", "TensorFlow lists no GPU", "warning")
 
 
-def _make_outcome(result: ClampResult, notes: list[Finding], view: View, entry_point: str) -> Outcome:
+def _make_outcome(result: ClampResult, notes: list[Finding], view: PolicyView, entry_point: str) -> Outcome:
     from tfenv.policy.model import Outcome
 
     findings = (*notes, *result.findings)
     if not view.gpus and not view.cpu_only:
-        findings += (_no_gpu(),)
+        findings += (_make_no_gpu_finding(),)
     clamped = any(finding.code == "clamped" for finding in findings)
     status = "cpu" if view.cpu_only else "clamped" if clamped else "applied"
     growth = bool(result.config.gpu_options.allow_growth) if result.config is not None else None
@@ -338,7 +338,7 @@ def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
         return tuple(name for _, name in ENTRY_POINTS)
     wrappers.config_class = config_pb2.ConfigProto
     wrappers.server_class = tensorflow_server_pb2.ServerDef
-    wrappers.missing = tuple(name for module, name in ENTRY_POINTS if not _exists(module, name))
+    wrappers.missing = tuple(name for module, name in ENTRY_POINTS if not _has_entry_point(module, name))
     if not {FIRST_LISTING, "list_devices"} & set(wrappers.missing):
         _replace_all(wrappers)
         # A fork waits for an entry point to be left: the child would inherit the locks of modules imported there.
@@ -351,14 +351,16 @@ def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
     return wrappers.missing
 
 
-def _exists(module_name: str, name: str) -> bool:
+def _has_entry_point(module_name: str, name: str) -> bool:
     return callable(getattr(sys.modules.get(module_name), name, None))
 
 
 def _replace_all(wrappers: EntryPointWrappers) -> None:
     wraps_by_name = [(place, _WRAPPERS[place[1]]) for place in ENTRY_POINTS if place[1] not in wrappers.missing]
-    wraps_by_name += [(place, EntryPointWrappers.wrap_opener) for place in OPENERS if _exists(*place)]
-    wraps_by_name += [(place, EntryPointWrappers.wrap_server_def) for place in CLUSTER_ENTRY_POINTS if _exists(*place)]
+    wraps_by_name += [(place, EntryPointWrappers.wrap_opener) for place in OPENERS if _has_entry_point(*place)]
+    wraps_by_name += [
+        (place, EntryPointWrappers.wrap_server_def) for place in CLUSTER_ENTRY_POINTS if _has_entry_point(*place)
+    ]
     for (module_name, name), wrap in wraps_by_name:
         module = sys.modules[module_name]
         _replace(module, name, wrap(wrappers, getattr(module, name)))

@@ -21,11 +21,11 @@ _MIN_SYSTEM_MEMORY = "TF_DEVICE_MIN_SYS_MEMORY_IN_MB"
 
 
 def prepare_environment(plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:
-    """Clear the variables that would defeat the plan, set the allocator it asks for.
+    """Clear the variables that would defeat the plan, and set the allocator that it asks for.
 
     Args:
         plan: What this process may use.
-        environ: Changed in place; TensorFlow reads it when it creates an allocator.
+        environ: Changed in place. TensorFlow reads it when it creates an allocator.
 
     Returns:
         A note for each variable of the program that was cleared.
@@ -34,16 +34,16 @@ def prepare_environment(plan: Plan, environ: MutableMapping[str, str]) -> list[F
     limited = plan.limit is not None or any(device.limit is not None for device in plan.devices or ())
     if plan.growth and environ.get(ALLOW_GROWTH) == "false":
         by = () if plan.grown_by is None else (plan.grown_by,)
-        notes.append(_cleared(environ, ALLOW_GROWTH, "memory growth is on", by))
+        notes.append(_clear_variable(environ, ALLOW_GROWTH, "memory growth is on", by))
     if plan.allocator == "bfc" and environ.get(_ALLOCATOR, "") not in ("", "bfc"):
         why = "the policy's allocator is bfc, the one that keeps a limit"
-        notes.append(_cleared(environ, _ALLOCATOR, why, plan.allocated_by))
+        notes.append(_clear_variable(environ, _ALLOCATOR, why, plan.allocated_by))
     elif plan.allocator not in (None, "bfc"):
         environ[_ALLOCATOR] = str(plan.allocator)
     if limited and _XLA_DEVICES.search(environ.get(_XLA_FLAGS, "")):
-        notes.append(_without_xla_devices(environ, plan.limits))
+        notes.append(_remove_xla_devices(environ, plan.limits))
     if limited:
-        notes += [_cleared(environ, name, why, plan.limits) for name, why in _DEFEATS_A_LIMIT if name in environ]
+        notes += [_clear_variable(environ, name, why, plan.limits) for name, why in _DEFEATS_A_LIMIT if name in environ]
     return notes
 
 
@@ -52,10 +52,10 @@ _XLA_FLAGS = "TF_XLA_FLAGS"
 _XLA_DEVICES = re.compile(r"--?tf_xla_enable_xla_devices(?:=(?:true|1|t|yes))?(?![\w=-])", re.IGNORECASE)
 
 
-def _without_xla_devices(environ: MutableMapping[str, str], by: Sequence[Origin]) -> Finding:
+def _remove_xla_devices(environ: MutableMapping[str, str], by: Sequence[Origin]) -> Finding:
     environ[_XLA_FLAGS] = _XLA_DEVICES.sub("", environ[_XLA_FLAGS]).strip()
     text = f"{PROGRAM}'s {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
-    return report_program_clamp(f"{text}{_says(by)}", by)
+    return report_program_clamp(f"{text}{_format_reason(by)}", by)
 
 
 _DEFEATS_A_LIMIT = (
@@ -64,10 +64,10 @@ _DEFEATS_A_LIMIT = (
 )
 
 
-def _cleared(environ: MutableMapping[str, str], name: str, why: str, by: Sequence[Origin]) -> Finding:
+def _clear_variable(environ: MutableMapping[str, str], name: str, why: str, by: Sequence[Origin]) -> Finding:
     text = f"{PROGRAM}'s {name}={environ.pop(name)} was cleared: {why}"
-    return report_program_clamp(f"{text}{_says(by)}", by)
+    return report_program_clamp(f"{text}{_format_reason(by)}", by)
 
 
-def _says(by: Sequence[Origin]) -> str:
+def _format_reason(by: Sequence[Origin]) -> str:
     return f", as {format_origins(by)} says" if by else ""
