@@ -88,17 +88,30 @@ def contenders(python: str, folder: Path) -> list[Contender]:
     bare = make_environment(python, folder / "bare")
     wheel = build(folder)
     armed = make_environment(python, folder / "armed", "--no-deps", str(wheel))
+    three = make_environment(python, folder / "three", "--no-deps", str(wheel))
+    watch_three_names(folder / "three")
     launched = launched_environment(armed / "python")
     # Nothing has bytecode there, the standard library neither: so it has its own baseline.
     no_bytecode = {"PYTHONPYCACHEPREFIX": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
     return [
         Contender("bare", [str(bare / "python"), "-c", "pass"]),
         Contender("tfenv.pth", [str(armed / "python"), "-c", "pass"]),
+        Contender("tfenv.pth, three names", [str(three / "python"), "-c", "pass"]),
         Contender("tfgpu run, another environment", [str(bare / "python"), "-c", "pass"], launched),
         Contender("tfgpu run, same environment", [str(armed / "python"), "-c", "pass"], launched),
         Contender("bare, no bytecode", [str(bare / "python"), "-c", "pass"], no_bytecode, "bare, no bytecode"),
         Contender("tfenv.pth, no bytecode", [str(armed / "python"), "-c", "pass"], no_bytecode, "bare, no bytecode"),
     ]
+
+
+def watch_three_names(environment: Path) -> None:
+    """Have the hook watch the names of three frameworks."""
+    (finder,) = environment.glob("lib/python*/site-packages/_tfenv_boot.py")
+    text = finder.read_text()
+    finder.write_text(text.replace('WATCHED = ("tensorflow",)', 'WATCHED = ("tensorflow", "jax", "torch")'))
+    assert finder.read_text() != text
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-c", "import _tfenv_boot"], check=True, cwd="/")  # compiles it
 
 
 def build(folder: Path) -> Path:
@@ -109,9 +122,7 @@ def build(folder: Path) -> Path:
 
 def launched_environment(python: Path) -> dict[str, str]:
     """What `tfgpu run` adds to a command's environment."""
-    program = (
-        "import json; from tfenv.deploy.launch import environment as e; [print(f'{k}={v}') for k, v in e({}).items()]"
-    )
+    program = "from tfenv.deploy.launch import build_environment as e; [print(f'{k}={v}') for k, v in e({}).items()]"
     done = subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=True, cwd="/")
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
