@@ -139,8 +139,12 @@ def _intercept(policy: FrameworkPolicy) -> None:
     where = f"limits are set by {framework.public_api} where that is possible"
     text = f"this {framework.title} has no {', '.join(missing)}: {where}"
     finding = Finding("degraded", text)
+    goes_on = process.loaded.policy.on_error == "warn"
+    if not goes_on:
+        process.handle_fault(finding, framework=framework)
     process.reporter.report_outcome(Outcome("degraded", findings=(finding,)), policy.plan, framework)
-    process.handle_fault(finding, framework=framework)
+    if goes_on:  # the line on stderr says first what holds, and then what is wrong
+        process.handle_fault(finding, framework=framework)
     framework.apply_publicly(policy)
 
 

@@ -159,6 +159,8 @@ class ProcessPolicy:
         if self.loaded.policy.on_error == "cpu":
             self._faulted = self.no_gpu = True
             self.plan = Plan(visible=NO_GPU, devices=(), findings=self.plan.findings)
+            for policy in self.frameworks.values():
+                policy.adopt(self.plan)
             self.write_visibility()
             self.visible_when_listed = NO_GPU
 
