@@ -98,7 +98,7 @@ class LoadedPolicy:
         """A value as its author wrote it, and its line and column; None where that is not known."""
         for document in self.documents:
             if document.source.path == origin.path:
-                return _value_at(document.data, origin.key), document.position(origin.key)
+                return _value_at(document.data, origin.key), document.find_position(origin.key)
         return None, None
 
 
@@ -111,7 +111,7 @@ def _value_at(data: Mapping[str, object], key: KeyPath) -> object:
 
 def _with_position(finding: Finding, document: Document) -> Finding:
     key = _key_path(document.data, finding.key or "")
-    position = document.position(key) if key is not None else None
+    position = document.find_position(key) if key is not None else None
     return finding if position is None else replace(finding, line=position[0], column=position[1])
 
 

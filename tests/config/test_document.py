@@ -68,9 +68,9 @@ def test_the_text_of_a_command_line_needs_no_file() -> None:
 def test_positions_are_one_based_and_fall_back_to_the_parent(file: Path) -> None:
     """A key has the line and column it is written at; a missing one those of the nearest table that is there."""
     document = read(project(file), Trust(ME))
-    assert document.position(("gpu", "memory_limit")) == (2, 1)
-    assert document.position(("gpu", "visible_devices", 0)) == (1, 2)
-    assert document.position(("ceiling",)) is None
+    assert document.find_position(("gpu", "memory_limit")) == (2, 1)
+    assert document.find_position(("gpu", "visible_devices", 0)) == (1, 2)
+    assert document.find_position(("ceiling",)) is None
 
 
 def test_a_pyproject_is_read_at_its_own_table(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_pyproject_is_read_at_its_own_table(tmp_path: Path) -> None:
     path.write_text('[project]\nname = "x"\n[tool.tfgpu.gpu]\nmemory_growth = true\n')
     document = read(Source("project", str(path), table=("tool", "tfgpu")), Trust(ME))
     assert document.data == {"gpu": {"memory_growth": True}}
-    assert document.position(("gpu", "memory_growth")) == (4, 1)
+    assert document.find_position(("gpu", "memory_growth")) == (4, 1)
 
 
 def test_a_pyproject_named_by_the_user_must_have_the_table(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_deep_nesting_is_a_finding(file: Path, text: str) -> None:
 def test_nesting_that_a_policy_needs_is_accepted(file: Path) -> None:
     """Thirty levels are fine."""
     file.write_text("a = " + "[" * 30 + "]" * 30)
-    assert read(project(file), Trust(ME)).position(("a", *[0] * 29)) == (1, 34)
+    assert read(project(file), Trust(ME)).find_position(("a", *[0] * 29)) == (1, 34)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(file: Path) -> None:
@@ -243,8 +243,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(file: Path) -> No
     file.write_bytes(b"\xef\xbb\xbf[gpu]\r\nmemory_growth = true\r\n")
     document = read(project(file), Trust(ME))
     assert document.data == {"gpu": {"memory_growth": True}}
-    assert document.position(("gpu",)) == (1, 2)
-    assert document.position(("gpu", "memory_growth")) == (2, 1)
+    assert document.find_position(("gpu",)) == (1, 2)
+    assert document.find_position(("gpu", "memory_growth")) == (2, 1)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -564,7 +564,7 @@ def test_plain_text_is_shown_as_it_is() -> None:
 def test_a_document_is_a_value(file: Path) -> None:
     """Two readings of one file are equal, also after a position was asked for."""
     first, second = (read(project(file), Trust(ME)) for _ in range(2))
-    first.position(("gpu",))
+    first.find_position(("gpu",))
     assert isinstance(first, Document)
     assert first == second
 

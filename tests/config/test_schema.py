@@ -175,7 +175,7 @@ def test_origins_lead_back_to_the_file() -> None:
     layer, _ = validate(read)
     origin = layer.base.gpu["memory_growth"].origin
     assert (origin.layer, origin.path) == ("project", "/srv/vision/tfgpu.toml")
-    assert read.position(origin.key) == (2, 1)
+    assert read.find_position(origin.key) == (2, 1)
 
 
 def test_a_group_file_speaks_of_its_group() -> None:

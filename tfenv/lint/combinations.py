@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, cast
 
-from tfenv.config.schema import rules_of
+from tfenv.config.schema import list_device_rules
 from tfenv.errors import Finding
 from tfenv.identity import find_subject
 from tfenv.lint.reach import Advice, Places, advise_on_reach
@@ -240,7 +240,7 @@ def _numbers(view: _View, cards: _Cards) -> Iterator[Advice]:
         return
     lists = [view.own.gpu.get("visible_devices"), view.own.ceiling.get("allowed_devices")]
     named = [(setting.origin, _listed(setting)) for setting in lists if setting is not None]
-    named += [(rule.origin, (rule.match,)) for rule in rules_of(view.own.gpu)]
+    named += [(rule.origin, (rule.match,)) for rule in list_device_rules(view.own.gpu)]
     for origin, selectors in named:
         if numbers := [selector.position for selector in selectors if selector.kind == "position"]:
             yield Advice(origin, "numbers-in-machine-layer", _use_uuids(numbers, cards.devices))
@@ -309,7 +309,7 @@ def _too_many(view: _View, places: Places) -> Iterator[Advice]:
 def _rules_never_matched(view: _View) -> Iterator[Advice]:
     """The first entry that matches counts: a later one for the same devices never does."""
     earlier: list[Selector] = []
-    for rule in rules_of(view.own.gpu):
+    for rule in list_device_rules(view.own.gpu):
         if any(other == rule.match or (other.kind, other.text) == ("name", "*") for other in earlier):
             message = f"never counts: an earlier entry matches {rule.match} already, and the first one counts"
             yield Advice(rule.origin, "never-counts", message)
@@ -321,7 +321,7 @@ def _cards_not_here(view: _View, cards: _Cards) -> Iterator[Advice]:
     lists = [view.own.gpu.get("visible_devices"), view.own.ceiling.get("allowed_devices")]
     named = [(setting.origin, _listed(setting)) for setting in lists if setting is not None]
     if cards.layer == "machine":
-        named += [(rule.origin, (rule.match,)) for rule in rules_of(view.own.gpu)]
+        named += [(rule.origin, (rule.match,)) for rule in list_device_rules(view.own.gpu)]
     for origin, selectors in named:
         missing = [selector for selector in selectors if _is_missing(selector, cards)]
         if missing and (cards.layer == "machine" or len(missing) == len(selectors)):
@@ -342,7 +342,7 @@ def _limits(tables: Tables) -> Iterator[tuple[Setting, Selector | None]]:
     """Every limit that is a wish, with the devices it is for; None: all."""
     if (limit := tables.gpu.get("memory_limit")) is not None:
         yield limit, None
-    for rule in rules_of(tables.gpu):
+    for rule in list_device_rules(tables.gpu):
         if rule.memory_limit is not None:
             yield Setting(rule.memory_limit, rule.origin), rule.match
 
@@ -381,7 +381,7 @@ def _is_above(wish: MemoryLimit, bound: MemoryLimit, totals: Sequence[int]) -> b
 
 def _splits_that_do_not_fit(view: _View, cards: _Cards, places: Places) -> Iterator[Advice]:
     """Logical devices that are larger together than the limit, the ceiling or the card: they are scaled down."""
-    for rule in rules_of(view.own.gpu):
+    for rule in list_device_rules(view.own.gpu):
         total = cards.total_of(rule.match)
         limit = None if rule.memory_limit is not None else view.all.gpu.get("memory_limit")
         for bound in (view.limit, limit):

@@ -51,7 +51,7 @@ class Places:
     def position(self, origin: Origin) -> tuple[int | None, int | None]:
         """Both 1-based; None where they are not known, or the whole file is meant."""
         document = self._documents.get(origin.path)
-        return (document.position(origin.key) if document else None) or (None, None)
+        return (document.find_position(origin.key) if document else None) or (None, None)
 
     def text(self, origin: Origin, beside: Origin) -> str:
         """Where a key is, for a message about another one: "line 3" in the same file, otherwise `file:line`."""
