@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.identity import Account, call_as, find_account, find_home, find_user, identify, suggest_name
+from tfenv.identity import UserAccount, call_as, find_account, find_home, find_user, identify, suggest_name
 
 
 def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> N
     nobody_knows = identify(4_000_000, [4_000_001])
     assert (nobody_knows.user, nobody_knows.groups) == ("uid:4000000", ("gid:4000001",))
     assert find_home(4_000_000) is None
-    assert find_account(4_000_000) == Account(4_000_000)
+    assert find_account(4_000_000) == UserAccount(4_000_000)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
-__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover", "list_candidate_paths"]
+__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT", "PYPROJECT_TABLE", "discover", "list_candidate_paths"]
 
 FILE_NAME = "tfgpu.toml"
 PYPROJECT = "pyproject.toml"
