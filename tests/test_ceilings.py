@@ -47,7 +47,7 @@ ETC = "/etc/tfgpu/tfgpu.toml"
 GIB = 1024  # in MiB
 
 
-def ask_for_plan(
+def plan_for(
     machine: SharedMachine,
     user: User,
     cwd: str = "/srv/vision",
@@ -89,7 +89,7 @@ def test_a_ceiling_is_for_whom_it_speaks_of(
 ) -> None:
     """Everybody, a group (a supplementary one, too), a user, a uid without an entry, a project by whole components."""
     shared_machine.policy(files)
-    plans = [ask_for_plan(shared_machine, user) for user in (ALICE, BOB, NOBODY_KNOWS)]
+    plans = [plan_for(shared_machine, user) for user in (ALICE, BOB, NOBODY_KNOWS)]
     assert {plan["user"] for plan in plans if plan["visible"] == "0"} == held
     assert {plan["visible"] for plan in plans if plan["user"] not in held} <= {None, "0,1,2,3"}
 
@@ -98,7 +98,7 @@ def test_a_ceiling_is_for_whom_it_speaks_of(
 def test_who_one_is_cannot_be_forged(forged: str, shared_machine: SharedMachine) -> None:
     """The ceilings are those of the uid, whatever the environment says of name and home."""
     shared_machine.policy({"users/alice.toml": "[ceiling]\nmax_devices = 1\n"})
-    plan = ask_for_plan(
+    plan = plan_for(
         shared_machine, ALICE, variables={forged: "/home/bob" if forged in ("HOME", "XDG_CONFIG_HOME") else "bob"}
     )
     assert (plan["user"], plan["visible"]) == ("alice", "0")
@@ -147,7 +147,7 @@ stderr = "none"
 """
 
 
-def write_greedy_file(machine: SharedMachine, where: str) -> dict[str, str]:
+def write_greedy(machine: SharedMachine, where: str) -> dict[str, str]:
     """Write the greedy file in its place. Return the variables that point to it."""
     for path in ("/home/alice/.config/tfgpu/tfgpu.toml", "/srv/vision/tfgpu.toml"):
         machine.folder("/srv/vision", ALICE)
@@ -167,7 +167,7 @@ def write_greedy_file(machine: SharedMachine, where: str) -> dict[str, str]:
 def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared_machine: SharedMachine) -> None:
     """Devices, their number, memory, growth, allocator, on_error, the log and the switch stay the administrator's."""
     shared_machine.policy({"tfgpu.toml": CEILINGS})
-    plan = ask_for_plan(shared_machine, ALICE, variables=write_greedy_file(shared_machine, where))
+    plan = plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, where))
     assert plan["visible"] == "1,2"
     assert plan["limits"] == [10 * GIB, 10 * GIB]
     assert (plan["growth"], plan["allocator"]) == (True, "bfc")
@@ -180,16 +180,14 @@ def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared
 def test_each_attempt_says_who_asked_and_which_ceiling_held(where: str, shared_machine: SharedMachine) -> None:
     """Of limit, growth, allocator, count and list: the file and key that asked, and the administrator's key."""
     shared_machine.policy({"tfgpu.toml": CEILINGS})
-    variables = write_greedy_file(shared_machine, where)
+    variables = write_greedy(shared_machine, where)
     path = {
         "user": "/home/alice/.config/tfgpu/tfgpu.toml",
         "project": "/srv/vision/tfgpu.toml",
         "TFGPU_CONFIG": variables.get("TFGPU_CONFIG"),
     }[where]
     cut = [
-        (asked, held)
-        for code, asked, held in ask_for_plan(shared_machine, ALICE, variables=variables)["findings"]
-        if held
+        (asked, held) for code, asked, held in plan_for(shared_machine, ALICE, variables=variables)["findings"] if held
     ]
     assert {
         (f"{path} (gpu.memory_limit)", f"{ETC} (ceiling.memory_limit)"),
@@ -204,12 +202,10 @@ def test_what_only_the_administrator_may_say_is_refused_elsewhere(shared_machine
     """`[machine]` in a user's or a project's file is a finding and has no effect."""
     shared_machine.policy({})
     for where in ("user", "project", "TFGPU_CONFIG"):
-        plan = ask_for_plan(shared_machine, ALICE, variables=write_greedy_file(shared_machine, where))
+        plan = plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, where))
         assert "machine-layer-only" in list_codes(plan)
     shared_machine.policy({"tfgpu.toml": "[machine]\nallow_project_files = false\n"})
-    assert ask_for_plan(shared_machine, ALICE, variables=write_greedy_file(shared_machine, "project"))["layers"] == [
-        "machine"
-    ]
+    assert plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, "project"))["layers"] == ["machine"]
 
 
 # ---- what the program asks for
@@ -232,8 +228,8 @@ def test_the_programs_own_list_is_cut_to_the_ceilings(
 ) -> None:
     """What leaves nothing keeps the allowed list and says so. An explicit none is honoured."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nallowed_devices = [1, 2, 3]\nmax_devices = 2\n"})
-    write_greedy_file(shared_machine, "nowhere")
-    plan = ask_for_plan(shared_machine, ALICE, request=wish.split(",") if wish else [])
+    write_greedy(shared_machine, "nowhere")
+    plan = plan_for(shared_machine, ALICE, request=wish.split(",") if wish else [])
     assert (plan["visible"], list_codes(plan)) == (visible, said)
     assert all(asked == "the program" for code, asked, _ in plan["findings"])
     for code, _, held in plan["findings"]:
@@ -260,8 +256,8 @@ def test_inside_a_job_no_grant_means_no_gpu(
 ) -> None:
     """`require_grant`: an unset CUDA_VISIBLE_DEVICES is no GPU. SLURM_JOB_GPUS and SLURM_STEP_GPUS grant nothing."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nrequire_grant = true\n"})
-    write_greedy_file(shared_machine, "project")
-    plan = ask_for_plan(shared_machine, ALICE, variables=variables)
+    write_greedy(shared_machine, "project")
+    plan = plan_for(shared_machine, ALICE, variables=variables)
     assert plan["visible"] == visible
     assert ("no-grant" in list_codes(plan)) == (visible == "-1" and "CUDA_VISIBLE_DEVICES" not in variables)
 
@@ -272,17 +268,17 @@ def test_inside_a_job_no_grant_means_no_gpu(
 def test_under_sudo_the_machine_layer_alone_counts(shared_machine: SharedMachine) -> None:
     """Root by sudo does not run by the file of whose folder it is in. Plain root, as in a container, is a user."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nmax_devices = 2\n"})
-    write_greedy_file(shared_machine, "project")
+    write_greedy(shared_machine, "project")
     shared_machine.path("/srv/vision").chmod(0o755)
-    assert ask_for_plan(shared_machine, ROOT, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
-    assert ask_for_plan(shared_machine, ROOT)["layers"] == ["machine", "project"]
-    assert ask_for_plan(shared_machine, ALICE, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
+    assert plan_for(shared_machine, ROOT, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
+    assert plan_for(shared_machine, ROOT)["layers"] == ["machine", "project"]
+    assert plan_for(shared_machine, ALICE, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
 
 
 def test_a_process_with_another_effective_uid_knows_the_machine_layer_alone(shared_machine: SharedMachine) -> None:
     """uid 5001 under euid 5002, as a setuid program has it: bob's ceilings, and no file of anybody's but root's."""
     shared_machine.policy({"users/bob.toml": "[ceiling]\nmax_devices = 1\n"})
-    write_greedy_file(shared_machine, "project")
+    write_greedy(shared_machine, "project")
     program = f"import os; os.setgroups([]); os.setresuid(5001, 5002, 0)\n{PROBE}"
     done = shared_machine.python(ROOT, program, cwd="/srv/vision", text="null")
     plan = json.loads(done.stdout)

@@ -144,7 +144,7 @@ def fill_file(head: str, item: Callable[[int], str], tail: str = "") -> bytes:
     return "".join([*parts, tail]).encode()
 
 
-def make_large_files() -> Iterator[tuple[str, bytes]]:
+def make_large() -> Iterator[tuple[str, bytes]]:
     """Give a file for each kind of thing, with as many of it as a file can hold."""
     yield "unknown keys at the top", fill_file("", lambda i: f"k{i}=1\n")
     yield "unknown keys of gpu", fill_file("[gpu]\n", lambda i: f"k{i}=1\n")
@@ -189,7 +189,7 @@ def make_corpus() -> Iterator[tuple[str, str, bytes]]:
         yield about, "tfgpu.toml", raw
     for about, text in PYPROJECTS.items():
         yield f"pyproject: {about}", "pyproject.toml", text.encode()
-    for about, raw in make_large_files():
+    for about, raw in make_large():
         yield f"very many: {about}", "tfgpu.toml", raw
 
 

@@ -295,14 +295,7 @@ def _import_readers() -> None:
 def _explain_loaded(
     loaded: LoadedPolicy, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
 ) -> Explanation:
-    """Return what follows from the files.
-
-    Args:
-        loaded: What is in them.
-        grant: What was granted.
-        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself. None: nothing.
-        obstacle: Why no file of the project can be found. None: it can.
-    """
+    """Return what follows from the files. `obstacle` says why none of the project's can be found, if so."""
     inventory = read_inventory()
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))

@@ -59,7 +59,7 @@ def list_settings(layer: Layer) -> Iterator[Setting]:
         yield from table.values()
 
 
-def list_kept_keys(layer: Layer) -> list[str]:
+def list_kept(layer: Layer) -> list[str]:
     return sorted(format_key(setting.origin.key) for setting in list_settings(layer))
 
 
@@ -84,7 +84,7 @@ def test_right_files_are_kept_whole(path: Path) -> None:
     """A right file gives no finding and loses no key."""
     layer, findings = validate(read_example(path))
     assert findings == ()
-    assert list_kept_keys(layer) == sorted(format_key(key) for key in list_keys(read_example(path).data))
+    assert list_kept(layer) == sorted(format_key(key) for key in list_keys(read_example(path).data))
 
 
 @pytest.mark.parametrize("path", NEGATIVE, ids=lambda path: path.stem)
@@ -101,7 +101,7 @@ def test_wrong_files_lose_only_what_is_wrong(path: Path) -> None:
     for finding, line in zip(findings, expected, strict=True):
         assert line[5] in finding.message
         assert finding.path == str(path)
-    assert list_kept_keys(layer) == sorted(keeps[1].split())
+    assert list_kept(layer) == sorted(keeps[1].split())
 
 
 def test_messages_are_one_sentence_on_one_line() -> None:
@@ -353,9 +353,7 @@ def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> N
     assert all(isinstance(finding, Finding) for finding in findings)
     found = [finding.key or "" for finding in findings]
     for key in list_keys(data):
-        assert format_key(key) in list_kept_keys(validated) or any(
-            is_same_place(name, format_key(key)) for name in found
-        )
+        assert format_key(key) in list_kept(validated) or any(is_same_place(name, format_key(key)) for name in found)
     advise([validated], [read])
 
 
@@ -392,9 +390,9 @@ def test_without_jsonschema_a_wrong_file_is_left_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     layer, findings = validate(make_document("[gpu]\nmemory_growth = true\nmemory_limit = 8\n"))
     assert [finding.code for finding in findings] == ["incomplete-install"]
-    assert list_kept_keys(layer) == []
+    assert list_kept(layer) == []
     layer, findings = validate(make_document("gpu.memory_growth = true"))
-    assert (list_kept_keys(layer), findings) == (["gpu.memory_growth"], ())
+    assert (list_kept(layer), findings) == (["gpu.memory_growth"], ())
 
 
 # ---- what it costs

@@ -30,6 +30,7 @@ MOST_LEVELS = 32
 #: What tells one file from another, whatever its names: device and inode.
 _Identity = tuple[int, int]
 _Scope = tuple[Literal["group", "user"], str]
+_SearchResult = tuple[list[Source], tuple[Finding, ...]]
 
 
 def discover(
@@ -129,9 +130,7 @@ def _take_run_options(start: Start) -> Iterator[Source]:
 # ---- project
 
 
-def _find_project_file(
-    start: Start, owner: int | None, taken: frozenset[_Identity]
-) -> tuple[list[Source], tuple[Finding, ...]]:
+def _find_project_file(start: Start, owner: int | None, taken: frozenset[_Identity]) -> _SearchResult:
     if start.config:
         return _follow_config_variable(start, start.config, owner, taken)
     for directory in dict.fromkeys((start.cwd, start.script_dir)):
@@ -140,9 +139,7 @@ def _find_project_file(
     return [], ()
 
 
-def _follow_config_variable(
-    start: Start, config: str, owner: int | None, taken: frozenset[_Identity]
-) -> tuple[list[Source], tuple[Finding, ...]]:
+def _follow_config_variable(start: Start, config: str, owner: int | None, taken: frozenset[_Identity]) -> _SearchResult:
     """Take the file that TFGPU_CONFIG names, instead of walking."""
     path = _make_absolute(config, start)
     if path is None:

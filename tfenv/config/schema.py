@@ -93,7 +93,8 @@ def validate(document: Document) -> tuple[Layer, tuple[Finding, ...]]:
         layer = reader.read(policy)
         return layer, _explain(document, [*foreign, *reader.faults], reader.lookup)
     except (ImportError, FileNotFoundError) as missing:
-        return reader.read({}), _explain(document, [*foreign, DocumentFault((), str(missing), "incomplete-install")])
+        foreign.append(DocumentFault((), str(missing), "incomplete-install"))
+        return reader.read({}), _explain(document, foreign, None)
 
 
 def _split_machine_tables(document: Document) -> tuple[_RawTable, list[DocumentFault]]:
@@ -105,9 +106,7 @@ def _split_machine_tables(document: Document) -> tuple[_RawTable, list[DocumentF
     return {name: value for name, value in policy.items() if name not in _MACHINE_ONLY}, foreign
 
 
-def _explain(
-    document: Document, faults: list[DocumentFault], lookup: SchemaLookup | None = None
-) -> tuple[Finding, ...]:
+def _explain(document: Document, faults: list[DocumentFault], lookup: SchemaLookup | None) -> tuple[Finding, ...]:
     if not faults:
         return ()
     from tfenv.config.schema_explainer import explain_faults
@@ -222,10 +221,8 @@ class _DocumentReader:
                 named[name] = tables
             else:
                 # Nobody has this name, so that the values do not matter.
-                self.faults[before:] = [
-                    DocumentFault(path, {}),
-                    *(fault for fault in self.faults[before:] if fault.pruned),
-                ]
+                pruned = [fault for fault in self.faults[before:] if fault.pruned]
+                self.faults[before:] = [DocumentFault(path, {}), *pruned]
         return named
 
     def _make_tables(self, parts: Mapping[str, Any], path: KeyPath) -> Tables:

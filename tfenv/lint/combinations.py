@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from tfenv.config.schema import list_device_rules
 from tfenv.errors import Finding
 from tfenv.identity import find_subject
-from tfenv.lint.reach import DocumentPositions, LintRemark, advise_on_reach
+from tfenv.lint.reach import KeyPositions, LintRemark, advise_on_reach
 from tfenv.policy.merge import combine, merge_groups, select_tables
 from tfenv.policy.model import (
     AutoChoice,
@@ -55,7 +55,7 @@ def advise(
     Returns:
         Warnings and notes, in the order of the documents and their lines.
     """
-    positions = DocumentPositions(documents)
+    positions = KeyPositions(documents)
     devices = (inventory.devices if inventory is not None else None) or ()
     layers_by_name: dict[LayerName, list[Layer]] = {}
     for layer in layers:
@@ -69,7 +69,7 @@ def advise(
     return tuple(_make_finding(remark, positions) for remark in ordered)
 
 
-def _make_finding(remark: LintRemark, positions: DocumentPositions) -> Finding:
+def _make_finding(remark: LintRemark, positions: KeyPositions) -> Finding:
     origin = remark.origin
     line, column = positions.find_position(origin)
     key = format_key(origin.key) or None
@@ -81,7 +81,7 @@ def _check_layer(
     parts: Sequence[Layer],
     documents: Sequence[Document],
     cards: _MachineCards,
-    positions: DocumentPositions,
+    positions: KeyPositions,
 ) -> Iterator[LintRemark]:
     scopes = {document.source.path: document.source.scope for document in documents}
     split = [_split_by_scope(part, scopes.get(part.paths[0]) if part.paths else None) for part in parts]
@@ -154,7 +154,7 @@ def _combine_tables(*tables: Tables) -> Tables:
     return Tables(gpu, ceiling)
 
 
-def _check_view(view: _TableView, cards: _MachineCards, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_view(view: _TableView, cards: _MachineCards, positions: KeyPositions) -> Iterator[LintRemark]:
     yield from _check_max_devices(view)
     yield from _check_numbers(view, cards)
     yield from _check_devices_left(view, positions)
@@ -262,7 +262,7 @@ def _suggest_uuids(numbers: Iterable[int], devices: Sequence[Device]) -> str:
     return f"{shift}; write the UUIDs that `nvidia-smi -L` shows"
 
 
-def _check_devices_left(view: _TableView, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_devices_left(view: _TableView, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find a choice under a ceiling that leaves no device."""
     visible = view.own.gpu.get("visible_devices")
     if visible is None or visible.value in ("all", ()):
@@ -274,9 +274,7 @@ def _check_devices_left(view: _TableView, positions: DocumentPositions) -> Itera
             yield LintRemark(visible.origin, "no-devices-left", message)
 
 
-def _check_allowed_devices(
-    view: _TableView, cards: _MachineCards, positions: DocumentPositions
-) -> Iterator[LintRemark]:
+def _check_allowed_devices(view: _TableView, cards: _MachineCards, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find choices that the allowed devices leave out, whole or in part. Cards that are not here are told elsewhere."""
     visible, allowed = view.effective.gpu.get("visible_devices"), view.allowed_devices
     if visible is None or allowed is None or not _list_selectors(allowed):
@@ -294,7 +292,7 @@ def _check_allowed_devices(
         yield LintRemark(allowed.origin, "outside-ceiling", message)
 
 
-def _check_device_count(view: _TableView, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_device_count(view: _TableView, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find a choice of more devices than a ceiling lets pass."""
     visible, most = view.own.gpu.get("visible_devices"), view.max_devices
     if visible is None:
@@ -354,16 +352,14 @@ def _list_limits(tables: Tables) -> Iterator[tuple[Setting, Selector | None]]:
             yield Setting(rule.memory_limit, rule.origin), rule.match
 
 
-def _check_growth(view: _TableView, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_growth(view: _TableView, positions: KeyPositions) -> Iterator[LintRemark]:
     growth, required = view.own.gpu.get("memory_growth"), view.effective.ceiling.get("require_memory_growth")
     if growth is not None and growth.value is False and required is not None and required.value is True:
         message = f"growth stays on: {positions.describe(required.origin, growth.origin)} requires it"
         yield LintRemark(growth.origin, "above-ceiling", message)
 
 
-def _check_limits_by_ceiling(
-    view: _TableView, cards: _MachineCards, positions: DocumentPositions
-) -> Iterator[LintRemark]:
+def _check_limits_by_ceiling(view: _TableView, cards: _MachineCards, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find limits above the ceiling of the same table or a less specific one: hardly the exception they look like."""
     if view.limit_ceiling is None:
         return
@@ -389,7 +385,7 @@ def _is_above(limit: MemoryLimit, bound: MemoryLimit, totals: Sequence[int]) -> 
     return bool(totals) and all((limit.on(total) or 0) > (bound.on(total) or 0) for total in totals)
 
 
-def _check_splits(view: _TableView, cards: _MachineCards, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_splits(view: _TableView, cards: _MachineCards, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find logical devices that are larger together than the limit, the ceiling or the card: they are scaled down."""
     for rule in list_device_rules(view.own.gpu):
         total = cards.find_largest_total(rule.match)

@@ -22,7 +22,7 @@ from tfenv.values import frozen, replace
 if TYPE_CHECKING:
     from tfenv.config.document import Document
 
-__all__ = ["DocumentPositions", "LintRemark", "advise_on_reach"]
+__all__ = ["KeyPositions", "LintRemark", "advise_on_reach"]
 
 _SubjectKind = Literal["user", "group"]
 #: Tables of users in the file that everybody reads: more than these are worth a word.
@@ -41,7 +41,7 @@ class LintRemark:
     severity: Severity = "warning"
 
 
-class DocumentPositions:
+class KeyPositions:
     """Finds lines and columns of keys in several documents."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
@@ -67,7 +67,7 @@ class DocumentPositions:
 
 
 def advise_on_reach(
-    parts: Sequence[Layer], whole: Layer, documents: Sequence[Document], positions: DocumentPositions
+    parts: Sequence[Layer], whole: Layer, documents: Sequence[Document], positions: KeyPositions
 ) -> Iterator[LintRemark]:
     """Say what never counts in a machine layer.
 
@@ -232,7 +232,7 @@ def _explain_no_project(path: str) -> str | None:
 # ---- keys that others always replace
 
 
-def _check_replaced_in_file(document: Document, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_replaced_in_file(document: Document, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find `[gpu]` of users/alice.toml beside `[user.alice.gpu]` in the same file: the one in the table counts."""
     source = document.source
     if source.scope is None:
@@ -245,7 +245,7 @@ def _check_replaced_in_file(document: Document, positions: DocumentPositions) ->
                 yield _make_replaced_remark(Origin(source.layer, source.path, (table, key)), winner, positions)
 
 
-def _check_replaced_by_file(parts: Sequence[Layer], whole: Layer, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_replaced_by_file(parts: Sequence[Layer], whole: Layer, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find the same table in two files: the later one counts."""
     for part in parts:
         for mine, all_of_them in (
@@ -261,7 +261,7 @@ def _check_replaced_by_file(parts: Sequence[Layer], whole: Layer, positions: Doc
                         yield _make_replaced_remark(setting.origin, winner.origin, positions)
 
 
-def _check_replaced_for_all(whole: Layer, positions: DocumentPositions) -> Iterator[LintRemark]:
+def _check_replaced_for_all(whole: Layer, positions: KeyPositions) -> Iterator[LintRemark]:
     """Find a key that a more specific table replaces for everybody whom its own table reaches."""
     for tables, subjects in _list_reached(whole):
         for key, setting in _list_settings(tables):
@@ -311,6 +311,6 @@ def _get_setting(tables: Tables, key: KeyPath) -> Setting | None:
     return table.get(str(key[1]))
 
 
-def _make_replaced_remark(loser: Origin, winner: Origin, positions: DocumentPositions) -> LintRemark:
+def _make_replaced_remark(loser: Origin, winner: Origin, positions: KeyPositions) -> LintRemark:
     message = f"never counts: {positions.describe(winner, loser)} replaces it; take one of them out"
     return LintRemark(loser, "never-counts", message)
