@@ -3,8 +3,8 @@
     python benchmarks/machine_policy.py [--rounds N] [--users N]
 
 Makes two machine layers below a temporary folder: a tfgpu.toml, a file in users/ for each user, and a file in groups/
-for every fifth. Then the policy of one user in three groups is loaded (found, read, checked, merged; as at
-`import tensorflow`) from the one and from the other, in turn, each round beginning with the other one. Beside them
+for every fifth. Then the policy of one user in three groups is loaded as at `import tensorflow`: found, read, checked,
+merged. It is loaded from the one and from the other, in turn, each round beginning with the other one. Beside them
 stands what users cost as [user.NAME] tables of one tfgpu.toml, which everybody reads whole.
 
 The files are in the page cache, and the modules are imported before: bytecode plays no part.
@@ -34,8 +34,8 @@ USER_TABLE = '\n[user.user{}.ceiling]\nmemory_limit = "20GiB"\n'
 ME = Subject("user3", os.geteuid(), ("group0", "group1", "everybody"))
 
 
-class Machine:
-    """A machine layer with so many users.
+class MachineLayer:
+    """A machine layer on disk.
 
     Attributes:
         root: Its folder.
@@ -62,15 +62,15 @@ class Machine:
         self.times.append((perf_counter_ns() - began) / 1e6)
 
     def assert_in_force(self, files: int, limit: str) -> None:
-        """A benchmark of nothing must not pass."""
+        """Check that the policy holds: a benchmark of nothing must not pass."""
         loaded = self.load()
         assert not loaded.findings, loaded.findings
         assert len(loaded.documents) == files
         assert limit in str(loaded.policy.ceilings)
 
 
-def files_of(users: int) -> dict[str, str]:
-    """A file for each user, and one for every fifth as a group."""
+def make_user_files(users: int) -> dict[str, str]:
+    """Return a file for each user, and one for every fifth as a group."""
     return {
         "tfgpu.toml": MACHINE_FILE,
         **{f"users/user{number}.toml": USER_FILE for number in range(users)},
@@ -78,21 +78,21 @@ def files_of(users: int) -> dict[str, str]:
     }
 
 
-def one_file(users: int) -> dict[str, str]:
-    """All users as tables of one file."""
+def make_one_file(users: int) -> dict[str, str]:
+    """Return one file, with all users as tables."""
     return {"tfgpu.toml": MACHINE_FILE + "".join(USER_TABLE.format(number) for number in range(users))}
 
 
-def most_tables() -> int:
-    """The users whose tables fit into one file: a larger one is not read."""
+def count_most_tables() -> int:
+    """Return how many users' tables fit into one file. A larger file is not read."""
     users = 1000
-    while len(one_file(users + 100)["tfgpu.toml"]) < LARGEST:
+    while len(make_one_file(users + 100)["tfgpu.toml"]) < LARGEST:
         users += 100
     return users
 
 
-def interleaved(machines: Sequence[Machine], rounds: int) -> None:
-    """Load from each in turn; every round begins with another one."""
+def measure_interleaved(machines: Sequence[MachineLayer], rounds: int) -> None:
+    """Load from each in turn. Every round begins with another one."""
     for machine in machines:
         for _ in range(WARM_UP):
             machine.load()
@@ -102,22 +102,22 @@ def interleaved(machines: Sequence[Machine], rounds: int) -> None:
             machine.measure()
 
 
-def paired(one: Machine, other: Machine) -> float:
-    """The median of the ratios within each round."""
+def compute_paired_ratio(one: MachineLayer, other: MachineLayer) -> float:
+    """Return the median of the ratios within each round."""
     return median(a / b for a, b in zip(one.times, other.times, strict=True))
 
 
-def report(few: Machine, others: dict[str, Machine]) -> None:
-    """A table: medians, and ratios to the machine of few users."""
+def print_report(few: MachineLayer, others: dict[str, MachineLayer]) -> None:
+    """Print a table: medians, and ratios to the machine of few users."""
     print(f"{'':<34} {'median ms':>9} {'ratio':>6} {'paired':>6}")
     for name, machine in {f"{FEW} users, a file each": few, **others}.items():
         ratio = median(machine.times) / median(few.times)
-        print(f"{name:<34} {median(machine.times):9.3f} {ratio:6.2f} {paired(machine, few):6.2f}")
+        print(f"{name:<34} {median(machine.times):9.3f} {ratio:6.2f} {compute_paired_ratio(machine, few):6.2f}")
 
 
-def make(folder: Path, files: dict[str, str], documents: int) -> Machine:
-    """A machine whose policy was seen to hold for the user."""
-    machine = Machine(folder, files)
+def make_layer(folder: Path, files: dict[str, str], documents: int) -> MachineLayer:
+    """Return a machine layer that was seen to hold for the user."""
+    machine = MachineLayer(folder, files)
     machine.assert_in_force(documents, limit=str(20 << 30))
     return machine
 
@@ -129,16 +129,19 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tfgpu-machine-"))
     try:
-        few = make(folder / "few", files_of(FEW), documents=4)
-        many = make(folder / "many", files_of(arguments.users), documents=4)
-        tables = {users: make(folder / f"{users}", one_file(users), documents=1) for users in (FEW, 40, most_tables())}
+        few = make_layer(folder / "few", make_user_files(FEW), documents=4)
+        many = make_layer(folder / "many", make_user_files(arguments.users), documents=4)
+        tables = {
+            users: make_layer(folder / f"{users}", make_one_file(users), documents=1)
+            for users in (FEW, 40, count_most_tables())
+        }
         print(f"{arguments.rounds} rounds, one user in three groups; load average {os.getloadavg()[0]:.1f}")
-        interleaved([few, many], arguments.rounds)
-        report(few, {f"{arguments.users} users, a file each": many})
+        measure_interleaved([few, many], arguments.rounds)
+        print_report(few, {f"{arguments.users} users, a file each": many})
         few.times.clear()
         # A large file takes a while: fewer rounds say as much.
-        interleaved([few, *tables.values()], max(1, arguments.rounds // 20))
-        report(few, {f"{users} users, tables of one file": machine for users, machine in tables.items()})
+        measure_interleaved([few, *tables.values()], max(1, arguments.rounds // 20))
+        print_report(few, {f"{users} users, tables of one file": machine for users, machine in tables.items()})
     finally:
         shutil.rmtree(folder)
 

@@ -36,7 +36,7 @@ json.dump({
     "growth": plan.growth,
     "allocator": plan.allocator,
     "on_error": loaded.policy.on_error,
-    "check_disable_switch": pipeline.check_disable_switch(loaded)[0],
+    "disabled": pipeline.check_disable_switch(loaded)[0],
     "logs": audit.files,
     "layers": [source.layer for source in loaded.sources],
     "findings": [[f.code, f.asked_by, f.held_by] for f in (*loaded.findings, *plan.findings)],
@@ -47,20 +47,20 @@ ETC = "/etc/tfgpu/tfgpu.toml"
 GIB = 1024  # in MiB
 
 
-def found(
+def plan_for(
     machine: SharedMachine,
     user: User,
     cwd: str = "/srv/vision",
     variables: Mapping[str, str] | None = None,
     request: list[str] | None = None,
 ) -> dict[str, Any]:
-    """What holds for this user's process that starts there, and which wishes were cut."""
+    """Return what holds for this user's process that starts there, and which requests were cut."""
     done = machine.python(user, PROBE, cwd=machine.folder(cwd, ALICE), text=json.dumps(request), **variables or {})
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
-def codes(plan: Mapping[str, Any]) -> list[str]:
+def list_codes(plan: Mapping[str, Any]) -> list[str]:
     return [code for code, _, _ in plan["findings"]]
 
 
@@ -89,7 +89,7 @@ def test_a_ceiling_is_for_whom_it_speaks_of(
 ) -> None:
     """Everybody, a group (a supplementary one, too), a user, a uid without an entry, a project by whole components."""
     shared_machine.policy(files)
-    plans = [found(shared_machine, user) for user in (ALICE, BOB, NOBODY_KNOWS)]
+    plans = [plan_for(shared_machine, user) for user in (ALICE, BOB, NOBODY_KNOWS)]
     assert {plan["user"] for plan in plans if plan["visible"] == "0"} == held
     assert {plan["visible"] for plan in plans if plan["user"] not in held} <= {None, "0,1,2,3"}
 
@@ -98,7 +98,7 @@ def test_a_ceiling_is_for_whom_it_speaks_of(
 def test_who_one_is_cannot_be_forged(forged: str, shared_machine: SharedMachine) -> None:
     """The ceilings are those of the uid, whatever the environment says of name and home."""
     shared_machine.policy({"users/alice.toml": "[ceiling]\nmax_devices = 1\n"})
-    plan = found(
+    plan = plan_for(
         shared_machine, ALICE, variables={forged: "/home/bob" if forged in ("HOME", "XDG_CONFIG_HOME") else "bob"}
     )
     assert (plan["user"], plan["visible"]) == ("alice", "0")
@@ -147,8 +147,8 @@ stderr = "none"
 """
 
 
-def greedy(machine: SharedMachine, where: str) -> dict[str, str]:
-    """The greedy file in its place; the variables that point to it."""
+def write_greedy(machine: SharedMachine, where: str) -> dict[str, str]:
+    """Write the greedy file in its place. Return the variables that point to it."""
     for path in ("/home/alice/.config/tfgpu/tfgpu.toml", "/srv/vision/tfgpu.toml"):
         machine.folder("/srv/vision", ALICE)
         machine.path(path).unlink(missing_ok=True)
@@ -167,12 +167,12 @@ def greedy(machine: SharedMachine, where: str) -> dict[str, str]:
 def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared_machine: SharedMachine) -> None:
     """Devices, their number, memory, growth, allocator, on_error, the log and the switch stay the administrator's."""
     shared_machine.policy({"tfgpu.toml": CEILINGS})
-    plan = found(shared_machine, ALICE, variables=greedy(shared_machine, where))
+    plan = plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, where))
     assert plan["visible"] == "1,2"
     assert plan["limits"] == [10 * GIB, 10 * GIB]
     assert (plan["growth"], plan["allocator"]) == (True, "bfc")
     assert plan["on_error"] == "fail"
-    assert not plan["check_disable_switch"]
+    assert not plan["disabled"]
     assert "/var/log/tfgpu/<uid>.jsonl" in plan["logs"]
 
 
@@ -180,13 +180,15 @@ def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared
 def test_each_attempt_says_who_asked_and_which_ceiling_held(where: str, shared_machine: SharedMachine) -> None:
     """Of limit, growth, allocator, count and list: the file and key that asked, and the administrator's key."""
     shared_machine.policy({"tfgpu.toml": CEILINGS})
-    variables = greedy(shared_machine, where)
+    variables = write_greedy(shared_machine, where)
     path = {
         "user": "/home/alice/.config/tfgpu/tfgpu.toml",
         "project": "/srv/vision/tfgpu.toml",
         "TFGPU_CONFIG": variables.get("TFGPU_CONFIG"),
     }[where]
-    cut = [(asked, held) for code, asked, held in found(shared_machine, ALICE, variables=variables)["findings"] if held]
+    cut = [
+        (asked, held) for code, asked, held in plan_for(shared_machine, ALICE, variables=variables)["findings"] if held
+    ]
     assert {
         (f"{path} (gpu.memory_limit)", f"{ETC} (ceiling.memory_limit)"),
         (f"{path} (gpu.memory_growth)", f"{ETC} (ceiling.require_memory_growth)"),
@@ -200,10 +202,10 @@ def test_what_only_the_administrator_may_say_is_refused_elsewhere(shared_machine
     """`[machine]` in a user's or a project's file is a finding and has no effect."""
     shared_machine.policy({})
     for where in ("user", "project", "TFGPU_CONFIG"):
-        plan = found(shared_machine, ALICE, variables=greedy(shared_machine, where))
-        assert "machine-layer-only" in codes(plan)
+        plan = plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, where))
+        assert "machine-layer-only" in list_codes(plan)
     shared_machine.policy({"tfgpu.toml": "[machine]\nallow_project_files = false\n"})
-    assert found(shared_machine, ALICE, variables=greedy(shared_machine, "project"))["layers"] == ["machine"]
+    assert plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, "project"))["layers"] == ["machine"]
 
 
 # ---- what the program asks for
@@ -224,11 +226,11 @@ WISHES = {
 def test_the_programs_own_list_is_cut_to_the_ceilings(
     wish: str, visible: str, said: list[str], shared_machine: SharedMachine
 ) -> None:
-    """What leaves nothing keeps the allowed list and says so; an explicit none is honoured."""
+    """What leaves nothing keeps the allowed list and says so. An explicit none is honoured."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nallowed_devices = [1, 2, 3]\nmax_devices = 2\n"})
-    greedy(shared_machine, "nowhere")
-    plan = found(shared_machine, ALICE, request=wish.split(",") if wish else [])
-    assert (plan["visible"], codes(plan)) == (visible, said)
+    write_greedy(shared_machine, "nowhere")
+    plan = plan_for(shared_machine, ALICE, request=wish.split(",") if wish else [])
+    assert (plan["visible"], list_codes(plan)) == (visible, said)
     assert all(asked == "the program" for code, asked, _ in plan["findings"])
     for code, _, held in plan["findings"]:
         cut_to_count = code == "clamped" and wish != "0,1"
@@ -252,31 +254,31 @@ JOBS = {
 def test_inside_a_job_no_grant_means_no_gpu(
     variables: dict[str, str], visible: str, shared_machine: SharedMachine
 ) -> None:
-    """`require_grant`: an unset CUDA_VISIBLE_DEVICES is no GPU; SLURM_JOB_GPUS and SLURM_STEP_GPUS grant nothing."""
+    """`require_grant`: an unset CUDA_VISIBLE_DEVICES is no GPU. SLURM_JOB_GPUS and SLURM_STEP_GPUS grant nothing."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nrequire_grant = true\n"})
-    greedy(shared_machine, "project")
-    plan = found(shared_machine, ALICE, variables=variables)
+    write_greedy(shared_machine, "project")
+    plan = plan_for(shared_machine, ALICE, variables=variables)
     assert plan["visible"] == visible
-    assert ("no-grant" in codes(plan)) == (visible == "-1" and "CUDA_VISIBLE_DEVICES" not in variables)
+    assert ("no-grant" in list_codes(plan)) == (visible == "-1" and "CUDA_VISIBLE_DEVICES" not in variables)
 
 
 # ---- processes that are not quite their user's own
 
 
 def test_under_sudo_the_machine_layer_alone_counts(shared_machine: SharedMachine) -> None:
-    """Root by sudo does not run by the file of whose folder it is in; plain root, as in a container, is a user."""
+    """Root by sudo does not run by the file of whose folder it is in. Plain root, as in a container, is a user."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nmax_devices = 2\n"})
-    greedy(shared_machine, "project")
+    write_greedy(shared_machine, "project")
     shared_machine.path("/srv/vision").chmod(0o755)
-    assert found(shared_machine, ROOT, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
-    assert found(shared_machine, ROOT)["layers"] == ["machine", "project"]
-    assert found(shared_machine, ALICE, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
+    assert plan_for(shared_machine, ROOT, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
+    assert plan_for(shared_machine, ROOT)["layers"] == ["machine", "project"]
+    assert plan_for(shared_machine, ALICE, variables={"SUDO_UID": "5001"})["layers"] == ["machine"]
 
 
 def test_a_process_with_another_effective_uid_knows_the_machine_layer_alone(shared_machine: SharedMachine) -> None:
     """uid 5001 under euid 5002, as a setuid program has it: bob's ceilings, and no file of anybody's but root's."""
     shared_machine.policy({"users/bob.toml": "[ceiling]\nmax_devices = 1\n"})
-    greedy(shared_machine, "project")
+    write_greedy(shared_machine, "project")
     program = f"import os; os.setgroups([]); os.setresuid(5001, 5002, 0)\n{PROBE}"
     done = shared_machine.python(ROOT, program, cwd="/srv/vision", text="null")
     plan = json.loads(done.stdout)

@@ -28,7 +28,7 @@ def run(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_beside_the_program_is_neither_run_nor_replaced(tmp_path: Path, name: str, *, first: bool) -> None:
-    """Ours is imported apart; the program's own import gives its own file, whichever came first."""
+    """Ours is imported apart. The program's own import gives its own file, whichever came first."""
     (tmp_path / f"{name}.py").write_text("print('the program\\'s own')\nMINE = True\n")
     own = f"import {name}\nassert {name}.MINE\n"
     ours = (

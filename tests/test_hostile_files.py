@@ -135,8 +135,8 @@ PYPROJECTS = {
 }
 
 
-def filled(head: str, item: Callable[[int], str], tail: str = "") -> bytes:
-    """A file as large as any that is read, of one item again and again."""
+def fill_file(head: str, item: Callable[[int], str], tail: str = "") -> bytes:
+    """Return a file as large as any that is read, of one item again and again."""
     parts, size = [head], len(head) + len(tail)
     while size + len(part := item(len(parts))) <= LARGEST:
         parts.append(part)
@@ -144,38 +144,41 @@ def filled(head: str, item: Callable[[int], str], tail: str = "") -> bytes:
     return "".join([*parts, tail]).encode()
 
 
-def large() -> Iterator[tuple[str, bytes]]:
-    """Each kind of thing, as many of it as a file can hold."""
-    yield "unknown keys at the top", filled("", lambda i: f"k{i}=1\n")
-    yield "unknown keys of gpu", filled("[gpu]\n", lambda i: f"k{i}=1\n")
-    yield "unknown keys of a choice", filled("gpu.visible_devices={count=1,", lambda i: f"k{i}=1,", "z=1}")
-    yield "unknown keys of both choices", filled("gpu.visible_devices={count=1,rank=1,", lambda i: f"k{i}=1,", "z=1}")
-    yield "unknown keys of users", filled("", lambda i: f"user.u{i}.z=8\n")
-    yield "bad selectors", filled("ceiling.allowed_devices=[", lambda _: "'b',", "]")
-    yield "good and bad selectors", filled("ceiling.allowed_devices=[", lambda i: f"{i % 8 - 4},", "]")
-    yield "UUIDs", filled("ceiling.allowed_devices=[", lambda i: f"'GPU-{i:x}',", "]")
-    yield "chosen UUIDs", filled("gpu.visible_devices=[", lambda i: f"'GPU-{i:x}',", "]")
-    yield "lists in a list", filled("gpu.visible_devices=[", lambda _: "[1],", "]")
-    yield "many long lists", filled("", lambda i: f"user.u{i}.gpu.visible_devices=[{'[],' * 250}]\n")
-    yield "rules", filled("", lambda _: "[[gpu.device]]\nmatch=0\n")
-    yield "rules without a match", filled("", lambda _: "[[gpu.device]]\n")
-    yield "rules that are numbers", filled("gpu.device=[", lambda _: "1,", "]")
-    yield "a split of very many", filled("gpu.device=[{match=0,logical_devices=[", lambda _: "'1%',", "]}]")
-    yield "users with a mistake", filled("", lambda i: f"user.u{i}.gpu.memory_limit=8\n")
-    yield "users without one", filled("", lambda i: f"user.u{i}.gpu.memory_growth=true\n")
-    yield "users that are numbers", filled("", lambda i: f"user.u{i}=8\n")
-    yield "users that are no names", filled("", lambda i: f"user.'/{i}'.gpu={{}}\n")
-    yield "groups with a mistake", filled("", lambda i: f"[group.g{i}.ceiling]\nmax_devices=-1\n")
-    yield "owners", filled("machine.trusted_owners=[", lambda _: "1,", "]")
+def make_large() -> Iterator[tuple[str, bytes]]:
+    """Give a file for each kind of thing, with as many of it as a file can hold."""
+    yield "unknown keys at the top", fill_file("", lambda i: f"k{i}=1\n")
+    yield "unknown keys of gpu", fill_file("[gpu]\n", lambda i: f"k{i}=1\n")
+    yield "unknown keys of a choice", fill_file("gpu.visible_devices={count=1,", lambda i: f"k{i}=1,", "z=1}")
+    yield (
+        "unknown keys of both choices",
+        fill_file("gpu.visible_devices={count=1,rank=1,", lambda i: f"k{i}=1,", "z=1}"),
+    )
+    yield "unknown keys of users", fill_file("", lambda i: f"user.u{i}.z=8\n")
+    yield "bad selectors", fill_file("ceiling.allowed_devices=[", lambda _: "'b',", "]")
+    yield "good and bad selectors", fill_file("ceiling.allowed_devices=[", lambda i: f"{i % 8 - 4},", "]")
+    yield "UUIDs", fill_file("ceiling.allowed_devices=[", lambda i: f"'GPU-{i:x}',", "]")
+    yield "chosen UUIDs", fill_file("gpu.visible_devices=[", lambda i: f"'GPU-{i:x}',", "]")
+    yield "lists in a list", fill_file("gpu.visible_devices=[", lambda _: "[1],", "]")
+    yield "many long lists", fill_file("", lambda i: f"user.u{i}.gpu.visible_devices=[{'[],' * 250}]\n")
+    yield "rules", fill_file("", lambda _: "[[gpu.device]]\nmatch=0\n")
+    yield "rules without a match", fill_file("", lambda _: "[[gpu.device]]\n")
+    yield "rules that are numbers", fill_file("gpu.device=[", lambda _: "1,", "]")
+    yield "a split of very many", fill_file("gpu.device=[{match=0,logical_devices=[", lambda _: "'1%',", "]}]")
+    yield "users with a mistake", fill_file("", lambda i: f"user.u{i}.gpu.memory_limit=8\n")
+    yield "users without one", fill_file("", lambda i: f"user.u{i}.gpu.memory_growth=true\n")
+    yield "users that are numbers", fill_file("", lambda i: f"user.u{i}=8\n")
+    yield "users that are no names", fill_file("", lambda i: f"user.'/{i}'.gpu={{}}\n")
+    yield "groups with a mistake", fill_file("", lambda i: f"[group.g{i}.ceiling]\nmax_devices=-1\n")
+    yield "owners", fill_file("machine.trusted_owners=[", lambda _: "1,", "]")
     yield "long keys", ("gpu." + "a" * 250_000 + "=1\n").encode()
     yield "a long word", ("gpu.visible_devices='" + "9," * 125_000 + "9'").encode()
     yield "a long limit", ("gpu.memory_limit='" + "9" * 250_000 + "'").encode()
     yield "a long number", ("ceiling.max_devices=0x" + "f" * 250_000).encode()
-    yield "keys of many dots", filled("", lambda i: f"x{i}{'.a' * 30}=1\n")
+    yield "keys of many dots", fill_file("", lambda i: f"x{i}{'.a' * 30}=1\n")
 
 
-def corpus() -> Iterator[tuple[str, str, bytes]]:
-    """What a hostile file is about, its name, its content."""
+def make_corpus() -> Iterator[tuple[str, str, bytes]]:
+    """Give what each hostile file is about, its name, its content."""
     for key, value in product(KEYS, VALUES):
         yield f"{key} = {value[:40]}", "tfgpu.toml", f"{key} = {value}\n".encode()
     for log in LOGS:
@@ -186,12 +189,12 @@ def corpus() -> Iterator[tuple[str, str, bytes]]:
         yield about, "tfgpu.toml", raw
     for about, text in PYPROJECTS.items():
         yield f"pyproject: {about}", "pyproject.toml", text.encode()
-    for about, raw in large():
+    for about, raw in make_large():
         yield f"very many: {about}", "tfgpu.toml", raw
 
 
-def strict_machine(root: Path) -> Machine:
-    """A strict machine layer, and a project with links that lead where no log may be."""
+def make_strict_machine(root: Path) -> Machine:
+    """Make a strict machine layer, and a project with links that lead where no log may be."""
     machine = Machine(root)
     machine.write("etc/tfgpu.toml", STRICT)
     machine.write("home/project/.git/config", "")
@@ -202,7 +205,7 @@ def strict_machine(root: Path) -> Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    return strict_machine(tmp_path)
+    return make_strict_machine(tmp_path)
 
 
 # ---- the tests
@@ -210,7 +213,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_the_corpus_is_large() -> None:
     """Hundreds of files, no two alike."""
-    files = [(name, raw) for _, name, raw in corpus()]
+    files = [(name, raw) for _, name, raw in make_corpus()]
     assert len(set(files)) == len(files) > 700
     assert max(len(raw) for _, raw in files) == LARGEST + 1
 
@@ -218,7 +221,7 @@ def test_the_corpus_is_large() -> None:
 def test_hostile_files_neither_raise_nor_widen_nor_take_long(machine: Machine) -> None:
     """Every file of the corpus gives a policy within the machine's, findings of one line, and in less than a second."""
     failed = []
-    for about, name, raw in corpus():
+    for about, name, raw in make_corpus():
         path = machine.project / name
         path.write_bytes(raw)
         path.chmod(0o644)
@@ -256,13 +259,13 @@ def test_ten_thousand_corruptions_neither_raise_nor_widen(machine: Machine) -> N
     for _ in range(10_000):
         # To write over it would wait for the disk each time.
         path.unlink()
-        path.write_bytes(corrupted(VALID.encode(), chance))
+        path.write_bytes(corrupt(VALID.encode(), chance))
         path.chmod(0o644)
         assert_within(machine, machine.load())
 
 
-def corrupted(raw: bytes, chance: random.Random) -> bytes:
-    """Bytes replaced by others, some by bytes of the file itself, so that much of it still is TOML."""
+def corrupt(raw: bytes, chance: random.Random) -> bytes:
+    """Replace bytes by others, some by bytes of the file itself, so that much of it still is TOML."""
     damaged = bytearray(raw)
     for _ in range(chance.randint(1, 2)):
         at, source = chance.randrange(len(damaged)), chance.randrange(len(raw))
@@ -284,7 +287,7 @@ def test_a_ceiling_that_is_too_long_keeps_its_first_devices(machine: Machine) ->
 
 
 def test_very_many_findings_are_counted_and_lose_no_ceiling(machine: Machine) -> None:
-    """A hundred findings are listed, the rest is one more as severe as its worst; good ceilings beside them hold."""
+    """A hundred findings are listed, the rest is one more as severe as its worst. Good ceilings beside them hold."""
     (machine.root / "etc" / "tfgpu.toml").unlink()
     wrong = "".join(f"[user.u{number}.gpu]\nmemory_growth = 'yes'\n" for number in range(300))
     machine.write("home/project/tfgpu.toml", f"[ceiling]\nmax_devices = 1\nunknown = 1\n{wrong}")

@@ -1,4 +1,4 @@
-"""Names, groups and homes come from the databases; being somebody else is real, and over when it is over."""
+"""Names, groups and homes come from the databases. Being somebody else is real, and over when it is over."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.identity import Account, call_as, find_account, find_home, find_user, identify, suggest_name
+from tfenv.identity import UserAccount, call_as, find_account, find_home, find_user, identify, suggest_name
 
 
 def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """$USER and $LOGNAME are not believed; a uid and a gid without an entry have names of their own."""
+    """$USER and $LOGNAME are not believed. A uid and a gid without an entry have names of their own."""
     monkeypatch.setenv("USER", "mallory")
     monkeypatch.setenv("LOGNAME", "mallory")
     assert identify(0).user == "root"
     nobody_knows = identify(4_000_000, [4_000_001])
     assert (nobody_knows.user, nobody_knows.groups) == ("uid:4000000", ("gid:4000001",))
     assert find_home(4_000_000) is None
-    assert find_account(4_000_000) == Account(4_000_000)
+    assert find_account(4_000_000) == UserAccount(4_000_000)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_identity_comes_from_the_databases(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_users_are_found_by_name_or_number(name: str, uid: int | None) -> None:
-    """A login name and "uid:1234" are users; whatever else somebody writes is none, and raises nothing."""
+    """A login name and "uid:1234" are users. Whatever else somebody writes is none, and raises nothing."""
     assert find_user(name) == uid
 
 
@@ -58,7 +58,7 @@ def test_what_was_probably_meant() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_another_users_permissions_hold_in_the_call_and_only_there(tmp_path: Path) -> None:
-    """What the user may not read cannot be read there; afterwards this process is what it was."""
+    """What the user may not read cannot be read there. Afterwards this process is what it was."""
     secret = tmp_path / "secret"
     secret.write_text("x")
     secret.chmod(0o600)

@@ -19,7 +19,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def codes(loaded: pipeline.LoadedPolicy) -> list[str]:
+def list_codes(loaded: pipeline.LoadedPolicy) -> list[str]:
     return [finding.code for finding in loaded.findings]
 
 
@@ -47,7 +47,7 @@ def test_all_layers_meet_in_one_plan(machine: Machine) -> None:
 def test_a_log_that_the_machine_asks_for_has_its_say(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, layer: str, asked: str, on_error: str
 ) -> None:
-    """Where the administrator's log cannot be written, `on_error` decides; a user's own log stops nothing."""
+    """Where the administrator's log cannot be written, `on_error` decides. A user's own log stops nothing."""
     monkeypatch.setattr(sinks, "SYSLOG_SOCKET", str(machine.root / "nobody-listens"))
     monkeypatch.setenv(sinks.COMPLAINED_VARIABLE, "1")
     file = {"machine": "etc/tfgpu.toml", "user": "home/.config/tfgpu/tfgpu.toml"}[layer]
@@ -79,13 +79,13 @@ def test_findings_of_a_plan_have_positions(machine: Machine) -> None:
 
 
 def test_tfgpu_config_replaces_the_walk_and_never_the_machine_layer(machine: Machine) -> None:
-    """The file it names counts as the project's; one that is not there is an error."""
+    """The file it names counts as the project's. One that is not there is an error."""
     machine.write("etc/tfgpu.toml", MACHINE)
     machine.write("home/project/tfgpu.toml", "[gpu]\nvisible_devices = [0]\n")
     other = machine.write("home/other.toml", "[gpu]\nvisible_devices = [2]\n")
     assert machine.plan(replace(machine.start, config=str(other))).visible == "3"
     missing = machine.load(replace(machine.start, config="nowhere.toml"))
-    assert codes(missing) == ["not-found"]
+    assert list_codes(missing) == ["not-found"]
     assert pipeline.select_errors(missing.findings)
 
 
@@ -120,16 +120,16 @@ def test_isolated_mode_walks_nowhere(machine: Machine) -> None:
 
 @pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
 def test_a_strangers_file_counts_only_if_the_administrator_trusts_him(machine: Machine) -> None:
-    """A planted file is dropped; `trusted_owners` of the machine layer lets it in."""
+    """A planted file is dropped. `trusted_owners` of the machine layer lets it in."""
     path = machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
     os.chown(path, 65534, -1)
-    assert codes(machine.load()) == ["untrusted-owner"]
+    assert list_codes(machine.load()) == ["untrusted-owner"]
     machine.write("etc/tfgpu.toml", '[machine]\ntrusted_owners = ["nobody", "no-such-user"]\n')
     assert machine.load().policy.settings["memory_growth"].value is True
 
 
 def test_the_start_is_read_from_what_was_remembered() -> None:
-    """A relative script stands in the working directory; `-m`, `-c` and a deleted directory have none."""
+    """A relative script stands in the working directory. `-m`, `-c` and a deleted directory have none."""
     start = pipeline.make_start({"cwd": "/srv/p", "script": "bin/train.py", "SUDO_UID": "1000"})
     assert (start.cwd, start.script_dir, start.elevated) == ("/srv/p", "/srv/p/bin", True)
     for script in ("-m", "-c", "", None):

@@ -23,8 +23,8 @@ POLICY = "[gpu]\nmemory_growth = true\n"
 #: Reads [[start directory, machine root or null, configuration home or null], …] and says of each what was found.
 PROBE = """
 import json, sys
-from dataclasses import replace
 from tfenv import pipeline
+from tfenv.values import replace
 answers = []
 for cwd, root, home in json.load(sys.stdin):
     start = replace(pipeline.current_start(cwd), config_home=home)
@@ -40,8 +40,8 @@ Answer = tuple[list[str], bool]
 COUNTS: Answer = ([], True)
 
 
-def probe(machine: SharedMachine, user: User, questions: list[Question]) -> list[Answer]:
-    """What this user's process finds, in one process."""
+def ask(machine: SharedMachine, user: User, questions: list[Question]) -> list[Answer]:
+    """Return what this user's process finds, in one process."""
     done = machine.python(user, PROBE, text=json.dumps(questions))
     assert done.returncode == 0, done.stderr
     return [(codes, counted) for codes, counted in json.loads(done.stdout)]
@@ -86,7 +86,7 @@ def test_only_a_regular_file_counts_and_nothing_hangs(shared_machine: SharedMach
         )
     expected = [(codes, counts) for _, codes, counts in TYPES.values()]
     for user in (ALICE, BOB):
-        assert dict(zip(TYPES, probe(shared_machine, user, questions), strict=True)) == dict(
+        assert dict(zip(TYPES, ask(shared_machine, user, questions), strict=True)) == dict(
             zip(TYPES, expected, strict=True)
         )
 
@@ -99,7 +99,7 @@ FOLDER_MODES = (0o755, 0o775, 0o777, 0o1777)
 
 
 @dataclass(frozen=True)
-class Place:
+class FilePlace:
     """A file in a folder."""
 
     owner: str
@@ -117,11 +117,11 @@ class Place:
         return bool((self.mode | self.folder_mode) & stat.S_IWOTH)
 
 
-PLACES = tuple(itertools.starmap(Place, itertools.product(PEOPLE, FILE_MODES, PEOPLE, FOLDER_MODES)))
+PLACES = tuple(itertools.starmap(FilePlace, itertools.product(PEOPLE, FILE_MODES, PEOPLE, FOLDER_MODES)))
 
 
-def lay_out(machine: SharedMachine, above: str) -> dict[Place, str]:
-    """A folder `tfgpu` with a `tfgpu.toml` for each combination; the folders that hold those."""
+def write_places(machine: SharedMachine, above: str) -> dict[FilePlace, str]:
+    """Write a `tfgpu/tfgpu.toml` for each combination. Return the folders above."""
     found = {}
     for place in PLACES:
         found[place] = f"{above}/{place.name}"
@@ -134,8 +134,8 @@ def lay_out(machine: SharedMachine, above: str) -> dict[Place, str]:
     return found
 
 
-def project_answer(place: Place, me: str, trusted: str = "") -> Answer:
-    """DESIGN, Trust: its owner is me, root, trusted, or the owner of where I started, and everybody writes nothing."""
+def expect_project_answer(place: FilePlace, me: str, trusted: str = "") -> Answer:
+    """Return the right answer: the owner is me, root, trusted or the start directory's, and not everybody may write."""
     if place.owner not in (me, "root", place.folder_owner, trusted):
         return ["untrusted-owner"], False
     return (["insecure-permissions"], False) if place.public else COUNTS
@@ -145,29 +145,29 @@ def project_answer(place: Place, me: str, trusted: str = "") -> Answer:
 def test_a_project_file_counts_by_its_owner_and_who_may_write_it(shared_machine: SharedMachine, me: str) -> None:
     """All owners of file and folder with all modes, looked at by two users and by root."""
     shared_machine.policy({})
-    folders = lay_out(shared_machine, "/srv/owners")
-    answers = probe(shared_machine, PEOPLE[me], [(f"{folder}/tfgpu", None, None) for folder in folders.values()])
+    folders = write_places(shared_machine, "/srv/owners")
+    answers = ask(shared_machine, PEOPLE[me], [(f"{folder}/tfgpu", None, None) for folder in folders.values()])
     for place, answer in zip(folders, answers, strict=True):
-        assert answer == project_answer(place, me), place.name
+        assert answer == expect_project_answer(place, me), place.name
 
 
 @pytest.mark.parametrize("me", ["alice", "bob"])
 def test_a_user_file_counts_by_its_owner_and_who_may_write_it(shared_machine: SharedMachine, me: str) -> None:
     """The same for `~/.config/tfgpu/tfgpu.toml`, started in a folder of root's."""
     shared_machine.policy({})
-    folders = lay_out(shared_machine, "/srv/owners")
-    answers = probe(shared_machine, PEOPLE[me], [("/", None, folder) for folder in folders.values()])
+    folders = write_places(shared_machine, "/srv/owners")
+    answers = ask(shared_machine, PEOPLE[me], [("/", None, folder) for folder in folders.values()])
     for place, answer in zip(folders, answers, strict=True):
-        own = Place(place.owner, place.mode, "root", place.folder_mode)
-        assert answer == project_answer(own, me), place.name
+        own = FilePlace(place.owner, place.mode, "root", place.folder_mode)
+        assert answer == expect_project_answer(own, me), place.name
 
 
 @pytest.mark.parametrize("me", ["alice", "bob", "root"])
 def test_a_machine_file_counts_if_root_alone_may_write_it(shared_machine: SharedMachine, me: str) -> None:
-    """Neither its group nor others, neither the file nor the folder; whose directory I started in is no matter."""
+    """Neither its group nor others, neither the file nor the folder. Whose directory I started in is no matter."""
     shared_machine.policy({})
-    folders = lay_out(shared_machine, "/srv/owners")
-    answers = probe(shared_machine, PEOPLE[me], [("/", f"{folder}/tfgpu", None) for folder in folders.values()])
+    folders = write_places(shared_machine, "/srv/owners")
+    answers = ask(shared_machine, PEOPLE[me], [("/", f"{folder}/tfgpu", None) for folder in folders.values()])
     for place, answer in zip(folders, answers, strict=True):
         roots = (place.owner, place.folder_owner) == ("root", "root")
         safe = roots and not (place.mode | place.folder_mode) & (stat.S_IWGRP | stat.S_IWOTH)
@@ -175,17 +175,17 @@ def test_a_machine_file_counts_if_root_alone_may_write_it(shared_machine: Shared
 
 
 def test_the_administrator_trusts_further_owners_and_nobody_else_does(shared_machine: SharedMachine) -> None:
-    """`trusted_owners = ["bob"]` lets bob's files count for alice; written by alice or in a project it does nothing."""
+    """`trusted_owners = ["bob"]` lets bob's files count for alice. Written by alice or in a project it does nothing."""
     folder = shared_machine.folder("/srv/of-bob")
     shared_machine.write(f"{folder}/tfgpu.toml", POLICY, BOB)
     trusting = '[machine]\ntrusted_owners = ["bob"]\n'
     shared_machine.write("/home/alice/trusting/tfgpu/tfgpu.toml", trusting, ALICE)
     question: list[Question] = [(folder, None, "/home/alice/trusting")]
     shared_machine.policy({})
-    assert probe(shared_machine, ALICE, question) == [(["machine-layer-only", "untrusted-owner"], False)]
+    assert ask(shared_machine, ALICE, question) == [(["machine-layer-only", "untrusted-owner"], False)]
     shared_machine.policy({"tfgpu.toml": trusting})
-    assert probe(shared_machine, ALICE, question) == [(["machine-layer-only"], True)]
-    assert probe(shared_machine, NOBODY_KNOWS, [(folder, None, None)]) == [COUNTS]
+    assert ask(shared_machine, ALICE, question) == [(["machine-layer-only"], True)]
+    assert ask(shared_machine, NOBODY_KNOWS, [(folder, None, None)]) == [COUNTS]
 
 
 def test_a_machine_folder_that_cannot_be_read_is_a_finding(shared_machine: SharedMachine) -> None:
@@ -193,5 +193,5 @@ def test_a_machine_folder_that_cannot_be_read_is_a_finding(shared_machine: Share
     shared_machine.policy({"tfgpu.toml": POLICY})
     shared_machine.path("/etc/tfgpu").chmod(0o700)
     # tfgpu.toml, alice's own file, and those of her two groups.
-    assert probe(shared_machine, ALICE, [("/", None, None)]) == [(["unreadable"] * 4, False)]
-    assert probe(shared_machine, ROOT, [("/", None, None)]) == [COUNTS]
+    assert ask(shared_machine, ALICE, [("/", None, None)]) == [(["unreadable"] * 4, False)]
+    assert ask(shared_machine, ROOT, [("/", None, None)]) == [COUNTS]

@@ -1,4 +1,4 @@
-"""What can be wrong, as values and as exceptions. Imported by all, imports none of ours."""
+"""What can be wrong, as values and as exceptions. Everything imports it, and it imports nothing but `values`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRAM = "the program"
 
 
 def escape_for_terminal(text: str) -> str:
-    r"""The text as it may be shown on a terminal or in one line of a log.
+    r"""Return a text as it may be shown on a terminal or in one line of a log.
 
     Line breaks, escape sequences, characters that turn the writing direction and lone surrogates, which a
     file's name or key may contain, are shown escaped: `\n`, `\x1b`, `\u2028`.
@@ -36,9 +36,9 @@ class Finding:
         code: Short, stable, for machines to match: "unknown-key", "insecure-permissions".
         message: One sentence for people: what is wrong and what would be right.
         severity: Whether it keeps the policy from being in force.
-        path: The file it was found in; None when it is not about a file.
-        line: 1-based; None when unknown.
-        column: 1-based, counted in characters; None when unknown.
+        path: The file it was found in. None if it is not about a file.
+        line: 1-based. None if unknown.
+        column: 1-based, counted in characters. None if unknown.
         key: Dotted key inside the file, as in "gpu.memory_limit".
         asked_by: Of a clamp: who asked for more, `PROGRAM` or "file (key)".
         held_by: Of a clamp: the ceilings or settings that held, "file (key)", or the grant.
@@ -56,7 +56,7 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """`file:line:column`, as far as it is known; "" when it is not about a file. Safe to print."""
+        """`file:line:column`, as far as it is known. "" if it is not about a file. Safe to print."""
         parts = [part for part in (self.path, self.line, self.column) if part is not None]
         return escape_for_terminal(":".join(str(part) for part in parts))
 
@@ -66,7 +66,7 @@ class Finding:
 
 
 class TfenvError(Exception):
-    """Any error tfenv raises on purpose; its text is made for people."""
+    """Any error that tfenv raises on purpose. Its text is made for people."""
 
 
 class PolicyError(TfenvError, RuntimeError):

@@ -17,7 +17,7 @@ from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.memory import read_memory
 from tfenv.errors import Finding
-from tfenv.identity import Account, call_as, find_account, find_user, identify, suggest_name
+from tfenv.identity import UserAccount, call_as, find_account, find_user, identify, suggest_name
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import MACHINE_ROOT, LoadedPolicy, check_disable_switch, current_start, decide, load
 from tfenv.policy.merge import select_tables
@@ -38,31 +38,31 @@ from tfenv.policy.model import (
 )
 from tfenv.sharing.choose import describe_occupancy, request_from_plan
 from tfenv.sharing.queue import Unavailable, look
-from tfenv.values import field, frozen, replace
+from tfenv.values import as_dict, field, frozen, replace
 
 __all__ = [
-    "Choosing",
-    "ExplainedCeiling",
-    "ExplainedSetting",
-    "Explanation",
     "ExaminedFile",
-    "Value",
+    "ExplainedCeiling",
+    "ExplainedChoice",
+    "ExplainedSetting",
+    "ExplainedValue",
+    "Explanation",
     "explain",
     "plan_as_dict",
 ]
 
 
 @frozen
-class Value:
+class ExplainedValue:
     """One value as its author wrote it.
 
     Attributes:
         key: Dotted, inside its file: "gpu.memory_limit", "user.alice.gpu.memory_limit".
         value: As TOML has it.
         layer: Whose file it is.
-        path: The file; "<tfgpu run>" for options on a command line.
-        line: 1-based; None when unknown.
-        column: 1-based, in characters; None when unknown.
+        path: The file, or "<tfgpu run>" for options on a command line.
+        line: 1-based. None when unknown.
+        column: 1-based, in characters. None when unknown.
     """
 
     key: str
@@ -74,14 +74,15 @@ class Value:
 
 
 @frozen
-class ExplainedCeiling(Value):
+class ExplainedCeiling(ExplainedValue):
     """A ceiling that holds here.
 
     Attributes:
-        replaces: Less specific tables' of the same layer, the most specific first: what it is an exception from.
+        replaces: What less specific tables of the same layer say, the most specific first. This is an exception from
+            them.
     """
 
-    replaces: tuple[Value, ...] = ()
+    replaces: tuple[ExplainedValue, ...] = ()
 
 
 @frozen
@@ -96,8 +97,8 @@ class ExplainedSetting:
     """
 
     name: str
-    chosen: Value
-    overrides: tuple[Value, ...] = ()
+    chosen: ExplainedValue
+    overrides: tuple[ExplainedValue, ...] = ()
     clamps: tuple[Finding, ...] = ()
 
 
@@ -109,7 +110,7 @@ class ExaminedFile:
         layer: Whose files stand there.
         path: A file, or for "none" the place where one would stand.
         state: "read", "dropped" as a whole, or "none" there.
-        why: The reason, where it was dropped; what was looked for, where there is none.
+        why: The reason, where it was dropped. What was looked for, where there is none.
     """
 
     layer: LayerName
@@ -119,14 +120,14 @@ class ExaminedFile:
 
 
 @frozen
-class Choosing:
+class ExplainedChoice:
     """GPUs that would be chosen when the program first lists its devices.
 
     Attributes:
         count: How many.
         when_busy: What follows when there are fewer free ones.
-        now: Those that would be taken now, as the plan names them; None: there are not enough, or nobody can tell.
-        scene: Who is on the GPUs, in words; why nobody can tell.
+        now: Those that would be taken now, as the plan names them. None: there are not enough, or nobody can tell.
+        scene: Who is on the GPUs, in words, or why nobody can tell.
     """
 
     count: int
@@ -143,87 +144,60 @@ class Explanation:
         user: Name of the effective user.
         groups: Names of the user's groups.
         project: The project's directory: that of its file, or the start directory.
+        new_login: It is told as for a new login of another user, for whom the variables of this process do not count.
         files: Every place that was looked at, the machine's first.
         settings: Those that hold, with their origins.
         ceilings: All of them hold together.
         on_error: What follows when something cannot be put in force: the strictest wish of all layers.
         logs: Files the audit records go to, as configured.
+        disabled: TFGPU_DISABLE switches all of it off.
+        refused: `import tensorflow` raises PolicyError: there is an error, and `on_error = "fail"`.
         grant: What the scheduler or the parent process gave.
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
         plan: What is applied when TensorFlow is imported.
-        choosing: Which of the plan's GPUs are to be chosen; None: all of them are meant.
-        disabled: TFGPU_DISABLE switches all of it off.
-        refused: `import tensorflow` raises PolicyError: there is an error, and `on_error = "fail"`.
-        findings: What is wrong, with positions; clamps are notes.
-        new_login: It is told as for a new login of another user; the variables of this process do not count.
+        choosing: Which of the plan's GPUs are to be chosen. None: all of them are meant.
+        findings: What is wrong, with positions. Clamps are notes.
     """
 
     user: str
     groups: tuple[str, ...]
     project: str | None
+    new_login: bool = False
     files: tuple[ExaminedFile, ...] = ()
     settings: tuple[ExplainedSetting, ...] = ()
     ceilings: tuple[ExplainedCeiling, ...] = ()
     on_error: OnError = "warn"
     logs: tuple[str, ...] = ()
+    disabled: bool = False
+    refused: bool = False
     grant: Grant = field(default_factory=Grant)
     inventory: Inventory = field(default_factory=Inventory)
     plan: Plan = field(default_factory=Plan)
-    choosing: Choosing | None = None
-    disabled: bool = False
-    refused: bool = False
+    choosing: ExplainedChoice | None = None
     findings: tuple[Finding, ...] = ()
-    new_login: bool = False
 
     @property
     def silent(self) -> bool:
-        """Nothing about GPUs is declared: TensorFlow is left as it is."""
+        """Whether nothing about GPUs is declared, so that TensorFlow is left as it is."""
         return not self.settings and not self.ceilings
 
     def as_dict(self) -> dict[str, object]:
-        """All of it as values that JSON knows; sizes in bytes, fractions in 0..1."""
+        """Return all of it as values that JSON knows. Sizes are in bytes, fractions in 0..1."""
         return {
-            "user": self.user,
-            "groups": list(self.groups),
-            "project": self.project,
-            "new_login": self.new_login,
-            "files": [dict(vars(seen)) for seen in self.files],
+            **as_dict(self),
             "settings": {setting.name: _setting_as_dict(setting) for setting in self.settings},
-            "ceilings": [_ceiling_as_dict(ceiling) for ceiling in self.ceilings],
-            "on_error": self.on_error,
-            "logs": list(self.logs),
-            "disabled": self.disabled,
-            "refused": self.refused,
-            "grant": dict(vars(self.grant)),
-            "inventory": _inventory_as_dict(self.inventory),
+            "inventory": {"devices": as_dict(self.inventory.devices), "problem": self.inventory.problem},
             "plan": plan_as_dict(self.plan),
-            "choosing": None if self.choosing is None else dict(vars(self.choosing)),
-            "findings": [dict(vars(finding)) for finding in self.findings],
         }
 
 
-def _ceiling_as_dict(ceiling: ExplainedCeiling) -> dict[str, object]:
-    return {**vars(ceiling), "replaces": [dict(vars(value)) for value in ceiling.replaces]}
-
-
 def _setting_as_dict(setting: ExplainedSetting) -> dict[str, object]:
-    return {
-        **vars(setting.chosen),
-        "overrides": [dict(vars(value)) for value in setting.overrides],
-        "clamped": [finding.message for finding in setting.clamps],
-    }
-
-
-def _inventory_as_dict(inventory: Inventory) -> dict[str, object]:
-    devices = inventory.devices
-    return {
-        "devices": None if devices is None else [dict(vars(device)) for device in devices],
-        "problem": inventory.problem,
-    }
+    clamps = [finding.message for finding in setting.clamps]
+    return {**as_dict(setting.chosen), "overrides": as_dict(setting.overrides), "clamped": clamps}
 
 
 def plan_as_dict(plan: Plan) -> dict[str, object]:
-    """A Plan for JSON; `devices` is null where it means all that CUDA shows."""
+    """Return a Plan as values that JSON knows. `devices` is None where it means all that CUDA shows."""
     devices = None if plan.devices is None else [_planned_as_dict(planned) for planned in plan.devices]
     return {
         "cuda_visible_devices": plan.visible,
@@ -259,12 +233,12 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
     """Explain the policy of a process that would start now.
 
     Args:
-        project: The directory it would start in; None: the working directory.
-        user: Whose process: a login name, or "uid:1234"; None: one's own. Of somebody else only root may ask;
-            it is told as for a new login, since nobody's variables but one's own are known.
+        project: The directory it would start in. None: the working directory.
+        user: Whose process: a login name, or "uid:1234". None: one's own. Only root may ask for somebody else. It is
+            told as for a new login, since nobody's variables but one's own are known.
 
     Raises:
-        NotADirectoryError: `project` is none.
+        NotADirectoryError: `project` is not a directory.
         LookupError: There is no such user.
         PermissionError: Only root may ask for somebody else.
     """
@@ -272,15 +246,15 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
         raise NotADirectoryError(f"{os.fspath(project)} is no directory")
     # As a process that starts there sees it: the kernel knows no links in a working directory.
     cwd = None if project is None else os.path.realpath(project)
-    uid = os.geteuid() if user is None else _uid_of(user)
+    uid = os.geteuid() if user is None else _find_uid(user)
     if uid != os.geteuid():
-        return _explain_to_root(find_account(uid), cwd)
+        return _explain_for_somebody_else(find_account(uid), cwd)
     grant, request = read_current_grant()
     start = current_start(cwd)
-    return _explained(load(start), grant, request)
+    return _explain_loaded(load(start), grant, request)
 
 
-def _uid_of(user: str) -> int:
+def _find_uid(user: str) -> int:
     uid = find_user(user)
     if uid is None:
         meant = suggest_name(user, (entry.pw_name for entry in pwd.getpwall()))
@@ -289,8 +263,8 @@ def _uid_of(user: str) -> int:
     return uid
 
 
-def _explain_to_root(account: Account, cwd: str | None) -> Explanation:
-    """What would apply to somebody else: his files, his permissions, and none of the caller's variables."""
+def _explain_for_somebody_else(account: UserAccount, cwd: str | None) -> Explanation:
+    """Explain what would apply to somebody else: their files and permissions, and none of the caller's variables."""
     subject = identify(account.uid, account.groups)
     if os.geteuid() != 0:
         raise PermissionError(f"only root may ask for somebody else; try `sudo tfgpu explain --user {subject.user}`")
@@ -306,7 +280,7 @@ def _explain_to_root(account: Account, cwd: str | None) -> Explanation:
     except OSError as error:
         raise PermissionError(f"cannot read with the permissions of {subject.user}: {error}") from error
     obstacle = None if may_enter else f"{subject.user} may not enter this directory"
-    return replace(_explained(loaded, Grant(), None, obstacle), new_login=True)
+    return replace(_explain_loaded(loaded, Grant(), None, obstacle), new_login=True)
 
 
 def _may_enter(directory: str | None) -> bool:
@@ -318,10 +292,10 @@ def _import_readers() -> None:
     validate(read(Source("run", "", text='gpu = {memory_groth = true, memory_limit = "8 gigs"}'), Trust(0)))
 
 
-def _explained(
+def _explain_loaded(
     loaded: LoadedPolicy, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
 ) -> Explanation:
-    """What follows from the files; `obstacle`: why none of the project's can be found."""
+    """Return what follows from the files. `obstacle` says why none of the project's can be found, if so."""
     inventory = read_inventory()
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
@@ -330,26 +304,26 @@ def _explained(
         user=loaded.subject.user,
         groups=loaded.subject.groups,
         project=loaded.subject.project,
-        files=tuple(_files(loaded, obstacle or _ban(loaded))),
-        settings=tuple(_settings(loaded, plan)),
-        ceilings=tuple(_ceilings(loaded)),
+        files=tuple(_list_files(loaded, obstacle or _find_project_ban(loaded))),
+        settings=tuple(_explain_settings(loaded, plan)),
+        ceilings=tuple(_explain_ceilings(loaded)),
         on_error=loaded.policy.on_error,
         logs=log_names(loaded.policy.audit),
         grant=grant,
         inventory=inventory,
         plan=plan,
-        choosing=_choosing(plan, loaded.subject.uid),
+        choosing=_explain_choice(plan, loaded.subject.uid),
         disabled=disabled,
         refused=decision.refused and not disabled,
         findings=(*loaded.findings, *remarks, *plan.findings),
     )
 
 
-def _choosing(plan: Plan, uid: int) -> Choosing | None:
-    """What an automatic choice would take now; takes nothing, and lets nobody wait."""
+def _explain_choice(plan: Plan, uid: int) -> ExplainedChoice | None:
+    """Return what an automatic choice would take now, without taking it. Nobody waits."""
     if plan.choosing is None:
         return None
-    made = Choosing(plan.choosing.count, plan.choosing.when_busy)
+    made = ExplainedChoice(plan.choosing.count, plan.choosing.when_busy)
     gpu_request = request_from_plan(plan, uid)
     if gpu_request is None:
         return replace(made, scene="which GPUs are free cannot be told without NVML")
@@ -363,29 +337,29 @@ def _choosing(plan: Plan, uid: int) -> Choosing | None:
 # ---- values
 
 
-def _settings(loaded: LoadedPolicy, plan: Plan) -> Iterable[ExplainedSetting]:
+def _explain_settings(loaded: LoadedPolicy, plan: Plan) -> Iterable[ExplainedSetting]:
     for name, setting in loaded.policy.settings.items():
         others = loaded.policy.overridden.get(name, ())
-        lost = [loser for winner in (setting, *others) for loser in (winner, *_replaced(loaded, "gpu", name, winner))][
-            1:
-        ]
+        lost = [
+            loser for winner in (setting, *others) for loser in (winner, *_list_replaced(loaded, "gpu", name, winner))
+        ][1:]
         yield ExplainedSetting(
             name=name,
-            chosen=_value(loaded, setting.origin),
-            overrides=tuple(_value(loaded, loser.origin) for loser in lost),
+            chosen=_explain_value(loaded, setting.origin),
+            overrides=tuple(_explain_value(loaded, loser.origin) for loser in lost),
             clamps=tuple(finding for finding in plan.findings if _is_about(finding, setting.origin)),
         )
 
 
-def _ceilings(loaded: LoadedPolicy) -> Iterable[ExplainedCeiling]:
+def _explain_ceilings(loaded: LoadedPolicy) -> Iterable[ExplainedCeiling]:
     for ceiling in loaded.policy.ceilings:
-        lost = _replaced(loaded, "ceiling", ceiling.key, Setting(ceiling.value, ceiling.origin))
-        replaces = tuple(_value(loaded, loser.origin) for loser in lost)
-        yield ExplainedCeiling(**vars(_value(loaded, ceiling.origin)), replaces=replaces)
+        lost = _list_replaced(loaded, "ceiling", ceiling.key, Setting(ceiling.value, ceiling.origin))
+        replaces = tuple(_explain_value(loaded, loser.origin) for loser in lost)
+        yield ExplainedCeiling(**vars(_explain_value(loaded, ceiling.origin)), replaces=replaces)
 
 
-def _replaced(loaded: LoadedPolicy, kind: Literal["gpu", "ceiling"], name: str, winner: Setting) -> list[Setting]:
-    """What less specific tables of the winner's own layer say, the most specific first."""
+def _list_replaced(loaded: LoadedPolicy, kind: Literal["gpu", "ceiling"], name: str, winner: Setting) -> list[Setting]:
+    """Return what less specific tables of the winner's own layer say, the most specific first."""
     found: list[tuple[int, int, Setting]] = []
     for layer in loaded.layers:
         if layer.name == winner.origin.layer:
@@ -397,63 +371,65 @@ def _replaced(loaded: LoadedPolicy, kind: Literal["gpu", "ceiling"], name: str, 
 
 
 def _is_about(finding: Finding, origin: Origin) -> bool:
-    """Whether it says what became of this value, or of an entry of it: `gpu.device[0]` is one of `gpu.device`."""
+    """Return whether it says what became of this value, or of an entry of it, as `gpu.device[0]` of `gpu.device`."""
     key = format_key(origin.key)
     same_key = finding.key is not None and (finding.key == key or finding.key.startswith(f"{key}["))
     asked = finding.asked_by == str(origin)  # noted at the ceiling that held, as of max_devices
     return finding.code == "clamped" and (asked or (finding.path == origin.path and same_key))
 
 
-def _value(loaded: LoadedPolicy, origin: Origin) -> Value:
-    value, position = loaded.written(origin)
-    return Value(format_key(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
+def _explain_value(loaded: LoadedPolicy, origin: Origin) -> ExplainedValue:
+    value, position = loaded.find_value(origin)
+    return ExplainedValue(format_key(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
 
 
 # ---- files
 
 
-def _ban(loaded: LoadedPolicy) -> str | None:
-    """Where the administrator lets no project's file count."""
+def _find_project_ban(loaded: LoadedPolicy) -> str | None:
+    """Return why no project's file counts. None if the administrator lets them count."""
     said = [layer.machine["allow_project_files"] for layer in loaded.layers if "allow_project_files" in layer.machine]
     if not said or said[-1].value is not False:
         return None
     return f"no project's file counts: allow_project_files = false in {said[-1].origin.path}"
 
 
-def _files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[ExaminedFile]:
-    """Every place in the order of the layers; a layer without a file says where one was looked for."""
+def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[ExaminedFile]:
+    """List every place in the order of the layers. For a layer without a file, where one was looked for."""
     seen = [ExaminedFile(document.source.layer, document.source.path, "read") for document in loaded.documents]
     paths = {file.path for file in seen}
     for finding in loaded.findings:
         if finding.path is not None and finding.path not in paths:
             paths.add(finding.path)
-            seen.append(ExaminedFile(_layer_of(finding.path, loaded.start), finding.path, "dropped", finding.message))
+            seen.append(
+                ExaminedFile(_guess_layer(finding.path, loaded.start), finding.path, "dropped", finding.message)
+            )
     present = {file.layer for file in seen}
-    seen += [place for place in _places(loaded.start, obstacle) if place.layer not in present]
+    seen += [place for place in _list_places(loaded.start, obstacle) if place.layer not in present]
     return sorted(seen, key=lambda file: LAYER_ORDER.index(file.layer))
 
 
-def _layer_of(path: str, start: Start) -> LayerName:
+def _guess_layer(path: str, start: Start) -> LayerName:
     if path.startswith(f"{MACHINE_ROOT}/"):
         return "machine"
-    if path == _user_file(start):
+    if path == _locate_user_file(start):
         return "user"
     return "run" if path == "<tfgpu run>" else "project"
 
 
-def _user_file(start: Start) -> str:
+def _locate_user_file(start: Start) -> str:
     return os.path.join(start.config_home or "~/.config", "tfgpu", FILE_NAME)
 
 
-def _places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
-    """Where each layer's file would stand."""
+def _list_places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
+    """List where each layer's file would stand."""
     yield ExaminedFile("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
     if start.elevated:
-        yield ExaminedFile("user", _user_file(start), "none", "not looked for under sudo")
+        yield ExaminedFile("user", _locate_user_file(start), "none", "not looked for under sudo")
         yield ExaminedFile("project", start.cwd or "", "none", "not looked for under sudo")
         return
     yield ExaminedFile(
-        "user", _user_file(start), "none", "no such file" if start.home else "there is no home directory"
+        "user", _locate_user_file(start), "none", "no such file" if start.home else "there is no home directory"
     )
     if start.isolated:
         yield ExaminedFile("project", start.cwd or "", "none", "not looked for with python -I or -E")

@@ -6,25 +6,26 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 from tfenv.policy.model import Subject
+from tfenv.values import frozen
 
 __all__ = [
-    "Account",
-    "find_account",
+    "UserAccount",
     "call_as",
+    "find_account",
     "find_group",
-    "find_user",
     "find_home",
+    "find_subject",
+    "find_user",
+    "get_user_name",
     "identify",
     "list_members",
     "suggest_name",
-    "find_subject",
-    "get_user_name",
 ]
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 #: The largest uid; one more is the kernel's "leave it as it is".
 _LARGEST_ID = (1 << 32) - 2
@@ -34,15 +35,15 @@ _MOST_DIGITS = 10
 _NO_GROUP = 65534
 
 
-# No dataclass: every process that uses a framework loads this module, and making one takes ten times as long.
-class Account(NamedTuple):
+@frozen
+class UserAccount:
     """A user of this machine.
 
     Attributes:
         uid: User id.
         gid: The primary group's id.
-        groups: Ids of all groups, the primary first; () for a uid without an entry.
-        home: The home directory; None without an entry.
+        groups: Ids of all groups, the primary first. () for a uid without an entry.
+        home: The home directory. None without an entry.
     """
 
     uid: int
@@ -52,22 +53,22 @@ class Account(NamedTuple):
 
 
 def find_user(name: str) -> int | None:
-    """The uid of a login name, or of "uid:1234" with or without an entry; None when there is no such user."""
+    """Return the uid of a login name, or of "uid:1234" with or without an entry. None if there is no such user."""
     try:
         return pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError):  # ValueError: a name that cannot be encoded, or holds a NUL
-        return _number_after("uid:", name)
+        return _parse_id("uid:", name)
 
 
 def find_group(name: str) -> int | None:
-    """The gid of a group's name, or of "gid:1234" with or without an entry; None when there is no such group."""
+    """Return the gid of a group's name, or of "gid:1234" with or without an entry. None if there is no such group."""
     try:
         return grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
-        return _number_after("gid:", name)
+        return _parse_id("gid:", name)
 
 
-def _number_after(prefix: str, name: str) -> int | None:
+def _parse_id(prefix: str, name: str) -> int | None:
     digits = name.removeprefix(prefix)
     if digits == name or not (digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS):
         return None
@@ -75,7 +76,7 @@ def _number_after(prefix: str, name: str) -> int | None:
 
 
 def list_members(group: str) -> Iterator[str]:
-    """Login names of a group's members, as far as the databases list them: a directory service may not."""
+    """List the login names of a group's members, as far as the databases list them: a directory service may not."""
     try:
         entry = grp.getgrnam(group)
     except (KeyError, ValueError):
@@ -86,41 +87,41 @@ def list_members(group: str) -> Iterator[str]:
 
 
 def find_subject(user: str) -> Subject | None:
-    """The subject of a new login of somebody; None when there is no such user."""
+    """Return the subject of a new login of somebody. None if there is no such user."""
     uid = find_user(user)
     return None if uid is None else identify(uid, find_account(uid).groups)
 
 
-def find_account(uid: int) -> Account:
-    """What a new login of the user would have."""
+def find_account(uid: int) -> UserAccount:
+    """Return what a new login of the user would have."""
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return Account(uid)
+        return UserAccount(uid)
     groups = dict.fromkeys((entry.pw_gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)))
-    return Account(uid, entry.pw_gid, tuple(groups), entry.pw_dir or None)
+    return UserAccount(uid, entry.pw_gid, tuple(groups), entry.pw_dir or None)
 
 
 def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
-    """The subject of a uid; what has no entry is called "uid:1234" and "gid:1234".
+    """Return the subject of a uid. What has no entry is called "uid:1234" and "gid:1234".
 
     Args:
         uid: Effective user id.
-        groups: Group ids; None: those of this process.
+        groups: Group ids. None: those of this process.
     """
     ids = [os.getegid(), *os.getgroups()] if groups is None else groups
-    return Subject(user=get_user_name(uid), uid=uid, groups=tuple(_group_name(gid) for gid in dict.fromkeys(ids)))
+    return Subject(user=get_user_name(uid), uid=uid, groups=tuple(_get_group_name(gid) for gid in dict.fromkeys(ids)))
 
 
 def get_user_name(uid: int) -> str:
-    """The login name, "uid:1234" without a passwd entry."""
+    """Return the login name of a uid. "uid:1234" without a passwd entry."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid:{uid}"
 
 
-def _group_name(gid: int) -> str:
+def _get_group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
@@ -128,7 +129,7 @@ def _group_name(gid: int) -> str:
 
 
 def find_home(uid: int) -> str | None:
-    """The home directory of the passwd entry; None without one. $HOME is not believed."""
+    """Return the home directory of the passwd entry. None without one. $HOME is not believed."""
     try:
         return pwd.getpwuid(uid).pw_dir or None
     except KeyError:
@@ -136,7 +137,7 @@ def find_home(uid: int) -> str | None:
 
 
 def suggest_name(name: str, names: Iterable[str]) -> str | None:
-    """The one of the names that was probably meant."""
+    """Return the one of the names that was probably meant. None if none is close to it."""
     import difflib
 
     return next(iter(difflib.get_close_matches(name, names, n=1)), None)
@@ -145,8 +146,8 @@ def suggest_name(name: str, names: Iterable[str]) -> str | None:
 # ---- being somebody else for a moment
 
 
-def call_as(account: Account, function: Callable[[], _Answer]) -> _Answer:
-    """What a function returns in a child process that opens files with another user's permissions.
+def call_as(account: UserAccount, function: Callable[[], _Result]) -> _Result:
+    """Call a function in a child process that opens files with another user's permissions, and return its result.
 
     Only root can. The child is a fork and stays root by its real uid, so that the user can neither stop it nor
     trace it: what it answers is its own.
@@ -164,7 +165,7 @@ def call_as(account: Account, function: Callable[[], _Answer]) -> _Answer:
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        _answer(account, function, writable)
+        _answer_parent(account, function, writable)
     os.close(writable)
     with open(readable, "rb") as pipe:
         answer = pipe.read()
@@ -174,11 +175,11 @@ def call_as(account: Account, function: Callable[[], _Answer]) -> _Answer:
     succeeded, result = pickle.loads(answer)  # noqa: S301 - from the process that this one forked
     if not succeeded:
         raise cast("Exception", result)
-    return cast("_Answer", result)
+    return cast("_Result", result)
 
 
-def _answer(account: Account, function: Callable[[], object], writable: int) -> None:
-    """The child's part; never returns, for what comes after the fork is the parent's."""
+def _answer_parent(account: UserAccount, function: Callable[[], object], writable: int) -> None:
+    """Do the child's part. Never returns, for what comes after the fork is the parent's."""
     import pickle
 
     try:
@@ -193,7 +194,7 @@ def _answer(account: Account, function: Callable[[], object], writable: int) -> 
         os._exit(0)
 
 
-def _become(account: Account) -> None:
+def _become(account: UserAccount) -> None:
     os.setgroups(account.groups)
     os.setegid(account.gid)
     os.seteuid(account.uid)

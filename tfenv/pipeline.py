@@ -1,6 +1,6 @@
 """The line itself: Start -> [Source] -> [Document] -> [Layer] -> EffectivePolicy -> Plan.
 
-It composes config, policy and gpus; no other module knows all three.
+It composes config, policy and devices. No other module knows all three.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tfenv.config.discover import discover
+from tfenv.config.discover import MACHINE_ROOT, discover
 from tfenv.config.document import Document, DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
@@ -37,23 +37,25 @@ __all__ = [
     "MACHINE_ROOT",
     "Decision",
     "LoadedPolicy",
+    "ReadLayers",
+    "check_disable_switch",
     "current_start",
     "decide",
-    "select_errors",
     "identify",
     "load",
     "make_plan",
     "make_start",
-    "check_disable_switch",
+    "read_layers",
+    "select_errors",
 ]
 
-#: A literal path: no environment variable moves it.
-MACHINE_ROOT = "/etc/tfgpu"
+#: Variables that count as they were when the process started.
+_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "SUDO_UID")
 
 
 @frozen
 class LoadedPolicy:
-    """All files that have a say, merged for one subject.
+    """All files that count for a process, merged for one subject.
 
     Attributes:
         start: The process it was done for.
@@ -73,7 +75,7 @@ class LoadedPolicy:
 
     @property
     def found(self) -> bool:
-        """Some file was there, be it a broken one."""
+        """Whether some file was there, be it a broken one."""
         return bool(self.documents or self.findings)
 
     @property
@@ -86,37 +88,30 @@ class LoadedPolicy:
         return {document.source.path: document.sha256 for document in self.documents}
 
     def locate(self, finding: Finding) -> Finding:
-        """The finding with line and column, where it names a key of one of the documents."""
-        if finding.line is not None or finding.key is None:
+        """Return the finding with line and column, if it names a key of one of the documents."""
+        document = self._find_document(finding.path)
+        if document is None or finding.line is not None or finding.key is None:
             return finding
-        for document in self.documents:
-            if document.source.path == finding.path:
-                return _with_position(finding, document)
-        return finding
+        key = _find_key_path(document.data, finding.key)
+        line, column = (key and document.find_position(key)) or (None, None)
+        return replace(finding, line=line, column=column)
 
-    def written(self, origin: Origin) -> tuple[object, tuple[int, int] | None]:
-        """A value as its author wrote it, and its line and column; None where that is not known."""
-        for document in self.documents:
-            if document.source.path == origin.path:
-                return _value_at(document.data, origin.key), document.position(origin.key)
-        return None, None
+    def find_value(self, origin: Origin) -> tuple[object, tuple[int, int] | None]:
+        """Return a value as its author wrote it, and its line and column. None stands for what is not known."""
+        document = self._find_document(origin.path)
+        if document is None:
+            return None, None
+        value: object = document.data
+        for part in origin.key:
+            value = value.get(str(part)) if isinstance(value, Mapping) else None
+        return value, document.find_position(origin.key)
 
-
-def _value_at(data: Mapping[str, object], key: KeyPath) -> object:
-    inner: object = data
-    for part in key:
-        inner = inner.get(str(part)) if isinstance(inner, Mapping) else None
-    return inner
+    def _find_document(self, path: str | None) -> Document | None:
+        return next((document for document in self.documents if document.source.path == path), None)
 
 
-def _with_position(finding: Finding, document: Document) -> Finding:
-    key = _key_path(document.data, finding.key or "")
-    position = document.position(key) if key is not None else None
-    return finding if position is None else replace(finding, line=position[0], column=position[1])
-
-
-def _key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
-    """The path of a dotted key: the tables are walked, since a dot may stand inside a quoted key."""
+def _find_key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
+    """Find the path of a dotted key. The tables are walked, since a dot may stand inside a quoted key."""
     stack: list[tuple[KeyPath, object]] = [((), data)]
     while stack:
         path, value = stack.pop()
@@ -133,7 +128,11 @@ def _key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
 
 
 def make_start(remembered: Mapping[str, str | None]) -> Start:
-    """What the hook remembered of the process's start, as a value."""
+    """Turn what the hook remembered of the process's start into a value.
+
+    Args:
+        remembered: By name: the variables of `_REMEMBERED`, "cwd" and "script". None, or no entry: it was not set.
+    """
     uid = os.geteuid()
     home = find_home(uid)
     isolated = bool(sys.flags.isolated or sys.flags.ignore_environment)
@@ -143,7 +142,7 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
     return Start(
         cwd=remembered.get("cwd"),
         uid=uid,
-        script_dir=_script_dir(remembered),
+        script_dir=_find_script_dir(remembered),
         config=remembered.get("TFGPU_CONFIG") or None,
         run=remembered.get("TFGPU_RUN") or None,
         home=home,
@@ -154,8 +153,8 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
     )
 
 
-def _script_dir(remembered: Mapping[str, str | None]) -> str | None:
-    """The directory of a plain script; None for `-m`, `-c` and interactive use."""
+def _find_script_dir(remembered: Mapping[str, str | None]) -> str | None:
+    """Return the directory of a plain script. None for `-m`, `-c` and interactive use."""
     script, cwd = remembered.get("script"), remembered.get("cwd")
     if not script or script in ("-c", "-m", "-"):
         return None
@@ -165,16 +164,17 @@ def _script_dir(remembered: Mapping[str, str | None]) -> str | None:
 
 
 def current_start(cwd: str | None = None) -> Start:
-    """The start of a process that would begin here and now, for commands and for Python callers."""
+    """Return the start of a process that would begin here and now, for commands and for Python callers.
+
+    Args:
+        cwd: Where it would begin. None: in the working directory.
+    """
     remembered: dict[str, str | None] = {name: os.environ.get(name) for name in _REMEMBERED}
     try:
         remembered["cwd"] = cwd or os.getcwd()
     except OSError:
         remembered["cwd"] = None
     return make_start(remembered)
-
-
-_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "SUDO_UID")
 
 
 # ---- the line
@@ -190,23 +190,23 @@ def load(
 
     Args:
         start: The process to do it for.
-        subject: For whom; None: for this process's own user.
-        machine_root: Where the machine layer stands; another one only to check or try it.
-        machine_trust: Whose machine layer counts; None: root's.
+        subject: For whom. None: for this process's own user.
+        machine_root: Where the machine layer stands. It is another one only to check or try a policy.
+        machine_trust: Whose machine layer counts. None: root's.
 
     Returns:
-        Everything that could be understood; a broken file is left out with a finding. Never raises for
-        what is written in files.
+        Everything that could be understood. A broken file is left out with a finding. Never raises for what is
+        written in files.
     """
     subject = subject or identify(start.uid)
     sources, missing = discover(start, subject, machine_root)
-    machine = _read_all([s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid))
-    trust = Trust(uid=start.uid, owners=_trusted_owners(machine))
+    machine = read_layers([s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid))
+    trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     rest = [source for source in sources if source.layer != "machine"]
-    if not _allows_project_files(machine):
+    if _find_machine_value(machine, "allow_project_files") is False:
         rest = [source for source in rest if source.layer != "project"]
-    others = _read_all(rest, trust)
-    subject = replace(subject, project=_project(others.documents, start))
+    others = read_layers(rest, trust)
+    subject = replace(subject, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
     return LoadedPolicy(
         start=start,
@@ -219,13 +219,22 @@ def load(
 
 
 @frozen
-class _Read:
+class ReadLayers:
+    """What some files hold.
+
+    Attributes:
+        documents: Those that could be read.
+        layers: What of them is valid, one a document.
+        findings: Why the others are left out, and what is wrong in those that were read.
+    """
+
     documents: tuple[Document, ...] = ()
     layers: tuple[Layer, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 
-def _read_all(sources: Sequence[Source], trust: Trust) -> _Read:
+def read_layers(sources: Iterable[Source], trust: Trust) -> ReadLayers:
+    """Read and validate files. Never raises for what is written in them."""
     documents: list[Document] = []
     layers: list[Layer] = []
     findings: list[Finding] = []
@@ -239,27 +248,23 @@ def _read_all(sources: Sequence[Source], trust: Trust) -> _Read:
         documents.append(document)
         layers.append(layer)
         findings.extend(wrong)
-    return _Read(tuple(documents), tuple(layers), tuple(findings))
+    return ReadLayers(tuple(documents), tuple(layers), tuple(findings))
 
 
-def _machine_value(read_layers: _Read, key: str) -> object:
-    values = [layer.machine[key].value for layer in read_layers.layers if key in layer.machine]
+def _find_machine_value(machine: ReadLayers, key: str) -> object:
+    values = [layer.machine[key].value for layer in machine.layers if key in layer.machine]
     return values[-1] if values else None
 
 
-def _allows_project_files(machine: _Read) -> bool:
-    return _machine_value(machine, "allow_project_files") is not False
-
-
-def _trusted_owners(machine: _Read) -> frozenset[int]:
-    """User ids of the machine layer's `trusted_owners`; a name without an entry trusts nobody."""
-    names = _machine_value(machine, "trusted_owners")
-    owners = (find_user(str(name)) for name in (names if isinstance(names, list | tuple) else ()))
+def _find_trusted_owners(machine: ReadLayers) -> frozenset[int]:
+    """Find the user ids of the machine layer's `trusted_owners`. A name without an entry trusts nobody."""
+    names = _find_machine_value(machine, "trusted_owners")
+    owners = (find_user(str(name)) for name in (names if isinstance(names, tuple) else ()))
     return frozenset(uid for uid in owners if uid is not None)
 
 
-def _project(documents: Iterable[Document], start: Start) -> str | None:
-    """The directory of the project's file; without one, where the process started."""
+def _find_project(documents: Iterable[Document], start: Start) -> str | None:
+    """Return the directory of the project's file. Without such a file, where the process started."""
     for document in documents:
         if document.source.layer == "project":
             return os.path.dirname(document.source.path)
@@ -279,21 +284,18 @@ def make_plan(
     Args:
         loaded: The merged policy.
         grant: What was granted.
-        inventory: The machine's GPUs; None: NVML is asked only if visibility cannot be decided without.
-        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
+        inventory: The machine's GPUs. None: NVML is asked only if visibility cannot be decided without.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself. None: nothing.
         ask: Who asks NVML.
-        seats: The places the process was given on GPUs it shares; None: not yet, or there is no need.
+        allocations: The places the process was given on GPUs it shares. None: not yet, or there is no need.
     """
     if inventory is None:
         needed = needs_inventory(loaded.policy, grant, request)
         inventory = ask() if needed else Inventory()
     plan = resolve(loaded.policy, grant, inventory, request, allocations)
-    return replace(plan, findings=tuple(_placed(loaded, finding) for finding in plan.findings))
-
-
-def _placed(loaded: LoadedPolicy, finding: Finding) -> Finding:
-    """Notes stay without a position: they are common, and finding it costs a scan of the file."""
-    return finding if finding.severity == "note" else loaded.locate(finding)
+    # Notes stay without a position: they are common, and finding it costs a scan of the file.
+    findings = [finding if finding.severity == "note" else loaded.locate(finding) for finding in plan.findings]
+    return replace(plan, findings=tuple(findings))
 
 
 @frozen
@@ -322,16 +324,16 @@ def decide(
     ask: Callable[[], Inventory] = read_inventory,
     allocations: Sequence[Allocation] | None = None,
 ) -> Decision:
-    """Plan, and let `on_error` have its say.
+    """Plan, and decide by `on_error` what errors mean.
 
     Args:
         loaded: The merged policy.
         grant: What was granted.
-        inventory: The machine's GPUs; None: NVML is asked only if it must be.
-        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself; None: nothing.
+        inventory: The machine's GPUs. None: NVML is asked only if it must be.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself. None: nothing.
         elsewhere: Findings of others that count too (a required log that cannot be written).
         ask: Who asks NVML.
-        seats: The places the process was given on GPUs it shares; None: not yet, or there is no need.
+        allocations: The places the process was given on GPUs it shares. None: not yet, or there is no need.
     """
     plan = make_plan(loaded, grant, inventory, request, ask, allocations)
     errors = select_errors((*loaded.findings, *plan.findings, *elsewhere))
@@ -342,7 +344,7 @@ def decide(
 
 
 def check_disable_switch(loaded: LoadedPolicy) -> tuple[bool, tuple[Finding, ...]]:
-    """Whether TFGPU_DISABLE=1 switches the policy off, and what is to be said of it."""
+    """Return whether TFGPU_DISABLE=1 switches the policy off, and what is to be said of it."""
     start = loaded.start
     if start.disable in (None, "0"):
         return False, ()
@@ -358,5 +360,5 @@ def check_disable_switch(loaded: LoadedPolicy) -> tuple[bool, tuple[Finding, ...
 
 
 def select_errors(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Those that keep the policy from being in force, for `on_error` to decide."""
+    """Return those that keep the policy from being in force, for `on_error` to decide."""
     return tuple(finding for finding in findings if finding.severity == "error")

@@ -1,9 +1,9 @@
 """Makes what is generated from schemas/tfgpu.schema.json: the validator and the reference page.
 
     python tools/generate.py            writes them
-    python tools/generate.py --check    exit status 1 when one of them is out of date
+    python tools/generate.py --check    exits with status 1 if one of them is out of date
 
-Needs fastjsonschema, of the development group; the package itself does not.
+Needs fastjsonschema, of the development group. The package itself does not.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def is_valid(table: object) -> bool:
 '''
 
 
-def validator(schema: Schema) -> str:
-    """The text of the module that validates a policy table."""
+def make_validator(schema: Schema) -> str:
+    """Return the text of the module that validates a policy table."""
     import fastjsonschema
 
     code = fastjsonschema.compile_to_code(dict(schema), use_default=False, use_formats=False, detailed_exceptions=False)
@@ -100,146 +100,146 @@ device (`"MIG-…"`), or a pattern for the product name (`"name:*A100*"`).
 """
 
 
-def reference(schema: Schema) -> str:
-    """The text of docs/reference.md."""
-    pages = [*_tables(schema, schema, "", {}), *_choices(schema)]
+def make_reference(schema: Schema) -> str:
+    """Return the text of docs/reference.md."""
+    pages = [*_describe_tables(schema, schema, "", {}), *_describe_choices(schema)]
     return REFERENCE_HEAD + "\n".join(pages)
 
 
-def _tables(schema: Schema, root: Schema, path: str, told: dict[str, str]) -> Iterator[str]:
-    """One section a table, the table of the top of the file first; keys that were told are not told again.
+def _describe_tables(schema: Schema, root: Schema, path: str, told: dict[str, str]) -> Iterator[str]:
+    """Give one section a table, the top of the file first. Keys that were described are not described again.
 
     Args:
         schema: Of the table.
         root: The whole schema.
         path: The table's name in the file.
-        told: By definition, the table whose section has the keys; added to.
+        told: By definition, the table whose section has the keys. It is added to.
     """
-    first = told.setdefault(_definition(schema) or path, path)
+    first = told.setdefault(_find_definition(schema) or path, path)
     if first != path:
-        described = schema["description"].replace(f"[{first}]", _link(first))
+        described = schema["description"].replace(f"[{first}]", _format_link(first))
         yield f"## `[{path}]`\n\n{described}\n"
         return
-    yield _section(schema, root, path)
-    for name, entry in _keys(schema, root).items():
-        resolved = _resolved(entry, root)
-        items = _resolved(resolved.get("items", {}), root)
+    yield _describe_table(schema, root, path)
+    for name, entry in _list_keys(schema, root).items():
+        resolved = _resolve(entry, root)
+        items = _resolve(resolved.get("items", {}), root)
         below = f"{path}.{name}" if path else name
         if "properties" in resolved or "patternProperties" in resolved:
-            yield from _tables({**resolved, **entry}, root, below, told)
+            yield from _describe_tables({**resolved, **entry}, root, below, told)
         elif "properties" in items:
-            yield from _tables({**items, "description": entry["description"]}, root, f"[{below}]", told)
+            yield from _describe_tables({**items, "description": entry["description"]}, root, f"[{below}]", told)
 
 
-def _definition(schema: Schema) -> str | None:
-    """The definition, with keys of its own, that a table stands for; None: it is described where it stands."""
+def _find_definition(schema: Schema) -> str | None:
+    """Return the definition, with keys of its own, that a table stands for. None if it is described where it stands."""
     named = [str(part["$ref"]) for part in (schema, *schema.get("allOf", ())) if "$ref" in part]
     return next((name for name in named if not name.endswith("/subject")), None)
 
 
-def _choices(schema: Schema) -> Iterator[str]:
-    """The inline tables that `visible_devices` may be."""
+def _describe_choices(schema: Schema) -> Iterator[str]:
+    """Give a section for each inline table that `visible_devices` may be."""
     for name in ("choice", "rank"):
         definition = schema["definitions"][name]
-        yield _section(definition, schema, f"gpu.visible_devices = {definition['title']}", heading="## `{}`")
+        yield _describe_table(definition, schema, f"gpu.visible_devices = {definition['title']}", heading="## `{}`")
 
 
-def _section(schema: Schema, root: Schema, path: str, heading: str = "## `[{}]`") -> str:
+def _describe_table(schema: Schema, root: Schema, path: str, heading: str = "## `[{}]`") -> str:
     lines = [heading.format(path) if path else "## Top of the file", "", schema["description"], ""]
     required = schema.get("required", ())
     tables: list[str] = []
-    for name, entry in _keys(schema, root).items():
-        resolved = {**_resolved(entry, root), **entry}
+    for name, entry in _list_keys(schema, root).items():
+        resolved = {**_resolve(entry, root), **entry}
         if "properties" in resolved or "patternProperties" in resolved:
-            tables += [_link(f"{path}.{name}" if path else name)]
+            tables += [_format_link(f"{path}.{name}" if path else name)]
             continue
         lines += [f"### `{name}`", "", entry["description"], ""]
-        lines += [f"- Type: {type_text(entry, root)}"]
-        lines += ["- Required" if name in required else f"- Default: {default_text(entry)}"]
-        lines += ["- Example: " + ", ".join(f"`{name} = {toml(example)}`" for example in entry["examples"]), ""]
+        lines += [f"- Type: {format_type(entry, root)}"]
+        lines += ["- Required" if name in required else f"- Default: {format_default(entry)}"]
+        lines += ["- Example: " + ", ".join(f"`{name} = {format_toml(example)}`" for example in entry["examples"]), ""]
     if tables:
         lines += ["Tables below it: " + ", ".join(tables), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _link(table: str) -> str:
-    """A link to a table's section."""
+def _format_link(table: str) -> str:
+    """Return a link to a table's section."""
     return f"[`[{table}]`](#{re.sub(r'[^a-z]', '', table.lower())})"
 
 
-def _keys(schema: Schema, root: Schema) -> dict[str, Any]:
-    """The keys of a table; a name that people choose (a user, a path) stands under its title."""
-    resolved = _resolved(schema, root)
+def _list_keys(schema: Schema, root: Schema) -> dict[str, Any]:
+    """Return the keys of a table. A name that people choose (a user, a path) stands under its title."""
+    resolved = _resolve(schema, root)
     named = {entry["title"]: entry for entry in resolved.get("patternProperties", {}).values()}
     return {**resolved.get("properties", {}), **named}
 
 
-def _resolved(schema: Schema, root: Schema) -> Schema:
-    """What a `$ref`, alone or in an `allOf` of one, stands for."""
+def _resolve(schema: Schema, root: Schema) -> Schema:
+    """Return what a `$ref`, alone or in an `allOf` of one, stands for."""
     for part in (schema, *schema.get("allOf", ())):
         if "$ref" in part:
-            return _resolved(root["definitions"][part["$ref"].rpartition("/")[2]], root)
+            return _resolve(root["definitions"][part["$ref"].rpartition("/")[2]], root)
     return schema
 
 
-def type_text(schema: Schema, root: Schema) -> str:
-    """The type in words: `"warn"`, `"cpu"` or `"fail"`; list of device."""
-    return _either(_types(schema, root))
+def format_type(schema: Schema, root: Schema) -> str:
+    """Return the type in words, as in: `"warn"`, `"cpu"` or `"fail"`."""
+    return _join_alternatives(_list_types(schema, root))
 
 
-def _types(schema: Schema, root: Schema) -> list[str]:
-    schema = _resolved(schema, root)
+def _list_types(schema: Schema, root: Schema) -> list[str]:
+    schema = _resolve(schema, root)
     if "enum" in schema:
-        return [f"`{toml(value)}`" for value in schema["enum"]]
+        return [f"`{format_toml(value)}`" for value in schema["enum"]]
     if "title" in schema and schema["title"] != "devices":
         return [f"`{schema['title']}`" if schema.get("type") == "object" else schema["title"]]
     if "anyOf" in schema:
-        return [text for option in schema["anyOf"] for text in _types(option, root)]
+        return [text for option in schema["anyOf"] for text in _list_types(option, root)]
     if schema["type"] == "array":
         most = f", at most {schema['maxItems']}" if "maxItems" in schema else ""
-        return [f"list of {type_text(schema['items'], root)}s{most}"]
+        return [f"list of {format_type(schema['items'], root)}s{most}"]
     bounds = [f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema]
     return [", ".join([WORDS.get(schema["type"], str(schema["type"])), *bounds])]
 
 
-def _either(options: list[str]) -> str:
+def _join_alternatives(options: list[str]) -> str:
     return " or ".join(part for part in (", ".join(options[:-1]), options[-1]) if part)
 
 
-def default_text(schema: Schema) -> str:
-    """The default as it would be written; null says that there is none."""
-    return "not set" if schema["default"] is None else f"`{toml(schema['default'])}`"
+def format_default(schema: Schema) -> str:
+    """Return the default as it would be written. The schema's null says that there is none."""
+    return "not set" if schema["default"] is None else f"`{format_toml(schema['default'])}`"
 
 
-def toml(value: Any) -> str:
-    """A value as TOML writes it, on one line."""
+def format_toml(value: Any) -> str:
+    """Return a value as TOML writes it, on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_format_key(key)} = {format_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(toml(item) for item in value) + "]"
+        return "[" + ", ".join(format_toml(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False)
 
 
-def _toml_key(key: str) -> str:
+def _format_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 # ---- command
 
 
-def generated() -> dict[Path, str]:
-    """Every generated file and what it should contain."""
+def generate() -> dict[Path, str]:
+    """Return every generated file with what it should contain."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return {VALIDATOR: validator(schema), REFERENCE: reference(schema)}
+    return {VALIDATOR: make_validator(schema), REFERENCE: make_reference(schema)}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the files, or with --check say which are out of date."""
+    """Write the files, or with --check say which are out of date. Return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when a file is out of date")
     check = parser.parse_args(arguments).check
     stale = 0
-    for path, text in generated().items():
+    for path, text in generate().items():
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
         stale += 1

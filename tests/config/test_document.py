@@ -26,12 +26,12 @@ POLICY = '[gpu]\nmemory_limit = "8GiB"\n'
 needs_root = pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
 
 
-def project(path: Path, start_owner: int | None = None) -> Source:
+def make_source(path: Path, start_owner: int | None = None) -> Source:
     return Source("project", str(path), start_owner=start_owner)
 
 
-def refused(source: Source, trust: Trust | None = None) -> Finding:
-    """The finding that reading this file gives."""
+def read_refused(source: Source, trust: Trust | None = None) -> Finding:
+    """Return the finding that reading this file gives."""
     with pytest.raises(DocumentError) as caught:
         read(source, trust or Trust(ME))
     assert caught.value.finding.path == source.path
@@ -50,8 +50,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_file_gives_its_data_digest_and_owner(file: Path) -> None:
-    """A readable file of one's own becomes a Document; the digest is that of the bytes read."""
-    document = read(project(file), Trust(ME))
+    """A readable file of one's own becomes a Document. The digest is that of the bytes read."""
+    document = read(make_source(file), Trust(ME))
     assert document.data == {"gpu": {"memory_limit": "8GiB"}}
     assert document.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert document.owner == ME
@@ -66,11 +66,11 @@ def test_the_text_of_a_command_line_needs_no_file() -> None:
 
 
 def test_positions_are_one_based_and_fall_back_to_the_parent(file: Path) -> None:
-    """A key has the line and column it is written at; a missing one those of the nearest table that is there."""
-    document = read(project(file), Trust(ME))
-    assert document.position(("gpu", "memory_limit")) == (2, 1)
-    assert document.position(("gpu", "visible_devices", 0)) == (1, 2)
-    assert document.position(("ceiling",)) is None
+    """A key has the line and column it is written at. A missing one those of the nearest table that is there."""
+    document = read(make_source(file), Trust(ME))
+    assert document.find_position(("gpu", "memory_limit")) == (2, 1)
+    assert document.find_position(("gpu", "visible_devices", 0)) == (1, 2)
+    assert document.find_position(("ceiling",)) is None
 
 
 def test_a_pyproject_is_read_at_its_own_table(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_pyproject_is_read_at_its_own_table(tmp_path: Path) -> None:
     path.write_text('[project]\nname = "x"\n[tool.tfgpu.gpu]\nmemory_growth = true\n')
     document = read(Source("project", str(path), table=("tool", "tfgpu")), Trust(ME))
     assert document.data == {"gpu": {"memory_growth": True}}
-    assert document.position(("gpu", "memory_growth")) == (4, 1)
+    assert document.find_position(("gpu", "memory_growth")) == (4, 1)
 
 
 def test_a_pyproject_named_by_the_user_must_have_the_table(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_pyproject_named_by_the_user_must_have_the_table(tmp_path: Path) -> No
     path = tmp_path / "pyproject.toml"
     path.write_text('[project]\nname = "x"\n')
     assert read(Source("project", str(path), table=("tool", "tfgpu")), Trust(ME)).data == {}
-    finding = refused(Source("project", str(path), table=("tool", "tfgpu"), required=True))
+    finding = read_refused(Source("project", str(path), table=("tool", "tfgpu"), required=True))
     assert finding.code == "not-found"
     assert "[tool.tfgpu]" in finding.message
 
@@ -96,7 +96,7 @@ def test_a_table_that_is_a_value_is_refused(tmp_path: Path) -> None:
     """`tfgpu = 1` under [tool] is no policy."""
     path = tmp_path / "pyproject.toml"
     path.write_text("[tool]\ntfgpu = 1\n")
-    assert refused(Source("project", str(path), table=("tool", "tfgpu"))).code == "wrong-type"
+    assert read_refused(Source("project", str(path), table=("tool", "tfgpu"))).code == "wrong-type"
 
 
 # ---- kinds of files
@@ -104,14 +104,14 @@ def test_a_table_that_is_a_value_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     """A file that is gone by the time it is read is a finding."""
-    assert refused(project(tmp_path / "tfgpu.toml")).code == "not-found"
-    assert refused(Source("project", "/nul\0byte")).code == "not-found"
+    assert read_refused(make_source(tmp_path / "tfgpu.toml")).code == "not-found"
+    assert read_refused(Source("project", "/nul\0byte")).code == "not-found"
 
 
 def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
     """A directory named tfgpu.toml is refused by name."""
     (tmp_path / "tfgpu.toml").mkdir()
-    finding = refused(project(tmp_path / "tfgpu.toml"))
+    finding = read_refused(make_source(tmp_path / "tfgpu.toml"))
     assert finding.code == "not-a-file"
     assert "a directory" in finding.message
 
@@ -143,9 +143,9 @@ def test_a_socket_and_a_device_are_not_files(tmp_path: Path) -> None:
     path = tmp_path / "tfgpu.toml"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
-        assert refused(project(path)).code == "not-a-file"
-    assert refused(Source("project", "/dev/zero")).code == "not-a-file"
-    assert refused(Source("project", "/dev/tty")).code in ("not-a-file", "unreadable")
+        assert read_refused(make_source(path)).code == "not-a-file"
+    assert read_refused(Source("project", "/dev/zero")).code == "not-a-file"
+    assert read_refused(Source("project", "/dev/tty")).code in ("not-a-file", "unreadable")
 
 
 def test_links_that_lead_nowhere_are_findings(tmp_path: Path) -> None:
@@ -153,24 +153,24 @@ def test_links_that_lead_nowhere_are_findings(tmp_path: Path) -> None:
     dangling, loop = tmp_path / "dangling.toml", tmp_path / "loop.toml"
     dangling.symlink_to(tmp_path / "nothing")
     loop.symlink_to(loop)
-    assert "symbolic link" in refused(project(dangling)).message
-    assert refused(project(dangling)).code == "not-found"
-    assert refused(project(loop)).code == "unreadable"
-    assert "loop" in refused(project(loop)).message
+    assert "symbolic link" in read_refused(make_source(dangling)).message
+    assert read_refused(make_source(dangling)).code == "not-found"
+    assert read_refused(make_source(loop)).code == "unreadable"
+    assert "loop" in read_refused(make_source(loop)).message
 
 
 def test_a_link_to_ones_own_file_is_followed(tmp_path: Path, file: Path) -> None:
     """A link made by oneself to a file of one's own counts."""
     link = tmp_path / "link.toml"
     link.symlink_to(file)
-    assert read(project(link), Trust(ME)).text == POLICY
+    assert read(make_source(link), Trust(ME)).text == POLICY
 
 
 @pytest.mark.skipif(ME == 0, reason="root may read everything")
 def test_a_file_without_permission_is_unreadable(file: Path) -> None:
     """Mode 000 is a finding that asks for permission."""
     file.chmod(0)
-    finding = refused(project(file))
+    finding = read_refused(make_source(file))
     assert finding.code == "unreadable"
     assert "permission" in finding.message
 
@@ -207,18 +207,18 @@ def test_roots_private_file_is_unreadable_for_others() -> None:
 
 
 def test_the_largest_file_is_read_and_one_byte_more_is_not(file: Path) -> None:
-    """256 KiB is read; a byte more is refused."""
+    """256 KiB is read. A byte more is refused."""
     file.write_bytes(b"#" * (LARGEST - 1) + b"\n")
-    assert read(project(file), Trust(ME)).data == {}
+    assert read(make_source(file), Trust(ME)).data == {}
     file.write_bytes(b"#" * LARGEST + b"\n")
-    assert refused(project(file)).code == "too-large"
-    assert refused(Source("run", "<tfgpu run>", text="#" * (LARGEST + 1))).code == "too-large"
+    assert read_refused(make_source(file)).code == "too-large"
+    assert read_refused(Source("run", "<tfgpu run>", text="#" * (LARGEST + 1))).code == "too-large"
 
 
 def test_a_sparse_giant_is_refused_without_reading_it(file: Path) -> None:
     """A terabyte of holes costs no more than 256 KiB."""
     os.truncate(file, 1 << 40)
-    assert refused(project(file)).code == "too-large"
+    assert read_refused(make_source(file)).code == "too-large"
 
 
 @pytest.mark.parametrize(
@@ -229,29 +229,29 @@ def test_a_sparse_giant_is_refused_without_reading_it(file: Path) -> None:
 def test_deep_nesting_is_a_finding(file: Path, text: str) -> None:
     """Brackets, braces and dots by the thousand never end the interpreter."""
     file.write_text(text)
-    assert refused(project(file)).code in ("too-deep", "syntax")
+    assert read_refused(make_source(file)).code in ("too-deep", "syntax")
 
 
 def test_nesting_that_a_policy_needs_is_accepted(file: Path) -> None:
     """Thirty levels are fine."""
     file.write_text("a = " + "[" * 30 + "]" * 30)
-    assert read(project(file), Trust(ME)).position(("a", *[0] * 29)) == (1, 34)
+    assert read(make_source(file), Trust(ME)).find_position(("a", *[0] * 29)) == (1, 34)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(file: Path) -> None:
     """What Notepad saves as "UTF-8 with BOM" is read, and columns do not count the mark."""
     file.write_bytes(b"\xef\xbb\xbf[gpu]\r\nmemory_growth = true\r\n")
-    document = read(project(file), Trust(ME))
+    document = read(make_source(file), Trust(ME))
     assert document.data == {"gpu": {"memory_growth": True}}
-    assert document.position(("gpu",)) == (1, 2)
-    assert document.position(("gpu", "memory_growth")) == (2, 1)
+    assert document.find_position(("gpu",)) == (1, 2)
+    assert document.find_position(("gpu", "memory_growth")) == (2, 1)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_utf_16_is_named(file: Path, encoding: str) -> None:
     """UTF-16, with or without a mark, is recognised and the finding says what to save instead."""
     file.write_bytes(POLICY.encode(encoding))
-    finding = refused(project(file))
+    finding = read_refused(make_source(file))
     assert finding.code == "not-utf8"
     assert encoding[:6].upper() in finding.message
     assert "UTF-8" in finding.message
@@ -261,7 +261,7 @@ def test_utf_16_is_named(file: Path, encoding: str) -> None:
 def test_a_byte_that_is_not_utf_8_has_a_position(file: Path, mark: bytes) -> None:
     """Latin-1 text is refused at the line and column of its first umlaut."""
     file.write_bytes(mark + "# größe\n".encode() + 'a = 1 # "größe"\n'.encode("latin-1"))
-    finding = refused(project(file))
+    finding = read_refused(make_source(file))
     assert (finding.code, finding.line, finding.column) == ("not-utf8", 2, 12)
     assert "0xf6" in finding.message
 
@@ -269,28 +269,28 @@ def test_a_byte_that_is_not_utf_8_has_a_position(file: Path, mark: bytes) -> Non
 def test_a_nul_character_has_a_position(file: Path) -> None:
     """A NUL inside a text is refused where it stands."""
     file.write_bytes(b"# a file\na = 1 # \0\n")
-    finding = refused(project(file))
+    finding = read_refused(make_source(file))
     assert (finding.code, finding.line, finding.column) == ("syntax", 2, 9)
 
 
 def test_a_syntax_error_has_a_position_and_says_what_would_be_right(file: Path) -> None:
     """The commonest mistake, a size without quotes, is explained at its place."""
     file.write_text("[gpu]\nmemory_limit = 8GiB\n")
-    finding = refused(project(file))
+    finding = read_refused(make_source(file))
     assert (finding.code, finding.line, finding.column) == ("syntax", 2, 17)
     file.write_text("[gpu]\nmemory_limit = GiB\n")
-    assert '"8GiB"' in refused(project(file)).message
+    assert '"8GiB"' in read_refused(make_source(file)).message
 
 
 def test_an_integer_of_thousands_of_digits_is_a_finding(file: Path) -> None:
     """Python's own limit on digits does not become a traceback."""
     file.write_text("a = " + "1" * 5_000)
-    assert refused(project(file)).code == "syntax"
+    assert read_refused(make_source(file)).code == "syntax"
 
 
 def test_undecodable_text_of_a_command_line_is_a_finding() -> None:
     """Bytes of the environment that are not UTF-8 arrive as surrogates and are refused."""
-    assert refused(Source("run", "<tfgpu run>", text="a = '\udcff'")).code == "not-utf8"
+    assert read_refused(Source("run", "<tfgpu run>", text="a = '\udcff'")).code == "not-utf8"
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
@@ -319,11 +319,11 @@ def test_any_bytes_give_a_document_or_a_finding(raw: bytes) -> None:
         path = Path(folder, "tfgpu.toml")
         path.write_bytes(raw)
         try:
-            digest, quote_value = read(project(path), Trust(ME)).sha256, ""
+            digest, message = read(make_source(path), Trust(ME)).sha256, ""
         except DocumentError as error:
-            digest, quote_value = None, str(error)
+            digest, message = None, str(error)
     assert digest in (None, hashlib.sha256(raw).hexdigest())
-    assert quote_value.isprintable()
+    assert message.isprintable()
 
 
 # ---- swaps
@@ -358,13 +358,13 @@ def test_a_file_exchanged_while_it_is_read_is_the_old_the_new_or_a_finding(tmp_p
         try:
             # The other process may take a while to start, or not to be given the processor.
             while (len(seen) < 1_000 or not {"read", "not-a-file"} <= set(seen)) and time.monotonic() < deadline:
-                seen.append(outcome(project(path), digests))
+                seen.append(read_outcome(make_source(path), digests))
         finally:
             other.kill()
     assert {"read", "not-a-file"} <= set(seen) <= {"read", "not-found", "not-a-file", "unreadable"}
 
 
-def outcome(source: Source, digests: set[str]) -> str:
+def read_outcome(source: Source, digests: set[str]) -> str:
     try:
         document = read(source, Trust(ME))
     except DocumentError as error:
@@ -384,7 +384,7 @@ def test_a_kubernetes_swap_gives_one_of_the_two_files(tmp_path: Path) -> None:
     for turn in range(20):
         (tmp_path / "..tmp").symlink_to(f"..{turn % 2 + 1}")
         (tmp_path / "..tmp").rename(tmp_path / "..data")
-        seen.add(read(project(tmp_path / "tfgpu.toml"), Trust(ME)).text)
+        seen.add(read(make_source(tmp_path / "tfgpu.toml"), Trust(ME)).text)
     assert seen == {"version = 1\n", "version = 2\n"}
 
 
@@ -396,7 +396,7 @@ def test_a_kubernetes_swap_gives_one_of_the_two_files(tmp_path: Path) -> None:
 def test_a_strangers_file_is_refused(file: Path, layer: LayerName) -> None:
     """A file that belongs to somebody else is left out, and the finding says whose it is and what to do."""
     os.chown(file, STRANGER, -1)
-    finding = refused(Source(layer, str(file)))
+    finding = read_refused(Source(layer, str(file)))
     assert finding.code == "untrusted-owner"
     assert "trusted_owners" in finding.message
 
@@ -406,22 +406,22 @@ def test_a_strangers_file_is_refused_before_its_content_is_looked_at(file: Path)
     """The finding about a stranger's broken file is about the stranger."""
     file.write_text("[[[")
     os.chown(file, STRANGER, -1)
-    assert refused(project(file)).code == "untrusted-owner"
+    assert read_refused(make_source(file)).code == "untrusted-owner"
 
 
 @needs_root
 def test_the_owner_of_the_start_directory_and_trusted_owners_count(file: Path) -> None:
     """A colleague's file counts where the process started in a directory of theirs, or where the machine says so."""
     os.chown(file, STRANGER, -1)
-    assert read(project(file, start_owner=STRANGER), Trust(ME)).owner == STRANGER
-    assert read(project(file), Trust(ME, owners=frozenset({STRANGER}))).owner == STRANGER
-    assert refused(project(file, start_owner=1), Trust(ME, owners=frozenset({2}))).code == "untrusted-owner"
+    assert read(make_source(file, start_owner=STRANGER), Trust(ME)).owner == STRANGER
+    assert read(make_source(file), Trust(ME, owners=frozenset({STRANGER}))).owner == STRANGER
+    assert read_refused(make_source(file, start_owner=1), Trust(ME, owners=frozenset({2}))).code == "untrusted-owner"
 
 
 @needs_root
 def test_roots_file_counts_for_everybody(file: Path) -> None:
     """A file of root is trusted by another user."""
-    assert read(project(file), Trust(STRANGER)).owner == 0
+    assert read(make_source(file), Trust(STRANGER)).owner == 0
 
 
 @needs_root
@@ -430,14 +430,14 @@ def test_a_strangers_link_to_ones_own_file_is_refused(tmp_path: Path, file: Path
     link = tmp_path / "link.toml"
     link.symlink_to(file)
     os.chown(link, STRANGER, -1, follow_symlinks=False)
-    assert refused(project(link)).code == "untrusted-owner"
+    assert read_refused(make_source(link)).code == "untrusted-owner"
 
 
 @pytest.mark.parametrize("layer", ["user", "project"])
 def test_a_file_writable_by_everybody_is_refused(file: Path, layer: LayerName) -> None:
     """One's own file with mode 666 could be anybody's."""
     file.chmod(0o666)
-    assert refused(Source(layer, str(file))).code == "insecure-permissions"
+    assert read_refused(Source(layer, str(file))).code == "insecure-permissions"
     file.chmod(0o664)
     assert read(Source(layer, str(file)), Trust(ME)).text == POLICY
 
@@ -446,7 +446,7 @@ def test_a_file_writable_by_everybody_is_refused(file: Path, layer: LayerName) -
 def test_a_directory_writable_by_everybody_is_refused(tmp_path: Path, file: Path, mode: int) -> None:
     """A file in a directory like /tmp may have been planted, sticky bit or not."""
     tmp_path.chmod(mode)
-    finding = refused(project(file))
+    finding = read_refused(make_source(file))
     assert finding.code == "insecure-permissions"
     assert str(tmp_path) in finding.message
 
@@ -460,8 +460,8 @@ def test_a_link_does_not_hide_a_public_directory(tmp_path: Path) -> None:
     public.chmod(0o1777)
     (private / "tfgpu.toml").symlink_to(public / "real.toml")
     (public / "tfgpu.toml").symlink_to(private / "real.toml")
-    assert refused(project(private / "tfgpu.toml")).code == "insecure-permissions"
-    assert refused(project(public / "tfgpu.toml")).code == "insecure-permissions"
+    assert read_refused(make_source(private / "tfgpu.toml")).code == "insecure-permissions"
+    assert read_refused(make_source(public / "tfgpu.toml")).code == "insecure-permissions"
 
 
 # ---- trust: machine layer
@@ -478,14 +478,14 @@ def machine(tmp_path: Path) -> Path:
     return path
 
 
-def administrator(tmp_path: Path) -> Trust:
-    """As if whoever runs the tests were root, and tmp_path the root of the file system."""
+def trust_me_below(tmp_path: Path) -> Trust:
+    """Return a trust as if whoever runs the tests were root, and tmp_path the root of the file system."""
     return Trust(ME, administrator=ME, checked_from=str(tmp_path))
 
 
 def test_a_machine_file_of_the_administrator_alone_counts(tmp_path: Path, machine: Path) -> None:
     """Owned by the administrator, writable by nobody else, from the top down: it is read."""
-    assert read(Source("machine", str(machine)), administrator(tmp_path)).text == POLICY
+    assert read(Source("machine", str(machine)), trust_me_below(tmp_path)).text == POLICY
 
 
 @pytest.mark.parametrize("place", ["etc", "etc/tfgpu", "etc/tfgpu/tfgpu.toml"])
@@ -494,7 +494,7 @@ def test_a_machine_file_that_others_may_write_is_refused(tmp_path: Path, machine
     """Group or others may write neither the file nor any directory above it, sticky or not."""
     target = tmp_path / place
     target.chmod(target.stat().st_mode | bits)
-    assert refused(Source("machine", str(machine)), administrator(tmp_path)).code == "insecure-permissions"
+    assert read_refused(Source("machine", str(machine)), trust_me_below(tmp_path)).code == "insecure-permissions"
 
 
 @needs_root
@@ -503,7 +503,7 @@ def test_a_machine_file_of_somebody_else_is_refused(tmp_path: Path, machine: Pat
     """Neither the file nor any directory above it may belong to anybody but root."""
     os.chown(tmp_path / place, STRANGER, -1)
     trust = Trust(STRANGER, owners=frozenset({STRANGER}), checked_from=str(tmp_path))
-    assert refused(Source("machine", str(machine), start_owner=STRANGER), trust).code == "insecure-permissions"
+    assert read_refused(Source("machine", str(machine), start_owner=STRANGER), trust).code == "insecure-permissions"
 
 
 def test_a_machine_file_is_refused_if_a_link_passes_through_a_public_directory(tmp_path: Path, machine: Path) -> None:
@@ -516,9 +516,9 @@ def test_a_machine_file_is_refused_if_a_link_passes_through_a_public_directory(t
     (public / "middle.toml").symlink_to(machine.parent / "real.toml")
     source = Source("machine", str(machine))
     public.chmod(0o755)
-    assert read(source, administrator(tmp_path)).text == POLICY
+    assert read(source, trust_me_below(tmp_path)).text == POLICY
     public.chmod(0o1777)
-    finding = refused(source, administrator(tmp_path))
+    finding = read_refused(source, trust_me_below(tmp_path))
     assert finding.code == "insecure-permissions"
     assert str(public) in finding.message
 
@@ -530,7 +530,7 @@ def test_the_real_check_goes_up_to_the_root() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as public, tempfile.TemporaryDirectory(dir=home) as private:
         for folder in (public, private):
             Path(folder, "tfgpu.toml").write_text(POLICY)
-        assert "/tmp is writable" in refused(Source("machine", f"{public}/tfgpu.toml"), Trust(STRANGER)).message
+        assert "/tmp is writable" in read_refused(Source("machine", f"{public}/tfgpu.toml"), Trust(STRANGER)).message
         assert read(Source("machine", f"{private}/tfgpu.toml"), Trust(STRANGER)).owner == 0
 
 
@@ -538,20 +538,20 @@ def test_the_real_check_goes_up_to_the_root() -> None:
 
 
 @pytest.fixture
-def hostile(tmp_path: Path) -> Path:
+def hostile_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "a\x1b[31m\nb\u2028\u202ec"
     folder.mkdir()
     return folder
 
 
-def test_a_hostile_path_is_shown_escaped(hostile: Path) -> None:
+def test_a_hostile_path_is_shown_escaped(hostile_folder: Path) -> None:
     """Line breaks, escape sequences and direction marks in a path never reach the terminal raw."""
-    path = hostile / "tfgpu.toml"
+    path = hostile_folder / "tfgpu.toml"
     path.write_text('"\x07" = 1')
-    finding = refused(project(path))
-    quote_value = str(finding)
-    assert quote_value.isprintable()
-    assert "a\\x1b[31m\\nb\\u2028\\u202ec" in quote_value
+    finding = read_refused(make_source(path))
+    text = str(finding)
+    assert text.isprintable()
+    assert "a\\x1b[31m\\nb\\u2028\\u202ec" in text
     assert finding.where.isprintable()
 
 
@@ -563,8 +563,8 @@ def test_plain_text_is_shown_as_it_is() -> None:
 
 def test_a_document_is_a_value(file: Path) -> None:
     """Two readings of one file are equal, also after a position was asked for."""
-    first, second = (read(project(file), Trust(ME)) for _ in range(2))
-    first.position(("gpu",))
+    first, second = (read(make_source(file), Trust(ME)) for _ in range(2))
+    first.find_position(("gpu",))
     assert isinstance(first, Document)
     assert first == second
 

@@ -19,7 +19,7 @@ EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*/*.toml"))
 
 
 @pytest.fixture(name="generate", scope="module")
-def fixture_generate() -> ModuleType:
+def load_generate_tool() -> ModuleType:
     pytest.importorskip("fastjsonschema", reason="of the development group")
     specification = importlib.util.spec_from_file_location("generate", ROOT / "tools" / "generate.py")
     assert specification is not None
@@ -31,7 +31,7 @@ def fixture_generate() -> ModuleType:
 
 def test_generated_files_are_those_of_the_schema(generate: ModuleType) -> None:
     """The validator and the reference page are, byte for byte, what the schema gives."""
-    generated = generate.generated()
+    generated = generate.generate()
     assert {path.name for path in generated} == {"_validator.py", "reference.md"}
     for path, text in generated.items():
         assert path.read_bytes() == text.encode(), f"{path.name}: run python tools/generate.py"

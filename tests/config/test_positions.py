@@ -15,8 +15,8 @@ from tfenv.config.positions import locate_keys
 from tfenv.policy.model import KeyPath
 
 
-def paths_of(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """The path of every key and every array element in parsed TOML."""
+def list_paths(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """List the path of every key and every array element in parsed TOML."""
     children: list[tuple[str | int, object]] = []
     if isinstance(value, dict):
         children = list(value.items())
@@ -24,16 +24,16 @@ def paths_of(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
         children = list(enumerate(value))
     for key, child in children:
         yield (*path, key)
-        yield from paths_of(child, (*path, key))
+        yield from list_paths(child, (*path, key))
 
 
-def dedented(text: str) -> str:
+def remove_indent(text: str) -> str:
     return textwrap.dedent(text).lstrip("\n")
 
 
 def test_a_policy_has_a_position_for_every_key() -> None:
     """Headers, keys, array elements, inline tables and arrays of tables each have their own line and column."""
-    text = dedented(
+    text = remove_indent(
         """
         # a comment with [brackets] = "and quotes
         on_error = "warn"
@@ -116,14 +116,14 @@ def test_the_key_after_any_value_is_found(value: str) -> None:
     """The end of every kind of value is known: the next key's line is right, and no key is made up."""
     text = f"before = {value} # end\r\nafter = 1\n"
     found = locate_keys(text)
-    assert set(found) == set(paths_of(tomli.loads(text)))
+    assert set(found) == set(list_paths(tomli.loads(text)))
     assert found["after",] == (text.count("\n"), 1)
 
 
 def test_escapes_in_quoted_keys_are_undone() -> None:
     """A key is the same whether it is written plainly or by escapes, those of TOML 1.1 too."""
     text = '"\\u0061\\U00000062\\x63\\t\\e\\"\\\\" = 1\n"é ü" . \'x"y\' = 2\n'
-    assert set(locate_keys(text)) == set(paths_of(tomli.loads(text)))
+    assert set(locate_keys(text)) == set(list_paths(tomli.loads(text)))
 
 
 def test_columns_count_characters() -> None:
@@ -138,7 +138,7 @@ def test_deep_nesting_does_not_exhaust_the_stack() -> None:
 
 
 def test_long_keys_cost_little_and_hide_nothing() -> None:
-    """Keys of a thousand parts get positions for the first levels only; what follows them has its own."""
+    """Keys of a thousand parts get positions for the first levels only. What follows them has its own."""
     text = "".join(f"k{line}" + ".x" * 1_000 + " = 1\n" for line in range(100)) + "[gpu]\nafter = 1\n"
     found = locate_keys(text)
     assert found["k99", "x"] == (100, 5)
@@ -167,22 +167,24 @@ dotted_keys = st.builds(
 )
 
 
-def bracketed(opening: str, closing: str, items: list[str], blank: str, trailing: bool) -> str:
+def write_in_brackets(opening: str, closing: str, items: list[str], blank: str, trailing: bool) -> str:
     comma = "," if trailing and items else ""
     return opening + blank + f"{blank},{blank}".join(items) + blank + comma + blank + closing
 
 
-def arrays(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+def make_arrays(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     items = st.lists(values, max_size=3)
-    return st.builds(bracketed, st.just("["), st.just("]"), items, BREAKS, st.booleans())
+    return st.builds(write_in_brackets, st.just("["), st.just("]"), items, BREAKS, st.booleans())
 
 
-def inline_tables(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+def make_inline_tables(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     pair = st.builds(lambda key, blank, value: f"{key}{blank}={blank}{value}", dotted_keys, BLANKS, values)
-    return st.builds(bracketed, st.just("{"), st.just("}"), st.lists(pair, max_size=3), BREAKS, st.booleans())
+    return st.builds(write_in_brackets, st.just("{"), st.just("}"), st.lists(pair, max_size=3), BREAKS, st.booleans())
 
 
-values = st.recursive(st.sampled_from(SCALARS), lambda inner: arrays(inner) | inline_tables(inner), max_leaves=6)
+values = st.recursive(
+    st.sampled_from(SCALARS), lambda inner: make_arrays(inner) | make_inline_tables(inner), max_leaves=6
+)
 ends = st.sampled_from(["\n", " # comment [x]\n", "\r\n", "\n\n"])
 statements = st.one_of(
     st.builds(lambda blank, key, value, end: f"{blank}{key}={blank}{value}{end}", BLANKS, dotted_keys, values, ends),
@@ -191,8 +193,8 @@ statements = st.one_of(
 )
 
 
-def accepted(candidates: list[str]) -> str:
-    """As many of the statements, in order, as make valid TOML together."""
+def keep_accepted(candidates: list[str]) -> str:
+    """Return as many of the statements, in order, as make valid TOML together."""
     text = ""
     for statement in candidates:
         with contextlib.suppress(tomli.TOMLDecodeError):
@@ -201,8 +203,8 @@ def accepted(candidates: list[str]) -> str:
     return text
 
 
-def reads_as(text: str, key: str) -> bool:
-    """Whether a text begins with this key, bare or quoted."""
+def is_key_first(text: str, key: str) -> bool:
+    """Return whether a text begins with this key, bare or quoted."""
     for end in range(1, min(len(text), 20) + 1):
         with contextlib.suppress(tomli.TOMLDecodeError):
             if tomli.loads(text[:end] + " = 1") == {key: 1}:
@@ -214,21 +216,21 @@ def reads_as(text: str, key: str) -> bool:
 @given(st.lists(statements, max_size=12))
 def test_every_key_of_valid_toml_has_a_position_and_nothing_else_has(candidates: list[str]) -> None:
     """The scanner's keys are exactly tomli's, and at each position stands that key."""
-    text = accepted(candidates)
+    text = keep_accepted(candidates)
     found = locate_keys(text)
-    assert set(found) == set(paths_of(tomli.loads(text)))
+    assert set(found) == set(list_paths(tomli.loads(text)))
     lines = text.split("\n")
     for path, (line, column) in found.items():
         rest = lines[line - 1][column - 1 :]
         assert rest
         if isinstance(path[-1], str):
-            assert reads_as(rest, path[-1])
+            assert is_key_first(rest, path[-1])
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(alphabet="ab.=[]{},#\"'\\\n\r\t 1-:xuU\0é", max_size=60))
 def test_no_text_makes_it_raise(text: str) -> None:
-    """Any text gives positions; what tomli accepts gives exactly its keys."""
+    """Any text gives positions. What tomli accepts gives exactly its keys."""
     found = locate_keys(text)
     with contextlib.suppress(tomli.TOMLDecodeError):
-        assert set(found) == set(paths_of(tomli.loads(text)))
+        assert set(found) == set(list_paths(tomli.loads(text)))

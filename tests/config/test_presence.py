@@ -30,7 +30,7 @@ FILES = {
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without a layer of its own, whose user's home is in the folder."""
     (tmp_path / "a" / "b").mkdir(parents=True)
-    monkeypatch.setattr(presence, "_MACHINE_ROOT", str(tmp_path / "etc"))
+    monkeypatch.setattr(presence, "MACHINE_ROOT", str(tmp_path / "etc"))
     return tmp_path
 
 

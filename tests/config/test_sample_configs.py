@@ -20,25 +20,25 @@ SAMPLES = sorted((ROOT / "sample_configs").glob("**/*.toml"))
 LAYERS: dict[str, LayerName] = {"workstation": "user", "shared-server": "machine"}
 
 
-def tool(name: str) -> str:
-    """A command of the development group, from the environment that runs the tests."""
+def find_tool(name: str) -> str:
+    """Find a command of the development group, in the environment that runs the tests."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found
 
 
-def run(*command: str) -> str:
+def run_on_samples(*command: str) -> str:
     """Run a command on all samples.
 
     Returns:
-        What it said; "" when it had nothing against them.
+        What it said. "" if it had nothing against them.
     """
     done = subprocess.run([*command, *map(str, SAMPLES)], capture_output=True, text=True, check=False, cwd=ROOT)
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def sample(path: Path) -> Document:
+def read_sample(path: Path) -> Document:
     text = path.read_text(encoding="utf-8")
     layer = LAYERS.get(path.relative_to(ROOT / "sample_configs").parts[0], "project")
     return Document(Source(layer, str(path)), tomli.loads(text), "0" * 64, text, 0)
@@ -54,7 +54,7 @@ def test_the_samples_are_there() -> None:
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT / "sample_configs")))
 def test_samples_are_right(path: Path) -> None:
     """A sample gives no finding, and none of the advice that `tfgpu check` gives."""
-    layer, findings = validate(sample(path))
+    layer, findings = validate(read_sample(path))
     assert findings == ()
     if path.parent.name not in ("groups", "users"):
         # Whom a sample names exists on no machine of ours.
@@ -71,18 +71,18 @@ def test_samples_lead_editors_to_the_schema(path: Path) -> None:
 
 def test_check_jsonschema_agrees() -> None:
     """check-jsonschema finds nothing wrong with a sample."""
-    assert run(tool("check-jsonschema"), "--schemafile", str(schema_path())) == ""
+    assert run_on_samples(find_tool("check-jsonschema"), "--schemafile", str(schema_path())) == ""
 
 
 def test_check_jsonschema_agrees_on_the_schema() -> None:
     """check-jsonschema takes the schema for a valid one."""
-    command = [tool("check-jsonschema"), "--check-metaschema", str(schema_path())]
+    command = [find_tool("check-jsonschema"), "--check-metaschema", str(schema_path())]
     subprocess.run(command, check=True, capture_output=True)
 
 
 def test_taplo_agrees() -> None:
     """taplo finds nothing wrong with a sample, by the schema."""
-    assert run(tool("taplo"), "check", "--schema", schema_path().as_uri()) == ""
+    assert run_on_samples(find_tool("taplo"), "check", "--schema", schema_path().as_uri()) == ""
 
 
 def test_taplo_follows_the_first_line(tmp_path: Path) -> None:
@@ -91,10 +91,10 @@ def test_taplo_follows_the_first_line(tmp_path: Path) -> None:
     for limit, status in (("memory_limit", 0), ("memroy_limit", 1)):
         wrong = tmp_path / f"{limit}.toml"
         wrong.write_text(f"#:schema {schema_path()}\n{text.replace('memory_limit', limit)}", encoding="utf-8")
-        done = subprocess.run([tool("taplo"), "check", str(wrong)], capture_output=True, text=True, check=False)
+        done = subprocess.run([find_tool("taplo"), "check", str(wrong)], capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
 
 
 def test_samples_are_formatted() -> None:
     """The samples are laid out as taplo lays them out."""
-    assert run(tool("taplo"), "fmt", "--check") == ""
+    assert run_on_samples(find_tool("taplo"), "fmt", "--check") == ""

@@ -42,35 +42,35 @@ NEGATIVE = sorted(EXAMPLES.glob("negative/*.toml"))
 GIB = 1 << 30
 
 
-def document(text: str, layer: LayerName = "project", path: str = "/srv/vision/tfgpu.toml") -> Document:
-    """A document as the reader of files would make it, without a file."""
+def make_document(text: str, layer: LayerName = "project", path: str = "/srv/vision/tfgpu.toml") -> Document:
+    """Make a document as the reader of files does, without a file."""
     return Document(Source(layer, path), tomli.loads(text), "0" * 64, text, 0)
 
 
-def example(path: Path) -> Document:
+def read_example(path: Path) -> Document:
     text = path.read_text(encoding="utf-8")
     layer: Any = re.match(r"# layer: (\w+)", text)
-    return document(text, layer[1], str(path))
+    return make_document(text, layer[1], str(path))
 
 
-def all_settings(layer: Layer) -> Iterator[Setting]:
+def list_settings(layer: Layer) -> Iterator[Setting]:
     tables = (layer.base, *dict(layer.groups).values(), *layer.users.values(), *layer.projects.values())
     for table in (layer.top, layer.machine, *layer.audit, *(part for t in tables for part in (t.gpu, t.ceiling))):
         yield from table.values()
 
 
-def kept(layer: Layer) -> list[str]:
-    return sorted(format_key(setting.origin.key) for setting in all_settings(layer))
+def list_kept(layer: Layer) -> list[str]:
+    return sorted(format_key(setting.origin.key) for setting in list_settings(layer))
 
 
-def keys_of(table: dict[str, object]) -> Iterator[KeyPath]:
-    """The keys of a document that hold a value: what a layer should have kept of a right one."""
+def list_keys(table: dict[str, object]) -> Iterator[KeyPath]:
+    """List the keys of a document that hold a value: what a layer should have kept of a right one."""
     for name, value in table.items():
         if name in ("gpu", "ceiling", "audit", "machine") and isinstance(value, dict):
             yield from ((name, key) for key in value)
         elif name in ("user", "group", "project") and isinstance(value, dict):
             for who, tables in value.items():
-                inner = keys_of(tables) if isinstance(tables, dict) else [()]
+                inner = list_keys(tables) if isinstance(tables, dict) else [()]
                 yield from ((name, who, *rest) for rest in inner)
         elif name != "version":
             yield (name,)
@@ -82,9 +82,9 @@ def keys_of(table: dict[str, object]) -> Iterator[KeyPath]:
 @pytest.mark.parametrize("path", POSITIVE, ids=lambda path: path.stem)
 def test_right_files_are_kept_whole(path: Path) -> None:
     """A right file gives no finding and loses no key."""
-    layer, findings = validate(example(path))
+    layer, findings = validate(read_example(path))
     assert findings == ()
-    assert kept(layer) == sorted(format_key(key) for key in keys_of(example(path).data))
+    assert list_kept(layer) == sorted(format_key(key) for key in list_keys(read_example(path).data))
 
 
 @pytest.mark.parametrize("path", NEGATIVE, ids=lambda path: path.stem)
@@ -95,19 +95,19 @@ def test_wrong_files_lose_only_what_is_wrong(path: Path) -> None:
     keeps = re.search(r"^# keeps:(.*)$", text, re.MULTILINE)
     assert expected, "an example of what is wrong says what is to be found"
     assert keeps is not None
-    layer, findings = validate(example(path))
+    layer, findings = validate(read_example(path))
     told = [(f.severity, f.code, str(f.line), str(f.column), f.key) for f in findings]
     assert told == [tuple(line[:5]) for line in expected]
     for finding, line in zip(findings, expected, strict=True):
         assert line[5] in finding.message
         assert finding.path == str(path)
-    assert kept(layer) == sorted(keeps[1].split())
+    assert list_kept(layer) == sorted(keeps[1].split())
 
 
 def test_messages_are_one_sentence_on_one_line() -> None:
     """Findings are one line of plain text, also where names and values hold control characters and are long."""
     text = f'"a\\n\\u001b[31m\\u2028" = 1\n[gpu]\nallocator = "x\\n\\u001b[31m"\nmemory_limit = "{"9" * 5000}"\n'
-    _, findings = validate(document(text))
+    _, findings = validate(make_document(text))
     assert len(findings) == 3
     for finding in findings:
         assert finding.message.isprintable()
@@ -117,8 +117,8 @@ def test_messages_are_one_sentence_on_one_line() -> None:
 # ---- typed values
 
 
-def gpu(text: str) -> dict[str, object]:
-    layer, findings = validate(document(f"[gpu]\n{text}\n"))
+def read_gpu(text: str) -> dict[str, object]:
+    layer, findings = validate(make_document(f"[gpu]\n{text}\n"))
     assert findings == ()
     return {key: setting.value for key, setting in layer.base.gpu.items()}
 
@@ -145,13 +145,13 @@ def gpu(text: str) -> dict[str, object]:
 )
 def test_visible_devices_in_all_its_forms(written: str, read: object) -> None:
     """Every form of visible_devices becomes its typed value."""
-    assert gpu(f"visible_devices = {written}") == {"visible_devices": read}
+    assert read_gpu(f"visible_devices = {written}") == {"visible_devices": read}
 
 
 def test_rules_for_single_devices() -> None:
     """A [[gpu.device]] entry becomes a rule that knows where it stands."""
     text = '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "60GiB"\nlogical_devices = ["30GiB", "30GiB"]\n'
-    layer, findings = validate(document(text))
+    layer, findings = validate(make_document(text))
     assert findings == ()
     rules: Any = layer.base.gpu["device"].value
     (rule,) = rules
@@ -163,24 +163,24 @@ def test_rules_for_single_devices() -> None:
 
 def test_a_broken_list_of_allowed_devices_allows_fewer_never_more() -> None:
     """Of allowed_devices the entries that are right stay, even when none is."""
-    some, _ = validate(document('ceiling.allowed_devices = [0, "banana"]'))
+    some, _ = validate(make_document('ceiling.allowed_devices = [0, "banana"]'))
     assert some.base.ceiling["allowed_devices"].value == (Selector("position", "0"),)
-    none, _ = validate(document('ceiling.allowed_devices = ["banana"]'))
+    none, _ = validate(make_document('ceiling.allowed_devices = ["banana"]'))
     assert none.base.ceiling["allowed_devices"].value == ()
 
 
 def test_origins_lead_back_to_the_file() -> None:
     """The origin of a setting gives its position in the document."""
-    read = document("[gpu]\nmemory_growth = true\n")
+    read = make_document("[gpu]\nmemory_growth = true\n")
     layer, _ = validate(read)
     origin = layer.base.gpu["memory_growth"].origin
     assert (origin.layer, origin.path) == ("project", "/srv/vision/tfgpu.toml")
-    assert read.position(origin.key) == (2, 1)
+    assert read.find_position(origin.key) == (2, 1)
 
 
 def test_a_group_file_speaks_of_its_group() -> None:
     """The base tables of a scoped machine file stand under its group, and never hold for everybody."""
-    read = document("gpu.memory_growth = true\n[group.students]\nceiling.max_devices = 1\n", "machine")
+    read = make_document("gpu.memory_growth = true\n[group.students]\nceiling.max_devices = 1\n", "machine")
     layer, findings = validate(replace(read, source=replace(read.source, scope=("group", "students"))))
     assert findings == ()
     assert layer.base == Tables()
@@ -190,7 +190,7 @@ def test_a_group_file_speaks_of_its_group() -> None:
 
 def test_a_user_file_speaks_of_its_user() -> None:
     """The base tables of users/NAME.toml stand under that user."""
-    read = document('gpu.memory_limit = "1GiB"', "machine")
+    read = make_document('gpu.memory_limit = "1GiB"', "machine")
     layer, _ = validate(replace(read, source=replace(read.source, scope=("user", "alice"))))
     assert layer.users["alice"].gpu["memory_limit"].value == MemoryLimit(bytes=GIB)
     assert layer.base == Tables()
@@ -212,7 +212,7 @@ def test_a_log_behind_a_link_out_of_the_project_is_refused(tmp_path: Path) -> No
     (project / "logs").symlink_to(outside)
     (project / "real").mkdir()
     for folder, codes in (("logs", ["outside-project"]), ("real", [])):
-        _, findings = validate(document(f'audit.file = "{folder}/a.jsonl"', path=str(project / "tfgpu.toml")))
+        _, findings = validate(make_document(f'audit.file = "{folder}/a.jsonl"', path=str(project / "tfgpu.toml")))
         assert [finding.code for finding in findings] == codes
 
 
@@ -220,8 +220,8 @@ def test_a_log_behind_a_link_out_of_the_project_is_refused(tmp_path: Path) -> No
     "key", ["ceiling.max_devices", "gpu.memory_limit", "gpu.visible_devices", "on_error", "version"]
 )
 def test_an_integer_too_long_to_write_is_quoted_all_the_same(key: str) -> None:
-    """Python writes no integer of thousands of digits; a finding about one is made nevertheless, and is short."""
-    _, (finding,) = validate(document(f"{key} = 0x{'f' * 5000}"))
+    """Python writes no integer of thousands of digits. A finding about one is made nevertheless, and is short."""
+    _, (finding,) = validate(make_document(f"{key} = 0x{'f' * 5000}"))
     assert finding.key == key
     assert len(finding.message) < 250
 
@@ -229,24 +229,24 @@ def test_an_integer_too_long_to_write_is_quoted_all_the_same(key: str) -> None:
 # ---- the schema
 
 
-def annotated(schema: Any, name: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Every key the schema knows: its name, its entry, and whether it is required."""
+def list_annotated(schema: Any, name: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """List every key the schema knows: its name, its entry, and whether it is required."""
     for key, entry in {**schema.get("properties", {}), **schema.get("patternProperties", {})}.items():
         yield f"{name}.{key}", entry, key in schema.get("required", ())
-        yield from annotated(entry, f"{name}.{key}")
+        yield from list_annotated(entry, f"{name}.{key}")
     for key, definition in schema.get("definitions", {}).items():
-        yield from annotated(definition, key)
+        yield from list_annotated(definition, key)
 
 
-def tables_in(schema: Any) -> Iterator[Any]:
+def find_tables(schema: Any) -> Iterator[Any]:
     if isinstance(schema, dict):
         if "properties" in schema and isinstance(schema["properties"], dict):
             yield schema
         for inner in schema.values():
-            yield from tables_in(inner)
+            yield from find_tables(inner)
 
 
-KEYS = list(annotated(load_schema()))
+KEYS = list(list_annotated(load_schema()))
 
 
 @pytest.mark.parametrize(("entry", "required"), [key[1:] for key in KEYS], ids=[key[0] for key in KEYS])
@@ -270,7 +270,7 @@ def test_the_schema_is_closed_and_draft_07() -> None:
     Draft7Validator.check_schema(schema)
     assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
     assert schema["$id"] == "urn:tfenv:schema:tfgpu:1"
-    assert all(table["additionalProperties"] is False for table in tables_in(schema))
+    assert all(table["additionalProperties"] is False for table in find_tables(schema))
     assert schema_path().name == "tfgpu.schema.json"
 
 
@@ -298,25 +298,25 @@ def test_what_is_a_size_matches_the_pattern(text: str) -> None:
 # ---- nothing raises
 
 
-def strategy(schema: Any, root: Any) -> st.SearchStrategy[Any]:
-    """Values by a part of the schema: mostly right ones, some wrong ones."""
+def make_strategy(schema: Any, root: Any) -> st.SearchStrategy[Any]:
+    """Make values by a part of the schema: mostly right ones, some wrong ones."""
     reference = next((part["$ref"] for part in (schema, *schema.get("allOf", ())) if "$ref" in part), None)
     if reference is not None:
-        return strategy(root["definitions"][reference.rpartition("/")[2]], root)
+        return make_strategy(root["definitions"][reference.rpartition("/")[2]], root)
     if "enum" in schema:
         right: st.SearchStrategy[Any] = st.sampled_from(schema["enum"])
     elif "anyOf" in schema:
-        right = st.one_of([strategy(option, root) for option in schema["anyOf"]])
+        right = st.one_of([make_strategy(option, root) for option in schema["anyOf"]])
     elif schema["type"] == "object":
-        return table(schema, root)
+        return make_table(schema, root)
     else:
-        right = scalar(schema, root)
+        right = make_scalar(schema, root)
     return st.one_of(right, right, right, ANYTHING)
 
 
-def scalar(schema: Any, root: Any) -> st.SearchStrategy[Any]:
+def make_scalar(schema: Any, root: Any) -> st.SearchStrategy[Any]:
     if schema["type"] == "array":
-        return st.lists(strategy(schema["items"], root), max_size=3)
+        return st.lists(make_strategy(schema["items"], root), max_size=3)
     if schema["type"] == "boolean":
         return st.booleans()
     if schema["type"] == "integer":
@@ -324,12 +324,12 @@ def scalar(schema: Any, root: Any) -> st.SearchStrategy[Any]:
     return st.from_regex(schema["pattern"], fullmatch=True) if "pattern" in schema else st.text(max_size=6)
 
 
-def table(schema: Any, root: Any) -> st.SearchStrategy[Any]:
-    named = {name: strategy(entry, root) for name, entry in schema.get("properties", {}).items()}
+def make_table(schema: Any, root: Any) -> st.SearchStrategy[Any]:
+    named = {name: make_strategy(entry, root) for name, entry in schema.get("properties", {}).items()}
     known = st.fixed_dictionaries({}, optional=named)
     inner = next(iter(schema.get("patternProperties", {}).values()), None)
     if inner is not None:
-        known = st.dictionaries(st.sampled_from(["alice", "/srv/a", "{x}", "a/b", "", "ü"]), strategy(inner, root))
+        known = st.dictionaries(st.sampled_from(["alice", "/srv/a", "{x}", "a/b", "", "ü"]), make_strategy(inner, root))
     extra = st.dictionaries(st.sampled_from(["memroy_limit", "{count}", "%s", "\n", "gpu"]), ANYTHING, max_size=1)
     return st.one_of(known, known, st.builds(lambda a, b: {**b, **a}, known, extra))
 
@@ -339,26 +339,26 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=5,
 )
-DOCUMENTS = strategy(load_schema(), load_schema())
+DOCUMENTS = make_strategy(load_schema(), load_schema())
 LAYERS: st.SearchStrategy[LayerName] = st.sampled_from(LAYER_ORDER)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DOCUMENTS, LAYERS)
 def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> None:
-    """Whatever a document holds, the result is a layer and findings; what was not kept is in a finding."""
+    """Whatever a document holds, the result is a layer and findings. What was not kept is in a finding."""
     read = Document(Source(layer, "/srv/vision/tfgpu.toml"), data, "0" * 64, "", 0)
     validated, findings = validate(read)
     assert isinstance(validated, Layer)
     assert all(isinstance(finding, Finding) for finding in findings)
     found = [finding.key or "" for finding in findings]
-    for key in keys_of(data):
-        assert format_key(key) in kept(validated) or any(same_place(name, format_key(key)) for name in found)
+    for key in list_keys(data):
+        assert format_key(key) in list_kept(validated) or any(is_same_place(name, format_key(key)) for name in found)
     advise([validated], [read])
 
 
-def same_place(one: str, other: str) -> bool:
-    """Whether one key is the other, or inside it."""
+def is_same_place(one: str, other: str) -> bool:
+    """Return whether one key is the other, or inside it."""
     return one.startswith(other) or other.startswith(one)
 
 
@@ -370,7 +370,7 @@ def test_a_corrupted_file_gives_a_layer(path: Path, data: st.DataObject) -> None
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
-        read = document(raw.decode(), data.draw(LAYERS))
+        read = make_document(raw.decode(), data.draw(LAYERS))
     except (UnicodeDecodeError, tomli.TOMLDecodeError):
         return
     validated, findings = validate(read)
@@ -381,25 +381,25 @@ def test_a_corrupted_file_gives_a_layer(path: Path, data: st.DataObject) -> None
 def test_the_deepest_nesting_gives_findings() -> None:
     """Values as deep as the reader of files lets pass are findings, not recursion errors."""
     deep = "[" * 30 + "]" * 30
-    _, findings = validate(document(f"[gpu]\nvisible_devices = {deep}\nmemory_limit = {deep}\nother = {deep}\n"))
+    _, findings = validate(make_document(f"[gpu]\nvisible_devices = {deep}\nmemory_limit = {deep}\nother = {deep}\n"))
     assert [finding.line for finding in findings] == [2, 3, 4]
 
 
 def test_without_jsonschema_a_wrong_file_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tfenv is half installed, a wrong file is one finding, and a right one is read as ever."""
     monkeypatch.setitem(sys.modules, "jsonschema", None)
-    layer, findings = validate(document("[gpu]\nmemory_growth = true\nmemory_limit = 8\n"))
+    layer, findings = validate(make_document("[gpu]\nmemory_growth = true\nmemory_limit = 8\n"))
     assert [finding.code for finding in findings] == ["incomplete-install"]
-    assert kept(layer) == []
-    layer, findings = validate(document("gpu.memory_growth = true"))
-    assert (kept(layer), findings) == (["gpu.memory_growth"], ())
+    assert list_kept(layer) == []
+    layer, findings = validate(make_document("gpu.memory_growth = true"))
+    assert (list_kept(layer), findings) == (["gpu.memory_growth"], ())
 
 
 # ---- what it costs
 
 
 def test_a_right_file_loads_neither_jsonschema_nor_fastjsonschema() -> None:
-    """The libraries that cost most are not imported for a file that is right; jsonschema is for one that is not."""
+    """The libraries that cost most are not imported for a file that is right. A wrong one needs jsonschema."""
     program = f"""
 import sys, json
 sys.path[:0] = {[str(Path(__file__).parents[2])]}

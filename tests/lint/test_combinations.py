@@ -1,4 +1,4 @@
-"""advice.py: what is right but hardly meant, where it stands, and what is left alone."""
+"""combinations.py: what is right but hardly meant, where it stands, and what is left alone."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ CARDS = Inventory(
 FIRST, SECOND = '"GPU-0"', '"GPU-1"'
 
 
-def read(text: str, layer: LayerName = "machine") -> tuple[Layer, Document]:
+def read_layer(text: str, layer: LayerName = "machine") -> tuple[Layer, Document]:
     document = Document(Source(layer, "/etc/tfgpu/tfgpu.toml"), tomli.loads(text), "0" * 64, text, 0)
     validated, findings = validate(document)
     assert findings == ()
     return validated, document
 
 
-def advised(text: str, layer: LayerName = "machine", inventory: Inventory | None = None) -> tuple[Finding, ...]:
-    validated, document = read(text, layer)
+def find_remarks(text: str, layer: LayerName = "machine", inventory: Inventory | None = None) -> tuple[Finding, ...]:
+    validated, document = read_layer(text, layer)
     return advise([validated], [document], inventory)
 
 
-def advice(text: str, layer: LayerName = "machine", inventory: Inventory | None = None) -> list[tuple[str, int | None]]:
-    """Codes and lines."""
-    return [(found.code, found.line) for found in advised(text, layer, inventory)]
+def list_codes(
+    text: str, layer: LayerName = "machine", inventory: Inventory | None = None
+) -> list[tuple[str, int | None]]:
+    """List the codes and lines of the remarks."""
+    return [(found.code, found.line) for found in find_remarks(text, layer, inventory)]
 
 
 def test_max_devices_alone_is_advised_against() -> None:
-    """max_devices without a choice gives everybody the same card; with {count = 1} there is nothing to say."""
-    assert advice("ceiling.max_devices = 1") == [("first-card-for-all", 1)]
-    assert advice("ceiling.max_devices = 1\ngpu.visible_devices = {count = 1}") == []
-    assert advice("gpu.visible_devices = {count = 1}\n[group.root]\nceiling.max_devices = 1") == []
-    assert advice("ceiling.max_devices = 0") == []
-    assert advice('ceiling.max_devices = 1\ngpu.visible_devices = ["GPU-8932f937"]') == []
+    """max_devices without a choice gives everybody the same card. With {count = 1} there is nothing to say."""
+    assert list_codes("ceiling.max_devices = 1") == [("first-card-for-all", 1)]
+    assert list_codes("ceiling.max_devices = 1\ngpu.visible_devices = {count = 1}") == []
+    assert list_codes("gpu.visible_devices = {count = 1}\n[group.root]\nceiling.max_devices = 1") == []
+    assert list_codes("ceiling.max_devices = 0") == []
+    assert list_codes('ceiling.max_devices = 1\ngpu.visible_devices = ["GPU-8932f937"]') == []
 
 
 def test_numbers_in_the_machine_layer_are_advised_against() -> None:
-    """Numbers shift in containers: the machine layer should name UUIDs; elsewhere numbers are TensorFlow's own."""
+    """Numbers shift in containers: the machine layer should name UUIDs. Elsewhere numbers are TensorFlow's own."""
     text = '[gpu]\nvisible_devices = [1]\n[ceiling]\nallowed_devices = ["GPU-8932f937", 1]\n[[gpu.device]]\nmatch = 1\n'
-    assert advice(text) == [("numbers-in-machine-layer", line) for line in (2, 4, 5)]
-    assert advice(text, "project") == []
-    assert advice('gpu.visible_devices = ["GPU-8932f937"]') == []
+    assert list_codes(text) == [("numbers-in-machine-layer", line) for line in (2, 4, 5)]
+    assert list_codes(text, "project") == []
+    assert list_codes('gpu.visible_devices = ["GPU-8932f937"]') == []
 
 
 def test_where_nvml_knows_it_the_uuid_is_offered() -> None:
     """Of a number that this machine has, the UUID to write instead is told."""
-    (found,) = advised("gpu.visible_devices = [1]", inventory=CARDS)
+    (found,) = find_remarks("gpu.visible_devices = [1]", inventory=CARDS)
     assert 'write "GPU-11111111" for 1' in found.message
 
 
@@ -125,9 +127,9 @@ def test_where_nvml_knows_it_the_uuid_is_offered() -> None:
     ],
 )
 def test_impossible_combinations(text: str, expected: list[tuple[str, int]]) -> None:
-    """What a ceiling of the same or a less specific table takes from a setting is told; an intended clamp is not."""
-    assert advice(text) == expected
-    for found in advised(text):
+    """What a ceiling of the same or a less specific table takes from a setting is told. An intended clamp is not."""
+    assert list_codes(text) == expected
+    for found in find_remarks(text):
         assert found.severity == "warning"
 
 
@@ -152,29 +154,29 @@ def test_impossible_combinations(text: str, expected: list[tuple[str, int]]) -> 
     ],
 )
 def test_what_the_cards_say(text: str, expected: list[tuple[str, int]]) -> None:
-    """With NVML, cards that are not there and limits above every card are warnings; without, cards are no matter."""
-    assert advice(text, inventory=CARDS) == expected
+    """With NVML, missing cards and limits above every card are warnings. Without it, nothing is said of them."""
+    assert list_codes(text, inventory=CARDS) == expected
     silent = [(code, line) for code, line in expected if code == "numbers-in-machine-layer"]
-    assert advice(text) == advice(text, inventory=Inventory(problem="no driver")) == silent
+    assert list_codes(text) == list_codes(text, inventory=Inventory(problem="no driver")) == silent
 
 
 def test_a_projects_file_may_name_the_cards_of_several_machines() -> None:
     """In a project only a list of which no card is here is worth a word."""
-    assert advice(f"gpu.visible_devices = [{FIRST}, 'GPU-f']", "project", CARDS) == []
-    assert advice("gpu.visible_devices = ['GPU-e', 'GPU-f']", "project", CARDS) == [("no-such-device", 1)]
+    assert list_codes(f"gpu.visible_devices = [{FIRST}, 'GPU-f']", "project", CARDS) == []
+    assert list_codes("gpu.visible_devices = ['GPU-e', 'GPU-f']", "project", CARDS) == [("no-such-device", 1)]
 
 
 def test_the_other_place_is_named_with_its_line() -> None:
     """A message about two keys says where the other one stands."""
-    (found,) = advised("[ceiling]\nmemory_limit = '8GiB'\n[gpu]\nmemory_limit = '9GiB'\n")
+    (found,) = find_remarks("[ceiling]\nmemory_limit = '8GiB'\n[gpu]\nmemory_limit = '9GiB'\n")
     assert "above the ceiling of 8.0 GiB in line 2" in found.message
     assert (found.line, found.column, found.key) == (4, 1, "gpu.memory_limit")
 
 
 def test_layers_are_not_mixed() -> None:
     """A user's wish above the machine's ceiling is no mistake of a file: it is clamped, as ceilings are meant to."""
-    machine, first = read("ceiling.memory_limit = '8GiB'")
-    user, second = read("gpu.memory_limit = '9GiB'", "user")
+    machine, first = read_layer("ceiling.memory_limit = '8GiB'")
+    user, second = read_layer("gpu.memory_limit = '9GiB'", "user")
     assert advise([machine, user], [first, second]) == ()
 
 

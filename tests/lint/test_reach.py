@@ -19,15 +19,15 @@ GROWTH = "gpu.memory_growth = true\n"
 LIMIT = "ceiling.memory_limit = '8GiB'\n"
 
 
-def document(name: str, text: str, layer: LayerName = "machine") -> Document:
+def make_document(name: str, text: str, layer: LayerName = "machine") -> Document:
     folder, _, file = name.rpartition("/")
     scope: Any = (folder[:-1], file.removesuffix(".toml")) if folder else None
     return Document(Source(layer, f"{ROOT}/{name}", scope=scope), tomli.loads(text), "0" * 64, text, 0)
 
 
-def advice(layer: LayerName = "machine", **files: str) -> list[tuple[str, str, int | None]]:
-    """Code, file and line; `users_alice=...` is the file users/alice.toml."""
-    documents = [document(f"{name.replace('__', '/')}.toml", text, layer) for name, text in files.items()]
+def list_remarks(layer: LayerName = "machine", **files: str) -> list[tuple[str, str, int | None]]:
+    """List code, file and line. The argument `users__alice` is the file users/alice.toml."""
+    documents = [make_document(f"{name.replace('__', '/')}.toml", text, layer) for name, text in files.items()]
     read = [validate(read) for read in documents]
     assert [findings for _, findings in read if findings] == []
     found = advise([validated for validated, _ in read], documents)
@@ -50,25 +50,25 @@ memory_growth = true
 [user."\\ud7ff".gpu]
 memory_growth = true
 """
-    assert advice(tfgpu=text) == [
+    assert list_remarks(tfgpu=text) == [
         ("unknown-user", "tfgpu", 1),
         ("unknown-user", "tfgpu", 4),
         ("unknown-group", "tfgpu", 6),
         ("unknown-user", "tfgpu", 12),
     ]
-    assert advice("user", tfgpu="[user.nobody-has-this.gpu]\nmemory_growth = true\n") == []
+    assert list_remarks("user", tfgpu="[user.nobody-has-this.gpu]\nmemory_growth = true\n") == []
 
 
 def test_files_that_nobody_has() -> None:
-    """A file is for the one whose name it has; an empty one is looked at, too."""
-    assert advice(users__nobody_has_this="") == [("unknown-user", "users/nobody_has_this", None)]
-    assert advice(groups__nobody_has_this=GROWTH) == [("unknown-group", "groups/nobody_has_this", None)]
-    assert advice(users__root=GROWTH, groups__root=LIMIT) == []
+    """A file is for the one whose name it has. An empty one is looked at, too."""
+    assert list_remarks(users__nobody_has_this="") == [("unknown-user", "users/nobody_has_this", None)]
+    assert list_remarks(groups__nobody_has_this=GROWTH) == [("unknown-group", "groups/nobody_has_this", None)]
+    assert list_remarks(users__root=GROWTH, groups__root=LIMIT) == []
 
 
 def test_a_similar_name_is_offered() -> None:
     """A spelling mistake is told with the name that was meant."""
-    read = document("tfgpu.toml", "[user.rooot.gpu]\nmemory_growth = true\n")
+    read = make_document("tfgpu.toml", "[user.rooot.gpu]\nmemory_growth = true\n")
     (found,) = advise([validate(read)[0]], [read])
     assert 'did you mean "root"?' in found.message
 
@@ -78,14 +78,14 @@ def test_a_similar_name_is_offered() -> None:
     [('user."uid:0"', True), ('user."uid:04000000"', False), ('group."gid:0"', False), ('group."gid:04000000"', False)],
 )
 def test_numbers_of_those_who_have_a_name(name: str, counts: bool) -> None:
-    """A user may be named by number, a group that has a name may not; a number has one spelling."""
-    found = [code for code, _, _ in advice(tfgpu=f"[{name}.gpu]\nmemory_growth = true\n")]
+    """A user may be named by number, a group that has a name may not. A number has one spelling."""
+    found = [code for code, _, _ in list_remarks(tfgpu=f"[{name}.gpu]\nmemory_growth = true\n")]
     assert found == ([] if counts else ["unreachable-table"])
 
 
 def test_a_users_file_is_called_by_the_name() -> None:
     """users/uid:0.toml is never looked for: root has a name."""
-    read = document("users/uid:0.toml", GROWTH)
+    read = make_document("users/uid:0.toml", GROWTH)
     (found,) = advise([validate(read)[0]], [read])
     assert (found.code, found.key) == ("unreachable-table", None)
     assert "users/root.toml" in found.message
@@ -94,16 +94,16 @@ def test_a_users_file_is_called_by_the_name() -> None:
 def test_tables_in_files_that_are_read_for_others() -> None:
     """users/root.toml is read for root only, groups/root.toml for the group's members."""
     daemon = "[user.daemon.gpu]\nmemory_growth = true\n[group.daemon.gpu]\nmemory_growth = true\n"
-    assert advice(users__root=daemon) == [
+    assert list_remarks(users__root=daemon) == [
         ("unreachable-table", "users/root", 1),
         ("unreachable-table", "users/root", 3),
     ]
-    assert advice(groups__root=daemon) == [
+    assert list_remarks(groups__root=daemon) == [
         ("unreachable-table", "groups/root", 1),
         ("partly-reachable", "groups/root", 3),
     ]
     own = "[user.root.gpu]\nmemory_growth = true\n[group.root.ceiling]\nrequire_grant = true\n"
-    assert advice(users__root=own) == advice(groups__root=own) == []
+    assert list_remarks(users__root=own) == list_remarks(groups__root=own) == []
 
 
 def test_projects_that_are_not_there(tmp_path: Path) -> None:
@@ -112,25 +112,25 @@ def test_projects_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     paths = [tmp_path, tmp_path / "none", tmp_path / "file", tmp_path / "link", f"{tmp_path}/../{tmp_path.name}"]
     text = "".join(f'[project."{path}".ceiling]\nrequire_grant = true\n' for path in paths)
-    found = [line for code, _, line in advice(tfgpu=text) if code == "unreachable-table"]
+    found = [line for code, _, line in list_remarks(tfgpu=text) if code == "unreachable-table"]
     assert found == [3, 5, 7, 9]
 
 
 def test_a_table_for_everybody_in_one_file() -> None:
     """Hundreds of users in the file that everybody reads are better off with files of their own: a note."""
     tables = [f'[user."uid:{number}".gpu]\nmemory_growth = true\n' for number in range(4_000_000, 4_000_101)]
-    assert advice(tfgpu="".join(tables)) == [("many-tables", "tfgpu", 1)]
-    assert advice(tfgpu="".join(tables[:100])) == []
+    assert list_remarks(tfgpu="".join(tables)) == [("many-tables", "tfgpu", 1)]
+    assert list_remarks(tfgpu="".join(tables[:100])) == []
 
 
 # ---- replaced keys
 
 
 def test_the_same_table_in_two_files() -> None:
-    """users/root.toml replaces [user.root] of tfgpu.toml, key by key; what only one of them has counts."""
+    """users/root.toml replaces [user.root] of tfgpu.toml, key by key. What only one of them has counts."""
     whole = "[user.root]\n" + GROWTH + LIMIT + "[group.root]\n" + GROWTH
-    assert advice(tfgpu=whole, users__root=LIMIT) == [("never-counts", "tfgpu", 3), ("never-counts", "tfgpu", 5)]
-    assert advice(tfgpu=whole.replace("[group.root]\n" + GROWTH, ""), users__root=LIMIT) == [
+    assert list_remarks(tfgpu=whole, users__root=LIMIT) == [("never-counts", "tfgpu", 3), ("never-counts", "tfgpu", 5)]
+    assert list_remarks(tfgpu=whole.replace("[group.root]\n" + GROWTH, ""), users__root=LIMIT) == [
         ("never-counts", "tfgpu", 3)
     ]
 
@@ -138,40 +138,42 @@ def test_the_same_table_in_two_files() -> None:
 def test_the_same_table_in_one_file() -> None:
     """In users/root.toml [user.root.gpu] replaces [gpu]."""
     text = GROWTH + LIMIT + "[user.root]\n" + GROWTH
-    assert advice(users__root=text) == [("never-counts", "users/root", 1)]
+    assert list_remarks(users__root=text) == [("never-counts", "users/root", 1)]
 
 
 def test_a_name_replaces_a_number() -> None:
     """[user.root] and [user."uid:0"] are the same person, and the name counts."""
-    assert advice(tfgpu='[user."uid:0"]\n' + LIMIT + "[user.root]\n" + LIMIT) == [("never-counts", "tfgpu", 2)]
+    assert list_remarks(tfgpu='[user."uid:0"]\n' + LIMIT + "[user.root]\n" + LIMIT) == [("never-counts", "tfgpu", 2)]
 
 
 def test_a_group_whose_members_all_have_their_own() -> None:
-    """A group's key is replaced if every member has one; one who has none keeps it alive."""
-    if members() != ["daemon"]:
+    """A group's key is replaced if every member has one. One who has none keeps it alive."""
+    if list_daemon_members() != ["daemon"]:
         pytest.skip("the group daemon has other members here")
     text = "[group.daemon]\n" + LIMIT + "[user.daemon]\n"
-    assert advice(tfgpu=text + LIMIT) == [("never-counts", "tfgpu", 2)]
-    assert advice(tfgpu=text + GROWTH) == []
+    assert list_remarks(tfgpu=text + LIMIT) == [("never-counts", "tfgpu", 2)]
+    assert list_remarks(tfgpu=text + GROWTH) == []
 
 
-def members() -> list[str]:
+def list_daemon_members() -> list[str]:
     return [entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == pwd.getpwnam("daemon").pw_gid]
 
 
 def test_a_project_that_holds_everything() -> None:
     """[project."/"] replaces the keys of everybody, of groups and of users."""
     text = LIMIT + "[user.root]\n" + LIMIT + '[project."/"]\n' + LIMIT
-    assert advice(tfgpu=text) == [("never-counts", "tfgpu", 1), ("never-counts", "tfgpu", 3)]
-    assert advice(tfgpu=text.replace('project."/"', 'project."/usr"')) == []
+    assert list_remarks(tfgpu=text) == [("never-counts", "tfgpu", 1), ("never-counts", "tfgpu", 3)]
+    assert list_remarks(tfgpu=text.replace('project."/"', 'project."/usr"')) == []
 
 
 def test_two_spellings_of_a_project() -> None:
     """[project."/usr"] and [project."/usr/"] are the same directory, and the later counts."""
-    assert advice(tfgpu='[project."/usr"]\n' + LIMIT + '[project."/usr/"]\n' + LIMIT) == [("never-counts", "tfgpu", 2)]
+    assert list_remarks(tfgpu='[project."/usr"]\n' + LIMIT + '[project."/usr/"]\n' + LIMIT) == [
+        ("never-counts", "tfgpu", 2)
+    ]
 
 
 def test_what_a_users_file_says_of_projects_is_his_own() -> None:
     """Two users may each have a table for the same project: neither replaces the other's, nor everybody's."""
     text = '[project."/usr"]\n' + LIMIT
-    assert advice(tfgpu=text, users__root=text, users__daemon=text) == []
+    assert list_remarks(tfgpu=text, users__root=text, users__daemon=text) == []

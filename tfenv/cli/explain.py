@@ -20,7 +20,15 @@ from tfenv.cli.output import (
     toml_text,
 )
 from tfenv.errors import escape_for_terminal
-from tfenv.explanation import Choosing, ExaminedFile, ExplainedCeiling, ExplainedSetting, Explanation, Value, explain
+from tfenv.explanation import (
+    ExaminedFile,
+    ExplainedCeiling,
+    ExplainedChoice,
+    ExplainedSetting,
+    ExplainedValue,
+    Explanation,
+    explain,
+)
 from tfenv.policy.model import Device, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
@@ -129,7 +137,7 @@ def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
         print(f"  {left:<{width}}  {paint(right, 'quiet')}" if right else f"  {left}")
 
 
-def _text(value: Value) -> str:
+def _text(value: ExplainedValue) -> str:
     """A value as it stands in its file, but for the rest of long lists and of UUIDs: eight of them fill three lines."""
     if not isinstance(value.value, list):
         return toml_text(value.value)
@@ -144,7 +152,7 @@ def _shortened(entry: object) -> object:
     return f"{cast('str', entry)[:_SHORT_UUID]}…" if is_uuid else entry
 
 
-def _origin(value: Value) -> str:
+def _origin(value: ExplainedValue) -> str:
     """`file:line`, and the table where the key alone does not tell it: [user.alice.gpu]."""
     line = "" if value.line is None else f":{value.line}"
     table = value.key.rpartition(".")[0]
@@ -195,7 +203,7 @@ def _print_plan(explanation: Explanation) -> None:
         )
 
 
-def _choosing(choosing: Choosing) -> str:
+def _choosing(choosing: ExplainedChoice) -> str:
     text = f"{choosing.count} of them, when devices are first listed"
     if choosing.now is not None:
         return f"{text}; now it would be {', '.join(choosing.now)}"

@@ -207,5 +207,5 @@ def _place(origin: Origin | None, loaded: LoadedPolicy) -> str:
     if origin is None:
         return ""
     found = [document for document in loaded.documents if document.source.path == origin.path]
-    position = found[0].position(origin.key) if found else None
+    position = found[0].find_position(origin.key) if found else None
     return shown_path(origin.path) + (f":{position[0]}" if position else "")

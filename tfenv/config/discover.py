@@ -1,8 +1,8 @@
 """Which files speak for this process: machine, user, project, and the options of `tfgpu run`.
 
 Finding is cheap, for it happens in every process that uses a framework: one `lstat` for each name in each
-directory, and nothing is opened but a pyproject.toml on the way. Whether a file that was found counts is decided
-when it is read.
+directory. Nothing is opened but a pyproject.toml on the way. Whether a file that was found counts is decided when it
+is read.
 """
 
 from __future__ import annotations
@@ -13,53 +13,51 @@ from collections.abc import Iterator
 from typing import Literal
 
 from tfenv.config.document import LARGEST, DocumentError, peek
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, MOST_LEVELS, PYPROJECT
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
-__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT_TABLE", "discover", "list_candidate_paths"]
+__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT", "PYPROJECT_TABLE", "discover", "list_candidate_paths"]
 
-FILE_NAME = "tfgpu.toml"
-PYPROJECT = "pyproject.toml"
 PYPROJECT_TABLE = ("tool", "tfgpu")
-#: Literal: no environment variable moves the administrator's policy.
-MACHINE_ROOT = "/etc/tfgpu"
-#: Directories the walk looks into, at most.
-MOST_LEVELS = 32
 
 #: What tells one file from another, whatever its names: device and inode.
 _Identity = tuple[int, int]
 _Scope = tuple[Literal["group", "user"], str]
+_SearchResult = tuple[list[Source], tuple[Finding, ...]]
 
 
 def discover(
     start: Start, subject: Subject, machine_root: str = MACHINE_ROOT
 ) -> tuple[tuple[Source, ...], tuple[Finding, ...]]:
-    """All files that speak for this process, the machine's first and the nearest last.
+    """Find all files that speak for this process.
 
     Args:
         start: What the process was when it started.
-        subject: For whom: only this user's and these groups' own machine files are looked for.
-        machine_root: The administrator's directory; another one only for `tfgpu check DIR` and tests.
+        subject: For whom. Only this user's and these groups' own machine files are looked for.
+        machine_root: The administrator's directory. It is another one only for `tfgpu check DIR` and tests.
 
     Returns:
-        The files, and what is wrong with TFGPU_CONFIG where it names no file at all. Everything else that may be
-        wrong with a file is said by `read`.
+        The files, the machine's first and the nearest last. Beside them what is wrong with TFGPU_CONFIG, if it names
+        no file at all. Everything else that may be wrong with a file is said by `read`.
     """
-    sources = list(_machine(os.path.abspath(machine_root), subject))
+    sources = list(_find_machine_files(os.path.abspath(machine_root), subject))
     findings: tuple[Finding, ...] = ()
     if not start.elevated:
-        owner = _owner(start.cwd)
-        sources += _user(start, owner)
+        owner = _find_start_owner(start.cwd)
+        sources += _find_user_file(start, owner)
         if not start.isolated:
-            project, findings = _project(start, owner, _identities(sources))
+            project, findings = _find_project_file(start, owner, _find_identities(sources))
             sources += project
-            sources += _run(start)
+            sources += _take_run_options(start)
     return tuple(sources), findings
 
 
 def list_candidate_paths(start: Start, subject: Subject, machine_root: str = MACHINE_ROOT) -> tuple[str, ...]:
-    """Every path at which a file would speak for this process, whether there is one now or not.
+    """List every path at which a file would speak for this process, whether there is one now or not.
+
+    `tfgpu watch` looks at them.
 
     Args:
         start: What the process was when it started.
@@ -67,59 +65,59 @@ def list_candidate_paths(start: Start, subject: Subject, machine_root: str = MAC
         machine_root: The administrator's directory.
 
     Returns:
-        Absolute paths, the machine's first; for `tfgpu watch`.
+        Absolute paths, the machine's first.
     """
-    found = [os.path.join(os.path.abspath(machine_root), name) for name, _ in _machine_names(subject)]
+    found = [os.path.join(os.path.abspath(machine_root), name) for name, _ in _list_machine_names(subject)]
     if not start.elevated:
         if start.config_home is not None:
             found.append(os.path.join(start.config_home, "tfgpu", FILE_NAME))
         if not start.isolated:
-            found += _project_places(start)
+            found += _list_project_paths(start)
     return tuple(dict.fromkeys(path for path in found if os.path.isabs(path)))
 
 
-def _project_places(start: Start) -> Iterator[str]:
+def _list_project_paths(start: Start) -> Iterator[str]:
     if start.config:
-        path = _absolute(start.config, start)
+        path = _make_absolute(start.config, start)
         yield from () if path is None else (path,)
         return
     for bottom in (start.cwd, start.script_dir):
-        for directory in () if bottom is None else _upward(bottom, start.home):
+        for directory in () if bottom is None else _list_upward(bottom, start.home):
             yield from (os.path.join(directory, name) for name in (FILE_NAME, PYPROJECT))
 
 
 # ---- machine, user, run
 
 
-def _machine(root: str, subject: Subject) -> Iterator[Source]:
-    for name, scope in _machine_names(subject):
+def _find_machine_files(root: str, subject: Subject) -> Iterator[Source]:
+    for name, scope in _list_machine_names(subject):
         path = os.path.join(root, name)
         if _may_exist(path):
             yield Source("machine", path, scope=scope)
 
 
-def _machine_names(subject: Subject) -> Iterator[tuple[str, _Scope | None]]:
+def _list_machine_names(subject: Subject) -> Iterator[tuple[str, _Scope | None]]:
     yield FILE_NAME, None
     for group in sorted(set(subject.groups)):
-        if _is_plain(group):
+        if _is_plain_name(group):
             yield f"groups/{group}.toml", ("group", group)
-    if _is_plain(subject.user):
+    if _is_plain_name(subject.user):
         yield f"users/{subject.user}.toml", ("user", subject.user)
 
 
-def _is_plain(name: str) -> bool:
-    """A name that is a file's in its folder, and never leads out of it."""
+def _is_plain_name(name: str) -> bool:
+    """Return whether a file of this name is in its folder, and never outside of it."""
     return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
 
 
-def _user(start: Start, owner: int | None) -> Iterator[Source]:
+def _find_user_file(start: Start, owner: int | None) -> Iterator[Source]:
     if start.config_home is not None:
         path = os.path.join(start.config_home, "tfgpu", FILE_NAME)
         if os.path.isabs(path) and _exists(path):
             yield Source("user", path, start_owner=owner)
 
 
-def _run(start: Start) -> Iterator[Source]:
+def _take_run_options(start: Start) -> Iterator[Source]:
     if start.run is not None:
         yield Source("run", "<tfgpu run>", text=start.run)
 
@@ -127,50 +125,48 @@ def _run(start: Start) -> Iterator[Source]:
 # ---- project
 
 
-def _project(start: Start, owner: int | None, taken: frozenset[_Identity]) -> tuple[list[Source], tuple[Finding, ...]]:
+def _find_project_file(start: Start, owner: int | None, taken: frozenset[_Identity]) -> _SearchResult:
     if start.config:
-        return _configured(start, start.config, owner, taken)
+        return _follow_config_variable(start, start.config, owner, taken)
     for directory in dict.fromkeys((start.cwd, start.script_dir)):
-        if directory is not None and (source := _walk(directory, start.home, owner, taken)) is not None:
+        if directory is not None and (source := _walk_upward(directory, start.home, owner, taken)) is not None:
             return [source], ()
     return [], ()
 
 
-def _configured(
-    start: Start, config: str, owner: int | None, taken: frozenset[_Identity]
-) -> tuple[list[Source], tuple[Finding, ...]]:
-    """The file that TFGPU_CONFIG names, instead of the walk."""
-    path = _absolute(config, start)
+def _follow_config_variable(start: Start, config: str, owner: int | None, taken: frozenset[_Identity]) -> _SearchResult:
+    """Take the file that TFGPU_CONFIG names, instead of walking."""
+    path = _make_absolute(config, start)
     if path is None:
-        missing = "home directory" if _in_home(config) else "working directory"
+        missing = "home directory" if _is_in_home(config) else "working directory"
         message = f"TFGPU_CONFIG cannot be followed, for there is no {missing}; make it an absolute path"
         return [], (Finding("not-found", message, path=config),)
     if os.path.isdir(path):
         message = f"TFGPU_CONFIG names a directory; name the file in it, {os.path.join(path, FILE_NAME)}"
         return [], (Finding("not-a-file", message, path=path),)
-    if _identity(path) in taken:
+    if _find_identity(path) in taken:
         return [], ()
     table = PYPROJECT_TABLE if os.path.basename(path) == PYPROJECT else ()
     return [Source("project", path, table=table, start_owner=owner, required=True)], ()
 
 
-def _absolute(config: str, start: Start) -> str | None:
-    if _in_home(config):
+def _make_absolute(config: str, start: Start) -> str | None:
+    if _is_in_home(config):
         return None if start.home is None else start.home.rstrip("/") + config[1:]
     if os.path.isabs(config):
         return config
     return None if start.cwd is None else os.path.join(start.cwd, config)
 
 
-def _in_home(config: str) -> bool:
+def _is_in_home(config: str) -> bool:
     return config == "~" or config.startswith("~/")
 
 
-def _walk(bottom: str, home: str | None, owner: int | None, taken: frozenset[_Identity]) -> Source | None:
-    """The nearest project file from a directory upward."""
-    for directory in _upward(bottom, home):
+def _walk_upward(bottom: str, home: str | None, owner: int | None, taken: frozenset[_Identity]) -> Source | None:
+    """Find the nearest project file from a directory upward."""
+    for directory in _list_upward(bottom, home):
         path = os.path.join(directory, FILE_NAME)
-        if _exists(path) and _identity(path) not in taken:
+        if _exists(path) and _find_identity(path) not in taken:
             return Source("project", path, start_owner=owner)
         path = os.path.join(directory, PYPROJECT)
         if _exists(path) and _has_policy(path):
@@ -178,17 +174,17 @@ def _walk(bottom: str, home: str | None, owner: int | None, taken: frozenset[_Id
     return None
 
 
-def _upward(bottom: str, home: str | None) -> Iterator[str]:
-    """The directory and those above it, to the home directory, the file system's top or `MOST_LEVELS`.
+def _list_upward(bottom: str, home: str | None) -> Iterator[str]:
+    """List the directory and those above it, to the home directory, the file system's top or `MOST_LEVELS`.
 
     A directory on another file system is not even looked into: it may be an automount point that would
     ask a server for each name.
     """
-    last = None if home is None else _identity(home)
+    last = None if home is None else _find_identity(home)
     file_system: int | None = None
     directory = bottom
     for _ in range(MOST_LEVELS):
-        identity = _identity(directory)
+        identity = _find_identity(directory)
         if identity is None or file_system not in (None, identity[0]):
             return
         yield directory
@@ -199,7 +195,7 @@ def _upward(bottom: str, home: str | None) -> Iterator[str]:
 
 
 def _has_policy(path: str) -> bool:
-    """Whether a pyproject.toml is about us; one that mentions us but does not parse is, so that `read` says why."""
+    """Return whether a pyproject.toml is about us. One that mentions us but does not parse is: `read` then says why."""
     try:
         raw = peek(path)
     except DocumentError:
@@ -219,7 +215,7 @@ def _has_policy(path: str) -> bool:
 
 
 def _exists(path: str) -> bool:
-    """Whether something has this name, a link that leads nowhere too: whoever put it there meant something."""
+    """Return whether something has this name. A link that leads nowhere counts: whoever made it meant something."""
     try:
         os.lstat(path)
     except (OSError, ValueError):
@@ -228,7 +224,7 @@ def _exists(path: str) -> bool:
 
 
 def _may_exist(path: str) -> bool:
-    """As `_exists`, but what may not be looked at counts: a locked machine folder must be a finding, not silence."""
+    """As `_exists`, but count what may not be looked at: a locked machine folder must be a finding, not silence."""
     try:
         os.lstat(path)
     except OSError as error:
@@ -238,7 +234,7 @@ def _may_exist(path: str) -> bool:
     return True
 
 
-def _identity(path: str) -> _Identity | None:
+def _find_identity(path: str) -> _Identity | None:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -246,12 +242,12 @@ def _identity(path: str) -> _Identity | None:
     return status.st_dev, status.st_ino
 
 
-def _identities(sources: list[Source]) -> frozenset[_Identity]:
-    """The files that speak already: whoever stands in ~/.config/tfgpu or /etc/tfgpu has no project there."""
-    return frozenset(identity for source in sources if (identity := _identity(source.path)) is not None)
+def _find_identities(sources: list[Source]) -> frozenset[_Identity]:
+    """Return which files speak already: whoever stands in ~/.config/tfgpu or /etc/tfgpu has no project there."""
+    return frozenset(identity for source in sources if (identity := _find_identity(source.path)) is not None)
 
 
-def _owner(directory: str | None) -> int | None:
+def _find_start_owner(directory: str | None) -> int | None:
     if directory is None:
         return None
     try:

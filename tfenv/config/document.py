@@ -1,8 +1,8 @@
 """One file: opened once, judged by what was opened, parsed, with the position of every key.
 
 The order is the order of trust: kind of file, owner and permissions, size, encoding, syntax. `read` looks at
-nothing of a file's content before its owner is known to count; the search for files asks, with `peek`, of any
-pyproject.toml whether it has a table of ours, and keeps nothing else of it.
+nothing of a file's content before its owner is known to count. The search for files looks with `peek` whether a
+pyproject.toml has a table of ours, whoever owns it, and keeps nothing else of it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["LARGEST", "Document", "DocumentError", "Trust", "peek", "read"]
 
 #: Bytes of the largest file that is read. A policy for a thousand users is a tenth of it.
 LARGEST = 256 * 1024
-#: Levels of tables and arrays below the policy's own table; the schema needs seven.
+#: Levels of tables and arrays below the policy's own table. The schema needs seven.
 DEEPEST = 32
 #: As the Linux kernel: more symbolic links than this on the way are taken for a loop.
 MOST_LINKS = 40
-#: O_NONBLOCK: a FIFO without a writer must not hold us; O_NOCTTY: nor a terminal become ours.
+#: O_NONBLOCK: a FIFO without a writer must not hold us. O_NOCTTY: no terminal may become ours.
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 #: Reads of a file that is being rewritten in place, before it is given up.
 ATTEMPTS = 3
@@ -35,14 +35,14 @@ ATTEMPTS = 3
 
 @frozen
 class Trust:
-    """Whose files count.
+    """Tells whose files count.
 
     Attributes:
         uid: Effective user id: one's own files count.
         owners: Further trusted owners, `trusted_owners` of the machine layer.
-        administrator: Who must own the machine layer; another one than root only for a draft of it.
-        checked_from: The machine layer's parent directories are checked from here down; below "/" only for a
-            draft, which may stand where others can write.
+        administrator: Who must own the machine layer. Only for a draft of it somebody else than root.
+        checked_from: The machine layer's parent directories are checked from here down. Only for a draft it is
+            another one than "/": a draft may stand where others can write.
     """
 
     uid: int
@@ -60,7 +60,7 @@ class Document:
         data: The policy's own table: the whole document, or [tool.tfgpu] of a pyproject.toml.
         sha256: Of the bytes that were read, in hexadecimal.
         text: The whole file, decoded, without a byte order mark.
-        owner: uid of the file's owner; None where there is no file (layer "run").
+        owner: uid of the file's owner. None where there is no file (layer "run").
     """
 
     source: Source
@@ -69,10 +69,10 @@ class Document:
     text: str
     owner: int | None
 
-    def position(self, key: KeyPath) -> tuple[int, int] | None:
-        """Line and column, both 1-based and in characters, of a key inside `data`.
+    def find_position(self, key: KeyPath) -> tuple[int, int] | None:
+        """Return line and column of a key inside `data`, both 1-based and in characters.
 
-        A key that is not there is looked for at the nearest parent that is; None if there is none.
+        A key that is not there has the position of the nearest parent that is. None if there is no such parent.
         """
         path: KeyPath = (*self.source.table, *key)
         while path:
@@ -107,20 +107,20 @@ def read(source: Source, trust: Trust) -> Document:
     """Open, judge and parse one file, or parse the text of a command line.
 
     Raises:
-        DocumentError: The file is left out; `finding` says where, why, and what would be right.
+        DocumentError: The file is left out. Its `finding` says where, why, and what would be right.
     """
     # Late: hashlib loads OpenSSL, and a process may have no policy file at all.
     import hashlib
 
-    raw, owner = _bytes_and_owner(source, trust)
+    raw, owner = _read_trusted_bytes(source, trust)
     text = _decode(source.path, raw)
-    data = _policy_table(source, _parse(source.path, text))
+    data = _select_policy_table(source, _parse(source.path, text))
     _require_shallow(source.path, data)
     return Document(source, data, hashlib.sha256(raw).hexdigest(), text, owner)
 
 
 def peek(path: str) -> bytes:
-    """The bytes of any regular file, whoever owns it; of one that is too large, the first `LARGEST` + 1.
+    """Return the bytes of any regular file, whoever owns it. Of one that is too large, the first `LARGEST` + 1.
 
     Raises:
         DocumentError: With the codes "not-found", "unreadable", "not-a-file".
@@ -128,14 +128,14 @@ def peek(path: str) -> bytes:
     descriptor = _open(path)
     try:
         _require_regular(path, os.fstat(descriptor))
-        return _up_to(descriptor, LARGEST + 1)
+        return _read_up_to(descriptor, LARGEST + 1)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _make_read_error(path, error) from None
     finally:
         os.close(descriptor)
 
 
-def _bytes_and_owner(source: Source, trust: Trust) -> tuple[bytes, int | None]:
+def _read_trusted_bytes(source: Source, trust: Trust) -> tuple[bytes, int | None]:
     if source.text is not None:
         # Bytes that were no UTF-8 in the environment arrive as surrogates: they fail to decode, as in a file.
         return source.text.encode("utf-8", "surrogatepass"), None
@@ -144,7 +144,7 @@ def _bytes_and_owner(source: Source, trust: Trust) -> tuple[bytes, int | None]:
         opened = os.fstat(descriptor)
         _require_regular(source.path, opened)
         _require_trust(source, descriptor, opened, trust)
-        return _content(source.path, descriptor), opened.st_uid
+        return _read_stable(source.path, descriptor), opened.st_uid
     finally:
         os.close(descriptor)
 
@@ -156,30 +156,30 @@ def _open(path: str) -> int:
     try:
         return os.open(path, OPEN_FLAGS)
     except (FileNotFoundError, NotADirectoryError):
-        raise _not_found(path) from None
+        raise _make_missing_error(path) from None
     except ValueError:
         raise DocumentError("not-found", path, "no file can have this name") from None
     except OSError as error:
-        raise _unopened(path, error) from None
+        raise _make_open_error(path, error) from None
 
 
-def _not_found(path: str) -> DocumentError:
+def _make_missing_error(path: str) -> DocumentError:
     if os.path.islink(path):
         return DocumentError("not-found", path, "the symbolic link leads nowhere; correct it or remove it")
     return DocumentError("not-found", path, "there is no such file; create it or correct the path")
 
 
-def _unopened(path: str, error: OSError) -> DocumentError:
+def _make_open_error(path: str, error: OSError) -> DocumentError:
     if error.errno in (errno.ENXIO, errno.ENODEV):
         return DocumentError("not-a-file", path, "is a socket or a device; a policy is a regular file")
     if error.errno == errno.ELOOP:
         return DocumentError("unreadable", path, "its symbolic links form a loop; correct them or remove them")
     if isinstance(error, PermissionError):
         return DocumentError("unreadable", path, "may not be read; give the process's user permission to read it")
-    return _unreadable(path, error)
+    return _make_read_error(path, error)
 
 
-def _unreadable(path: str, error: OSError) -> DocumentError:
+def _make_read_error(path: str, error: OSError) -> DocumentError:
     return DocumentError("unreadable", path, f"cannot be read ({error.strerror}); make it readable or remove it")
 
 
@@ -193,23 +193,23 @@ def _require_regular(path: str, opened: os.stat_result) -> None:
     raise DocumentError("not-a-file", path, f"is {kind}; a policy is a regular file")
 
 
-def _content(path: str, descriptor: int) -> bytes:
-    """The whole file, as it was at one moment as far as the file system tells."""
+def _read_stable(path: str, descriptor: int) -> bytes:
+    """Return the whole file, as it was at one moment as far as the file system tells."""
     for _ in range(ATTEMPTS):
         try:
             before = os.fstat(descriptor)
-            raw = _up_to(descriptor, LARGEST + 1)
+            raw = _read_up_to(descriptor, LARGEST + 1)
             after = os.fstat(descriptor)
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise _make_read_error(path, error) from None
         if len(raw) > LARGEST:
             raise DocumentError("too-large", path, f"is larger than {LARGEST // 1024} KiB, the most that is read")
-        if _unchanged(before, after, len(raw)):
+        if _is_unchanged(before, after, len(raw)):
             return raw
     raise DocumentError("unreadable", path, "changed while it was read; replace it by renaming a finished copy over it")
 
 
-def _up_to(descriptor: int, most: int) -> bytes:
+def _read_up_to(descriptor: int, most: int) -> bytes:
     os.lseek(descriptor, 0, os.SEEK_SET)
     chunks: list[bytes] = []
     while most > 0 and (chunk := os.read(descriptor, most)):
@@ -218,7 +218,7 @@ def _up_to(descriptor: int, most: int) -> bytes:
     return b"".join(chunks)
 
 
-def _unchanged(before: os.stat_result, after: os.stat_result, size: int) -> bool:
+def _is_unchanged(before: os.stat_result, after: os.stat_result, size: int) -> bool:
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         return False
     # Some file systems (procfs, a few FUSE ones) call every file empty.
@@ -236,12 +236,12 @@ def _require_trust(source: Source, descriptor: int, opened: os.stat_result, trus
             _require_known_owner(source, opened, trust)
             _require_not_public(source.path, descriptor, opened)
     except OSError as error:
-        raise _unreadable(source.path, error) from None
+        raise _make_read_error(source.path, error) from None
 
 
 def _require_administrator(path: str, opened: os.stat_result, trust: Trust) -> None:
-    """The file and every directory passed on the way to it belong to the administrator alone."""
-    for directory, status in _directories_to(path):
+    """Require that the file and every directory on the way to it belong to the administrator alone."""
+    for directory, status in _list_directories_to(path):
         if not _is_above(directory, trust.checked_from):
             _require_administrators_own(path, f"its directory {directory}", status, trust)
     _require_administrators_own(path, "it", opened, trust)
@@ -249,8 +249,8 @@ def _require_administrator(path: str, opened: os.stat_result, trust: Trust) -> N
 
 def _require_administrators_own(path: str, subject: str, status: os.stat_result, trust: Trust) -> None:
     if status.st_uid not in (trust.administrator, 0):
-        owner = _user(trust.administrator)
-        message = f"{subject} belongs to {_user(status.st_uid)}, not to {owner}; give it to {owner} (chown)"
+        owner = _name_user(trust.administrator)
+        message = f"{subject} belongs to {_name_user(status.st_uid)}, not to {owner}; give it to {owner} (chown)"
         raise DocumentError("insecure-permissions", path, message)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
@@ -262,8 +262,8 @@ def _is_above(directory: str, bottom: str) -> bool:
     return directory != bottom and (directory == "/" or bottom.startswith(directory + "/"))
 
 
-def _directories_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every directory that the kernel passes to reach a file, those that symbolic links lead through too.
+def _list_directories_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """List every directory that the kernel passes to reach a file, those that symbolic links lead through too.
 
     From the root down: while everything above belongs to the administrator, nobody else can exchange what
     comes next, so that looking by name is safe.
@@ -302,39 +302,40 @@ def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -
     for owner in owners:
         if owner not in known:
             message = (
-                f"belongs to {_user(owner)}, neither to you ({_user(trust.uid)}) nor to root nor to the owner of "
-                "the directory the process started in; copy it, or ask for trusted_owners in the machine's policy"
+                f"belongs to {_name_user(owner)}, neither to you ({_name_user(trust.uid)}) nor to root nor to the "
+                "owner of the directory the process started in; copy it, or ask for trusted_owners in the machine's "
+                "policy"
             )
             raise DocumentError("untrusted-owner", source.path, message)
 
 
 def _require_not_public(path: str, descriptor: int, opened: os.stat_result) -> None:
-    """Neither the file nor the directory of its name, nor that of the file itself, is writable by everybody.
+    """Require that not everybody may write the file, the directory of its name, or that of the file itself.
 
     The sticky bit (/tmp) is no excuse: it keeps people from taking files away, not from planting them.
     """
     if opened.st_mode & stat.S_IWOTH:
         raise DocumentError("insecure-permissions", path, "is writable by everybody; take that away (chmod o-w)")
-    for directory in {os.path.dirname(path), os.path.dirname(_opened_path(path, descriptor))}:
+    for directory in {os.path.dirname(path), os.path.dirname(_find_opened_path(path, descriptor))}:
         if os.stat(directory).st_mode & stat.S_IWOTH and not _is_read_only(directory):
             message = f"its directory {directory} is writable by everybody; move it to a directory of your own"
             raise DocumentError("insecure-permissions", path, message)
 
 
 def _is_read_only(directory: str) -> bool:
-    """Mounted read-only, as Kubernetes mounts a ConfigMap (mode 0777): nobody can plant anything there."""
+    """Return whether it is mounted read-only, as Kubernetes mounts a ConfigMap (0777): nobody can plant files there."""
     return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
-def _opened_path(path: str, descriptor: int) -> str:
-    """Where the opened file really is, symbolic links followed."""
+def _find_opened_path(path: str, descriptor: int) -> str:
+    """Return where the opened file really is, with symbolic links followed."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
         return os.path.realpath(path)
 
 
-def _user(uid: int) -> str:
+def _name_user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -347,22 +348,22 @@ def _user(uid: int) -> str:
 def _decode(path: str, raw: bytes) -> str:
     if len(raw) > LARGEST:
         raise DocumentError("too-large", path, f"is larger than {LARGEST // 1024} KiB, the most that is read")
-    if (other := _other_encoding(raw)) is not None:
+    if (other := _guess_encoding(raw)) is not None:
         raise DocumentError("not-utf8", path, f"is {other}; save it as UTF-8", line=1, column=1)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = _line_and_column(error.object[: error.start].decode("utf-8"), error.start)
+        line, column = _find_line_and_column(error.object[: error.start].decode("utf-8"), error.start)
         message = f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
         raise DocumentError("not-utf8", path, message, line=line, column=column) from None
     if (nul := text.find("\0")) >= 0:
-        line, column = _line_and_column(text, nul)
+        line, column = _find_line_and_column(text, nul)
         raise DocumentError("syntax", path, "contains a NUL character; remove it", line=line, column=column)
     return text
 
 
-def _other_encoding(raw: bytes) -> str | None:
-    """The encoding an editor saved the file in, where its first bytes give it away."""
+def _guess_encoding(raw: bytes) -> str | None:
+    """Return another encoding in which an editor saved the file. None if its first bytes give none away."""
     if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
         return "UTF-32"
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -374,7 +375,7 @@ def _other_encoding(raw: bytes) -> str | None:
     return None
 
 
-def _line_and_column(text: str, index: int) -> tuple[int, int]:
+def _find_line_and_column(text: str, index: int) -> tuple[int, int]:
     before = text[:index]
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
@@ -385,16 +386,16 @@ def _parse(path: str, text: str) -> dict[str, object]:
     try:
         parsed: dict[str, object] = tomli.loads(text)
     except RecursionError:
-        raise _too_deep(path) from None
+        raise _make_depth_error(path) from None
     except tomli.TOMLDecodeError as error:
-        raise _syntax_error(path, error) from None
+        raise _make_syntax_error(path, error) from None
     except ValueError:
         # Python refuses to convert integers of thousands of digits, and tomli lets that through.
         raise DocumentError("syntax", path, "an integer has more digits than TOML's 64 bits hold") from None
     return parsed
 
 
-def _too_deep(path: str) -> DocumentError:
+def _make_depth_error(path: str) -> DocumentError:
     return DocumentError("too-deep", path, "its tables or arrays are nested too deeply; a policy needs few levels")
 
 
@@ -411,7 +412,7 @@ _HINTS = {
 }
 
 
-def _syntax_error(path: str, error: ValueError) -> DocumentError:
+def _make_syntax_error(path: str, error: ValueError) -> DocumentError:
     # tomli before 2.3 has these only inside its text.
     what = str(getattr(error, "msg", error))
     line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
@@ -419,7 +420,7 @@ def _syntax_error(path: str, error: ValueError) -> DocumentError:
     return DocumentError("syntax", path, f"is not valid TOML: {what}; {hint}", line=line, column=column)
 
 
-def _policy_table(source: Source, data: dict[str, object]) -> dict[str, object]:
+def _select_policy_table(source: Source, data: dict[str, object]) -> dict[str, object]:
     for depth, name in enumerate(source.table, start=1):
         if name not in data and source.required:
             message = f"has no [{'.'.join(source.table)}] table; add it, or name a tfgpu.toml"
@@ -433,15 +434,15 @@ def _policy_table(source: Source, data: dict[str, object]) -> dict[str, object]:
 
 
 def _require_shallow(path: str, data: dict[str, object]) -> None:
-    """Whoever walks through `data` later may do so by recursion."""
+    """Refuse deep nesting, so that whoever walks through `data` later may do so by recursion."""
     level: list[object] = [data]
     for _ in range(DEEPEST):
-        level = [child for node in level for child in _children(node)]
+        level = [child for node in level for child in _list_children(node)]
         if not level:
             return
-    raise _too_deep(path)
+    raise _make_depth_error(path)
 
 
-def _children(node: object) -> list[object]:
+def _list_children(node: object) -> list[object]:
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     return [child for child in children if isinstance(child, (dict, list))]

@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 import sys
 from bisect import bisect_right
-from dataclasses import dataclass
 
 from tfenv.policy.model import KeyPath
 
 __all__ = ["locate_keys"]
 
-#: Keys below so many levels get no position; a document has 32, a table of a pyproject.toml stands two lower.
+#: Keys below so many levels get no position. A document has 32, and a table of a pyproject.toml stands two lower.
 #: Without a bound, 256 KiB of dots would cost gigabytes.
 DEEPEST = 34
 
@@ -27,7 +26,7 @@ _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _KEY_PART = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[^\s.=\[\]{}"\'#,]+')
 _DOT = re.compile(r"[ \t]*\.[ \t]*")
 #: A value that holds no others. A multi-line string may end in up to two quotes of its own before the closing
-#: three; a date may hold a space.
+#: three. A date may hold a space.
 _SCALAR = re.compile(
     r'"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"""(?:"{0,2})'
     r"|'''.*?'''(?:'{0,2})"
@@ -41,19 +40,19 @@ _ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b"}
 
 
 def locate_keys(text: str) -> dict[KeyPath, tuple[int, int]]:
-    """Line and column, both 1-based and in characters, of every key and array element of a TOML text.
+    """Return line and column of every key and array element of a TOML text, both 1-based and in characters.
 
-    A key's position is where it is written as itself (in its header, or before its "="); a table that is only
-    part of longer keys has that of the first of them. An array element's position is where its value begins, an
-    array-of-tables element's where its header names it.
+    A key's position is where it is written as itself: in its header, or before its "=". A table that is only part of
+    longer keys has the position of the first of them. An array element's position is where its value begins. That of
+    an element of an array of tables is where its header names it.
     """
-    scanner = _Scanner(text)
+    scanner = _KeyScanner(text)
     scanner.scan()
     line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
-    return {path: _line_and_column(line_starts, offset) for path, offset in scanner.offsets.items()}
+    return {path: _find_line_and_column(line_starts, offset) for path, offset in scanner.offsets.items()}
 
 
-def _line_and_column(line_starts: list[int], offset: int) -> tuple[int, int]:
+def _find_line_and_column(line_starts: list[int], offset: int) -> tuple[int, int]:
     line = bisect_right(line_starts, offset)
     return line, offset - line_starts[line - 1] + 1
 
@@ -62,16 +61,16 @@ class _NotTomlError(Exception):
     """The scan ends here."""
 
 
-@dataclass
-class _Open:
+class _OpenContainer:
     """An array or inline table whose end has not come yet."""
 
-    path: KeyPath
-    array: bool
-    elements: int = 0
+    def __init__(self, path: KeyPath, *, array: bool) -> None:
+        self.path = path
+        self.array = array
+        self.elements = 0
 
 
-class _Scanner:
+class _KeyScanner:
     """Goes through the text once, without recursion: a text of brackets alone must not exhaust the stack."""
 
     def __init__(self, text: str) -> None:
@@ -79,7 +78,7 @@ class _Scanner:
         self.at = 0
         self.offsets: dict[KeyPath, int] = {}
         self.table: KeyPath = ()
-        self.open: list[_Open] = []
+        self.open: list[_OpenContainer] = []
         #: Number of elements so far of each array of tables.
         self.lengths: dict[KeyPath, int] = {}
 
@@ -87,19 +86,19 @@ class _Scanner:
         try:
             while self._skip_blank():
                 if self.open:
-                    self._inside(self.open[-1])
-                elif self._next() == "[":
-                    self._header()
+                    self._scan_inside(self.open[-1])
+                elif self._peek() == "[":
+                    self._scan_header()
                 else:
-                    self._key_and_value(self.table)
+                    self._scan_key_and_value(self.table)
         except _NotTomlError:
             return
 
-    def _next(self) -> str:
+    def _peek(self) -> str:
         return self.text[self.at : self.at + 1]
 
     def _skip_blank(self) -> bool:
-        """Whether anything is left."""
+        """Skip what may stand between two parts. Return whether anything is left."""
         self._take(_BLANK)
         return self.at < len(self.text)
 
@@ -110,59 +109,59 @@ class _Scanner:
         self.at = match.end()
         return match.group()
 
-    def _inside(self, container: _Open) -> None:
-        """One element, one key and value, one comma, or the end of an array or inline table."""
-        if self._next() == ("]" if container.array else "}"):
+    def _scan_inside(self, container: _OpenContainer) -> None:
+        """Scan one element, one key and value, one comma, or the end of an array or inline table."""
+        if self._peek() == ("]" if container.array else "}"):
             self.open.pop()
             self.at += 1
-        elif self._next() == ",":
+        elif self._peek() == ",":
             self.at += 1
         elif container.array:
-            path = _below(container.path, container.elements)
+            path = _extend_path(container.path, container.elements)
             container.elements += 1
             self._record(path, self.at)
-            self._value(path)
+            self._scan_value(path)
         else:
-            self._key_and_value(container.path)
+            self._scan_key_and_value(container.path)
 
-    def _header(self) -> None:
+    def _scan_header(self) -> None:
         array = self.text.startswith("[[", self.at)
         self.at += 2 if array else 1
         self._skip_blank()
-        path, offset = self._key(())
+        path, offset = self._scan_key(())
         if array:
             index = self.lengths.get(path, 0)
             self.lengths[path] = index + 1
             self._record_if_new(path, offset)
-            path = _below(path, index)
+            path = _extend_path(path, index)
         self._record(path, offset)
         self.table = path
         self._skip_blank()
         self.at += 2 if array else 1
 
-    def _key_and_value(self, table: KeyPath) -> None:
-        path, offset = self._key(table)
+    def _scan_key_and_value(self, table: KeyPath) -> None:
+        path, offset = self._scan_key(table)
         self._record(path, offset)
         self._skip_blank()
-        if self._next() != "=":
+        if self._peek() != "=":
             raise _NotTomlError
         self.at += 1
         self._skip_blank()
-        self._value(path)
+        self._scan_value(path)
 
-    def _key(self, table: KeyPath) -> tuple[KeyPath, int]:
-        """A dotted key: its whole path, and where its last part begins. Parents get a position if they have none."""
+    def _scan_key(self, table: KeyPath) -> tuple[KeyPath, int]:
+        """Return the path of a dotted key, and where its last part begins. Parents without a position get one."""
         path = table
         while True:
             offset = self.at
-            path = _below(path, _plain(self._take(_KEY_PART)))
+            path = _extend_path(path, _unquote(self._take(_KEY_PART)))
             if _DOT.match(self.text, self.at) is None:
                 return path, offset
             self._take(_DOT)
             self._record_if_new(path, offset)
             # Below an array of tables, a key speaks of its last element.
             if path in self.lengths:
-                path = _below(path, self.lengths[path] - 1)
+                path = _extend_path(path, self.lengths[path] - 1)
 
     def _record(self, path: KeyPath, offset: int) -> None:
         if len(path) <= DEEPEST:
@@ -172,21 +171,21 @@ class _Scanner:
         if path not in self.offsets:
             self._record(path, offset)
 
-    def _value(self, path: KeyPath) -> None:
-        if self._next() in ("[", "{"):
-            self.open.append(_Open(path, array=self._next() == "["))
+    def _scan_value(self, path: KeyPath) -> None:
+        if self._peek() in ("[", "{"):
+            self.open.append(_OpenContainer(path, array=self._peek() == "["))
             self.at += 1
         else:
             self._take(_SCALAR)
 
 
-def _below(path: KeyPath, part: str | int) -> KeyPath:
-    """The path one level down, as long as anybody will ask for it."""
+def _extend_path(path: KeyPath, part: str | int) -> KeyPath:
+    """Return the path one level down, as long as anybody will ask for it."""
     return (*path, part) if len(path) <= DEEPEST else path
 
 
-def _plain(part: str) -> str:
-    """The key itself, without quotes and escapes."""
+def _unquote(part: str) -> str:
+    """Return the key itself, without quotes and escapes."""
     if part.startswith("'"):
         return part[1:-1]
     if part.startswith('"'):

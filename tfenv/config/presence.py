@@ -11,11 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["may_find_policy"]
+__all__ = ["FILE_NAME", "MACHINE_ROOT", "MOST_LEVELS", "PYPROJECT", "may_find_policy"]
 
-_MACHINE_ROOT = "/etc/tfgpu"
-_NAMES = ("tfgpu.toml", "pyproject.toml")
-_MOST_LEVELS = 32
+FILE_NAME = "tfgpu.toml"
+PYPROJECT = "pyproject.toml"
+#: Literal: no environment variable moves the administrator's policy.
+MACHINE_ROOT = "/etc/tfgpu"
+#: Directories that the walk looks into, at most.
+MOST_LEVELS = 32
 
 
 def may_find_policy(start: "Mapping[str, str | None]") -> bool:
@@ -24,7 +27,7 @@ def may_find_policy(start: "Mapping[str, str | None]") -> bool:
     Args:
         start: What the process was when it started, as `finder.START`.
     """
-    if _may_exist(_MACHINE_ROOT):
+    if _may_exist(MACHINE_ROOT):
         return True
     if start.get("SUDO_UID") is not None or os.getuid() != os.geteuid():
         return False
@@ -54,7 +57,7 @@ def _find_config_home(start: "Mapping[str, str | None]") -> str:
 def _list_upward(folder: "str | None") -> "list[str]":
     """Return the folder and those above it, at most 32. More than `discover` looks into is no fault."""
     folders: list[str] = []
-    while folder and len(folders) < _MOST_LEVELS:
+    while folder and len(folders) < MOST_LEVELS:
         folders.append(folder)
         parent = os.path.dirname(folder)
         folder = None if parent == folder else parent
@@ -63,8 +66,8 @@ def _list_upward(folder: "str | None") -> "list[str]":
 
 def _may_have_policy(folder: str) -> bool:
     """Return whether a folder has a tfgpu.toml, or a pyproject.toml that mentions it."""
-    policy, pyproject = (os.path.join(folder, name) for name in _NAMES)
-    if _may_exist(policy):
+    pyproject = os.path.join(folder, PYPROJECT)
+    if _may_exist(os.path.join(folder, FILE_NAME)):
         return True
     if not _may_exist(pyproject):
         return False

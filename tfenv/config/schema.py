@@ -1,21 +1,19 @@
 """A parsed document -> a validated layer.
 
-schemas/tfgpu.schema.json says what is allowed. A file loses only the key that is wrong, never its
-other keys and ceilings, and every loss is a Finding with its place.
+schemas/tfgpu.schema.json says what is allowed. One pass converts what is right and collects what is wrong. A file loses
+only the key that is wrong, never its other keys and ceilings. What was collected is explained afterwards.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tfenv.config import _validator
 from tfenv.config.values import (
+    DocumentFault,
     WrongValueError,
     check_split,
     quote_value,
@@ -25,31 +23,20 @@ from tfenv.config.values import (
     read_sizes,
     read_visible_devices,
 )
-from tfenv.errors import Finding, Severity
-from tfenv.policy.model import (
-    DeviceRule,
-    KeyPath,
-    Layer,
-    MemoryLimit,
-    Origin,
-    Selector,
-    Setting,
-    Table,
-    Tables,
-    format_key,
-)
+from tfenv.errors import Finding
+from tfenv.policy.model import DeviceRule, KeyPath, Layer, MemoryLimit, Origin, Selector, Setting, Source, Table, Tables
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tfenv.config.document import Document
-    from tfenv.config.schema_explainer import Problem, SchemaExplainer
+    from tfenv.config.schema_lookup import SchemaLookup
 
-__all__ = ["load_schema", "rules_of", "schema_path", "validate"]
+__all__ = ["list_device_rules", "load_schema", "schema_path", "validate"]
 
-_Raw = Mapping[str, object]
+_RawTable = Mapping[str, object]
 _MACHINE_ONLY = ("project", "machine")
 _NEWEST_VERSION = 1
-#: Findings that are listed for one file; the others are counted.
-_MOST_FINDINGS = 100
 _NO_FILE = "none"
 
 
@@ -57,11 +44,14 @@ _NO_FILE = "none"
 
 
 def schema_path() -> Path:
-    """Where schemas/tfgpu.schema.json is: inside the installed package, or beside it in a checkout.
+    """Return where schemas/tfgpu.schema.json is: inside the installed package, or beside it in a checkout.
 
     Raises:
         FileNotFoundError: It is in neither place.
     """
+    # Late, as json below: no program with a right policy needs either.
+    from pathlib import Path
+
     package = Path(__file__).resolve().parent.parent
     for folder in (package, package.parent):
         path = folder / "schemas" / "tfgpu.schema.json"
@@ -72,11 +62,13 @@ def schema_path() -> Path:
 
 @cache
 def load_schema() -> dict[str, Any]:
-    """The JSON Schema (draft-07) of tfgpu.toml, read once per process.
+    """Return the JSON Schema (draft-07) of tfgpu.toml. It is read once per process.
 
     Raises:
         FileNotFoundError: It is not installed.
     """
+    import json
+
     return cast("dict[str, Any]", json.loads(schema_path().read_text(encoding="utf-8")))
 
 
@@ -86,251 +78,222 @@ def load_schema() -> dict[str, Any]:
 def validate(document: Document) -> tuple[Layer, tuple[Finding, ...]]:
     """Turn a document into a layer of typed values.
 
+    Never raises for what a file contains.
+
     Args:
-        document: Parsed; may hold anything TOML can.
+        document: Parsed. It may hold anything TOML can.
 
     Returns:
-        What is right in it, and a finding with file:line:column for each thing that is not, in the
-        order of the file; of very many the last says how many more there are. Never raises for what a
-        file contains.
+        What is right in it, and a finding with file:line:column for each thing that is wrong, in the order of the
+        file. If there are very many, the last finding says how many more there are.
     """
-    reader = _Reader(document)
-    layer = reader.read()
-    findings = sorted(reader.findings, key=lambda found: (found.line or 0, found.column or 0))
-    return layer, (*findings, *reader.unlisted())
+    policy, foreign = _split_machine_tables(document)
+    reader = _DocumentReader(document.source)
+    try:
+        layer = reader.read(policy)
+        return layer, _explain(document, [*foreign, *reader.faults], reader.lookup)
+    except (ImportError, FileNotFoundError) as missing:
+        foreign.append(DocumentFault((), str(missing), "incomplete-install"))
+        return reader.read({}), _explain(document, foreign, None)
 
 
-class _LostError(Exception):
-    """A value is left out, and the finding is there."""
+def _split_machine_tables(document: Document) -> tuple[_RawTable, list[DocumentFault]]:
+    """Take out the tables that only an administrator's file may have."""
+    policy, source = document.data, document.source
+    if source.layer == "machine":
+        return policy, []
+    foreign = [DocumentFault((name,), policy[name], "machine-layer-only") for name in _MACHINE_ONLY if name in policy]
+    return {name: value for name, value in policy.items() if name not in _MACHINE_ONLY}, foreign
 
 
-class _Reader:
-    """Reads one document; its findings gather on the way."""
+def _explain(document: Document, faults: list[DocumentFault], lookup: SchemaLookup | None) -> tuple[Finding, ...]:
+    if not faults:
+        return ()
+    from tfenv.config.schema_explainer import explain_faults
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        self.source = document.source
-        self.findings: list[Finding] = []
-        self._unlisted: list[Severity] = []
-        #: None: the schema has nothing against the document.
-        self._judge: SchemaExplainer | None = None
-        self._sifted_out: Sequence[Problem] = ()
+    return explain_faults(document, faults, lookup)
 
-    # -- findings
 
-    def report(self, code: str, path: KeyPath, message: str, severity: Severity = "error") -> None:
-        """Add a finding about a key, given by its path inside the policy table."""
-        if len(self.findings) >= _MOST_FINDINGS:
-            self._unlisted.append(severity)
-            return
-        line, column = self.document.position(path) or (None, None)
-        self.findings.append(Finding(code, message, severity, self.source.path, line, column, format_key(path) or None))
+class _LostKeyError(Exception):
+    """A key is left out, and there is a fault that says so."""
 
-    def unlisted(self) -> Iterator[Finding]:
-        """One finding for all that are not listed, as severe as the worst of them."""
-        if self._unlisted:
-            severity: Severity = "error" if "error" in self._unlisted else "warning"
-            message = f"… and {len(self._unlisted)} more; correct those that are listed first"
-            yield Finding("more-findings", message, severity, self.source.path)
 
-    def _objection(self, path: KeyPath, value: object) -> Problem | None:
-        """What the schema has against the value of a key, or something inside it."""
-        if self._judge is None:
-            return None
-        return self._judge.objection(path, value, explained=len(self.findings) < _MOST_FINDINGS)
+class _DocumentReader:
+    """Goes once through a policy table, in its order.
 
-    def _refuse(self, path: KeyPath, value: object, otherwise: str) -> None:
-        """Report what the schema has against a key; `otherwise` where it does not say."""
-        problem = self._objection(path, value)
-        self.report("invalid-value", path, problem.message if problem else otherwise)
+    Attributes:
+        faults: What was wrong on the way.
+        lookup: Answers what the schema says of single keys. None if it accepts the whole table.
+    """
 
-    def _converted(self, value: object, path: KeyPath, convert: Callable[[Any], object] | None) -> object:
-        """A value as its typed value, when its reader and the schema take it.
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.faults: list[DocumentFault] = []
+        self.lookup: SchemaLookup | None = None
+        self._converters: Mapping[str, Callable[[Any], object]] = {**_CONVERTERS, "file": self._check_log_file}
+
+    def read(self, policy: _RawTable) -> Layer:
+        """Return the layer of all that is right.
 
         Raises:
-            _LostError: They do not; it is reported, at the place inside the value that is wrong.
+            FileNotFoundError: Something is wrong, and the schema that would say what is not installed.
         """
-        problem = self._objection(path, value)
-        place = problem.path if problem else path
-        try:
-            converted = convert(value) if convert else value
-        except ValueError as wrong:
-            self.report(getattr(wrong, "code", "invalid-value"), place, str(wrong))
-            raise _LostError from None
-        if problem is not None:
-            self.report("invalid-value", place, problem.message)
-            raise _LostError
-        return converted
+        self.lookup = None
+        if not _validator.is_valid(policy):
+            from tfenv.config.schema_lookup import SchemaLookup
 
-    def _setting(self, value: object, path: KeyPath) -> Setting:
-        return Setting(value, self._origin(path))
-
-    def _origin(self, path: KeyPath) -> Origin:
-        return Origin(self.source.layer, self.source.path, path)
-
-    # -- the document
-
-    def read(self) -> Layer:
-        """The layer. Steps: drop what may not be here, ask the schema, convert."""
-        policy = self._checked(self._for_this_layer(self.document.data))
-        layer = self._layer(policy)
-        for problem in self._sifted_out:
-            severity: Severity = "warning" if problem.code == "unknown-key" else "error"
-            self.report(problem.code, problem.path, problem.message, severity)
-        return layer
-
-    def _for_this_layer(self, policy: _Raw) -> _Raw:
-        """Without the tables that only an administrator's file may have."""
-        if self.source.layer == "machine":
-            return policy
-        for name in _MACHINE_ONLY:
-            if name in policy:
-                message = f"[{name}] counts only in the machine's file, /etc/tfgpu/tfgpu.toml; take it out of this one"
-                self.report("machine-layer-only", (name,), message)
-        return {name: value for name, value in policy.items() if name not in _MACHINE_ONLY}
-
-    def _checked(self, policy: _Raw) -> _Raw:
-        """Ask the schema; go on without unknown keys and what is too much."""
-        if _validator.is_valid(policy):
-            return policy
-        try:
-            from tfenv.config.schema_explainer import SchemaExplainer
-
-            self._judge = SchemaExplainer(load_schema())
-        except (ImportError, FileNotFoundError) as missing:
-            message = f"a mistake here cannot be named because tfenv is incomplete; install it again ({missing})"
-            self.report("incomplete-install", (), message)
-            return {}
-        policy, self._sifted_out = self._judge.sifted(policy)
-        return policy
-
-    def _layer(self, policy: _Raw) -> Layer:
-        base = self._tables(policy, ())
-        groups, users, projects = (self._named(policy, name) for name in ("group", "user", "project"))
-        scoped = {"group": groups, "user": users}
-        if self.source.scope is not None:
-            kind, name = self.source.scope
-            scoped[kind][name] = _over(base, scoped[kind].get(name, Tables()))
-        audit = self._table(policy, ("audit",), {"file": self._log_file})
+            self.lookup = SchemaLookup(load_schema())
+        parts = {name: self._read_part(name, value) for name, value in self._open_table(policy, ())}
+        base = self._make_tables(parts, ())
+        groups, users = parts.get("group", {}), parts.get("user", {})
+        if self._source.scope is not None:
+            kind, name = self._source.scope
+            named = groups if kind == "group" else users
+            named[name] = _override(base, named.get(name, Tables()))
+            base = Tables()
         return Layer(
-            name=self.source.layer,
-            top=self._top(policy),
-            base=Tables() if self.source.scope is not None else base,
+            name=self._source.layer,
+            top=parts.get("on_error", {}),
+            base=base,
             groups=tuple(groups.items()),
             users=users,
-            projects=projects,
-            audit=(audit,) if audit else (),
-            machine=self._machine(policy),
-            paths=(self.source.path,),
+            projects=parts.get("project", {}),
+            audit=(parts["audit"],) if parts.get("audit") else (),
+            machine=parts.get("machine", {}),
+            paths=(self._source.path,),
         )
 
-    def _top(self, policy: _Raw) -> Table:
-        self._version(policy.get("version", _NEWEST_VERSION))
-        if "on_error" not in policy:
-            return {}
-        return self._keys({"on_error": policy["on_error"]}, (), {})
+    def _read_part(self, name: str, value: object) -> Any:
+        """Return what stands under a name at the top: a table, or for users, groups and projects one for each."""
+        if name == "version":
+            return self._check_version(value)
+        if name == "on_error":
+            return self._read_table({name: value}, ())
+        if name in ("user", "group", "project"):
+            return self._read_named(value, name)
+        return self._read_table(value, (name,))
 
-    def _version(self, version: object) -> None:
-        problem = self._objection(("version",), version)
-        if problem is None:
+    def _check_version(self, version: object) -> None:
+        if self._accepts(("version",), version):
             return
         if isinstance(version, int) and version > _NEWEST_VERSION:
             message = f"this tfenv knows version {_NEWEST_VERSION} of the file; upgrade tfenv, or write version = 1"
-            self.report("newer-version", ("version",), message, "warning")
+            self._note(("version",), version, "newer-version", message)
         else:
-            self.report("invalid-value", ("version",), problem.message)
-
-    def _machine(self, policy: _Raw) -> Table:
-        path: KeyPath = ("machine",)
-        raw = dict(self._raw(policy, path))
-        if isinstance(raw.get("trusted_owners"), list):
-            raw["trusted_owners"] = self._good_entries(raw["trusted_owners"], (*path, "trusted_owners"), str)
-        return self._keys(raw, path, {"trusted_owners": _tuple})
+            self._note(("version",), version)
 
     # -- tables
 
-    def _raw(self, parent: _Raw, path: KeyPath) -> _Raw:
-        """The table under the last name of the path; {} when there is none, or something else."""
-        value = parent.get(cast(str, path[-1]), {})
-        if isinstance(value, Mapping):
-            return cast(_Raw, value)
-        self._refuse(path, value, f"{quote_value(value)} is not a table")
-        return {}
-
-    def _named(self, policy: _Raw, kind: str) -> dict[str, Tables]:
-        """[user.NAME.*], [group.NAME.*] or [project."PATH".*]."""
-        named: dict[str, Tables] = {}
-        raw = self._raw(policy, (kind,))
-        for name in raw:
-            path: KeyPath = (kind, name)
-            if (problem := self._objection(path, {})) is not None:
-                self.report("invalid-value", path, problem.message)
+    def _open_table(self, table: object, path: KeyPath) -> Iterator[tuple[str, object]]:
+        """Give the keys of a table that the schema knows, and their values. Each other key is a fault."""
+        if not isinstance(table, Mapping):
+            self._note(path, table)
+            return
+        known = None if self.lookup is None else self.lookup.list_known_keys(path, table)
+        for name, value in table.items():
+            if known is None or name in known:
+                yield name, value
             else:
-                named[name] = self._tables(self._raw(raw, path), path)
-        return named
+                self._note((*path, name), table, "unknown-key")
 
-    def _tables(self, parent: _Raw, path: KeyPath) -> Tables:
-        gpu_path: KeyPath = (*path, "gpu")
-        raw = dict(self._raw(parent, gpu_path))
-        rules = self._rules(raw.pop("device", None), (*gpu_path, "device"))
-        gpu = self._keys(raw, gpu_path, {"visible_devices": read_visible_devices, "memory_limit": read_limit})
-        if rules is not None:
-            gpu["device"] = self._setting(rules, (*gpu_path, "device"))
-        tables = Tables(gpu=gpu, ceiling=self._ceiling(parent, (*path, "ceiling")))
-        self._check_allocator(tables, gpu_path)
-        return tables
-
-    def _ceiling(self, parent: _Raw, path: KeyPath) -> Table:
-        raw = dict(self._raw(parent, path))
-        if isinstance(raw.get("allowed_devices"), list):
-            # What is left of the list is fewer devices; without the list it would be all of them.
-            raw["allowed_devices"] = self._good_entries(
-                raw["allowed_devices"], (*path, "allowed_devices"), read_selector
-            )
-        limits = {"memory_limit": read_limit, "memory_total": read_limit}
-        return self._keys(raw, path, {"allowed_devices": read_selectors, "max_devices": _whole, **limits})
-
-    def _table(self, parent: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> Table:
-        return self._keys(self._raw(parent, path), path, converters)
-
-    def _keys(self, raw: _Raw, path: KeyPath, converters: Mapping[str, Callable[[Any], object]]) -> dict[str, Setting]:
-        """The keys of one table that are right; a key without a converter is as the schema has checked it."""
+    def _read_table(self, raw: object, path: KeyPath) -> dict[str, Setting]:
+        """Return the keys of one table that are right."""
         table: dict[str, Setting] = {}
-        for key, value in raw.items():
-            here: KeyPath = (*path, key)
-            with suppress(_LostError):
-                table[key] = self._setting(self._converted(value, here, converters.get(key)), here)
+        for key, value in self._open_table(raw, path):
+            here = (*path, key)
+            try:
+                table[key] = Setting(self._read_value(value, here), self._make_origin(here))
+            except _LostKeyError:
+                continue
+        if "device" in table:
+            # Last, wherever it stands: `tfgpu explain` lists the settings in this order.
+            table["device"] = table.pop("device")
         return table
 
-    def _good_entries(self, entries: object, path: KeyPath, convert: Callable[[Any], object]) -> list[object]:
-        """The entries of a list that are right, each of the others a finding."""
-        good: list[object] = []
-        for number, entry in enumerate(cast("list[object]", entries)):
-            with suppress(_LostError):
-                self._converted(entry, (*path, number), convert)
-                good.append(entry)
-        return good
+    def _read_named(self, raw: object, kind: str) -> dict[str, Tables]:
+        """Return [user.NAME.*], [group.NAME.*] or [project."PATH".*], by name."""
+        named: dict[str, Tables] = {}
+        for name, value in self._open_table(raw, (kind,)):
+            path, before = (kind, name), len(self.faults)
+            parts = {table: self._read_table(inner, (*path, table)) for table, inner in self._open_table(value, path)}
+            tables = self._make_tables(parts, path)
+            if self._accepts(path, {}):
+                named[name] = tables
+            else:
+                # Nobody has this name, so that the values do not matter.
+                pruned = [fault for fault in self.faults[before:] if fault.pruned]
+                self.faults[before:] = [DocumentFault(path, {}), *pruned]
+        return named
 
-    # -- [[gpu.device]]
+    def _make_tables(self, parts: Mapping[str, Any], path: KeyPath) -> Tables:
+        tables = Tables(gpu=parts.get("gpu", {}), ceiling=parts.get("ceiling", {}))
+        allocator = tables.gpu.get("allocator")
+        if allocator is not None and allocator.value != "bfc" and _has_limit(tables):
+            self._note((*path, "gpu", "allocator"), allocator.value, "allocator-without-limit")
+        return tables
 
-    def _rules(self, entries: object, path: KeyPath) -> tuple[DeviceRule, ...] | None:
-        """The entries that say which GPUs they are about; None when the key is not there or no list."""
-        if entries is None:
-            return None
-        if not isinstance(entries, list):
-            self._refuse(path, entries, f"{quote_value(entries)} is not a list; write [[gpu.device]]")
-            return None
-        read = (self._rule(entry, (*path, number)) for number, entry in enumerate(entries))
-        return tuple(rule for rule in read if rule is not None)
+    # -- values
 
-    def _rule(self, entry: object, path: KeyPath) -> DeviceRule | None:
-        if not isinstance(entry, Mapping):
-            self._refuse(path, entry, f"{quote_value(entry)} is not a table; write [[gpu.device]]")
-            return None
-        converters = {"match": read_selector, "memory_limit": read_limit, "logical_devices": read_sizes}
-        keys = {name: setting.value for name, setting in self._keys(cast(_Raw, entry), path, converters).items()}
-        if "match" not in entry:
-            self._refuse(path, {}, '"match" is missing')
+    def _read_value(self, value: object, path: KeyPath) -> object:
+        """Return the typed value of a key.
+
+        Raises:
+            _LostKeyError: The key is wrong.
+        """
+        key = cast("str", path[-1])
+        if isinstance(value, list):
+            value = self._cut(value, path)
+            if key == "device":
+                return self._read_rules(value, path)
+            if key in _ENTRY_CONVERTERS:
+                # What is left of the list is fewer devices, or owners. Without the list it would be all of them.
+                value = list(self._list_right_entries(value, path, _ENTRY_CONVERTERS[key]))
+        elif isinstance(value, Mapping):
+            value = dict(self._open_table(value, path))
+        return self._convert(value, path, self._converters.get(key))
+
+    def _cut(self, entries: list[object], path: KeyPath) -> list[object]:
+        """Return the first entries of a list, as many as may be. Of a ceiling's devices, fewer are tighter."""
+        most = len(entries) if self.lookup is None else self.lookup.find_most_entries(path, entries)
+        if len(entries) > most:
+            self._note(path, entries, "too-many")
+        return entries[:most]
+
+    def _list_right_entries(
+        self, entries: list[object], path: KeyPath, converter: Callable[[Any], object]
+    ) -> Iterator[object]:
+        for number, entry in enumerate(entries):
+            try:
+                self._convert(entry, (*path, number), converter)
+            except _LostKeyError:
+                continue
+            yield entry
+
+    def _convert(self, value: object, path: KeyPath, converter: Callable[[Any], object] | None) -> object:
+        """Return the typed value if both its converter and the schema take it.
+
+        Raises:
+            _LostKeyError: One of them does not.
+        """
+        try:
+            converted = converter(value) if converter else value
+        except ValueError as wrong:
+            self._note(path, value, getattr(wrong, "code", "invalid-value"), str(wrong))
+            raise _LostKeyError from None
+        if not self._accepts(path, value):
+            self._note(path, value)
+            raise _LostKeyError
+        return converted
+
+    def _read_rules(self, entries: list[object], path: KeyPath) -> tuple[DeviceRule, ...]:
+        """Return the entries of [[gpu.device]] that say which GPUs they are about."""
+        rules = [self._read_rule(entry, (*path, number)) for number, entry in enumerate(entries)]
+        return tuple(rule for rule in rules if rule is not None)
+
+    def _read_rule(self, entry: object, path: KeyPath) -> DeviceRule | None:
+        keys = {name: setting.value for name, setting in self._read_table(entry, path).items()}
+        if isinstance(entry, Mapping) and "match" not in entry:
+            self._note(path, {})
         if "match" not in keys:
             return None
         limit = cast("MemoryLimit | None", keys.get("memory_limit"))
@@ -338,54 +301,63 @@ class _Reader:
         try:
             check_split(split, limit)
         except ValueError as wrong:
-            self.report("invalid-value", (*path, "logical_devices"), str(wrong))
+            self._note((*path, "logical_devices"), split, message=str(wrong))
             split = ()
-        return DeviceRule(cast(Selector, keys["match"]), self._origin(path), limit, split)
+        return DeviceRule(cast("Selector", keys["match"]), self._make_origin(path), limit, split)
 
-    # -- meaning
-
-    def _check_allocator(self, tables: Tables, path: KeyPath) -> None:
-        allocator = tables.gpu.get("allocator")
-        if allocator is not None and allocator.value != "bfc" and _limits(tables):
-            message = (
-                f'"{allocator.value}" does not keep a memory limit; write allocator = "bfc", which is used instead'
-            )
-            self.report("allocator-without-limit", (*path, "allocator"), message, "warning")
-
-    def _log_file(self, value: object) -> object:
-        """`audit.file`: a project's file may name a log inside the project, and none of its other files."""
+    def _check_log_file(self, value: object) -> object:
+        """Check `audit.file`: a project's file may name a log inside the project, and none of its other files."""
         if not isinstance(value, str) or value == _NO_FILE:
             return value
         if not value.isprintable():
             raise WrongValueError(f"{quote_value(value)} holds control characters; write a plain path")
-        if self.source.layer != "project":
+        if self._source.layer != "project":
             if not value.startswith(("/", "~/")):
                 raise WrongValueError(f'{quote_value(value)} is relative to nothing; begin it with "/" or "~/"')
         elif value:
-            _check_log_of_project(os.path.dirname(self.source.path), value)
+            _check_log_of_project(os.path.dirname(self._source.path), value)
         return value
 
+    # -- small parts
 
-# ---- small parts
+    def _accepts(self, path: KeyPath, value: object) -> bool:
+        return self.lookup is None or self.lookup.accepts(path, value)
+
+    def _note(self, path: KeyPath, value: object, kind: str = "invalid-value", message: str | None = None) -> None:
+        self.faults.append(DocumentFault(path, value, kind, message))
+
+    def _make_origin(self, path: KeyPath) -> Origin:
+        return Origin(self._source.layer, self._source.path, path)
 
 
-def _over(base: Tables, specific: Tables) -> Tables:
-    """The keys of both; the more specific table replaces."""
-    return Tables(gpu={**base.gpu, **specific.gpu}, ceiling={**base.ceiling, **specific.ceiling})
-
-
-def _whole(value: object) -> object:
-    """TOML's 1.0 is the whole number 1 to JSON Schema."""
+def _make_whole(value: object) -> object:
+    """Return TOML's 1.0 as 1, which it is to JSON Schema."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+#: What turns the value of a key into its typed value. A key that is not here is as the schema has checked it.
+_CONVERTERS: Mapping[str, Callable[[Any], object]] = {
+    "visible_devices": read_visible_devices,
+    "memory_limit": read_limit,
+    "memory_total": read_limit,
+    "allowed_devices": read_selectors,
+    "max_devices": _make_whole,
+    "match": read_selector,
+    "logical_devices": read_sizes,
+    "trusted_owners": lambda owners: tuple(owners) if isinstance(owners, list) else owners,
+}
+#: Lists that lose their wrong entries and keep the others.
+_ENTRY_CONVERTERS: Mapping[str, Callable[[Any], object]] = {"allowed_devices": read_selector, "trusted_owners": str}
+
+
+def _override(base: Tables, specific: Tables) -> Tables:
+    """Return the keys of both. The more specific table replaces."""
+    return Tables(gpu={**base.gpu, **specific.gpu}, ceiling={**base.ceiling, **specific.ceiling})
 
 
 def _check_log_of_project(folder: str, path: str) -> None:
-    """What a stranger's repository names is appended to: a new log, and not ".git/config" or "train.py"."""
-    inside = _inside(folder, path)
+    """Check that what a stranger's repository names is a new log: not ".git/config", not "train.py"."""
+    inside = _find_inside(folder, path)
     if inside is None:
         message = f'{quote_value(path)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
         raise WrongValueError(message, "outside-project")
@@ -396,8 +368,8 @@ def _check_log_of_project(folder: str, path: str) -> None:
             raise WrongValueError(f'{quote_value(path)} {what}; a log of a project is called as in "logs/tfgpu.jsonl"')
 
 
-def _inside(folder: str, path: str) -> str | None:
-    """Where a relative path leads to below a folder, links followed; None where it leads out of it."""
+def _find_inside(folder: str, path: str) -> str | None:
+    """Return where a relative path leads to below a folder, links followed. None if it leads out of it."""
     if path.startswith(("/", "~")) or ".." in path.split("/"):
         return None
     root = os.path.realpath(folder).rstrip("/") + "/"
@@ -405,13 +377,12 @@ def _inside(folder: str, path: str) -> str | None:
     return real[len(root) :] if real.startswith(root) else None
 
 
-def _limits(tables: Tables) -> bool:
-    """Whether the tables limit memory anywhere."""
+def _has_limit(tables: Tables) -> bool:
     limits = [table["memory_limit"].value for table in (tables.gpu, tables.ceiling) if "memory_limit" in table]
-    limits += [size for rule in rules_of(tables.gpu) for size in (rule.memory_limit, *rule.logical_devices)]
+    limits += [size for rule in list_device_rules(tables.gpu) for size in (rule.memory_limit, *rule.logical_devices)]
     return any(isinstance(limit, MemoryLimit) and not limit.unlimited for limit in limits)
 
 
-def rules_of(gpu: Table) -> tuple[DeviceRule, ...]:
-    """The `[[gpu.device]]` entries of a table."""
+def list_device_rules(gpu: Table) -> tuple[DeviceRule, ...]:
+    """Return the `[[gpu.device]]` entries of a table."""
     return cast("tuple[DeviceRule, ...]", gpu["device"].value) if "device" in gpu else ()

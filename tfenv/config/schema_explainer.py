@@ -1,26 +1,37 @@
-"""What is wrong with a policy table, by the schema.
+"""Explains what is wrong with a document, by the schema.
 
-Loaded only when the generated validator said that something is: jsonschema takes 17 ms to import, and a
-millisecond for a value. So the generated validator judges each value, and jsonschema only explains.
+Loaded only when something is: jsonschema takes 17 ms to import, and a millisecond for a value. So the generated
+validator decides what is wrong, and jsonschema only explains.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from tfenv.config import _validator
-from tfenv.config.values import quote_value
+from tfenv.config.document import Document
+from tfenv.config.schema_lookup import SchemaLookup, isolate
+from tfenv.config.values import DocumentFault, quote_value
 from tfenv.dependencies import import_dependency
-from tfenv.policy.model import KeyPath
-from tfenv.values import frozen
+from tfenv.errors import Finding, Severity
+from tfenv.policy.model import KeyPath, format_key
 
-__all__ = ["SchemaExplainer", "Problem"]
+__all__ = ["SchemaExplainer", "explain_faults"]
 
+#: Findings that are listed for one file. The others are counted.
+_MOST_FINDINGS = 100
 #: Unknown keys that are compared with the known ones, in one file: comparing takes the time.
 _MOST_COMPARED = 20
-
+_WARNINGS = ("unknown-key", "newer-version", "allocator-without-limit")
+#: What is said of faults that neither the schema nor the reader of a value explains.
+_MESSAGES = {
+    "machine-layer-only": "[{key}] counts only in the machine's file, /etc/tfgpu/tfgpu.toml; take it out of this one",
+    "incomplete-install": "a mistake here cannot be named because tfenv is incomplete; install it again ({value})",
+    "allocator-without-limit": '"{value}" does not keep a memory limit; write allocator = "bfc", which is used instead',
+}
+#: Tables of which an unknown key may be meant to be.
+_HOMES = ("gpu", "ceiling", "audit", "machine")
 _TYPES = {
     "object": "a table",
     "array": "a list",
@@ -30,205 +41,168 @@ _TYPES = {
 }
 
 
-@frozen
-class Problem:
-    """One thing the schema has against a policy table.
+def explain_faults(document: Document, faults: list[DocumentFault], lookup: SchemaLookup | None) -> tuple[Finding, ...]:
+    """Return a finding with its place for each fault, in the order of the file.
 
-    Attributes:
-        path: Inside the policy table.
-        message: What is wrong and what would be right.
-        code: Of the finding it becomes.
+    Args:
+        document: Where the faults are.
+        faults: What is wrong, as it was found.
+        lookup: The schema. None if it has nothing against the document.
+
+    Raises:
+        ImportError: The schema has something against it, and jsonschema is not installed.
     """
+    explainer = None if lookup is None else SchemaExplainer(lookup)
+    ordered = sorted(faults, key=lambda fault: fault.pruned)
+    most_compared = sum(not fault.pruned for fault in faults) + _MOST_COMPARED
+    findings = [
+        _make_finding(document, fault, explainer, compare=number < most_compared)
+        for number, fault in enumerate(ordered[:_MOST_FINDINGS])
+    ]
+    findings.sort(key=lambda finding: (finding.line or 0, finding.column or 0))
+    if unlisted := ordered[_MOST_FINDINGS:]:
+        message = f"… and {len(unlisted)} more; correct those that are listed first"
+        severity: Severity = "warning" if all(fault.kind in _WARNINGS for fault in unlisted) else "error"
+        findings.append(Finding("more-findings", message, severity, document.source.path))
+    return tuple(findings)
 
-    path: KeyPath
-    message: str
-    code: str = "invalid-value"
+
+def _make_finding(
+    document: Document, fault: DocumentFault, explainer: SchemaExplainer | None, *, compare: bool
+) -> Finding:
+    path, message = fault.path, fault.message or ""
+    if fault.kind in _MESSAGES:
+        message = _MESSAGES[fault.kind].format(key=format_key(path), value=fault.value)
+    elif explainer is not None and fault.pruned:
+        message = explainer.explain_pruned(fault, compare=compare)
+    elif explainer is not None and (found := explainer.explain(path, fault.value)) is not None:
+        # The reader of a value says it better, but not where in a list or table.
+        path, message = found[0], fault.message or found[1]
+    severity: Severity = "warning" if fault.kind in _WARNINGS else "error"
+    line, column = document.find_position(path) or (None, None)
+    return Finding(fault.kind, message, severity, document.source.path, line, column, format_key(path) or None)
 
 
 class SchemaExplainer:
-    """Says what the schema has against the values of one document.
+    """Says what the schema has against a value.
 
     Raises:
         ImportError: jsonschema is not installed.
     """
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._schema = schema
-        self._explainer = import_dependency("jsonschema").Draft7Validator(schema)
+    def __init__(self, lookup: SchemaLookup) -> None:
+        self._lookup = lookup
+        self._jsonschema = import_dependency("jsonschema").Draft7Validator(lookup.schema)
 
-    def sifted(self, policy: Mapping[str, object]) -> tuple[Mapping[str, object], Sequence[Problem]]:
-        """The policy without unknown keys and without what is too much in its lists, and these as problems.
-
-        A list is cut to its first entries: of a ceiling's devices, fewer are tighter.
-        """
-        sieve = _Pruner(self._schema)
-        return cast("Mapping[str, object]", sieve.sifted(policy, self._schema, ())), sieve.problems
-
-    def objection(self, path: KeyPath, value: object, *, explained: bool = True) -> Problem | None:
-        """What is wrong with the value of one key or list entry, or None.
+    def explain(self, path: KeyPath, value: object) -> tuple[KeyPath, str] | None:
+        """Return what is wrong with the value of one key or list entry, and where inside it.
 
         Args:
             path: Where it stands.
-            value: By itself; nothing beside it is looked at.
-            explained: False: the message need not say more than that it is wrong.
-        """
-        if _validator.is_valid(_alone(path, value)):
-            return None
-        entry = _first_wrong_entry(path, value) if explained else None
-        if entry is not None:
-            return self.objection((*path, entry), cast("list[object]", value)[entry])
-        problem = next(self._explanations(_alone(path, value)), None) if explained else None
-        if problem is None:
-            return Problem(path, f"{quote_value(value)} is not understood")
-        return Problem((*path, *problem.path[len(path) :]), problem.message)
+            value: The value by itself. Nothing beside it is looked at.
 
-    def _explanations(self, table: object) -> Iterator[Problem]:
+        Returns:
+            The path of what is wrong, and what would be right. None: nothing is wrong.
+        """
+        if self._lookup.accepts(path, value):
+            return None
+        entry = self._find_wrong_entry(path, value)
+        if entry is not None:
+            return self.explain((*path, entry), cast("list[object]", value)[entry])
+        found = next(self._explain_alone(isolate(path, value)), None)
+        if found is None:
+            return path, f"{quote_value(value)} is not understood"
+        return (*path, *found[0][len(path) :]), found[1]
+
+    def explain_pruned(self, fault: DocumentFault, *, compare: bool) -> str:
+        """Return what is wrong with an unknown key, or with a list of too many entries.
+
+        Args:
+            fault: One of the two.
+            compare: Look for a known key that was probably meant.
+        """
+        if fault.kind == "too-many":
+            entries = cast("list[object]", fault.value)
+            most = self._lookup.find_most_entries(fault.path, entries)
+            return f"{len(entries)} entries are too many; the first {most} count, take the others out"
+        if compare:
+            return self._explain_unknown(fault.path, cast("Mapping[str, object]", fault.value))
+        return f"unknown key {quote_value(fault.path[-1])}"
+
+    def _find_wrong_entry(self, path: KeyPath, value: object) -> int | None:
+        """Find the first wrong entry of a list. jsonschema would explain each of them, hundreds of times over."""
+        if not isinstance(value, list) or not self._lookup.accepts(path, []):
+            return None
+        wrong = (number for number, entry in enumerate(value) if not self._lookup.accepts((*path, number), entry))
+        return next(wrong, None)
+
+    def _explain_alone(self, table: object) -> Iterator[tuple[KeyPath, str]]:
         try:
-            leaves = [leaf for error in self._explainer.iter_errors(table) for leaf in _leaves(error)]
+            errors = [error for found in self._jsonschema.iter_errors(table) for error in _list_meant_errors(found)]
         except ValueError:
             # jsonschema quotes values, and Python refuses to write integers of thousands of digits.
             return
-        for leaf in leaves:
-            yield from (problem for problem in _problems_at(leaf, self._schema) if problem.code == "invalid-value")
+        for error in errors:
+            yield from self._explain_error(error)
+
+    def _explain_error(self, error: Any) -> Iterator[tuple[KeyPath, str]]:
+        path: KeyPath = tuple(error.absolute_path)
+        if error.validator != "additionalProperties":
+            yield path, _describe_error(error, self._lookup.find_entry(path))
+            return
+        patterns = list(error.schema.get("patternProperties", {}))
+        for name in error.instance if patterns else ():
+            if not any(re.search(pattern, name) for pattern in patterns):
+                yield (*path, name), _describe_wrong_name(cast("str", path[-1]), name)
+
+    def _explain_unknown(self, path: KeyPath, table: Mapping[str, object]) -> str:
+        import difflib
+
+        name = str(path[-1])
+        known = list(self._lookup.list_known_keys(path[:-1], table) or ())
+        close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)
+        if close:
+            return f'unknown key {quote_value(name)}; did you mean "{close[0]}"?'
+        homes = [f"[{home}]" for home in _HOMES if name in (self._lookup.list_known_keys((home,), {}) or ())]
+        if homes:
+            return f"unknown key {quote_value(name)} here; it belongs in {' or '.join(homes)}"
+        return f"unknown key {quote_value(name)}; known here: {', '.join(known)}"
 
 
-def _first_wrong_entry(path: KeyPath, value: object) -> int | None:
-    """Which entry of a list is wrong by itself: jsonschema would explain all of them, hundreds of times over."""
-    if not isinstance(value, list) or not _validator.is_valid(_alone(path, [])):
-        return None
-    wrong = (number for number, entry in enumerate(value) if not _validator.is_valid(_alone((*path, number), entry)))
-    return next(wrong, None)
-
-
-def _alone(path: KeyPath, value: object) -> object:
-    """A policy table that holds one value and nothing else."""
-    for depth in reversed(range(len(path))):
-        part = path[depth]
-        if isinstance(part, int):
-            value = [value]
-        elif depth and isinstance(path[depth - 1], int) and part != "match":
-            # An entry of [[gpu.device]] is none without its "match".
-            value = {"match": 0, part: value}
-        else:
-            value = {part: value}
-    return value
-
-
-class _Pruner:
-    """Goes through a policy once, along the schema."""
-
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._schema = schema
-        self.problems: list[Problem] = []
-
-    def sifted(self, value: object, entry: Mapping[str, Any], path: KeyPath) -> object:
-        """A value without what the schema's entry for it does not know."""
-        meant = _alternative(value, _resolved(entry, self._schema), self._schema)
-        if isinstance(value, Mapping) and meant.get("type") == "object":
-            return self._table(value, meant, path)
-        if isinstance(value, list) and meant.get("type") == "array":
-            items = enumerate(self._cut(value, meant, path))
-            return [self.sifted(item, meant["items"], (*path, number)) for number, item in items]
-        return value
-
-    def _table(self, table: Mapping[str, object], entry: Mapping[str, Any], path: KeyPath) -> dict[str, object]:
-        known = entry.get("properties", {})
-        named = next(iter(entry.get("patternProperties", {}).values()), None)
-        kept: dict[str, object] = {}
-        for name, value in table.items():
-            inner = known.get(name, named)
-            if inner is not None:
-                kept[name] = self.sifted(value, inner, (*path, name))
-            else:
-                self._unknown((*path, name), name, list(known))
-        return kept
-
-    def _unknown(self, path: KeyPath, name: str, known: list[str]) -> None:
-        compared = len(self.problems) < _MOST_COMPARED
-        message = _why_unknown(name, known, self._schema) if compared else f"unknown key {quote_value(name)}"
-        self.problems.append(Problem(path, message, "unknown-key"))
-
-    def _cut(self, items: list[object], entry: Mapping[str, Any], path: KeyPath) -> list[object]:
-        most = entry.get("maxItems", len(items))
-        if len(items) > most:
-            message = f"{len(items)} entries are too many; the first {most} count, take the others out"
-            self.problems.append(Problem(path, message, "too-many"))
-        return items[:most]
-
-
-def _alternative(value: object, entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The one of several forms that a list or a table is meant to have; {} where that cannot be told."""
-    if "anyOf" not in entry:
-        return entry
-    kind = "array" if isinstance(value, list) else "object"
-    forms = [form for option in entry["anyOf"] if (form := _resolved(option, schema)).get("type") == kind]
-    if isinstance(value, Mapping):
-        forms = [form for form in forms if all(name in value for name in form.get("required", ()))]
-    return forms[0] if len(forms) == 1 else {}
-
-
-def _leaves(error: Any) -> Iterator[Any]:
-    """Of alternatives that all fail, the faults of the one that was meant."""
-    meant = _meant(error) if error.validator == "anyOf" else []
+def _list_meant_errors(error: Any) -> Iterator[Any]:
+    """Give the error itself, or where all alternatives fail the errors of the one that was meant."""
+    meant = _find_meant_form(error) if error.validator == "anyOf" else []
     if not meant:
         yield error
     for inner in meant:
-        yield from _leaves(inner)
+        yield from _list_meant_errors(inner)
 
 
-def _meant(error: Any) -> list[Any]:
-    """The alternative whose kind of value this is: it fails only further inside, or by an unknown key."""
+def _find_meant_form(error: Any) -> list[Any]:
+    """Return the errors of the alternative that has this kind of value: it fails only further inside, or by a key."""
     alternatives: dict[int, list[Any]] = {}
     for inner in error.context:
         alternatives.setdefault(inner.schema_path[0], []).append(inner)
     fitting = [
-        faults
-        for faults in alternatives.values()
-        if all(fault.path or fault.validator == "additionalProperties" for fault in faults)
+        errors
+        for errors in alternatives.values()
+        if all(inner.path or inner.validator == "additionalProperties" for inner in errors)
     ]
     return fitting[0] if len(fitting) == 1 else []
 
 
-def _problems_at(error: Any, schema: Mapping[str, Any]) -> Iterator[Problem]:
-    path: KeyPath = tuple(error.absolute_path)
-    if error.validator != "additionalProperties":
-        yield Problem(path, _message(error, _annotation(schema, path)))
-        return
-    names = list(error.schema.get("properties", {}))
-    patterns = list(error.schema.get("patternProperties", {}))
-    for name in error.instance:
-        if patterns and not any(re.search(pattern, name) for pattern in patterns):
-            yield Problem((*path, name), _why_no_name(cast(str, path[-1]), name))
-        elif not patterns and name not in names:
-            yield Problem((*path, name), _why_unknown(name, names, schema), "unknown-key")
-
-
-def _why_no_name(table: str, name: str) -> str:
+def _describe_wrong_name(table: str, name: str) -> str:
     if table == "project":
         return f'{quote_value(name)} is no absolute path; write one that begins with "/", as in "/srv/vision"'
     return f"{quote_value(name)} is no name of a {table}; write it as `id` shows it"
 
 
-def _why_unknown(name: str, names: list[str], schema: Mapping[str, Any]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
-    if close:
-        return f'unknown key {quote_value(name)}; did you mean "{close[0]}"?'
-    home = [
-        table for table in ("gpu", "ceiling", "audit", "machine") if name in _keys(schema["properties"][table], schema)
-    ]
-    if home:
-        return f"unknown key {quote_value(name)} here; it belongs in " + " or ".join(f"[{table}]" for table in home)
-    return f"unknown key {quote_value(name)}; known here: {', '.join(names)}"
-
-
-def _message(error: Any, annotation: Mapping[str, Any]) -> str:
-    """What a fault that no reader of values explains better is called."""
+def _describe_error(error: Any, annotation: Mapping[str, Any]) -> str:
+    """Describe an error that no reader of values explains better."""
     value, wanted = error.instance, error.validator_value
     example = f"; write {quote_value(annotation['examples'][0])}" if annotation.get("examples") else ""
     if "enum" in annotation and error.validator in ("type", "enum"):
-        return _why_no_word(value, annotation["enum"])
+        return _describe_wrong_word(value, annotation["enum"])
     if error.validator == "type" and wanted == "boolean":
         return f"{quote_value(value)} is neither true nor false; write true or false, without quotes"
     if error.validator == "type":
@@ -245,37 +219,10 @@ def _message(error: Any, annotation: Mapping[str, Any]) -> str:
     return f"{quote_value(value)} is not understood{example}"
 
 
-def _why_no_word(value: object, words: list[object]) -> str:
+def _describe_wrong_word(value: object, words: list[object]) -> str:
     import difflib
 
     texts = [quote_value(word) for word in words]
     close = difflib.get_close_matches(quote_value(value).lower(), texts, n=1)
     wrong = f"is none of {', '.join(texts)}" if len(texts) > 1 else "is not known"
     return f"{quote_value(value)} {wrong}; " + (f"did you mean {close[0]}?" if close else f"write {texts[0]}")
-
-
-# ---- what the schema says of a key
-
-
-def _resolved(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    for part in (entry, *entry.get("allOf", ())):
-        if "$ref" in part:
-            return _resolved(schema["definitions"][part["$ref"].rpartition("/")[2]], schema)
-    return entry
-
-
-def _keys(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", _resolved(entry, schema).get("properties", {}))
-
-
-def _annotation(schema: Mapping[str, Any], path: KeyPath) -> Mapping[str, Any]:
-    """The entry of the schema that describes a key; {} for what has none of its own."""
-    entry = schema
-    for part in path:
-        resolved = _resolved(entry, schema)
-        if isinstance(part, int):
-            entry = resolved.get("items", {})
-        else:
-            named = list(resolved.get("patternProperties", {}).values())
-            entry = _keys(resolved, schema).get(part, named[0] if named else {})
-    return entry

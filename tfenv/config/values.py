@@ -1,20 +1,21 @@
 """TOML values of tfgpu.toml -> the typed values of the policy.
 
-Each function takes one value of any type and raises ValueError (those of `policy.units` too), whose text
-is one sentence for people: what is wrong and what would be right.
+Each `read_…` takes one value of any type. It raises ValueError, as `policy.units` does, whose text is one sentence for
+people: what is wrong and what would be right.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Literal, cast
 
-from tfenv.policy.model import AutoChoice, MemoryLimit, RankChoice, Selector, VisibleDevices
+from tfenv.policy.model import AutoChoice, KeyPath, MemoryLimit, RankChoice, Selector, VisibleDevices
 from tfenv.policy.units import format_limit, parse_duration, parse_limit
+from tfenv.values import frozen
 
 __all__ = [
+    "DocumentFault",
     "WrongValueError",
     "check_split",
     "read_limit",
@@ -39,6 +40,28 @@ _MOST_DEVICES = 1024
 _ROUNDING = 1e-9
 
 
+@frozen
+class DocumentFault:
+    """One thing that is wrong in a document, as it was found.
+
+    Attributes:
+        path: Where it stands, inside the policy table.
+        value: What stands there. Of an unknown key the table around it.
+        kind: The code of the finding it becomes.
+        message: What the reader of the value says of it. None: the schema is to explain it.
+    """
+
+    path: KeyPath
+    value: object
+    kind: str = "invalid-value"
+    message: str | None = None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it was left out before its value was looked at."""
+        return self.kind in ("unknown-key", "too-many")
+
+
 class WrongValueError(ValueError):
     """A value that is not understood, or not allowed where it stands.
 
@@ -52,7 +75,10 @@ class WrongValueError(ValueError):
 
 
 def quote_value(value: object) -> str:
-    """A value as its writer sees it, on one line and not longer than a line."""
+    """Return a value as its writer sees it, on one line and not longer than a line."""
+    # Late: only a message about a mistake needs it.
+    import json
+
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -72,7 +98,7 @@ def quote_value(value: object) -> str:
 
 
 def read_limit(value: object) -> MemoryLimit:
-    """A memory limit: "8GiB", "40%", "none"."""
+    """Read a memory limit: "8GiB", "40%", "none"."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise WrongValueError(f'a limit is a string, {quote_value(value)} is not; write "8GiB", "40%" or "none"')
     if not isinstance(value, str):
@@ -83,7 +109,7 @@ def read_limit(value: object) -> MemoryLimit:
 
 
 def read_size(value: object) -> MemoryLimit:
-    """An amount of memory: a limit that is not "none"."""
+    """Read an amount of memory: a limit that is not "none"."""
     size = read_limit(value)
     if size.unlimited:
         raise WrongValueError('"none" is no size; write "8GiB", "512MiB" or "40%"')
@@ -91,16 +117,23 @@ def read_size(value: object) -> MemoryLimit:
 
 
 def read_sizes(value: object) -> tuple[MemoryLimit, ...]:
-    """The sizes of logical GPUs: ["30GiB", "30GiB"]."""
+    """Read the sizes of logical GPUs: ["30GiB", "30GiB"]."""
     if not isinstance(value, list):
         raise WrongValueError(f'a split is a list of sizes, {quote_value(value)} is not; write ["4GiB", "4GiB"]')
     return tuple(read_size(item) for item in value)
 
 
 def check_split(sizes: tuple[MemoryLimit, ...], limit: MemoryLimit | None) -> None:
-    """Logical GPUs must fit: into the limit of their entry, and into the card.
+    """Check that logical GPUs fit into the limit of their entry, and into the card.
 
-    Bytes and percentages cannot be compared before the card is known; that is left to the plan.
+    Bytes and percentages cannot be compared before the card is known. That is left to the plan.
+
+    Args:
+        sizes: Of the logical GPUs.
+        limit: The entry's own limit. None: it has none.
+
+    Raises:
+        WrongValueError: They do not fit.
     """
     fractions = [size.fraction for size in sizes if size.fraction is not None]
     amounts = [size.bytes for size in sizes if size.bytes is not None]
@@ -126,11 +159,11 @@ def check_split(sizes: tuple[MemoryLimit, ...], limit: MemoryLimit | None) -> No
 
 
 def read_selector(value: object) -> Selector:
-    """One device: a position, a UUID or the beginning of one, a MIG device, or "name:" and a glob."""
+    """Read one device: a position, a UUID or the beginning of one, a MIG device, or "name:" and a glob."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise WrongValueError(f"{quote_value(value)} names no GPU; write {_A_DEVICE}")
     if isinstance(value, int) and not 0 <= value <= _LARGEST_POSITION:
-        raise WrongValueError(_why_no_selector(value, quote_value(value)))
+        raise WrongValueError(_explain_selector(value, quote_value(value)))
     text = str(value)
     if _POSITION.fullmatch(text):
         return Selector("position", str(int(text)))
@@ -138,10 +171,10 @@ def read_selector(value: object) -> Selector:
         return Selector("name", text[len("name:") :])
     if _UUID.fullmatch(text) and text.startswith(("GPU-", "MIG-")):
         return Selector("uuid", text)
-    raise WrongValueError(_why_no_selector(value, text))
+    raise WrongValueError(_explain_selector(value, text))
 
 
-def _why_no_selector(value: object, text: str) -> str:
+def _explain_selector(value: object, text: str) -> str:
     if text.lstrip().startswith("-"):
         return f'{quote_value(value)} names no GPU; positions start at 0, and no GPU at all is visible_devices = "none"'
     if _UUID.fullmatch(text):
@@ -154,15 +187,15 @@ def _why_no_selector(value: object, text: str) -> str:
 
 
 def read_selectors(value: object) -> tuple[Selector, ...]:
-    """A list of devices, or "none"; a device that is named twice counts once."""
+    """Read a list of devices, or "none". A device that is named twice counts once."""
     if value == "none":
         return ()
     if not isinstance(value, list):
-        raise WrongValueError(_why_no_list(value))
+        raise WrongValueError(_explain_list(value))
     return tuple(dict.fromkeys(read_selector(item) for item in value))
 
 
-def _why_no_list(value: object) -> str:
+def _explain_list(value: object) -> str:
     try:
         single = read_selector(value)
     except ValueError:
@@ -172,17 +205,17 @@ def _why_no_list(value: object) -> str:
 
 
 def read_visible_devices(value: object) -> VisibleDevices:
-    """`visible_devices` in all its forms."""
+    """Read `visible_devices` in all its forms."""
     if value == "all":
         return "all"
     if isinstance(value, Mapping):
-        return _choice_of(cast("Mapping[str, object]", value))
+        return _read_choice(cast("Mapping[str, object]", value))
     if isinstance(value, str) and value != "none":
-        raise WrongValueError(_why_no_word(value))
+        raise WrongValueError(_explain_word(value))
     return read_selectors(value)
 
 
-def _why_no_word(value: str) -> str:
+def _explain_word(value: str) -> str:
     if len(value) <= _SHOWN_CHARACTERS and re.fullmatch(r"[0-9]+(?: *, *[0-9]+)+", value):
         return f"{quote_value(value)} is a string; write a list, [{', '.join(re.findall('[0-9]+', value))}]"
     if value.strip().lower() in ("", "-1"):
@@ -194,37 +227,37 @@ def _why_no_word(value: str) -> str:
         read_selector(value)
     except ValueError:
         return f'{quote_value(value)} is not understood; write "all", "none", a list such as [0], or {{count = 1}}'
-    return _why_no_list(value)
+    return _explain_list(value)
 
 
-def _choice_of(table: Mapping[str, object]) -> AutoChoice | RankChoice:
+def _read_choice(table: Mapping[str, object]) -> AutoChoice | RankChoice:
     if "count" in table and "rank" in table:
         raise WrongValueError("{count = …} lets tfenv choose and {rank = …} does not; write one of them")
     if "rank" in table:
-        return RankChoice(_rank_of(table["rank"]))
+        return RankChoice(_read_rank(table["rank"]))
     if "count" not in table:
         raise WrongValueError('a table here needs a count or a rank; write {count = 1} or {rank = "auto"}')
     min_free, timeout = table.get("min_free"), table.get("timeout")
     return AutoChoice(
-        count=_whole_number(table["count"], at_least=1, name="count"),
-        prefer=_word(table.get("prefer", AutoChoice.prefer), ("most_free",), name="prefer"),
+        count=_read_whole_number(table["count"], at_least=1, name="count"),
+        prefer=_read_word(table.get("prefer", AutoChoice.prefer), ("most_free",), name="prefer"),
         min_free=None if min_free is None else read_size(min_free),
-        when_busy=_word(
+        when_busy=_read_word(
             table.get("when_busy", AutoChoice.when_busy), ("wait", "cpu", "fail", "share"), name="when_busy"
         ),
-        timeout_s=None if timeout is None else _duration_of(timeout),
+        timeout_s=None if timeout is None else _read_duration(timeout),
     )
 
 
-def _rank_of(value: object) -> Literal["auto"] | int:
+def _read_rank(value: object) -> Literal["auto"] | int:
     if value == "auto":
         return "auto"
     if isinstance(value, str):
         raise WrongValueError(f'rank = {quote_value(value)} is not understood; write "auto" or a number from 0')
-    return _whole_number(value, at_least=0, name="rank")
+    return _read_whole_number(value, at_least=0, name="rank")
 
 
-def _whole_number(value: object, *, at_least: int, name: str) -> int:
+def _read_whole_number(value: object, *, at_least: int, name: str) -> int:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or cast("float", value) < at_least:
         raise WrongValueError(
@@ -235,14 +268,14 @@ def _whole_number(value: object, *, at_least: int, name: str) -> int:
     return int(cast("float", value))
 
 
-def _word(value: object, words: tuple[str, ...], *, name: str) -> str:
+def _read_word(value: object, words: tuple[str, ...], *, name: str) -> str:
     if not isinstance(value, str) or value not in words:
         choices = " or ".join(f'"{word}"' for word in words)
         raise WrongValueError(f"{name} = {quote_value(value)} is not understood; write {choices}")
     return value
 
 
-def _duration_of(value: object) -> float:
+def _read_duration(value: object) -> float:
     if not isinstance(value, str):
         raise WrongValueError(
             f'timeout = {quote_value(value)} has no unit; write "30s", "10min", "2h" or "1d", with the quotes'

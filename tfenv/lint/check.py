@@ -1,26 +1,24 @@
-"""Looks for mistakes in policy files: those that have a say here, or those that are named."""
+"""What `tfgpu check` does: looks for mistakes in policy files, those that count here or those that are named."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from tfenv.config.discover import FILE_NAME, PYPROJECT_TABLE
-from tfenv.config.document import Document, DocumentError, Trust, read
-from tfenv.config.schema import validate
+from tfenv.config.discover import FILE_NAME, MACHINE_ROOT, PYPROJECT, PYPROJECT_TABLE
+from tfenv.config.document import Document, Trust
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import find_account, find_group, find_user, suggest_name
 from tfenv.lint.combinations import advise
-from tfenv.pipeline import MACHINE_ROOT, current_start, load
+from tfenv.pipeline import current_start, load, read_layers
 from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Source, Tables
 from tfenv.values import frozen
 
 __all__ = ["CheckResult", "check_here", "check_path"]
 
-_PYPROJECT = "pyproject.toml"
 _SCOPES: dict[str, Literal["group", "user"]] = {"groups": "group", "users": "user"}
 
 
@@ -29,8 +27,8 @@ class CheckResult:
     """What was looked at, and what is wrong with it.
 
     Attributes:
-        files: Absolute paths; those that were left out, too.
-        findings: In the order of the files; advice on what is right but hardly meant comes last.
+        files: Absolute paths, also of files that were left out.
+        findings: In the order of the files. Remarks on what is right but hardly meant come last.
     """
 
     files: tuple[str, ...] = ()
@@ -43,11 +41,11 @@ class CheckResult:
 
 
 def check_here() -> CheckResult:
-    """Check every file that has a say for a process that starts here and now."""
+    """Check every file that counts for a process that starts here and now."""
     loaded = load(current_start())
     read_files = [document.source.path for document in loaded.documents]
     dropped = [finding.path for finding in loaded.findings if finding.path is not None]
-    findings = (*loaded.findings, *_advice(loaded.layers, loaded.documents))
+    findings = (*loaded.findings, *_advise_with_cards(loaded.layers, loaded.documents))
     return CheckResult(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
 
@@ -59,51 +57,47 @@ def check_path(path: str, *, table_optional: bool = False) -> CheckResult:
     Args:
         path: Of a tfgpu.toml, a pyproject.toml, or a directory. One that does not exist is a finding.
         table_optional: A pyproject.toml without a table of ours is no mistake.
+
+    Returns:
+        What was looked at, and what is wrong. Never raises for what is written in files.
     """
     full = os.path.abspath(path)
     if not os.path.lexists(full):
         right = "`sudo tfgpu init --machine` writes a first one" if full == MACHINE_ROOT else "correct the path"
-        return _nothing(full, f"there is no such file or directory; {right}")
-    sources = list(_sources_in(full) if os.path.isdir(full) else [_source_of(full, table_optional=table_optional)])
+        return _report_nothing(full, f"there is no such file or directory; {right}")
+    sources = list(_list_sources(full) if os.path.isdir(full) else [_make_source(full, table_optional=table_optional)])
     if not sources:
-        message = f"neither {FILE_NAME} nor {_PYPROJECT} is here; `tfgpu init` writes a first policy"
-        return _nothing(full, message)
-    checked = _check(sources)
-    return checked + CheckResult((), (*_unlisted(full), *_never_read(full))) if _is_machine_root(full) else checked
+        message = f"neither {FILE_NAME} nor {PYPROJECT} is here; `tfgpu init` writes a first policy"
+        return _report_nothing(full, message)
+    checked = _check_sources(sources)
+    if _is_machine_root(full):
+        return checked + CheckResult((), (*_check_listable(full), *_check_never_read(full)))
+    return checked
 
 
-def _nothing(path: str, message: str) -> CheckResult:
+def _report_nothing(path: str, message: str) -> CheckResult:
     return CheckResult((), (Finding("not-found", message, path=path),))
 
 
-def _check(sources: Iterable[Source]) -> CheckResult:
+def _check_sources(sources: Sequence[Source]) -> CheckResult:
     documents: list[Document] = []
     layers: list[Layer] = []
     findings: list[Finding] = []
-    files: list[str] = []
     for source in sources:
-        files.append(source.path)
-        findings.extend(_closed_to_its_people(source))
-        try:
-            document = read(source, _trust(source))
-        except DocumentError as error:
-            findings.append(error.finding)
-            continue
-        layer, wrong = validate(document)
-        documents.append(document)
-        layers.append(layer)
-        findings.extend(wrong)
-    return CheckResult(tuple(files), (*findings, *_advice(layers, documents)))
+        found = read_layers([source], _choose_trust(source))
+        documents += found.documents
+        layers += found.layers
+        findings += [*_check_readable(source), *found.findings]
+    return CheckResult(tuple(source.path for source in sources), (*findings, *_advise_with_cards(layers, documents)))
 
 
-def _advice(layers: Iterable[Layer], documents: Sequence[Document]) -> tuple[Finding, ...]:
-    known = tuple(layers)
+def _advise_with_cards(layers: Sequence[Layer], documents: Sequence[Document]) -> tuple[Finding, ...]:
     # NVML may take a second to answer: it is asked only if there is something to compare with.
-    speaks = any(tables.gpu or tables.ceiling for layer in known for tables in _all_tables(layer))
-    return advise(known, documents, read_inventory() if speaks else None)
+    speaks = any(tables.gpu or tables.ceiling for layer in layers for tables in _list_tables(layer))
+    return advise(layers, documents, read_inventory() if speaks else None)
 
 
-def _all_tables(layer: Layer) -> Iterator[Tables]:
+def _list_tables(layer: Layer) -> Iterator[Tables]:
     yield layer.base
     for named in (merge_groups(layer), layer.users, layer.projects):
         yield from named.values()
@@ -112,13 +106,13 @@ def _all_tables(layer: Layer) -> Iterator[Tables]:
 # ---- who can read it
 
 
-def _closed_to_its_people(source: Source) -> Iterator[Finding]:
-    """A machine file that root can read and those it is for cannot, as an umask of 077 makes it: they would drop it."""
+def _check_readable(source: Source) -> Iterator[Finding]:
+    """Find what keeps those a machine file is for from reading it, as an umask of 077 does. Their programs drop it."""
     if source.layer != "machine":
         return
     folder = os.path.dirname(source.path)
     folders = [folder] if source.scope is None else [os.path.dirname(folder), folder]
-    gids = _gids_of(source)
+    gids = _find_gids(source)
     for place, bits, right in (*((folder, 0o1, "chmod go+x") for folder in folders), (source.path, 0o4, "chmod go+r")):
         try:
             status = os.stat(place)
@@ -131,8 +125,8 @@ def _closed_to_its_people(source: Source) -> Iterator[Finding]:
             yield Finding("closed", message, "warning", source.path)
 
 
-def _gids_of(source: Source) -> frozenset[int]:
-    """The groups of all whom a file is for."""
+def _find_gids(source: Source) -> frozenset[int]:
+    """Return the ids of the groups of all whom a file is for."""
     if source.scope is None:
         return frozenset()
     kind, name = source.scope
@@ -146,68 +140,68 @@ def _gids_of(source: Source) -> frozenset[int]:
 # ---- which files, and whose
 
 
-def _sources_in(folder: str) -> Iterator[Source]:
-    """All files of a directory, also those of groups and users that the caller is none of."""
+def _list_sources(folder: str) -> Iterator[Source]:
+    """List all files of a directory, also those of users and groups that the caller does not belong to."""
     names = [FILE_NAME]
     for scope in _SCOPES:
-        names += [f"{scope}/{name}" for name in _toml_files(os.path.join(folder, scope))]
+        names += [f"{scope}/{name}" for name in _list_toml_files(os.path.join(folder, scope))]
     for name in names:
         if os.path.lexists(os.path.join(folder, name)):
-            yield _source_of(os.path.join(folder, name))
-    pyproject = os.path.join(folder, _PYPROJECT)
+            yield _make_source(os.path.join(folder, name))
+    pyproject = os.path.join(folder, PYPROJECT)
     if os.path.lexists(pyproject) and not _is_machine_root(folder):
-        yield Source("project", pyproject, table=PYPROJECT_TABLE, start_owner=_owner(folder))
+        yield Source("project", pyproject, table=PYPROJECT_TABLE, start_owner=_find_folder_owner(folder))
 
 
-def _toml_files(folder: str) -> list[str]:
-    return [name for name in _names_in(folder) if name.endswith(".toml")]
+def _list_toml_files(folder: str) -> list[str]:
+    return [name for name in _list_names(folder) if name.endswith(".toml")]
 
 
-def _unlisted(root: str) -> Iterator[Finding]:
-    """Folders whose files were not checked."""
+def _check_listable(root: str) -> Iterator[Finding]:
+    """Find folders whose files could not be checked."""
     for scope in _SCOPES:
         folder = os.path.join(root, scope)
         if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
             yield Finding("unreadable", "may not be listed, its files were not checked; ask root to", path=folder)
 
 
-def _never_read(root: str) -> Iterator[Finding]:
-    """Files in a machine layer's directory that look like policies and stand where nobody looks."""
+def _check_never_read(root: str) -> Iterator[Finding]:
+    """Find files in a machine layer's directory that look like policies and stand where nobody looks."""
     message = f"is never read: only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
-    for folder in (root, *_folders_for_people(root)):
-        for name in _toml_files(folder):
-            if folder != root or name not in (FILE_NAME, _PYPROJECT):
+    for folder in (root, *_list_misnamed_folders(root)):
+        for name in _list_toml_files(folder):
+            if folder != root or name not in (FILE_NAME, PYPROJECT):
                 yield Finding("never-read", message, "warning", os.path.join(folder, name))
     for folder, scope in _SCOPES.items():
-        for name in _names_in(os.path.join(root, folder)):
-            if _is_name(scope, name):
+        for name in _list_names(os.path.join(root, folder)):
+            if _is_account_name(scope, name):
                 message = f"is never read; call it {name}.toml"
                 yield Finding("never-read", message, "warning", os.path.join(root, folder, name))
 
 
-def _folders_for_people(root: str) -> Iterator[str]:
-    """Folders that people make by mistake: "user" for "users", "users/team"."""
-    for name in _names_in(root):
+def _list_misnamed_folders(root: str) -> Iterator[str]:
+    """List folders that people make by mistake: "user" for "users", "users/team"."""
+    for name in _list_names(root):
         path = os.path.join(root, name)
         if name in _SCOPES:
-            yield from filter(os.path.isdir, (os.path.join(path, inner) for inner in _names_in(path)))
+            yield from filter(os.path.isdir, (os.path.join(path, inner) for inner in _list_names(path)))
         elif suggest_name(name.lower(), _SCOPES) is not None and os.path.isdir(path):
             yield path
 
 
-def _names_in(folder: str) -> list[str]:
+def _list_names(folder: str) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:
         return []
 
 
-def _is_name(scope: Literal["group", "user"], name: str) -> bool:
+def _is_account_name(scope: Literal["group", "user"], name: str) -> bool:
     return (find_user(name) if scope == "user" else find_group(name)) is not None
 
 
-def _source_of(path: str, *, table_optional: bool = False) -> Source:
-    """A file with the layer that it belongs to where it stands."""
+def _make_source(path: str, *, table_optional: bool = False) -> Source:
+    """Return a file as a source of the layer that it belongs to where it stands."""
     folder, name = os.path.split(path)
     root, scope = os.path.split(folder)
     if scope in _SCOPES and _is_machine_root(root):
@@ -215,30 +209,30 @@ def _source_of(path: str, *, table_optional: bool = False) -> Source:
     if _is_machine_root(folder):
         return Source("machine", path)
     if path == os.path.join(current_start().config_home or "", "tfgpu", FILE_NAME):
-        return Source("user", path, start_owner=_owner(folder))
+        return Source("user", path, start_owner=_find_folder_owner(folder))
     # A pyproject.toml that is named on purpose and has no table of ours is a mistake.
-    table = PYPROJECT_TABLE if name == _PYPROJECT else ()
-    return Source("project", path, table=table, start_owner=_owner(folder), required=not table_optional)
+    table = PYPROJECT_TABLE if name == PYPROJECT else ()
+    return Source("project", path, table=table, start_owner=_find_folder_owner(folder), required=not table_optional)
 
 
 def _is_machine_root(folder: str) -> bool:
-    """A draft is known by its files for groups or users, or by the two folders for them."""
+    """Return whether a folder is a machine layer. A draft is known by files for groups or users, or by both folders."""
     scopes = [os.path.join(folder, scope) for scope in _SCOPES]
-    return folder == MACHINE_ROOT or any(map(_toml_files, scopes)) or all(map(os.path.isdir, scopes))
+    return folder == MACHINE_ROOT or any(map(_list_toml_files, scopes)) or all(map(os.path.isdir, scopes))
 
 
-def _trust(source: Source) -> Trust:
-    """Of a draft the owner is the administrator, and what stands above its directory does not matter yet."""
+def _choose_trust(source: Source) -> Trust:
+    """Return whose files count. A draft's owner is its administrator, and what stands above it does not matter yet."""
     uid = os.geteuid()
     root = os.path.dirname(source.path)
     root = os.path.dirname(root) if source.scope is not None else root
-    owner = _owner(root)
+    owner = _find_folder_owner(root)
     if source.layer != "machine" or root == MACHINE_ROOT or owner is None:
         return Trust(uid)
     return Trust(uid, administrator=owner, checked_from=root)
 
 
-def _owner(folder: str) -> int | None:
+def _find_folder_owner(folder: str) -> int | None:
     try:
         return os.stat(folder).st_uid
     except OSError:

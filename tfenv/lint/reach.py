@@ -1,7 +1,6 @@
-"""Whom the tables of a machine layer reach: names that nobody has, tables that never count, keys that are replaced.
+"""Remarks on whom a machine layer reaches: names that nobody has, tables that never count, keys that are replaced.
 
-Only for `tfgpu check`. What the databases of users and groups do not list (a directory service may be set up so)
-is taken to be there.
+What the databases of users and groups do not list (a directory service may be set up so) is taken to be there.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import pwd
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from tfenv.config.values import quote_value
 from tfenv.errors import Severity
@@ -23,17 +22,18 @@ from tfenv.values import frozen, replace
 if TYPE_CHECKING:
     from tfenv.config.document import Document
 
-__all__ = ["Advice", "Places", "advise_on_reach"]
+__all__ = ["KeyPositions", "LintRemark", "advise_on_reach"]
 
-_Kind = Literal["user", "group"]
+_SubjectKind = Literal["user", "group"]
 #: Tables of users in the file that everybody reads: more than these are worth a word.
 _MANY_TABLES = 100
 #: A subject whom no table but those for everybody speaks of.
 _ANYBODY = Subject("", -1, (), "/")
 
 
-class Advice(NamedTuple):
-    """What is to be said of a key, or of a whole file where the key is ()."""
+@frozen
+class LintRemark:
+    """What is to be said of a key, or of a whole file if the key is ()."""
 
     origin: Origin
     code: str
@@ -41,63 +41,63 @@ class Advice(NamedTuple):
     severity: Severity = "warning"
 
 
-class Places:
-    """Lines and columns, looked up in the documents."""
+class KeyPositions:
+    """Finds lines and columns of keys in several documents."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
         self._documents = {document.source.path: document for document in documents}
         self._order = {path: number for number, path in enumerate(self._documents)}
 
-    def position(self, origin: Origin) -> tuple[int | None, int | None]:
-        """Both 1-based; None where they are not known, or the whole file is meant."""
+    def find_position(self, origin: Origin) -> tuple[int | None, int | None]:
+        """Return line and column, both 1-based. None if they are not known, or the whole file is meant."""
         document = self._documents.get(origin.path)
-        return (document.position(origin.key) if document else None) or (None, None)
+        return (document.find_position(origin.key) if document else None) or (None, None)
 
-    def text(self, origin: Origin, beside: Origin) -> str:
-        """Where a key is, for a message about another one: "line 3" in the same file, otherwise `file:line`."""
-        line, _ = self.position(origin)
+    def describe(self, origin: Origin, beside: Origin) -> str:
+        """Say where a key is, for a message about another one: "line 3" in the same file, otherwise `file:line`."""
+        line, _ = self.find_position(origin)
         if line is None:
             return str(origin)
         return f"line {line}" if origin.path == beside.path else f"{origin.path}:{line}"
 
-    def order(self, origin: Origin) -> tuple[int, int, int]:
-        """For sorting: the order of the documents, then that of the lines."""
-        line, column = self.position(origin)
+    def find_sort_key(self, origin: Origin) -> tuple[int, int, int]:
+        """Return what to sort by: the order of the documents, then that of the lines."""
+        line, column = self.find_position(origin)
         return self._order.get(origin.path, len(self._order)), line or 0, column or 0
 
 
 def advise_on_reach(
-    parts: Sequence[Layer], whole: Layer, documents: Sequence[Document], places: Places
-) -> Iterator[Advice]:
-    """What never counts in a machine layer.
+    parts: Sequence[Layer], whole: Layer, documents: Sequence[Document], positions: KeyPositions
+) -> Iterator[LintRemark]:
+    """Say what never counts in a machine layer.
 
     Args:
         parts: Its files, validated.
         whole: All of them as one layer.
         documents: What they were read from.
-        places: For the lines of what replaces a key.
+        positions: For the lines of what replaces a key.
     """
     for document in documents:
-        for named in _named_in(document):
-            yield from _advice_on_name(named)
-            yield from _advice_on_place(named, document.source.scope)
-        yield from _advice_on_projects(document)
-        yield from _too_many_tables(document)
-        yield from _replaced_in_its_file(document, places)
+        for named in _list_named(document):
+            yield from _check_name(named)
+            yield from _check_file(named, document.source.scope)
+        yield from _check_projects(document)
+        yield from _check_table_count(document)
+        yield from _check_replaced_in_file(document, positions)
     for part in parts:
-        yield from _unknown_owners(part)
-    yield from _replaced_by_another_file(parts, whole, places)
-    yield from _replaced_for_all(whole, places)
+        yield from _check_owners(part)
+    yield from _check_replaced_by_file(parts, whole, positions)
+    yield from _check_replaced_for_all(whole, positions)
 
 
 # ---- names
 
 
 @frozen
-class _Named:
+class _NamedSubject:
     """A user or group that a table or a file is for."""
 
-    kind: _Kind
+    kind: _SubjectKind
     name: str
     origin: Origin
 
@@ -107,77 +107,67 @@ class _Named:
 
     @property
     def text(self) -> str:
-        return (
-            f"the file of {self.kind} {quote_value(self.name)}"
-            if self.is_file
-            else f"[{format_key((self.kind, self.name))}]"
-        )
+        if self.is_file:
+            return f"the file of {self.kind} {quote_value(self.name)}"
+        return f"[{format_key((self.kind, self.name))}]"
 
     @cached_property
     def number(self) -> int | None:
-        """Uid or gid; None when there is no such user or group."""
+        """Uid or gid. None if there is no such user or group."""
         return find_user(self.name) if self.kind == "user" else find_group(self.name)
 
 
-def _named_in(document: Document) -> Iterator[_Named]:
+def _list_named(document: Document) -> Iterator[_NamedSubject]:
     source = document.source
     if source.scope is not None:
-        yield _Named(*source.scope, Origin(source.layer, source.path, ()))
+        yield _NamedSubject(*source.scope, Origin(source.layer, source.path, ()))
     for kind in ("user", "group"):
-        for name in _table(document.data, kind):
-            yield _Named(kind, name, Origin(source.layer, source.path, (kind, name)))
+        for name in _find_table(document.data, kind):
+            yield _NamedSubject(kind, name, Origin(source.layer, source.path, (kind, name)))
 
 
-def _table(data: object, *path: str) -> Mapping[str, object]:
-    """The table there; an empty one where there is none, or something else."""
+def _find_table(data: object, *path: str) -> Mapping[str, object]:
+    """Return the table at a path. An empty one if there is none, or something else."""
     for name in path:
         data = data.get(name) if isinstance(data, Mapping) else None
     return data if isinstance(data, Mapping) else {}
 
 
-def _advice_on_name(named: _Named) -> Iterator[Advice]:
+def _check_name(named: _NamedSubject) -> Iterator[LintRemark]:
     if named.number is None:
-        yield Advice(named.origin, f"unknown-{named.kind}", _unknown(named))
+        yield LintRemark(named.origin, f"unknown-{named.kind}", _describe_unknown(named))
         return
-    entry = _entry_of(named)
+    entry = _find_entry_name(named)
     own_name = f"{named.kind[0]}id:{named.number}"
     if entry is None:
         if named.name != own_name:
-            yield Advice(named.origin, "unreachable-table", f"{named.text} never counts; write it {own_name}")
+            yield LintRemark(named.origin, "unreachable-table", f"{named.text} never counts; write it {own_name}")
     elif named.name != entry and (named.kind == "group" or named.is_file):
         # A table of a user may use the number all the same.
         right = f"{named.kind}s/{entry}.toml" if named.is_file else f"[{format_key((named.kind, entry))}]"
         message = f"{named.text} never counts, for the {named.kind} has a name; write {right}"
-        yield Advice(named.origin, "unreachable-table", message)
+        yield LintRemark(named.origin, "unreachable-table", message)
     elif named.kind == "group" and next(list_members(entry), None) is None:
         message = f"nobody is in the group {quote_value(entry)}, as far as this machine lists its members"
-        yield Advice(named.origin, "empty-group", message, "note")
+        yield LintRemark(named.origin, "empty-group", message, "note")
 
 
-def _too_many_tables(document: Document) -> Iterator[Advice]:
-    count = len(_table(document.data, "user"))
+def _check_table_count(document: Document) -> Iterator[LintRemark]:
+    count = len(_find_table(document.data, "user"))
     if document.source.scope is None and count > _MANY_TABLES:
         message = f"everybody's programs read all {count} tables; users/NAME.toml is read for its own user only"
-        yield Advice(Origin(document.source.layer, document.source.path, ("user",)), "many-tables", message, "note")
+        yield LintRemark(Origin(document.source.layer, document.source.path, ("user",)), "many-tables", message, "note")
 
 
-def _unknown(named: _Named) -> str:
-    known: Callable[[], Iterable[str]] = _user_names if named.kind == "user" else _group_names
-    meant = suggest_name(named.name, known())
+def _describe_unknown(named: _NamedSubject) -> str:
+    users, groups = (entry.pw_name for entry in pwd.getpwall()), (entry.gr_name for entry in grp.getgrall())
+    meant = suggest_name(named.name, users if named.kind == "user" else groups)
     hint = f'did you mean "{meant}"?' if meant else f"{'call the file' if named.is_file else 'write it'} as `id` shows"
     return f"there is no {named.kind} {quote_value(named.name)} here; {hint}"
 
 
-def _user_names() -> Iterator[str]:
-    return (entry.pw_name for entry in pwd.getpwall())
-
-
-def _group_names() -> Iterator[str]:
-    return (entry.gr_name for entry in grp.getgrall())
-
-
-def _entry_of(named: _Named) -> str | None:
-    """The name in the database; None where the number has none."""
+def _find_entry_name(named: _NamedSubject) -> str | None:
+    """Return the name that the database has for the number. None if it has none."""
     try:
         if named.kind == "user":
             return pwd.getpwuid(named.number or 0).pw_name
@@ -186,34 +176,34 @@ def _entry_of(named: _Named) -> str | None:
         return None
 
 
-def _unknown_owners(part: Layer) -> Iterator[Advice]:
+def _check_owners(part: Layer) -> Iterator[LintRemark]:
     owners = part.machine.get("trusted_owners")
     if owners is None or not isinstance(owners.value, tuple):
         return
     for name in owners.value:
         if find_user(str(name)) is None:
             message = f"there is no user {quote_value(name)} here, nobody is trusted by it"
-            yield Advice(owners.origin, "unknown-user", message)
+            yield LintRemark(owners.origin, "unknown-user", message)
 
 
 # ---- tables where they never count
 
 
-def _advice_on_place(named: _Named, scope: tuple[_Kind, str] | None) -> Iterator[Advice]:
-    """A table for somebody in a file that is read for others only."""
+def _check_file(named: _NamedSubject, scope: tuple[_SubjectKind, str] | None) -> Iterator[LintRemark]:
+    """Find a table for somebody in a file that is read for others only."""
     if scope is None or named.is_file or named.number is None or scope == (named.kind, named.name):
         return
     file, right = f"{scope[0]}s/{scope[1]}.toml", f"{named.kind}s/{named.name}.toml"
     if named.kind == scope[0] == "group":
         message = f"{file} is read for that group's members: {named.text} counts for those in both; else it is {right}"
-        yield Advice(named.origin, "partly-reachable", message)
-    elif not _reaches(named, *scope):
+        yield LintRemark(named.origin, "partly-reachable", message)
+    elif not _may_reach(named, *scope):
         message = f"{named.text} never counts here: {file} is read for others; put it into {right}"
-        yield Advice(named.origin, "unreachable-table", message)
+        yield LintRemark(named.origin, "unreachable-table", message)
 
 
-def _reaches(named: _Named, kind: _Kind, owner: str) -> bool:
-    """Whether a file of `owner` is read for anybody of a table in it; not both are groups."""
+def _may_reach(named: _NamedSubject, kind: _SubjectKind, owner: str) -> bool:
+    """Return whether a file of `owner` is read for anybody of a table in it. Not both are groups."""
     if named.kind == kind:
         return find_user(owner) in (None, named.number)
     user, group = (named.name, owner) if named.kind == "user" else (owner, named.name)
@@ -221,15 +211,15 @@ def _reaches(named: _Named, kind: _Kind, owner: str) -> bool:
     return subject is None or group in subject.groups
 
 
-def _advice_on_projects(document: Document) -> Iterator[Advice]:
-    for path in _table(document.data, "project"):
-        if path.startswith("/") and "\0" not in path and (message := _why_no_project(path)) is not None:
+def _check_projects(document: Document) -> Iterator[LintRemark]:
+    for path in _find_table(document.data, "project"):
+        if path.startswith("/") and "\0" not in path and (message := _explain_no_project(path)) is not None:
             origin = Origin(document.source.layer, document.source.path, ("project", path))
-            yield Advice(origin, "unreachable-table", message)
+            yield LintRemark(origin, "unreachable-table", message)
 
 
-def _why_no_project(path: str) -> str | None:
-    """Why no program starts below a path as it is written; None: it may."""
+def _explain_no_project(path: str) -> str | None:
+    """Say why no program starts below a path as it is written. None: one may."""
     real = os.path.realpath(path)
     if real != (path.rstrip("/") or "/"):
         return f"a program that starts there is in {quote_value(real)}, with all links followed; write that path"
@@ -242,21 +232,21 @@ def _why_no_project(path: str) -> str | None:
 # ---- keys that others always replace
 
 
-def _replaced_in_its_file(document: Document, places: Places) -> Iterator[Advice]:
-    """`[gpu]` of users/alice.toml beside `[user.alice.gpu]` in the same file: the one in the table counts."""
+def _check_replaced_in_file(document: Document, positions: KeyPositions) -> Iterator[LintRemark]:
+    """Find `[gpu]` of users/alice.toml beside `[user.alice.gpu]` in the same file: the one in the table counts."""
     source = document.source
     if source.scope is None:
         return
     for table in ("gpu", "ceiling"):
-        inner = _table(document.data, *source.scope, table)
-        for key in _table(document.data, table):
+        inner = _find_table(document.data, *source.scope, table)
+        for key in _find_table(document.data, table):
             if key in inner:
                 winner = Origin(source.layer, source.path, (*source.scope, table, key))
-                yield _replaced(Origin(source.layer, source.path, (table, key)), winner, places)
+                yield _make_replaced_remark(Origin(source.layer, source.path, (table, key)), winner, positions)
 
 
-def _replaced_by_another_file(parts: Sequence[Layer], whole: Layer, places: Places) -> Iterator[Advice]:
-    """The same table in two files: the later one counts."""
+def _check_replaced_by_file(parts: Sequence[Layer], whole: Layer, positions: KeyPositions) -> Iterator[LintRemark]:
+    """Find the same table in two files: the later one counts."""
     for part in parts:
         for mine, all_of_them in (
             ({"": part.base}, {"": whole.base}),
@@ -265,63 +255,62 @@ def _replaced_by_another_file(parts: Sequence[Layer], whole: Layer, places: Plac
             (part.projects, whole.projects),
         ):
             for name, tables in mine.items():
-                for key, setting in _settings(tables):
-                    winner = _get(all_of_them[name], key)
+                for key, setting in _list_settings(tables):
+                    winner = _get_setting(all_of_them[name], key)
                     if winner is not None and winner.origin != setting.origin:
-                        yield _replaced(setting.origin, winner.origin, places)
+                        yield _make_replaced_remark(setting.origin, winner.origin, positions)
 
 
-def _replaced_for_all(whole: Layer, places: Places) -> Iterator[Advice]:
-    """A key that a more specific table replaces for everybody whom its own table reaches."""
-    for tables, subjects in _reached(whole):
-        for key, setting in _settings(tables):
+def _check_replaced_for_all(whole: Layer, positions: KeyPositions) -> Iterator[LintRemark]:
+    """Find a key that a more specific table replaces for everybody whom its own table reaches."""
+    for tables, subjects in _list_reached(whole):
+        for key, setting in _list_settings(tables):
             replaced_by: Setting | None = None
             for subject in subjects():
-                replaced_by = _winner(whole, subject, key)
+                replaced_by = _find_winner(whole, subject, key)
                 if replaced_by is None or replaced_by.origin == setting.origin:
                     replaced_by = None
                     break
             if replaced_by is not None:
-                yield _replaced(setting.origin, replaced_by.origin, places)
+                yield _make_replaced_remark(setting.origin, replaced_by.origin, positions)
 
 
-def _winner(whole: Layer, subject: Subject, key: KeyPath) -> Setting | None:
-    found = [_get(tables, key) for tables in select_tables(whole, subject)]
+def _find_winner(whole: Layer, subject: Subject, key: KeyPath) -> Setting | None:
+    found = [_get_setting(tables, key) for tables in select_tables(whole, subject)]
     return next((setting for setting in reversed(found) if setting is not None), None)
 
 
-def _reached(whole: Layer) -> Iterator[tuple[Tables, Callable[[], Iterable[Subject]]]]:
-    """Each table with those whom it reaches, as far as they are known; all stand in "/", whose table is theirs, too."""
+def _list_reached(whole: Layer) -> Iterator[tuple[Tables, Callable[[], Iterable[Subject]]]]:
+    """List each table with those whom it reaches, as far as they are known. All stand in the project "/"."""
     yield whole.base, lambda: (_ANYBODY,)
     for name, tables in merge_groups(whole).items():
-        yield tables, partial(_members, name)
+        yield tables, partial(_list_member_subjects, name)
     for name, tables in whole.users.items():
-        yield tables, partial(_known, (name,))
+        yield tables, partial(_list_known_subjects, (name,))
     for path, tables in whole.projects.items():
         yield tables, partial(iter, (Subject("", -1, (), path.rstrip("/") or "/"),))
 
 
-def _members(group: str) -> Iterator[Subject]:
-    return _known(list_members(group))
+def _list_member_subjects(group: str) -> Iterator[Subject]:
+    return _list_known_subjects(list_members(group))
 
 
-def _known(users: Iterable[str]) -> Iterator[Subject]:
+def _list_known_subjects(users: Iterable[str]) -> Iterator[Subject]:
     for user in users:
         if (subject := find_subject(user)) is not None:
             yield replace(subject, project="/")
 
 
-def _settings(tables: Tables) -> Iterator[tuple[KeyPath, Setting]]:
+def _list_settings(tables: Tables) -> Iterator[tuple[KeyPath, Setting]]:
     for name, table in (("gpu", tables.gpu), ("ceiling", tables.ceiling)):
         yield from (((name, key), setting) for key, setting in table.items())
 
 
-def _get(tables: Tables, key: KeyPath) -> Setting | None:
+def _get_setting(tables: Tables, key: KeyPath) -> Setting | None:
     table: Table = tables.gpu if key[0] == "gpu" else tables.ceiling
     return table.get(str(key[1]))
 
 
-def _replaced(loser: Origin, winner: Origin, places: Places) -> Advice:
-    return Advice(
-        loser, "never-counts", f"never counts: {places.text(winner, loser)} replaces it; take one of them out"
-    )
+def _make_replaced_remark(loser: Origin, winner: Origin, positions: KeyPositions) -> LintRemark:
+    message = f"never counts: {positions.describe(winner, loser)} replaces it; take one of them out"
+    return LintRemark(loser, "never-counts", message)

@@ -214,7 +214,7 @@ def _differences(before: LoadedPolicy, after: LoadedPolicy) -> Iterator[Differen
 def _written(loaded: LoadedPolicy, setting: Setting | None) -> Written | None:
     if setting is None:
         return None
-    value, position = loaded.written(setting.origin)
+    value, position = loaded.find_value(setting.origin)
     return Written(value, setting.origin.path, position and position[0])
 
 
