@@ -43,21 +43,19 @@ CARDS = tuple(
     )
 )
 INVENTORY = Inventory(devices=CARDS)
+NO_NVML = Inventory()
+NO_GRANT = Grant()
 
 
-BLIND = Inventory()
-FREE = Grant()
-
-
-def origin(layer: LayerName, *key: str | int) -> Origin:
+def make_origin(layer: LayerName, *key: str | int) -> Origin:
     return Origin(layer, PATHS.get(layer, "<tfgpu run>"), key)
 
 
-def table(layer: LayerName, section: str, values: dict[str, object]) -> Table:
-    return {key: Setting(value, origin(layer, section, key)) for key, value in values.items()}
+def make_table(layer: LayerName, section: str, values: dict[str, object]) -> Table:
+    return {key: Setting(value, make_origin(layer, section, key)) for key, value in values.items()}
 
 
-def layer(
+def make_layer(
     name: LayerName,
     gpu: dict[str, object] | None = None,
     ceiling: dict[str, object] | None = None,
@@ -66,27 +64,27 @@ def layer(
     """A layer as a file with these tables would give it."""
     return Layer(
         name=name,
-        top={} if on_error is None else {"on_error": Setting(on_error, origin(name, "on_error"))},
-        base=Tables(gpu=table(name, "gpu", gpu or {}), ceiling=table(name, "ceiling", ceiling or {})),
+        top={} if on_error is None else {"on_error": Setting(on_error, make_origin(name, "on_error"))},
+        base=Tables(gpu=make_table(name, "gpu", gpu or {}), ceiling=make_table(name, "ceiling", ceiling or {})),
         paths=(PATHS.get(name, "<tfgpu run>"),),
     )
 
 
-def at(*positions: int) -> tuple[Selector, ...]:
+def pick(*positions: int) -> tuple[Selector, ...]:
     return tuple(Selector("position", str(position)) for position in positions)
 
 
-def uuid(text: str) -> Selector:
+def pick_uuid(text: str) -> Selector:
     return Selector("uuid", text)
 
 
-def name(text: str) -> Selector:
+def pick_name(text: str) -> Selector:
     return Selector("name", text)
 
 
 def plan(
     *made: Layer,
-    grant: Grant = FREE,
+    grant: Grant = NO_GRANT,
     inventory: Inventory = INVENTORY,
     request: str | None = None,
     allocations: tuple[Allocation, ...] | None = None,
@@ -96,11 +94,11 @@ def plan(
     return resolve(merge(made, SUBJECT), grant, inventory, tokens, allocations)
 
 
-def codes(made: Plan) -> list[str]:
+def list_codes(made: Plan) -> list[str]:
     return [finding.code for finding in made.findings]
 
 
-def devices_of(made: Plan) -> list[Device]:
+def list_devices(made: Plan) -> list[Device]:
     return [device.device for device in made.devices or () if device.device is not None]
 
 
@@ -118,7 +116,7 @@ TOKENS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class RandomCase:
     """Three layers on a machine."""
 
     layers: tuple[Layer, ...]
@@ -127,8 +125,8 @@ class Case:
     request: tuple[str, ...] | None
 
 
-class Dice(random.Random):
-    """Throws a case. Drawn value by value, hypothesis takes 20 ms for one; thousands have to fit into CI."""
+class CaseGenerator(random.Random):
+    """Makes random cases. Hypothesis, value by value, takes 20 ms for one, and CI has to try thousands."""
 
     def maybe(self, value: object) -> object:
         """The value, or as often None."""
@@ -139,7 +137,7 @@ class Dice(random.Random):
         return {key: value for key, value in values.items() if self.random() < 0.4}
 
     def limit(self, *, bound: bool = False) -> MemoryLimit:
-        """A size, a share, or unless it is a `bound` none."""
+        """A size, a share, or "none" unless it is a `bound`."""
         size = MemoryLimit(bytes=self.choice((1, 1000, 9 << 10, self.randint(1, 64 << 10))) * MIB)
         share = MemoryLimit(fraction=self.choice((1, 50, 100, self.randint(1, 100))) / 100)
         return self.choice((size, share) if bound else (size, share, MemoryLimit()))
@@ -147,7 +145,9 @@ class Dice(random.Random):
     def selector(self) -> Selector:
         number = self.randrange(6)
         by_uuid = (Selector("uuid", f"GPU-{number:08x}"), Selector("uuid", self.choice(MIG)))
-        return self.choice((Selector("position", str(number)), *by_uuid, name(self.choice(("*A100*", "*t4*", "*H2*")))))
+        return self.choice(
+            (Selector("position", str(number)), *by_uuid, pick_name(self.choice(("*A100*", "*t4*", "*H2*"))))
+        )
 
     def selectors(self) -> tuple[Selector, ...]:
         return tuple(self.selector() for _ in range(self.randint(1, 4)))
@@ -160,7 +160,7 @@ class Dice(random.Random):
     def rule(self, layer_name: LayerName) -> DeviceRule:
         parts = tuple(self.limit(bound=True) for _ in range(self.randrange(4)))
         limit = self.limit() if self.random() < 0.5 else None
-        return DeviceRule(self.selector(), origin(layer_name, "gpu", "device", 0), limit, parts)
+        return DeviceRule(self.selector(), make_origin(layer_name, "gpu", "device", 0), limit, parts)
 
     def gpu(self, layer_name: LayerName) -> dict[str, object]:
         return self.table(
@@ -188,7 +188,7 @@ class Dice(random.Random):
     def layer(self, layer_name: LayerName) -> Layer:
         """Settings, ceilings for everybody, for a group and a user, `on_error`, sinks, and the machine's switches."""
         on_error = self.choice((None, "warn", "cpu", "fail"))
-        base = layer(layer_name, self.gpu(layer_name), self.ceiling(), on_error)
+        base = make_layer(layer_name, self.gpu(layer_name), self.ceiling(), on_error)
         logs = ("none", "/var/log/tfgpu/<uid>.jsonl", "~/a.jsonl", "logs/gpu.jsonl")
         stderr = self.choice(("summary", "none", "json"))
         sinks = self.table({"stderr": stderr, "file": self.choice(logs), "syslog": self.choice((True, False))})
@@ -197,12 +197,12 @@ class Dice(random.Random):
             base,
             users={self.choice(("alice", "bob")): self.ceilings_of(layer_name, "user")},
             groups=((self.choice(("students", "staff")), self.ceilings_of(layer_name, "group")),),
-            audit=(table(layer_name, "audit", sinks),),
-            machine=table(layer_name, "machine", switches),
+            audit=(make_table(layer_name, "audit", sinks),),
+            machine=make_table(layer_name, "machine", switches),
         )
 
     def ceilings_of(self, layer_name: LayerName, whose: str) -> Tables:
-        return Tables(ceiling=table(layer_name, whose, self.ceiling() if self.random() < 0.5 else {}))
+        return Tables(ceiling=make_table(layer_name, whose, self.ceiling() if self.random() < 0.5 else {}))
 
     def tokens(self) -> tuple[str, ...] | None:
         if self.random() < 0.4:
@@ -217,11 +217,11 @@ class Dice(random.Random):
         """The tests' machine, one that NVML cannot show, or one of some of the cards."""
         some = self.sample(CARDS, self.randrange(5))
         other = Inventory(tuple(replace(card, index=index) for index, card in enumerate(some)))
-        return self.choice((INVENTORY, BLIND, other))
+        return self.choice((INVENTORY, NO_NVML, other))
 
-    def case(self) -> Case:
+    def case(self) -> RandomCase:
         names: tuple[LayerName, ...] = ("machine", "user", "project")
-        return Case(tuple(map(self.layer, names)), self.grant(), self.inventory(), self.tokens())
+        return RandomCase(tuple(map(self.layer, names)), self.grant(), self.inventory(), self.tokens())
 
 
-cases = st.integers(min_value=0, max_value=2**32).map(lambda seed: Dice(seed).case())
+cases = st.integers(min_value=0, max_value=2**32).map(lambda seed: CaseGenerator(seed).case())
