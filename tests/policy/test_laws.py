@@ -252,8 +252,8 @@ def test_the_nearest_layer_that_sets_a_key_wins(case: RandomCase) -> None:
     """project > user > machine, key by key. The values that lost are kept, nearest first."""
     policy = merge(case.layers, SUBJECT)
     for key in {key for each in case.layers for key in each.base.gpu}:
-        said = [each.base.gpu[key] for each in reversed(case.layers) if key in each.base.gpu]
-        assert [policy.settings[key], *policy.overridden.get(key, ())] == said
+        values = [each.base.gpu[key] for each in reversed(case.layers) if key in each.base.gpu]
+        assert [policy.settings[key], *policy.overridden.get(key, ())] == values
     assert [LAYER_ORDER.index(each.name) for each in case.layers] == [0, 1, 2]
 
 
@@ -261,5 +261,5 @@ def test_the_nearest_layer_that_sets_a_key_wins(case: RandomCase) -> None:
 @given(cases)
 def test_the_strictest_on_error_wins(case: RandomCase) -> None:
     """No nearer layer weakens what a farther one asks for."""
-    said = [str(each.top["on_error"].value) for each in case.layers if "on_error" in each.top]
-    assert merge(case.layers, SUBJECT).on_error == max(said, key=["warn", "cpu", "fail"].index, default="warn")
+    values = [str(each.top["on_error"].value) for each in case.layers if "on_error" in each.top]
+    assert merge(case.layers, SUBJECT).on_error == max(values, key=["warn", "cpu", "fail"].index, default="warn")

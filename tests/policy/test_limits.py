@@ -22,21 +22,19 @@ def test_a_limit_is_clamped_to_the_ceiling_of_each_card() -> None:
 
 def test_rules_differ_by_device_and_the_first_match_wins() -> None:
     """A rule by name replaces the table's limit on its cards only, and its split is scaled to the ceiling."""
-    where = make_origin("project", "gpu", "device", 0)
+    where, small = make_origin("project", "gpu", "device", 0), MemoryLimit(bytes=4 * GIB)
     rules = (
         DeviceRule(pick_name("*A100*"), where, MemoryLimit(bytes=20 * GIB), (MemoryLimit(bytes=10 * GIB),) * 2),
         DeviceRule(pick(0)[0], where, MemoryLimit(bytes=1 * GIB)),
     )
     made = plan(
         make_layer("machine", ceiling={"memory_limit": MemoryLimit(bytes=12 * GIB)}),
-        make_layer(
-            "project", {"device": rules, "memory_limit": MemoryLimit(bytes=4 * GIB), "visible_devices": pick(0, 2)}
-        ),
+        make_layer("project", {"device": rules, "memory_limit": small, "visible_devices": pick(0, 2)}),
     )
     first, second = made.devices or ()
     assert first.limit == MemoryLimit(bytes=12 * GIB)
     assert first.logical_devices == (MemoryLimit(bytes=6 * GIB),) * 2
-    assert (second.limit, second.logical_devices) == (MemoryLimit(bytes=4 * GIB), ())
+    assert (second.limit, second.logical_devices) == (small, ())
 
 
 def test_a_position_means_the_same_gpu_in_every_key() -> None:
@@ -58,9 +56,8 @@ def test_a_limit_implies_the_allocator_that_keeps_it() -> None:
 
 def test_required_growth_overrules_a_request_for_none() -> None:
     """`memory_growth = false` under `require_memory_growth` is growth, with a note."""
-    made = plan(
-        make_layer("machine", ceiling={"require_memory_growth": True}), make_layer("project", {"memory_growth": False})
-    )
+    required = make_layer("machine", ceiling={"require_memory_growth": True})
+    made = plan(required, make_layer("project", {"memory_growth": False}))
     assert (made.growth, list_codes(made)) == (True, ["clamped"])
     assert plan(make_layer("project", {"memory_growth": False})).growth is False
     assert plan(make_layer("project", {"memory_limit": MemoryLimit(bytes=GIB)})).growth is None
@@ -83,10 +80,8 @@ def test_the_key_that_limits_each_card_is_known() -> None:
     """Half of an A100 is more than 10 GiB, half of a T4 less: on each card another key holds."""
     machine = make_layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=0.5)})
     project = make_layer("project", {"memory_limit": MemoryLimit(bytes=10 * GIB), "visible_devices": pick(0, 2)})
-    mine, administrators = (
-        make_origin("project", "gpu", "memory_limit"),
-        make_origin("machine", "ceiling", "memory_limit"),
-    )
+    mine = make_origin("project", "gpu", "memory_limit")
+    administrators = make_origin("machine", "ceiling", "memory_limit")
     made = plan(machine, project)
     assert [device.limited_by for device in made.devices or ()] == [(mine,), (administrators,)]
     assert (made.limits, made.allocated_by) == ((mine, administrators), (mine, administrators))

@@ -35,16 +35,14 @@ def test_the_nearest_layer_that_sets_a_key_wins_key_by_key() -> None:
 
 def test_a_run_option_is_nearer_than_the_project() -> None:
     """`tfgpu run --memory-limit` wins over the project's file."""
-    policy = merge(
-        [make_layer("run", {"memory_growth": True}), make_layer("project", {"memory_growth": False})], SUBJECT
-    )
+    layers = [make_layer("run", {"memory_growth": True}), make_layer("project", {"memory_growth": False})]
+    policy = merge(layers, SUBJECT)
     assert policy.settings["memory_growth"].value is True
 
 
 def make_tables(**named: int) -> dict[str, Tables]:
-    return {
-        name: Tables(ceiling=make_table("machine", name, {"memory_limit": limit(size)})) for name, size in named.items()
-    }
+    limits = {name: make_table("machine", name, {"memory_limit": limit(size)}) for name, size in named.items()}
+    return {name: Tables(ceiling=table) for name, table in limits.items()}
 
 
 def test_inside_a_layer_the_more_specific_table_replaces() -> None:
@@ -115,20 +113,15 @@ def test_projects_are_compared_by_path_components(root: str, path: str, *, insid
     assert contains_project(root, path) is inside
 
 
-def make_audit_layer(name: LayerName, **values: object) -> Layer:
+def make_audit(name: LayerName, **values: object) -> Layer:
     """A layer with an [audit] table."""
     return Layer(name, audit=(make_table(name, "audit", values),))
 
 
 def test_audit_sinks_add_up() -> None:
     """A project cannot replace the administrator's log. Its own is relative to its file."""
-    policy = merge(
-        [
-            make_audit_layer("machine", file="/var/log/tfgpu/<uid>.jsonl", syslog=True),
-            make_audit_layer("project", file="log/a.jsonl"),
-        ],
-        SUBJECT,
-    )
+    machine = make_audit("machine", file="/var/log/tfgpu/<uid>.jsonl", syslog=True)
+    policy = merge([machine, make_audit("project", file="log/a.jsonl")], SUBJECT)
     assert policy.audit.files == ("/var/log/tfgpu/<uid>.jsonl", "/srv/p/log/a.jsonl")
     assert policy.audit.required_files == ("/var/log/tfgpu/<uid>.jsonl",)
     assert policy.audit.syslog
@@ -136,7 +129,7 @@ def test_audit_sinks_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "on", "required"),
+    ("declared", "on", "required"),
     [
         ({}, False, False),
         ({"machine": False, "user": False}, False, False),
@@ -146,10 +139,10 @@ def test_audit_sinks_add_up() -> None:
     ids=str,
 )
 def test_syslog_is_required_where_the_machine_asks_for_it(
-    said: dict[LayerName, bool], *, on: bool, required: bool
+    declared: dict[LayerName, bool], *, on: bool, required: bool
 ) -> None:
     """Anybody may add syslog and nobody can take it away. `on_error` applies only where the machine asks for it."""
-    sinks = merge([make_audit_layer(name, syslog=value) for name, value in said.items()], SUBJECT).audit
+    sinks = merge([make_audit(name, syslog=value) for name, value in declared.items()], SUBJECT).audit
     assert (sinks.syslog, sinks.required_syslog) == (on, required)
 
 
@@ -173,13 +166,13 @@ def test_the_default_log_is_the_machines_and_the_users_affair(
     files: dict[LayerName, str], kept: tuple[str, ...], *, default: bool
 ) -> None:
     """It stays on beside a project's file, and goes where machine or user name a file or "none"."""
-    sinks = merge([make_audit_layer(name, file=path) for name, path in files.items()], SUBJECT).audit
+    sinks = merge([make_audit(name, file=path) for name, path in files.items()], SUBJECT).audit
     assert (sinks.files, sinks.default_file) == (kept, default)
     assert sinks.required_files == tuple(path for path in kept if path == "/m")
 
 
 @pytest.mark.parametrize(
-    ("said", "held"),
+    ("declared", "held"),
     [
         ({}, "summary"),
         ({"project": "none"}, "none"),
@@ -190,16 +183,16 @@ def test_the_default_log_is_the_machines_and_the_users_affair(
     ],
     ids=str,
 )
-def test_the_farthest_value_of_stderr_holds(said: dict[LayerName, str], held: str) -> None:
+def test_the_farthest_value_of_stderr_holds(declared: dict[LayerName, str], held: str) -> None:
     """A project cannot silence the administrator. It chooses where no farther layer has a value."""
-    layers = [make_audit_layer(name, stderr=value) for name, value in said.items()]
+    layers = [make_audit(name, stderr=value) for name, value in declared.items()]
     assert merge(layers, SUBJECT).audit.stderr == held
     assert merge(reversed(layers), SUBJECT).audit.stderr == held
 
 
 def test_inside_a_layer_the_more_specific_value_of_stderr_holds() -> None:
     """users/NAME.toml replaces the value of the machine's main file: one author wrote both."""
-    policy = merge([make_audit_layer("machine", stderr="json"), make_audit_layer("machine", stderr="none")], SUBJECT)
+    policy = merge([make_audit("machine", stderr="json"), make_audit("machine", stderr="none")], SUBJECT)
     assert policy.audit.stderr == "none"
 
 

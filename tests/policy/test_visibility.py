@@ -142,9 +142,7 @@ def test_an_allocation_outside_the_candidates_widens_nothing() -> None:
 def test_ceilings_bound_how_many_are_chosen_not_which() -> None:
     """`max_devices = 1` beside `{count = 2}`: one of all the candidates, and a clamp that names the ceiling."""
     made = plan(*CHOOSING, make_layer("project", ceiling={"max_devices": 1}))
-    assert (made.visible, list_codes(made)) == ("1", ["clamped"]), (
-        "who opens CUDA before the choice sees no more than that"
-    )
+    assert (made.visible, list_codes(made)) == ("1", ["clamped"]), "more would be visible before the choice"
     assert [device.token for device in made.devices or ()] == ["1", "2", "3"]
     assert made.choosing is not None
     assert made.choosing.count == 1
@@ -165,9 +163,8 @@ def test_without_nvml_an_automatic_choice_waits_for_whoever_can_tell() -> None:
     alone = CHOOSING[1]
     assert plan(alone, inventory=NO_NVML).visible is None
     assert plan(alone, inventory=NO_NVML, allocations=(Allocation("0"), Allocation("1"))).visible == "0,1"
-    granted = plan(
-        alone, inventory=NO_NVML, grant=Grant(("3", "1", "2")), allocations=(Allocation("3"), Allocation("1"))
-    )
+    grant = Grant(("3", "1", "2"))
+    granted = plan(alone, inventory=NO_NVML, grant=grant, allocations=(Allocation("3"), Allocation("1")))
     assert granted.visible == "3,1"
 
 

@@ -59,6 +59,9 @@ def find_rules(wanted: EffectivePolicy, grant: Grant = PCI, request: tuple[str, 
     return [found[device.uuid].rule if device.uuid in found else "" for device in MACHINE.devices or ()]
 
 
+ALLOWED = make_ceiling("allowed_devices", "0 1")
+
+
 @pytest.mark.parametrize(
     ("wanted", "grant", "expected"),
     [
@@ -76,11 +79,7 @@ def find_rules(wanted: EffectivePolicy, grant: Grant = PCI, request: tuple[str, 
         (make_policy(make_ceiling("require_grant", value=True)), replace(PCI, scheduler=True), ["require_grant"] * 5),
         (make_policy(visible=()), PCI, ["visible_devices"] * 5),
         (make_policy(visible=AutoChoice(1)), PCI, [""] * 5),
-        (
-            make_policy(make_ceiling("allowed_devices", "0 1"), visible=AutoChoice(1)),
-            PCI,
-            ["", "", *["allowed_devices"] * 3],
-        ),
+        (make_policy(ALLOWED, visible=AutoChoice(1)), PCI, ["", "", *["allowed_devices"] * 3]),
         (make_policy(visible="MIG-31"), PCI, [*["visible_devices"] * 4, ""]),
         (make_policy(), replace(PCI, tokens=("2",)), ["grant", "grant", "", "grant", "grant"]),
         (make_policy(visible="GPU-33"), PCI, [*["visible_devices"] * 3, "", "one_instance"]),
@@ -94,11 +93,7 @@ def test_the_outermost_rule_is_named(wanted: EffectivePolicy, grant: Grant, expe
 
 def test_the_programs_own_request() -> None:
     """A GPU that a program itself left out is hidden by its request, others by the policy."""
-    assert find_rules(make_policy(make_ceiling("allowed_devices", "0 1")), request=("1",)) == [
-        "request",
-        "",
-        *["allowed_devices"] * 3,
-    ]
+    assert find_rules(make_policy(ALLOWED), request=("1",)) == ["request", "", *["allowed_devices"] * 3]
 
 
 def test_the_origin_is_that_of_the_key() -> None:

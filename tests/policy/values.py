@@ -144,10 +144,8 @@ class CaseGenerator(random.Random):
 
     def selector(self) -> Selector:
         number = self.randrange(6)
-        by_uuid = (Selector("uuid", f"GPU-{number:08x}"), Selector("uuid", self.choice(MIG)))
-        return self.choice(
-            (Selector("position", str(number)), *by_uuid, pick_name(self.choice(("*A100*", "*t4*", "*H2*"))))
-        )
+        by_uuid = (pick_uuid(f"GPU-{number:08x}"), pick_uuid(self.choice(MIG)))
+        return self.choice((*pick(number), *by_uuid, pick_name(self.choice(("*A100*", "*t4*", "*H2*")))))
 
     def selectors(self) -> tuple[Selector, ...]:
         return tuple(self.selector() for _ in range(self.randint(1, 4)))

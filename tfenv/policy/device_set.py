@@ -88,12 +88,7 @@ class DeviceSet:
     choosing: AutoChoice | None = None
 
     def restrict(self, cards: Iterable[Card], by: Origin | None = None) -> DeviceSet:
-        """Keep only these cards.
-
-        Args:
-            cards: The cards to keep, in their new order.
-            by: The key that takes the others away. None: the program itself, or CUDA.
-        """
+        """Keep only these cards. `by` is the key that takes the others away. None: the program itself, or CUDA."""
         kept = tuple(dict.fromkeys(cards))
         fewer = self.unbounded or set(kept) != set(self.cards)
         narrowings = (*self.narrowings, (by, kept)) if by is not None and fewer else self.narrowings
@@ -170,13 +165,9 @@ def _has_uuid(card: Card, text: str) -> bool:
 
 
 def matches_card(selector: Selector, origin: Origin, card: Card, position: int) -> bool:
-    """Return whether a selector names this card.
+    """Return whether a selector names the card that has this position in the addressable set.
 
-    Args:
-        selector: What names GPUs.
-        origin: Where it was set. In the machine layer a number is the machine's own, as nvidia-smi shows it.
-        card: A GPU.
-        position: The card's position in the addressable set.
+    In the machine layer a number is not a position. It is the machine's own, as nvidia-smi shows it.
     """
     if selector.kind == "name":
         return card.device is not None and fnmatchcase(card.device.name.lower(), selector.text.lower())
@@ -192,12 +183,7 @@ def matches_card(selector: Selector, origin: Origin, card: Card, position: int) 
 def select_devices(
     selectors: Sequence[Selector], addressable: DeviceSet, origin: Origin
 ) -> tuple[list[Card], list[Selector]]:
-    """Find the cards that selectors name.
-
-    Args:
-        selectors: The value of one key.
-        addressable: The set in which positions count.
-        origin: Where the key was set.
+    """Find the cards that the selectors of one key name.
 
     Returns:
         The cards in the order of the selectors, and the selectors that name none.

@@ -25,7 +25,6 @@ from tfenv.policy.model import (
 from tfenv.policy.units import format_limit
 
 __all__ = [
-    "LimitWithOrigins",
     "compute_limit",
     "decide_allocator",
     "decide_growth",
@@ -34,9 +33,8 @@ __all__ = [
     "plan_device",
 ]
 
-
 #: The limit on one GPU (None: unlimited), and the keys that set it.
-LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
+_LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
 #: One limit, and where it was set.
 _Bound = tuple[MemoryLimit, Origin]
 
@@ -96,15 +94,8 @@ def _list_memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
 
 def compute_limit(
     policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, findings: FindingCollector
-) -> LimitWithOrigins:
-    """Compute the tightest limit on a GPU, and note where it is below what was asked for.
-
-    Args:
-        policy: The merged policy.
-        rule: The `[[gpu.device]]` entry for this GPU. None: there is none.
-        total: The GPU's memory in bytes. None: unknown.
-        findings: Collects the clamp.
-    """
+) -> _LimitWithOrigins:
+    """Compute the tightest limit on a GPU of `total` bytes (None: unknown), for which `rule` counts (None: no rule)."""
     requested = _get_requested_limit(policy, rule)
     bounds = [*_list_memory_ceilings(policy), *([requested] if requested is not None else [])]
     limit = _find_tightest([bound for bound, _ in bounds], total)
@@ -129,20 +120,13 @@ def _fit_split(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: i
     return tuple(MemoryLimit(bytes=size * bound // sum(sizes)) for size in sizes)
 
 
-def _find_position(card: Card, addressable: DeviceSet) -> int:
-    """Return the position of a card, which is the same in every key. -1: it has none."""
-    if card in addressable.cards:
-        return addressable.cards.index(card)
-    return int(card.token) if card.token.isdigit() else -1
-
-
 def _apply_allocation(
-    limit_with_origins: LimitWithOrigins,
+    limit_with_origins: _LimitWithOrigins,
     allocation: Allocation | None,
     total: int | None,
     policy: EffectivePolicy,
     findings: FindingCollector,
-) -> LimitWithOrigins:
+) -> _LimitWithOrigins:
     """Cut the limit to what the user's other processes leave of `memory_total`."""
     limit, limited_by = limit_with_origins
     totals = _list_bounds(policy, "memory_total")
@@ -158,15 +142,12 @@ def _apply_allocation(
 
 
 def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> PlannedDevice:
-    """Decide what the process may take of one GPU.
-
-    Args:
-        card: The GPU.
-        addressable: The set in which positions count. It may have more cards than are visible.
-        inputs: What the Plan is made from.
-        findings: Collects clamps.
-    """
-    policy, position = inputs.policy, _find_position(card, addressable)
+    """Decide what the process may take of one GPU. The card's position in `addressable` is the same in every key."""
+    policy = inputs.policy
+    if card in addressable.cards:
+        position = addressable.cards.index(card)
+    else:
+        position = int(card.token) if card.token.isdigit() else -1
     total = card.device.total if card.device is not None else None
     rules = (rule for rule in get_device_rules(policy) if matches_card(rule.match, rule.origin, card, position))
     rule = next(rules, None)
@@ -216,12 +197,7 @@ def decide_allocator(
 ) -> tuple[Allocator | None, tuple[Origin, ...]]:
     """Decide which allocator TensorFlow uses.
 
-    The cuda_malloc allocators keep no limit, so that a limit implies bfc.
-
-    Args:
-        policy: The merged policy.
-        limited_by: The keys that limit memory.
-        findings: Collects the clamp.
+    The cuda_malloc allocators keep no limit, so that a limit implies bfc. `limited_by` are the keys that limit memory.
 
     Returns:
         The allocator, and the keys that set it. None, (): no key does.

@@ -389,11 +389,9 @@ def _keep_cuda_default(device_set: DeviceSet, inputs: PlanInputs, _: FindingColl
 
 
 def sets_pci_order(inputs: PlanInputs, *, governed: bool) -> bool:
-    """Return whether the Plan sets CUDA's order to nvidia-smi's. Under an inherited list the order is part of that.
+    """Return whether the Plan sets CUDA's order to nvidia-smi's, which counts in the numbers that we write.
 
-    Args:
-        inputs: What the Plan is made from.
-        governed: The Plan writes a list with numbers, which are nvidia-smi's.
+    Under an inherited list the order is part of that list. `governed` tells that the Plan writes a list.
     """
     by_identity = (
         any(rule.match.kind != "position" for rule in get_device_rules(inputs.policy))
@@ -407,13 +405,7 @@ def sets_pci_order(inputs: PlanInputs, *, governed: bool) -> bool:
 
 
 def needs_inventory(policy: EffectivePolicy, grant: Grant, request: Sequence[str] | None = None) -> bool:
-    """Return whether visibility cannot be decided without NVML: names, or numbers beside UUIDs.
-
-    Args:
-        policy: The merged policy.
-        grant: What the scheduler or the parent gave.
-        request: Tokens the program itself wrote into CUDA_VISIBLE_DEVICES. None: it wrote none.
-    """
+    """Return whether visibility cannot be decided without NVML: names, or numbers beside UUIDs."""
     allowed = _list_allowed(policy)
     setting = policy.settings.get("visible_devices")
     chosen = [(setting.value, setting.origin)] if setting is not None and isinstance(setting.value, tuple) else []

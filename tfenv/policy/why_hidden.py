@@ -40,12 +40,6 @@ def explain_hidden(
     GPUs among which `{count = …}` has yet to choose count as visible. So do all GPUs where a granted number does
     not tell which of unlike cards it is.
 
-    Args:
-        policy: The merged policy.
-        grant: What the scheduler or the parent gave.
-        inventory: The machine's GPUs.
-        request: Tokens the program itself wrote into CUDA_VISIBLE_DEVICES. None: it wrote none.
-
     Returns:
         The reasons by UUID.
     """
