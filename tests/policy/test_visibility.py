@@ -209,7 +209,7 @@ def test_a_policy_without_visibility_leaves_the_programs_list() -> None:
 
 
 def test_nvml_is_asked_only_where_visibility_needs_it() -> None:
-    """Positions need no NVML; names do, and numbers beside UUIDs do."""
+    """Positions need no NVML. Names do, and so do numbers beside UUIDs."""
 
     def needs(*made: Layer, grant: Grant = NO_GRANT, request: tuple[str, ...] | None = None) -> bool:
         return needs_inventory(merge(made, SUBJECT), grant, request)

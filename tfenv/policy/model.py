@@ -191,6 +191,7 @@ class MemoryLimit:
 
     @property
     def unlimited(self) -> bool:
+        """Whether it is explicitly no limit."""
         return self.bytes is None and self.fraction is None
 
     def on(self, total: int | None) -> int | None:
@@ -210,6 +211,7 @@ class Selector:
 
     @property
     def position(self) -> int:
+        """The number of a selector by position."""
         return int(self.text)
 
     def __str__(self) -> str:
