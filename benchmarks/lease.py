@@ -2,10 +2,10 @@
 
     python benchmarks/lease.py [--rounds N] [--listings N]
 
-The first part starts processes together, on four simulated cards; each asks for a place that fits beside all others, so
-that nobody waits for a card, only for its turn to look. The second part lists devices in real TensorFlow under the
-hook, on simulated GPUs, in turn with `visible_devices = [0]` and with `{count = 1}`; the bar is 100 ms more. Without
-TensorFlow it is left out.
+The first part starts processes together, on four simulated cards. What each asks for fits beside all others, so that
+nobody waits for a card, only for the lock on the directory. The second part lists devices in real TensorFlow under the
+hook, on simulated GPUs, alternately with `visible_devices = [0]` and with `{count = 1}`. The bar is 100 ms more. The
+second part needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 from statistics import median
 
 from tfenv.deploy import launch
-from tfenv.sharing.choose import Candidate, GpuRequest
 from tfenv.sharing.queue import Acquired, acquire
+from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.simulate.environment import environment, parse_gpus
 
 REPOSITORY = Path(__file__).parents[1]
 BAR_MS = 100.0
 CONTENDERS = (1, 10, 100)
 GIB = 1 << 30
-#: Seconds until all processes of a round are there, before they ask.
-_ASSEMBLED = 0.3
+#: Seconds in which all processes of a round start, before they ask.
+_START_SECONDS = 0.3
 
 LISTING = """
 import sys, time
@@ -46,8 +46,8 @@ print(len(gpus), took[0] * 1000, took[1] * 1000, sys.dont_write_bytecode)
 # ---- time to a lease
 
 
-def ask(at: float) -> float:
-    """Ask at that moment; the milliseconds until the lease is there."""
+def measure_lease(at: float) -> float:
+    """Ask at that moment, and return the milliseconds until the lease is written."""
     gpu_request = GpuRequest(os.geteuid(), tuple(Candidate(f"GPU-{number}", 96 * GIB, GIB) for number in range(4)), 1)
     time.sleep(max(0.0, at - time.monotonic()))
     began = time.perf_counter()
@@ -55,16 +55,16 @@ def ask(at: float) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def contend(contenders: int) -> list[float]:
-    """The milliseconds of each of so many processes that ask together."""
+def measure_contention(contenders: int) -> list[float]:
+    """Start so many processes that ask together, and return the milliseconds of each."""
     with tempfile.TemporaryDirectory(prefix="tfgpu-lease-") as folder:
         os.environ.update(TFGPU_SIMULATE="count=4", TFGPU_SIMULATE_LOG=f"{folder}/log")
-        at = time.monotonic() + _ASSEMBLED
+        at = time.monotonic() + _START_SECONDS
         readers = []
         for _ in range(contenders):
             reader, writer = os.pipe()
             if os.fork() == 0:
-                os.write(writer, json.dumps(ask(at)).encode())
+                os.write(writer, json.dumps(measure_lease(at)).encode())
                 os._exit(0)
             os.close(writer)
             readers.append(reader)
@@ -79,11 +79,11 @@ def _read(reader: int) -> float:
 
 
 def print_contention(rounds: int) -> None:
-    """One line per number of contenders."""
+    """Print one line per number of contenders."""
     times: dict[int, list[float]] = {number: [] for number in CONTENDERS}
     for _ in range(rounds):
         for number in CONTENDERS:
-            times[number] += contend(number)
+            times[number] += measure_contention(number)
     print(f"milliseconds to a lease, {rounds} rounds in turn")
     for number, found in times.items():
         worst = sorted(found)[int(len(found) * 0.99)]
@@ -93,8 +93,11 @@ def print_contention(rounds: int) -> None:
 # ---- the first listing
 
 
-def listing(policy: str, folder: Path) -> tuple[float, float, str]:
-    """Milliseconds by the clock and of processor time of the first listing under the policy; whether with bytecode."""
+def measure_listing(policy: str, folder: Path) -> tuple[float, float, str]:
+    """Measure the first listing under the policy: milliseconds by the clock, of processor time, and "True" or "False".
+
+    "True" tells that no bytecode is written.
+    """
     (folder / "tfgpu.toml").write_text(f'{policy}[audit]\nfile = "none"\nstderr = "none"\n')
     base = {key: value for key, value in os.environ.items() if not key.startswith(("TFGPU_", "CUDA_", "TF_"))}
     base |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -108,15 +111,15 @@ def listing(policy: str, folder: Path) -> tuple[float, float, str]:
 
 
 def print_listings(rounds: int) -> None:
-    """The medians of both policies, and of the differences within each round."""
+    """Print the medians of both policies, and of the differences within each round."""
     policies = {"[0]": "[gpu]\nvisible_devices = [0]\n", "{count = 1}": "[gpu]\nvisible_devices = {count = 1}\n"}
     found: dict[str, list[tuple[float, float, str]]] = {name: [] for name in policies}
     with tempfile.TemporaryDirectory(prefix="tfgpu-listing-") as folder:
         for policy in policies.values():
-            listing(policy, Path(folder))  # what is cold is warm then
+            measure_listing(policy, Path(folder))  # so that caches are warm
         for number in range(rounds):
             for name in sorted(policies, reverse=bool(number % 2)):
-                found[name].append(listing(policies[name], Path(folder)))
+                found[name].append(measure_listing(policies[name], Path(folder)))
     bytecode = "not written" if found["[0]"][0][2] == "True" else "present"
     print(f"first listing of devices, {rounds} rounds in turn, bytecode {bytecode}; bar: {BAR_MS:.0f} ms more")
     for name, times in found.items():
@@ -127,6 +130,7 @@ def print_listings(rounds: int) -> None:
 
 
 def main() -> None:
+    """Read the options, and print both parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--listings", type=int, default=10)

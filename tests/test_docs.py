@@ -26,7 +26,9 @@ from tfenv.launchers.grant import read_grant
 from tfenv.launchers.parent import split_tokens
 from tfenv.lint.combinations import advise
 from tfenv.policy.model import Allocation, Device, Inventory, LayerName, Lease, Plan, Source, Start, Subject
-from tfenv.sharing.choose import Occupancy, choose, describe_occupancy, request_from_plan
+from tfenv.sharing.choose import choose_gpus
+from tfenv.sharing.occupancy import Occupancy, describe_occupancy
+from tfenv.sharing.request import request_from_plan
 from tfenv.values import replace
 
 yaml: Any = pytest.importorskip("yaml", reason="of the development group")
@@ -101,7 +103,7 @@ class Example:
         gpu_request = request_from_plan(plan, UIDS[user])
         assert gpu_request is not None
         scene = Occupancy(tuple(self.leases))
-        allocations = choose(gpu_request, scene)
+        allocations = choose_gpus(gpu_request, scene)
         if allocations is None:
             names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
             what = "a free GPU" if gpu_request.count == 1 else f"{gpu_request.count} free GPUs"

@@ -36,8 +36,9 @@ from tfenv.policy.model import (
     Start,
     format_key,
 )
-from tfenv.sharing.choose import describe_occupancy, request_from_plan
+from tfenv.sharing.occupancy import describe_occupancy
 from tfenv.sharing.queue import Unavailable, look
+from tfenv.sharing.request import request_from_plan
 from tfenv.values import as_dict, field, frozen, replace
 
 __all__ = [

@@ -188,10 +188,10 @@ def test_no_driver_to_ask(tfgpu: Tfgpu, machine: Machine) -> None:
 HOLDER = """
 import os, sys
 from tfenv.sharing import lease
-with lease.directory_lock() as directories:
+with lease.lock_directories() as directories:
     allocations = [{"uuid": sys.argv[1], "limit": 5 << 30, "shared": False}]
     content = {"pid": os.getpid(), "script": "/srv/leased.py", "since": 1.0, "allocations": allocations, "parent": None}
-    kept = lease.create("lease", content, next(iter(directories.values())))
+    kept = lease.create_entry("lease", content, next(iter(directories.values())))
 print(flush=True)
 input()
 """

@@ -23,5 +23,5 @@ from tfenv.policy.device_set import keep_valid_tokens
     ],
 )
 def test_tokens_are_cut_where_cuda_stops(value: str, kept: tuple[str, ...]) -> None:
-    """Numbers and UUIDs count up to the first entry that is neither; a GPU named twice leaves none."""
+    """Numbers and UUIDs count up to the first entry that is neither. A GPU named twice leaves none."""
     assert keep_valid_tokens(value.split(",")) == kept

@@ -7,13 +7,15 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.policy.values import CARDS, SUBJECT, Case, cases, origin
-from tfenv.policy.clamps import Notes
+from tests.policy.values import CARDS, SUBJECT, RandomCase, cases, make_origin
+from tfenv.policy.clamps import FindingCollector
+from tfenv.policy.device_set import DeviceSet, keep_valid_tokens
 from tfenv.policy.merge import combine, merge
 from tfenv.policy.model import (
     LAYER_ORDER,
     ON_ERROR_ORDER,
     Allocation,
+    AutoChoice,
     Ceiling,
     EffectivePolicy,
     Grant,
@@ -21,10 +23,12 @@ from tfenv.policy.model import (
     LayerName,
     MemoryLimit,
     Plan,
+    PlanInputs,
+    Setting,
     Table,
 )
-from tfenv.policy.resolve import NO_GPU, keep_valid_tokens, needs_inventory, resolve
-from tfenv.policy.visibility import decide_visible_devices
+from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
+from tfenv.policy.visibility import decide_visibility
 from tfenv.values import replace
 
 #: As many examples as an administrator's trust is worth.
@@ -41,8 +45,8 @@ TOTALS = tuple(sorted({card.total for card in CARDS if card.total is not None} |
 
 @law
 @given(cases)
-def test_no_layer_removes_another_layers_ceiling(case: Case) -> None:
-    """The ceilings of all layers together are those each has alone."""
+def test_no_layer_removes_another_layers_ceiling(case: RandomCase) -> None:
+    """The ceilings of all layers together are those that each layer has alone."""
     together = merge(case.layers, SUBJECT).ceilings
     alone = [ceiling for each in case.layers for ceiling in merge([each], SUBJECT).ceilings]
     assert set(map(repr, together)) == set(map(repr, alone))
@@ -50,8 +54,8 @@ def test_no_layer_removes_another_layers_ceiling(case: Case) -> None:
 
 @law
 @given(cases, seeds)
-def test_when_a_layer_was_read_does_not_matter(case: Case, seed: int) -> None:
-    """What counts is the layer a file belongs to, not its place among the others."""
+def test_when_a_layer_was_read_does_not_matter(case: RandomCase, seed: int) -> None:
+    """The layer of a file counts, not its place among the other files."""
     mixed = list(case.layers)
     random.Random(seed).shuffle(mixed)
     assert merge(mixed, SUBJECT) == merge(case.layers, SUBJECT)
@@ -59,7 +63,7 @@ def test_when_a_layer_was_read_does_not_matter(case: Case, seed: int) -> None:
 
 @law
 @given(cases)
-def test_merging_is_idempotent(case: Case) -> None:
+def test_merging_is_idempotent(case: RandomCase) -> None:
     """Reading the same files twice changes nothing."""
     once = merge(case.layers, SUBJECT)
     twice = merge([*case.layers, *case.layers], SUBJECT)
@@ -68,40 +72,40 @@ def test_merging_is_idempotent(case: Case) -> None:
     assert twice.audit == once.audit
 
 
-def _as_of(made: Layer, name: str) -> Layer:
+def _move_to_layer(made: Layer, name: str) -> Layer:
     """The same tables in the file of another layer."""
 
-    def moved(table: Table) -> Table:
+    def move_table(table: Table) -> Table:
         return {
-            key: replace(setting, origin=origin(name, *setting.origin.key))  # type: ignore[arg-type]
+            key: replace(setting, origin=make_origin(name, *setting.origin.key))  # type: ignore[arg-type]
             for key, setting in table.items()
         }
 
-    base = replace(made.base, gpu={}, ceiling=moved(made.base.ceiling))
-    return Layer(name=name, base=base, top=moved(made.top))  # type: ignore[arg-type]
+    base = replace(made.base, gpu={}, ceiling=move_table(made.base.ceiling))
+    return Layer(name=name, base=base, top=move_table(made.top))  # type: ignore[arg-type]
 
 
 @law
 @given(cases, st.permutations(LAYER_ORDER[:3]))
-def test_the_order_of_layers_matters_only_for_settings(case: Case, order: list[LayerName]) -> None:
-    """Without settings it is all the same which layer says a limit, a count, required growth, a grant or on_error.
+def test_the_order_of_layers_matters_only_for_settings(case: RandomCase, order: list[LayerName]) -> None:
+    """Without settings it makes no difference which layer sets a limit, a count, growth, a grant or on_error.
 
     `allowed_devices` alone differs: a number of the machine layer is nvidia-smi's, and only its list may leave nothing.
     """
-    ceilings_only = [_without_lists(_as_of(each, each.name)) for each in case.layers]
-    elsewhere = [_as_of(each, name) for each, name in zip(ceilings_only, order, strict=True)]
+    ceilings_only = [_drop_lists(_move_to_layer(each, each.name)) for each in case.layers]
+    elsewhere = [_move_to_layer(each, name) for each, name in zip(ceilings_only, order, strict=True)]
     one, other = (resolve(merge(each, SUBJECT), case.grant, case.inventory) for each in (ceilings_only, elsewhere))
-    assert _what_holds(one) == _what_holds(other)
+    assert _drop_keys(one) == _drop_keys(other)
     assert merge(ceilings_only, SUBJECT).on_error == merge(elsewhere, SUBJECT).on_error
 
 
-def _without_lists(made: Layer) -> Layer:
+def _drop_lists(made: Layer) -> Layer:
     kept = {key: setting for key, setting in made.base.ceiling.items() if key != "allowed_devices"}
     return replace(made, base=replace(made.base, ceiling=kept))
 
 
-def _what_holds(made: Plan) -> object:
-    """A plan without the keys that say so."""
+def _drop_keys(made: Plan) -> object:
+    """A plan without the keys that set its values."""
     devices = None if made.devices is None else [(d.token, d.limit, d.logical_devices) for d in made.devices]
     return made.visible, made.pci_order, devices, made.limit, made.growth, made.allocator
 
@@ -111,8 +115,8 @@ def _what_holds(made: Plan) -> object:
 
 @law
 @given(cases, seeds)
-def test_ceilings_hold_together_in_any_order(case: Case, seed: int) -> None:
-    """The order in which ceilings were collected never shows in a plan, nor in which key it says that held."""
+def test_ceilings_hold_together_in_any_order(case: RandomCase, seed: int) -> None:
+    """The order in which ceilings were collected changes neither a plan nor the keys it names."""
     policy = merge(case.layers, SUBJECT)
     mixed = list(policy.ceilings)
     random.Random(seed).shuffle(mixed)
@@ -123,7 +127,7 @@ def test_ceilings_hold_together_in_any_order(case: Case, seed: int) -> None:
 
 @law
 @given(cases)
-def test_a_plan_is_within_the_grant_and_every_ceiling(case: Case) -> None:
+def test_a_plan_is_within_the_grant_and_every_ceiling(case: RandomCase) -> None:
     """Whatever is declared and asked for, on any machine, with NVML or without: tokens, counts, limits and growth hold.
 
     Tokens of a grant are passed on verbatim, and the same values give the same plan.
@@ -132,17 +136,17 @@ def test_a_plan_is_within_the_grant_and_every_ceiling(case: Case) -> None:
     needs_inventory(policy, case.grant, case.request)
     made = resolve(policy, case.grant, case.inventory, case.request)
     assert resolve(policy, case.grant, case.inventory, case.request) == made
-    _assert_says_who_holds(made)
-    made = _chosen(policy, case, made)
+    _assert_names_holders(made)
+    made = _plan_after_choice(policy, case, made)
     if case.grant.tokens is not None and made.visible not in (None, NO_GPU):
         assert set(str(made.visible).split(",")) <= set(keep_valid_tokens(case.grant.tokens))
     for ceiling in policy.ceilings:
         _assert_holds(ceiling, made, case.grant)
-    _assert_says_who_holds(made)
+    _assert_names_holders(made)
 
 
-def _chosen(policy: EffectivePolicy, case: Case, made: Plan) -> Plan:
-    """The plan after an automatic choice: as many seats as it wants, and one on each other card of the machine."""
+def _plan_after_choice(policy: EffectivePolicy, case: RandomCase, made: Plan) -> Plan:
+    """The plan after an automatic choice of enough GPUs, and of each other card of the machine besides."""
     if not made.takes_leases:
         return made
     count = made.choosing.count if made.choosing is not None else len(made.devices or ())
@@ -179,22 +183,22 @@ def _assert_holds(ceiling: Ceiling, made: Plan, grant: Grant) -> None:
             _assert_limited(device.limit, ceiling.value, totals)
             for total in totals:
                 sizes = [part.on(total) or 0 for part in device.logical_devices] if device.device else []
-                assert sum(sizes) <= _bytes(ceiling.value, total)
+                assert sum(sizes) <= _get_bytes(ceiling.value, total)
 
 
 def _assert_limited(limit: MemoryLimit | None, bound: MemoryLimit, totals: tuple[int, ...]) -> None:
     assert limit is not None
     for total in totals:
-        assert _bytes(limit, total) <= _bytes(bound, total)
+        assert _get_bytes(limit, total) <= _get_bytes(bound, total)
 
 
-def _bytes(limit: MemoryLimit, total: int) -> int:
-    """What a limit leaves of a card, which never has more than there is."""
+def _get_bytes(limit: MemoryLimit, total: int) -> int:
+    """The bytes that a limit leaves of a card. No limit leaves more than there are."""
     size = limit.on(total)
     return total if size is None else min(size, total)
 
 
-def _assert_says_who_holds(made: Plan) -> None:
+def _assert_names_holders(made: Plan) -> None:
     assert bool(made.limit) == bool(made.limited_by)
     assert (made.growth is None) == (made.grown_by is None)
     assert (made.allocator is None) == (not made.allocated_by)
@@ -211,13 +215,13 @@ def _assert_says_who_holds(made: Plan) -> None:
 
 @law
 @given(cases)
-def test_no_project_file_widens_anything(case: Case) -> None:
+def test_no_project_file_widens_anything(case: RandomCase) -> None:
     """For every project file: devices, memory, growth, on_error, switches, sinks are within machine's and user's."""
     machine, user, _ = case.layers
     with_it, without = merge(case.layers, SUBJECT), merge([machine, user], SUBJECT)
     assert set(map(repr, without.ceilings)) <= set(map(repr, with_it.ceilings))
-    made = _chosen(with_it, case, resolve(with_it, case.grant, case.inventory, case.request))
-    _, bounds, _ = decide_visible_devices(_allowed_alone(without), case.grant, case.inventory, None, None, Notes())
+    made = _plan_after_choice(with_it, case, resolve(with_it, case.grant, case.inventory, case.request))
+    bounds = _list_allowed(without, case)
     if made.visible is not None and made.devices is not None and not bounds.unbounded:
         assert {device.token for device in made.devices} <= {card.token for card in bounds.cards}
     for ceiling in without.ceilings:
@@ -225,10 +229,12 @@ def test_no_project_file_widens_anything(case: Case) -> None:
     _assert_not_weaker(with_it, without)
 
 
-def _allowed_alone(policy: EffectivePolicy) -> EffectivePolicy:
-    """Which GPUs the ceilings leave, however many, whatever is chosen."""
+def _list_allowed(policy: EffectivePolicy, case: RandomCase) -> DeviceSet:
+    """The GPUs that the ceilings leave to choose from, however many may be chosen."""
     kept = tuple(c for c in policy.ceilings if c.key in ("allowed_devices", "require_grant"))
-    return EffectivePolicy(ceilings=kept)
+    choice = Setting(AutoChoice(1), make_origin("user", "gpu", "visible_devices"))
+    free = EffectivePolicy({"visible_devices": choice}, ceilings=kept)
+    return decide_visibility(PlanInputs(free, case.grant, case.inventory), FindingCollector())
 
 
 def _assert_not_weaker(with_it: EffectivePolicy, without: EffectivePolicy) -> None:
@@ -242,18 +248,18 @@ def _assert_not_weaker(with_it: EffectivePolicy, without: EffectivePolicy) -> No
 
 @law
 @given(cases)
-def test_the_nearest_layer_that_sets_a_key_wins(case: Case) -> None:
-    """project > user > machine, key by key; what lost is kept, nearest first."""
+def test_the_nearest_layer_that_sets_a_key_wins(case: RandomCase) -> None:
+    """project > user > machine, key by key. The values that lost are kept, nearest first."""
     policy = merge(case.layers, SUBJECT)
     for key in {key for each in case.layers for key in each.base.gpu}:
-        said = [each.base.gpu[key] for each in reversed(case.layers) if key in each.base.gpu]
-        assert [policy.settings[key], *policy.overridden.get(key, ())] == said
+        values = [each.base.gpu[key] for each in reversed(case.layers) if key in each.base.gpu]
+        assert [policy.settings[key], *policy.overridden.get(key, ())] == values
     assert [LAYER_ORDER.index(each.name) for each in case.layers] == [0, 1, 2]
 
 
 @law
 @given(cases)
-def test_the_strictest_on_error_wins(case: Case) -> None:
+def test_the_strictest_on_error_wins(case: RandomCase) -> None:
     """No nearer layer weakens what a farther one asks for."""
-    said = [str(each.top["on_error"].value) for each in case.layers if "on_error" in each.top]
-    assert merge(case.layers, SUBJECT).on_error == max(said, key=["warn", "cpu", "fail"].index, default="warn")
+    values = [str(each.top["on_error"].value) for each in case.layers if "on_error" in each.top]
+    assert merge(case.layers, SUBJECT).on_error == max(values, key=["warn", "cpu", "fail"].index, default="warn")

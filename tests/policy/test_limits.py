@@ -4,102 +4,104 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.values import BLIND, CARDS, GIB, PATHS, at, codes, layer, name, origin, plan
+from tests.policy.values import CARDS, GIB, NO_NVML, PATHS, list_codes, make_layer, make_origin, pick, pick_name, plan
 from tfenv.policy.model import Allocation, AutoChoice, DeviceRule, MemoryLimit
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.units import MIB
 
 
 def test_a_limit_is_clamped_to_the_ceiling_of_each_card() -> None:
-    """50 % of 40 GiB and of 16 GiB, and a wish of 10 GiB: 10 and 8."""
+    """50 % of 40 GiB and of 16 GiB, where 10 GiB are asked for, are 10 and 8."""
     made = plan(
-        layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=0.5)}),
-        layer("project", {"memory_limit": MemoryLimit(bytes=10 * GIB), "visible_devices": at(0, 2)}),
+        make_layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=0.5)}),
+        make_layer("project", {"memory_limit": MemoryLimit(bytes=10 * GIB), "visible_devices": pick(0, 2)}),
     )
     assert [d.limit.on(d.device.total) for d in made.devices or () if d.limit and d.device] == [10 * GIB, 8 * GIB]
-    assert "clamped" in codes(made)
+    assert "clamped" in list_codes(made)
 
 
 def test_rules_differ_by_device_and_the_first_match_wins() -> None:
     """A rule by name replaces the table's limit on its cards only, and its split is scaled to the ceiling."""
-    where = origin("project", "gpu", "device", 0)
+    where, small = make_origin("project", "gpu", "device", 0), MemoryLimit(bytes=4 * GIB)
     rules = (
-        DeviceRule(name("*A100*"), where, MemoryLimit(bytes=20 * GIB), (MemoryLimit(bytes=10 * GIB),) * 2),
-        DeviceRule(at(0)[0], where, MemoryLimit(bytes=1 * GIB)),
+        DeviceRule(pick_name("*A100*"), where, MemoryLimit(bytes=20 * GIB), (MemoryLimit(bytes=10 * GIB),) * 2),
+        DeviceRule(pick(0)[0], where, MemoryLimit(bytes=1 * GIB)),
     )
     made = plan(
-        layer("machine", ceiling={"memory_limit": MemoryLimit(bytes=12 * GIB)}),
-        layer("project", {"device": rules, "memory_limit": MemoryLimit(bytes=4 * GIB), "visible_devices": at(0, 2)}),
+        make_layer("machine", ceiling={"memory_limit": MemoryLimit(bytes=12 * GIB)}),
+        make_layer("project", {"device": rules, "memory_limit": small, "visible_devices": pick(0, 2)}),
     )
     first, second = made.devices or ()
     assert first.limit == MemoryLimit(bytes=12 * GIB)
     assert first.logical_devices == (MemoryLimit(bytes=6 * GIB),) * 2
-    assert (second.limit, second.logical_devices) == (MemoryLimit(bytes=4 * GIB), ())
+    assert (second.limit, second.logical_devices) == (small, ())
 
 
 def test_a_position_means_the_same_gpu_in_every_key() -> None:
     """`match = 2` is the GPU that `visible_devices = [2]` shows, though TensorFlow then calls it GPU:0."""
-    rule = DeviceRule(at(2)[0], origin("project", "gpu", "device", 0), MemoryLimit(bytes=GIB))
-    made = plan(layer("project", {"device": (rule,), "visible_devices": at(2)}))
+    rule = DeviceRule(pick(2)[0], make_origin("project", "gpu", "device", 0), MemoryLimit(bytes=GIB))
+    made = plan(make_layer("project", {"device": (rule,), "visible_devices": pick(2)}))
     assert [device.limit for device in made.devices or ()] == [MemoryLimit(bytes=GIB)]
-    blind = plan(layer("project", {"device": (rule,), "visible_devices": at(2)}), inventory=BLIND)
+    blind = plan(make_layer("project", {"device": (rule,), "visible_devices": pick(2)}), inventory=NO_NVML)
     assert [device.limit for device in blind.devices or ()] == [MemoryLimit(bytes=GIB)]
 
 
 def test_a_limit_implies_the_allocator_that_keeps_it() -> None:
-    """cuda_malloc_async is a wish that a limit overrules; alone it stands."""
-    wish: dict[str, object] = {"allocator": "cuda_malloc_async"}
-    assert plan(layer("project", wish)).allocator == "cuda_malloc_async"
-    assert plan(layer("project", {**wish, "memory_limit": MemoryLimit(bytes=GIB)})).allocator == "bfc"
-    assert plan(layer("project", {"memory_growth": True})).allocator is None
+    """A limit overrules cuda_malloc_async. Alone it stays."""
+    asked: dict[str, object] = {"allocator": "cuda_malloc_async"}
+    assert plan(make_layer("project", asked)).allocator == "cuda_malloc_async"
+    assert plan(make_layer("project", {**asked, "memory_limit": MemoryLimit(bytes=GIB)})).allocator == "bfc"
+    assert plan(make_layer("project", {"memory_growth": True})).allocator is None
 
 
-def test_required_growth_beats_a_wish_for_none() -> None:
+def test_required_growth_overrules_a_request_for_none() -> None:
     """`memory_growth = false` under `require_memory_growth` is growth, with a note."""
-    made = plan(layer("machine", ceiling={"require_memory_growth": True}), layer("project", {"memory_growth": False}))
-    assert (made.growth, codes(made)) == (True, ["clamped"])
-    assert plan(layer("project", {"memory_growth": False})).growth is False
-    assert plan(layer("project", {"memory_limit": MemoryLimit(bytes=GIB)})).growth is None
+    required = make_layer("machine", ceiling={"require_memory_growth": True})
+    made = plan(required, make_layer("project", {"memory_growth": False}))
+    assert (made.growth, list_codes(made)) == (True, ["clamped"])
+    assert plan(make_layer("project", {"memory_growth": False})).growth is False
+    assert plan(make_layer("project", {"memory_limit": MemoryLimit(bytes=GIB)})).growth is None
 
 
 # ---- what holds
 
 
 def test_all_of_a_card_is_no_limit_beside_a_size() -> None:
-    """1000 MiB and a ceiling of 100 % are 1000 MiB, on cards nobody knows, too; 100 % alone stays what it is."""
-    everything = layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=1.0)})
+    """1000 MiB and a ceiling of 100 % are 1000 MiB, also on unknown cards. 100 % alone stays 100 %."""
+    everything = make_layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=1.0)})
     small = MemoryLimit(bytes=1000 * MIB)
-    made = plan(everything, layer("project", {"memory_limit": small}), inventory=BLIND)
-    assert (made.limit, made.limited_by) == (small, (origin("project", "gpu", "memory_limit"),))
+    made = plan(everything, make_layer("project", {"memory_limit": small}), inventory=NO_NVML)
+    assert (made.limit, made.limited_by) == (small, (make_origin("project", "gpu", "memory_limit"),))
     assert made.pci_order is False
-    assert plan(everything, inventory=BLIND).limit == MemoryLimit(fraction=1.0)
+    assert plan(everything, inventory=NO_NVML).limit == MemoryLimit(fraction=1.0)
 
 
 def test_the_key_that_limits_each_card_is_known() -> None:
     """Half of an A100 is more than 10 GiB, half of a T4 less: on each card another key holds."""
-    machine = layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=0.5)})
-    project = layer("project", {"memory_limit": MemoryLimit(bytes=10 * GIB), "visible_devices": at(0, 2)})
-    mine, administrators = origin("project", "gpu", "memory_limit"), origin("machine", "ceiling", "memory_limit")
+    machine = make_layer("machine", ceiling={"memory_limit": MemoryLimit(fraction=0.5)})
+    project = make_layer("project", {"memory_limit": MemoryLimit(bytes=10 * GIB), "visible_devices": pick(0, 2)})
+    mine = make_origin("project", "gpu", "memory_limit")
+    administrators = make_origin("machine", "ceiling", "memory_limit")
     made = plan(machine, project)
     assert [device.limited_by for device in made.devices or ()] == [(mine,), (administrators,)]
     assert (made.limits, made.allocated_by) == ((mine, administrators), (mine, administrators))
-    blind = plan(machine, project, inventory=BLIND)
+    blind = plan(machine, project, inventory=NO_NVML)
     assert [device.limited_by for device in blind.devices or ()] == [(mine, administrators)] * 2
 
 
 def test_equal_ceilings_are_told_apart_by_their_layer() -> None:
-    """Where user and machine say the same, the administrator's key is the one that holds."""
+    """Where user and machine set the same value, the administrator's key is the one that holds."""
     same: dict[str, object] = {"memory_limit": MemoryLimit(bytes=GIB), "require_memory_growth": True}
-    made = plan(layer("user", ceiling=same), layer("machine", ceiling=same))
-    assert made.limited_by == (origin("machine", "ceiling", "memory_limit"),)
-    assert made.grown_by == origin("machine", "ceiling", "require_memory_growth")
+    made = plan(make_layer("user", ceiling=same), make_layer("machine", ceiling=same))
+    assert made.limited_by == (make_origin("machine", "ceiling", "memory_limit"),)
+    assert made.grown_by == make_origin("machine", "ceiling", "require_memory_growth")
 
 
-def test_a_files_wish_above_a_ceiling_says_who_asked_and_what_held() -> None:
-    """The finding stands at the wish and names the ceiling."""
-    machine = layer("machine", ceiling={"memory_limit": MemoryLimit(bytes=GIB), "require_memory_growth": True})
-    wishes: dict[str, object] = {"memory_limit": MemoryLimit(), "memory_growth": False, "allocator": "cuda_malloc"}
-    findings = {finding.key: finding for finding in plan(machine, layer("project", wishes)).findings}
+def test_a_files_request_above_a_ceiling_names_who_asked_and_what_held() -> None:
+    """The finding is about the key that asked, and names the ceiling."""
+    machine = make_layer("machine", ceiling={"memory_limit": MemoryLimit(bytes=GIB), "require_memory_growth": True})
+    asked: dict[str, object] = {"memory_limit": MemoryLimit(), "memory_growth": False, "allocator": "cuda_malloc"}
+    findings = {finding.key: finding for finding in plan(machine, make_layer("project", asked)).findings}
     held = {"gpu.memory_limit": "memory_limit", "gpu.memory_growth": "require_memory_growth"}
     held["gpu.allocator"] = "memory_limit"
     assert set(findings) == set(held)
@@ -113,33 +115,33 @@ def test_a_files_wish_above_a_ceiling_says_who_asked_and_what_held() -> None:
 
 def test_memory_total_bounds_a_process_and_is_kept_for_all_of_the_users() -> None:
     """Alone a process may take the user's whole total, and what the user's others leave of it beside them."""
-    ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
-    made = plan(ceiling, layer("user", {"visible_devices": at(0), "memory_limit": MemoryLimit(bytes=10 * GIB)}))
+    ceiling = make_layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
+    made = plan(ceiling, make_layer("user", {"visible_devices": pick(0), "memory_limit": MemoryLimit(bytes=10 * GIB)}))
     assert made.devices is not None
     assert made.devices[0].limit == MemoryLimit(bytes=10 * GIB)
     assert made.devices[0].user_total == MemoryLimit(bytes=16 * GIB)
     assert made.takes_leases
-    unlimited = plan(ceiling, layer("user", {"visible_devices": at(0)}))
+    unlimited = plan(ceiling, make_layer("user", {"visible_devices": pick(0)}))
     assert [device.limit for device in unlimited.devices or ()] == [MemoryLimit(bytes=16 * GIB)]
     allocations = (Allocation(CARDS[0].uuid, 6 * GIB),)
-    left = plan(ceiling, layer("user", {"visible_devices": at(0)}), allocations=allocations)
+    left = plan(ceiling, make_layer("user", {"visible_devices": pick(0)}), allocations=allocations)
     assert [device.limit for device in left.devices or ()] == [MemoryLimit(bytes=6 * GIB)]
     assert [(f.code, f.held_by) for f in left.findings] == [("clamped", "/etc/tfgpu/tfgpu.toml (ceiling.memory_total)")]
 
 
-@pytest.mark.parametrize("settings", [{}, {"visible_devices": at(0)}, {"visible_devices": AutoChoice(1)}])
-def test_no_seat_is_no_gpu(settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"visible_devices": pick(0)}, {"visible_devices": AutoChoice(1)}])
+def test_without_an_allocation_no_gpu_is_visible(settings: dict[str, object]) -> None:
     """Where the user's other processes have all of the total, nothing is visible, whatever the policy lists."""
-    ceiling = layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
-    made = plan(ceiling, layer("user", settings), allocations=())
+    ceiling = make_layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)})
+    made = plan(ceiling, make_layer("user", settings), allocations=())
     assert (made.visible, made.devices) == (NO_GPU, ())
 
 
 def test_memory_total_of_several_layers_is_the_smallest() -> None:
     """Ceilings hold together, a share of the card among them."""
     made = plan(
-        layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)}),
-        layer("project", ceiling={"memory_total": MemoryLimit(fraction=0.5)}),
+        make_layer("machine", ceiling={"memory_total": MemoryLimit(bytes=16 * GIB)}),
+        make_layer("project", ceiling={"memory_total": MemoryLimit(fraction=0.5)}),
     )
     assert made.devices is not None
     totals = [

@@ -31,8 +31,8 @@ def test_sizes_are_read_in_binary_and_decimal_units(text: str, expected: MemoryL
 @pytest.mark.parametrize(
     "text", ["", "8", "8G", "GiB", "-1GiB", "8GiBs", "0%", "101%", "1KB", "nan%", "1e3MiB", "٣GiB"]
 )
-def test_a_size_that_is_none_says_what_would_be_right(text: str) -> None:
-    """A bare number, a unit with two meanings or an impossible percentage is refused with an example."""
+def test_a_text_that_is_no_size_is_refused_with_an_example(text: str) -> None:
+    """A bare number, a unit with two meanings and an impossible percentage are refused."""
     with pytest.raises(ValueError, match=r"GiB|%|MiB"):
         parse_limit(text)
 
@@ -70,7 +70,7 @@ def test_durations_are_in_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "10m", "min", "-1s"])
-def test_a_duration_that_is_none_says_what_would_be_right(text: str) -> None:
+def test_a_text_that_is_no_duration_is_refused_with_an_example(text: str) -> None:
     """`10m` could be minutes or months: it is refused with an example."""
     with pytest.raises(ValueError, match="10min"):
         parse_duration(text)

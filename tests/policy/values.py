@@ -43,21 +43,19 @@ CARDS = tuple(
     )
 )
 INVENTORY = Inventory(devices=CARDS)
+NO_NVML = Inventory()
+NO_GRANT = Grant()
 
 
-BLIND = Inventory()
-FREE = Grant()
-
-
-def origin(layer: LayerName, *key: str | int) -> Origin:
+def make_origin(layer: LayerName, *key: str | int) -> Origin:
     return Origin(layer, PATHS.get(layer, "<tfgpu run>"), key)
 
 
-def table(layer: LayerName, section: str, values: dict[str, object]) -> Table:
-    return {key: Setting(value, origin(layer, section, key)) for key, value in values.items()}
+def make_table(layer: LayerName, section: str, values: dict[str, object]) -> Table:
+    return {key: Setting(value, make_origin(layer, section, key)) for key, value in values.items()}
 
 
-def layer(
+def make_layer(
     name: LayerName,
     gpu: dict[str, object] | None = None,
     ceiling: dict[str, object] | None = None,
@@ -66,27 +64,27 @@ def layer(
     """A layer as a file with these tables would give it."""
     return Layer(
         name=name,
-        top={} if on_error is None else {"on_error": Setting(on_error, origin(name, "on_error"))},
-        base=Tables(gpu=table(name, "gpu", gpu or {}), ceiling=table(name, "ceiling", ceiling or {})),
+        top={} if on_error is None else {"on_error": Setting(on_error, make_origin(name, "on_error"))},
+        base=Tables(gpu=make_table(name, "gpu", gpu or {}), ceiling=make_table(name, "ceiling", ceiling or {})),
         paths=(PATHS.get(name, "<tfgpu run>"),),
     )
 
 
-def at(*positions: int) -> tuple[Selector, ...]:
+def pick(*positions: int) -> tuple[Selector, ...]:
     return tuple(Selector("position", str(position)) for position in positions)
 
 
-def uuid(text: str) -> Selector:
+def pick_uuid(text: str) -> Selector:
     return Selector("uuid", text)
 
 
-def name(text: str) -> Selector:
+def pick_name(text: str) -> Selector:
     return Selector("name", text)
 
 
 def plan(
     *made: Layer,
-    grant: Grant = FREE,
+    grant: Grant = NO_GRANT,
     inventory: Inventory = INVENTORY,
     request: str | None = None,
     allocations: tuple[Allocation, ...] | None = None,
@@ -96,11 +94,11 @@ def plan(
     return resolve(merge(made, SUBJECT), grant, inventory, tokens, allocations)
 
 
-def codes(made: Plan) -> list[str]:
+def list_codes(made: Plan) -> list[str]:
     return [finding.code for finding in made.findings]
 
 
-def devices_of(made: Plan) -> list[Device]:
+def list_devices(made: Plan) -> list[Device]:
     return [device.device for device in made.devices or () if device.device is not None]
 
 
@@ -118,7 +116,7 @@ TOKENS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class RandomCase:
     """Three layers on a machine."""
 
     layers: tuple[Layer, ...]
@@ -127,101 +125,98 @@ class Case:
     request: tuple[str, ...] | None
 
 
-class Dice(random.Random):
-    """Throws a case. Drawn value by value, hypothesis takes 20 ms for one; thousands have to fit into CI."""
+class CaseGenerator(random.Random):
+    """Makes random cases. Hypothesis, value by value, takes 20 ms for one, and CI has to try thousands."""
 
-    def maybe(self, value: object) -> object:
-        """The value, or as often None."""
-        return value if self.random() < 0.5 else None
-
-    def table(self, values: dict[str, object]) -> dict[str, object]:
+    def keep_some(self, values: dict[str, object]) -> dict[str, object]:
         """Some of the keys."""
         return {key: value for key, value in values.items() if self.random() < 0.4}
 
-    def limit(self, *, bound: bool = False) -> MemoryLimit:
-        """A size, a share, or unless it is a `bound` none."""
+    def draw_limit(self, *, bound: bool = False) -> MemoryLimit:
+        """A size, a share, or "none" unless it is a `bound`."""
         size = MemoryLimit(bytes=self.choice((1, 1000, 9 << 10, self.randint(1, 64 << 10))) * MIB)
         share = MemoryLimit(fraction=self.choice((1, 50, 100, self.randint(1, 100))) / 100)
         return self.choice((size, share) if bound else (size, share, MemoryLimit()))
 
-    def selector(self) -> Selector:
+    def draw_selector(self) -> Selector:
         number = self.randrange(6)
-        by_uuid = (Selector("uuid", f"GPU-{number:08x}"), Selector("uuid", self.choice(MIG)))
-        return self.choice((Selector("position", str(number)), *by_uuid, name(self.choice(("*A100*", "*t4*", "*H2*")))))
+        by_uuid = (pick_uuid(f"GPU-{number:08x}"), pick_uuid(self.choice(MIG)))
+        return self.choice((*pick(number), *by_uuid, pick_name(self.choice(("*A100*", "*t4*", "*H2*")))))
 
-    def selectors(self) -> tuple[Selector, ...]:
-        return tuple(self.selector() for _ in range(self.randint(1, 4)))
+    def draw_selectors(self) -> tuple[Selector, ...]:
+        return tuple(self.draw_selector() for _ in range(self.randint(1, 4)))
 
-    def choice_of_devices(self) -> object:
+    def draw_choice(self) -> object:
         rank: Literal["auto"] | int = self.choice(("auto", self.randrange(6)))
         chosen = AutoChoice(self.randint(1, 5)), RankChoice(rank)
-        return self.choice(("all", (), self.selectors(), self.selectors(), *chosen))
+        return self.choice(("all", (), self.draw_selectors(), self.draw_selectors(), *chosen))
 
-    def rule(self, layer_name: LayerName) -> DeviceRule:
-        parts = tuple(self.limit(bound=True) for _ in range(self.randrange(4)))
-        limit = self.limit() if self.random() < 0.5 else None
-        return DeviceRule(self.selector(), origin(layer_name, "gpu", "device", 0), limit, parts)
+    def draw_rule(self, layer_name: LayerName) -> DeviceRule:
+        parts = tuple(self.draw_limit(bound=True) for _ in range(self.randrange(4)))
+        limit = self.draw_limit() if self.random() < 0.5 else None
+        return DeviceRule(self.draw_selector(), make_origin(layer_name, "gpu", "device", 0), limit, parts)
 
-    def gpu(self, layer_name: LayerName) -> dict[str, object]:
-        return self.table(
+    def draw_gpu(self, layer_name: LayerName) -> dict[str, object]:
+        return self.keep_some(
             {
-                "visible_devices": self.choice_of_devices(),
+                "visible_devices": self.draw_choice(),
                 "memory_growth": self.random() < 0.5,
-                "memory_limit": self.limit(),
-                "device": tuple(self.rule(layer_name) for _ in range(self.randrange(3))),
+                "memory_limit": self.draw_limit(),
+                "device": tuple(self.draw_rule(layer_name) for _ in range(self.randrange(3))),
                 "allocator": self.choice(("bfc", "cuda_malloc", "cuda_malloc_async")),
             }
         )
 
-    def ceiling(self) -> dict[str, object]:
-        return self.table(
+    def draw_ceilings(self) -> dict[str, object]:
+        return self.keep_some(
             {
-                "allowed_devices": self.selectors(),
+                "allowed_devices": self.draw_selectors(),
                 "max_devices": self.randrange(6),
-                "memory_limit": self.limit(bound=True),
-                "memory_total": self.limit(bound=True),
+                "memory_limit": self.draw_limit(bound=True),
+                "memory_total": self.draw_limit(bound=True),
                 "require_memory_growth": self.random() < 0.5,
                 "require_grant": self.random() < 0.5,
             }
         )
 
-    def layer(self, layer_name: LayerName) -> Layer:
+    def draw_layer(self, layer_name: LayerName) -> Layer:
         """Settings, ceilings for everybody, for a group and a user, `on_error`, sinks, and the machine's switches."""
         on_error = self.choice((None, "warn", "cpu", "fail"))
-        base = layer(layer_name, self.gpu(layer_name), self.ceiling(), on_error)
+        base = make_layer(layer_name, self.draw_gpu(layer_name), self.draw_ceilings(), on_error)
         logs = ("none", "/var/log/tfgpu/<uid>.jsonl", "~/a.jsonl", "logs/gpu.jsonl")
         stderr = self.choice(("summary", "none", "json"))
-        sinks = self.table({"stderr": stderr, "file": self.choice(logs), "syslog": self.choice((True, False))})
-        switches = self.table({"allow_disable": self.choice((True, False))}) if layer_name == "machine" else {}
+        sinks = self.keep_some({"stderr": stderr, "file": self.choice(logs), "syslog": self.choice((True, False))})
+        switches = self.keep_some({"allow_disable": self.choice((True, False))}) if layer_name == "machine" else {}
         return replace(
             base,
-            users={self.choice(("alice", "bob")): self.ceilings_of(layer_name, "user")},
-            groups=((self.choice(("students", "staff")), self.ceilings_of(layer_name, "group")),),
-            audit=(table(layer_name, "audit", sinks),),
-            machine=table(layer_name, "machine", switches),
+            users={self.choice(("alice", "bob")): self.draw_tables(layer_name, "user")},
+            groups=((self.choice(("students", "staff")), self.draw_tables(layer_name, "group")),),
+            audit=(make_table(layer_name, "audit", sinks),),
+            machine=make_table(layer_name, "machine", switches),
         )
 
-    def ceilings_of(self, layer_name: LayerName, whose: str) -> Tables:
-        return Tables(ceiling=table(layer_name, whose, self.ceiling() if self.random() < 0.5 else {}))
+    def draw_tables(self, layer_name: LayerName, whose: str) -> Tables:
+        return Tables(ceiling=make_table(layer_name, whose, self.draw_ceilings() if self.random() < 0.5 else {}))
 
-    def tokens(self) -> tuple[str, ...] | None:
+    def draw_tokens(self) -> tuple[str, ...] | None:
         if self.random() < 0.4:
             return None
         return tuple(self.choice(TOKENS[: self.choice((4, 14, len(TOKENS)))]) for _ in range(self.randrange(5)))
 
-    def grant(self) -> Grant:
+    def draw_grant(self) -> Grant:
         rank = self.choice((None, None, *range(6)))
-        return Grant(self.tokens(), pci_order=self.random() < 0.5, scheduler=self.random() < 0.5, rank=rank)
+        return Grant(self.draw_tokens(), pci_order=self.random() < 0.5, scheduler=self.random() < 0.5, rank=rank)
 
-    def inventory(self) -> Inventory:
+    def draw_inventory(self) -> Inventory:
         """The tests' machine, one that NVML cannot show, or one of some of the cards."""
         some = self.sample(CARDS, self.randrange(5))
         other = Inventory(tuple(replace(card, index=index) for index, card in enumerate(some)))
-        return self.choice((INVENTORY, BLIND, other))
+        return self.choice((INVENTORY, NO_NVML, other))
 
-    def case(self) -> Case:
+    def draw_case(self) -> RandomCase:
         names: tuple[LayerName, ...] = ("machine", "user", "project")
-        return Case(tuple(map(self.layer, names)), self.grant(), self.inventory(), self.tokens())
+        layers = tuple(map(self.draw_layer, names))
+        return RandomCase(layers, self.draw_grant(), self.draw_inventory(), self.draw_tokens())
 
 
-cases = st.integers(min_value=0, max_value=2**32).map(lambda seed: Dice(seed).case())
+cases = st.integers(min_value=0, max_value=2**32).map(lambda seed: CaseGenerator(seed).draw_case())

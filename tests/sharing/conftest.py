@@ -22,7 +22,7 @@ SILENT = '\n[audit]\nfile = "none"\nstderr = "none"\n'
 
 
 class Crowd:
-    """Processes that want GPUs of one machine at once, and an observer who belongs to none of them."""
+    """Processes that ask for the GPUs of one machine at once, and an observer who is none of them."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.folder = folder
@@ -34,8 +34,8 @@ class Crowd:
         self.statuses: list[int] = []
         self._process: subprocess.Popen[str] | None = None
 
-    def policy(self, name: str, text: str) -> str:
-        """A policy file of that name; its path."""
+    def write_policy(self, name: str, text: str) -> str:
+        """Write a policy file of that name, and return its path."""
         path = self.folder / f"{name}.toml"
         path.write_text(text + SILENT)
         path.chmod(0o644)
@@ -58,22 +58,22 @@ class Crowd:
         self.pids = json.loads(self._process.stdout.readline())
 
     def finish(self) -> list[dict[str, Any]]:
-        """Wait for all of them; what happened, in order."""
+        """Wait for all of them, and return what happened, in order."""
         assert self._process is not None
         assert self._process.stdout is not None
         self.statuses = json.loads(self._process.stdout.read())
         self._process.wait()
         self._process.stdout.close()
-        return self.events()
+        return self.read_events()
 
-    def events(self) -> list[dict[str, Any]]:
+    def read_events(self) -> list[dict[str, Any]]:
         lines = self.log.read_text().splitlines()
         return sorted((json.loads(line) for line in lines), key=lambda event: event["at"])
 
     def wait_for(self, condition: Callable[[list[dict[str, Any]]], object], seconds: float = 60) -> None:
         until = time.monotonic() + seconds
-        while not condition(self.events()):
-            assert time.monotonic() < until, self.events()[-10:]
+        while not condition(self.read_events()):
+            assert time.monotonic() < until, self.read_events()[-10:]
             time.sleep(0.02)
 
     def note(self, event: str, **more: Any) -> None:
@@ -109,7 +109,7 @@ def lease_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def machine(lease_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process is on a simulated machine; the path of its directory of leases, which is not there yet."""
+    """The path of the directory of leases, which does not exist yet. This process is on a simulated machine."""
     monkeypatch.setenv("TFGPU_SIMULATE", "count=4")
     monkeypatch.setenv("TFGPU_SIMULATE_LOG", str(lease_folder / "run" / "log"))
     return lease_folder / "run" / "log.leases"
@@ -117,7 +117,7 @@ def machine(lease_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def crowd(machine: Path, simulated_gpus: SimulatedGpus) -> Iterator[Crowd]:
-    """A crowd on four simulated GPUs of 24 GiB; the test's own process is on the same machine."""
+    """A crowd on four simulated GPUs of 24 GiB. The test's own process is on the same machine."""
     log = machine.parent / "log"
     log.touch()
     log.chmod(0o666)

@@ -56,7 +56,7 @@ def member(log: int, gate: int, orders: dict[str, Any]) -> None:
 
 
 def preload(config: str) -> None:
-    """Load once what is loaded late; a member of another uid may not even be able to read these files."""
+    """Load once what is loaded late. A member of another uid may not even be able to read these files."""
     import structlog  # noqa: F401
 
     from tfenv import pipeline

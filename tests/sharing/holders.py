@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
-from tfenv.sharing.choose import Candidate, GpuRequest
 from tfenv.sharing.queue import Acquired, acquire
+from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.values import as_dict
 
 NOBODY = 65534
@@ -27,14 +27,14 @@ TOTAL = 24
 _PROGRAM = """
 import json, os, subprocess, sys, time
 from tfenv.sharing.queue import acquire
-from tfenv.sharing.choose import Candidate, GpuRequest
+from tfenv.sharing.request import Candidate, GpuRequest
 orders = json.loads(sys.argv[1])
 asked = orders["request"]
 candidates = tuple(Candidate(**each) for each in asked["candidates"])
 gpu_request = GpuRequest(os.geteuid(), candidates, asked["count"])
 print("asking", flush=True)
-held = acquire(gpu_request, dict, script=orders["script"], keep_waiting=lambda unavailable: True)
-print(json.dumps([[allocation.uuid for allocation in held.allocations], time.monotonic()]), flush=True)
+acquired = acquire(gpu_request, dict, script=orders["script"], keep_waiting=lambda unavailable: True)
+print(json.dumps([[allocation.uuid for allocation in acquired.allocations], time.monotonic()]), flush=True)
 exec(orders["then"])
 sys.stdin.readline()
 command = sys.stdin.readline()
@@ -43,13 +43,13 @@ if command == "exec\\n":
 """
 
 
-def gpu_request(count: int = 1, need: int | None = None, gpus: str = "abcd") -> GpuRequest:
+def make_request(count: int = 1, need: int | None = None, gpus: str = "abcd") -> GpuRequest:
     return GpuRequest(os.geteuid(), tuple(Candidate(gpu, TOTAL, need) for gpu in gpus), count)
 
 
 def take(gpu: str, need: int | None = None) -> Acquired | None:
     """This process takes the GPU, if it is free."""
-    answer = acquire(gpu_request(1, need, gpu), dict)
+    answer = acquire(make_request(1, need, gpu), dict)
     return answer if isinstance(answer, Acquired) else None
 
 
@@ -75,8 +75,8 @@ class Holder:
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
-    def got(self) -> tuple[str, float]:
-        """Its GPUs in one word, and when it got them; waits for that."""
+    def wait_for_gpus(self) -> tuple[str, float]:
+        """Wait until it has its GPUs, and return them as one word, and when it got them."""
         uuids, at = json.loads(self.read_line())
         return "".join(uuids), at
 
@@ -85,7 +85,7 @@ class Holder:
         if how == "exec":
             self._process.stdin.write("\nexec\n")
             self._process.stdin.flush()
-            while _command_of(self.pid) != "sleep":
+            while _read_command(self.pid) != "sleep":
                 time.sleep(0.01)
         elif how == "exit":
             self._process.stdin.write("\n\n")
@@ -95,7 +95,7 @@ class Holder:
             self._process.send_signal(getattr(signal, how))
             self._process.wait(20)
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         return self._process.poll() is None
 
     def close(self) -> None:
@@ -107,17 +107,17 @@ class Holder:
                 pipe.close()
 
 
-def _command_of(pid: int) -> str:
+def _read_command(pid: int) -> str:
     with open(f"/proc/{pid}/comm", encoding="ascii") as file:
         return file.read().strip()
 
 
 @contextlib.contextmanager
 def hold(made: GpuRequest, **orders: Any) -> Iterator[Holder]:
-    """A process that has what it wishes."""
+    """A process that has what it asks for."""
     holder = Holder(made, **orders)
     try:
-        holder.got()
+        holder.wait_for_gpus()
         yield holder
     finally:
         holder.close()

@@ -1,4 +1,4 @@
-"""What a program does about GPUs it shares with others: it takes, shares, waits, goes without, or is refused."""
+"""How a program comes to GPUs it shares with others: it takes, shares, waits, goes without, or is refused."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tfenv.policy.model import (
 from tfenv.sharing import allocate
 from tfenv.sharing import lease as leases
 from tfenv.sharing.allocate import AllocationResult, Requester, allocate_gpus
-from tfenv.sharing.choose import Candidate, GpuRequest
 from tfenv.sharing.queue import Acquired, acquire
+from tfenv.sharing.request import Candidate, GpuRequest
 
 GIB = 1 << 30
 TOTAL = 24 * GIB
@@ -35,12 +35,12 @@ INVENTORY = Inventory(DEVICES)
 
 
 @pytest.fixture(autouse=True)
-def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _simulate_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFGPU_SIMULATE", "count=2")
     monkeypatch.setenv("TFGPU_SIMULATE_LOG", str(tmp_path / "log"))
 
 
-def plan(when_busy: str = "wait", limit: int | None = None, **choice: object) -> Plan:
+def make_plan(when_busy: str = "wait", limit: int | None = None, **choice: object) -> Plan:
     planned = tuple(
         PlannedDevice(str(device.index), device, None if limit is None else MemoryLimit(bytes=limit))
         for device in DEVICES
@@ -48,58 +48,58 @@ def plan(when_busy: str = "wait", limit: int | None = None, **choice: object) ->
     return Plan(devices=planned, choosing=AutoChoice(when_busy=when_busy, **{"count": 1, **choice}))  # type: ignore[arg-type]
 
 
-def nothing(_: tuple[str, ...]) -> Mapping[str, MemoryUse]:
+def measure_nothing(_: tuple[str, ...]) -> Mapping[str, MemoryUse]:
     return {}
 
 
-def requester(**facts: object) -> Requester:
-    return Requester(os.geteuid(), nothing, **facts)  # type: ignore[arg-type]
+def make_requester(**facts: object) -> Requester:
+    return Requester(os.geteuid(), measure_nothing, **facts)  # type: ignore[arg-type]
 
 
-def codes(made: AllocationResult) -> list[tuple[str, str]]:
+def list_codes(made: AllocationResult) -> list[tuple[str, str]]:
     return [(finding.code, finding.severity) for finding in made.findings]
 
 
 def fill(*limits: int | None) -> None:
-    """Somebody holds GPU 0, GPU 1, so much of each."""
+    """Take so many bytes of GPU 0 and of GPU 1. None: the whole GPU."""
     for number, limit in enumerate(limits):
         gpu_request = GpuRequest(os.geteuid(), (Candidate(f"GPU-{number}", TOTAL, limit),), 1)
         assert isinstance(acquire(gpu_request, dict), Acquired)
 
 
-def allocations(made: AllocationResult) -> tuple[Allocation, ...]:
+def get_allocations(made: AllocationResult) -> tuple[Allocation, ...]:
     assert made.choice is not None
     return made.choice.allocations
 
 
 def test_a_free_gpu_is_taken_and_kept() -> None:
-    """With a lease that others see, and nothing to complain of."""
+    """Others see its lease, and there is no finding."""
     fill(None)
-    made = allocate_gpus(plan(), INVENTORY, requester(script="/srv/a.py"))
-    assert (allocations(made), codes(made)) == ((Allocation("GPU-1"),), [])
+    made = allocate_gpus(make_plan(), INVENTORY, make_requester(script="/srv/a.py"))
+    assert (get_allocations(made), list_codes(made)) == ((Allocation("GPU-1"),), [])
     assert [lease.script for lease in leases.read_leases() if lease.allocation.uuid == "GPU-1"] == ["/srv/a.py"]
 
 
-def test_cpu_goes_without_and_says_so() -> None:
-    """`when_busy = "cpu"`: no GPU, a warning that names who is there, and no lease."""
+def test_cpu_goes_without_a_gpu() -> None:
+    """`when_busy = "cpu"`: no GPU, a warning that names who has the GPUs, and no lease."""
     fill(None, None)
-    made = allocate_gpus(plan("cpu"), INVENTORY, requester())
-    assert (allocations(made), codes(made), made.refused) == ((), [("no-free-gpu", "warning")], False)
+    made = allocate_gpus(make_plan("cpu"), INVENTORY, make_requester())
+    assert (get_allocations(made), list_codes(made), made.refused) == ((), [("no-free-gpu", "warning")], False)
     assert f"(pid {os.getpid()}) all of it" in made.findings[0].message
 
 
 def test_fail_refuses() -> None:
-    """`when_busy = "fail"` is the policy's own word, whatever on_error says."""
+    """`when_busy = "fail"` stops the program, whatever on_error is."""
     fill(None, None)
-    made = allocate_gpus(plan("fail"), INVENTORY, requester())
-    assert (made.refused, codes(made)) == (True, [("no-free-gpu", "error")])
+    made = allocate_gpus(make_plan("fail"), INVENTORY, make_requester())
+    assert (made.refused, list_codes(made)) == (True, [("no-free-gpu", "error")])
 
 
-def test_share_takes_the_least_used_and_says_so() -> None:
-    """`when_busy = "share"`: on record as shared, with a lease of its own."""
+def test_share_takes_the_least_used() -> None:
+    """`when_busy = "share"`: the GPU is on record as shared, and the process has a lease of its own."""
     fill(20 * GIB, 22 * GIB)
-    made = allocate_gpus(plan("share", 8 * GIB), INVENTORY, requester())
-    assert (allocations(made), codes(made)) == (
+    made = allocate_gpus(make_plan("share", 8 * GIB), INVENTORY, make_requester())
+    assert (get_allocations(made), list_codes(made)) == (
         (Allocation("GPU-0", 8 * GIB, shared=True),),
         [("shared-gpu", "warning")],
     )
@@ -108,31 +108,32 @@ def test_share_takes_the_least_used_and_says_so() -> None:
 
 @pytest.mark.parametrize(("on_error", "shared"), [("warn", True), ("cpu", False), ("fail", False)])
 def test_after_the_timeout_on_error_decides(on_error: str, shared: bool) -> None:
-    """An error; a program that goes on shares the least used GPU, one that may not takes none."""
+    """There is an error. A program that goes on shares the least used GPU. One that may not takes none."""
     fill(None, None)
-    made = allocate_gpus(plan(timeout_s=0.3), INVENTORY, requester(on_error=on_error))
-    assert codes(made) == [("no-free-gpu", "error")]
+    made = allocate_gpus(make_plan(timeout_s=0.3), INVENTORY, make_requester(on_error=on_error))
+    assert list_codes(made) == [("no-free-gpu", "error")]
     assert made.choice is not None
     assert made.choice.waited_s >= 0.3
     assert bool(made.choice.allocations) is shared
     assert len(leases.read_leases()) == 2 + shared
 
 
-def test_what_cannot_be_is_an_error_at_once() -> None:
+def test_an_impossible_request_is_an_error_at_once() -> None:
     """More free memory than a card has: waiting would never end."""
-    made = allocate_gpus(plan(min_free=MemoryLimit(bytes=2 * TOTAL)), INVENTORY, requester())
-    assert (allocations(made), codes(made)) == ((), [("no-free-gpu", "error")])
+    made = allocate_gpus(make_plan(min_free=MemoryLimit(bytes=2 * TOTAL)), INVENTORY, make_requester())
+    assert (get_allocations(made), list_codes(made)) == ((), [("no-free-gpu", "error")])
     assert "large enough" in made.findings[0].message
 
 
-def test_without_nvml_the_first_ones_are_taken_and_it_is_said() -> None:
+def test_without_nvml_the_first_ones_are_taken_with_a_warning() -> None:
     """As many as were asked for, by their numbers or by the grant's tokens."""
     blind = Inventory(problem="NVML: Driver Not Loaded")
-    made = allocate_gpus(Plan(choosing=AutoChoice(2)), blind, requester())
-    assert (allocations(made), codes(made)) == ((Allocation("0"), Allocation("1")), [("no-inventory", "warning")])
+    made = allocate_gpus(Plan(choosing=AutoChoice(2)), blind, make_requester())
+    assert get_allocations(made) == (Allocation("0"), Allocation("1"))
+    assert list_codes(made) == [("no-inventory", "warning")]
     assert "Driver Not Loaded" in made.findings[0].message
     granted = Plan(devices=(PlannedDevice("7"), PlannedDevice("3")), choosing=AutoChoice(1))
-    assert allocations(allocate_gpus(granted, blind, requester())) == (Allocation("7"),)
+    assert get_allocations(allocate_gpus(granted, blind, make_requester())) == (Allocation("7"),)
 
 
 def test_where_no_lease_can_be_written_a_choice_is_made_by_memory_alone(
@@ -140,15 +141,15 @@ def test_where_no_lease_can_be_written_a_choice_is_made_by_memory_alone(
 ) -> None:
     """It is an error, since another may choose the same at that moment."""
     (tmp_path / "log.leases").write_text("in the way")
-    monkeypatch.setattr(leases, "_UNFIT_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "_CREATION_SECONDS", 0.1)
     unavailable = Requester(os.geteuid(), lambda _: {"GPU-0": MemoryUse(GIB, {5: GIB})})
-    made = allocate_gpus(plan(), INVENTORY, unavailable)
-    assert (allocations(made), codes(made)) == ((Allocation("GPU-1"),), [("no-lease", "error")])
+    made = allocate_gpus(make_plan(), INVENTORY, unavailable)
+    assert (get_allocations(made), list_codes(made)) == ((Allocation("GPU-1"),), [("no-lease", "error")])
     assert made.choice == Choice((Allocation("GPU-1"),))
 
 
-def totals(size: int) -> Plan:
-    """GPU 0, whatever others have of it, and so much for all processes of the user."""
+def make_plan_with_total(size: int) -> Plan:
+    """GPU 0, whatever others have of it, and so many bytes for all processes of the user."""
     planned = PlannedDevice("0", DEVICES[0], MemoryLimit(bytes=size), user_total=MemoryLimit(bytes=size))
     return Plan(devices=(planned,))
 
@@ -156,49 +157,49 @@ def totals(size: int) -> Plan:
 def test_a_users_total_is_held_for_a_list_of_gpus_too() -> None:
     """What the user's other processes leave is the limit, and the lease that others see."""
     fill(10 * GIB)
-    made = allocate_gpus(totals(16 * GIB), INVENTORY, requester())
-    assert (allocations(made), codes(made)) == ((Allocation("GPU-0", 6 * GIB),), [])
+    made = allocate_gpus(make_plan_with_total(16 * GIB), INVENTORY, make_requester())
+    assert (get_allocations(made), list_codes(made)) == ((Allocation("GPU-0", 6 * GIB),), [])
     assert sorted(lease.allocation.limit or 0 for lease in leases.read_leases()) == [6 * GIB, 10 * GIB]
 
 
 def test_a_child_goes_without_where_its_parent_holds_the_total() -> None:
     """It does not wait: the parent may be waiting for it."""
-    parent = allocate_gpus(totals(16 * GIB), INVENTORY, requester()).choice
+    parent = allocate_gpus(make_plan_with_total(16 * GIB), INVENTORY, make_requester()).choice
     assert parent is not None
-    made = allocate_gpus(totals(16 * GIB), INVENTORY, requester(ancestor_leases=(parent.lease,)))
-    assert (allocations(made), codes(made)) == ((), [("no-free-gpu", "error")])
+    made = allocate_gpus(make_plan_with_total(16 * GIB), INVENTORY, make_requester(ancestor_leases=(parent.lease,)))
+    assert (get_allocations(made), list_codes(made)) == ((), [("no-free-gpu", "error")])
     assert "a parent process holds" in made.findings[0].message
 
 
 def test_a_users_total_without_nvml_is_a_limit_alone() -> None:
-    """Nobody can tell which GPUs these are: nothing is agreed on, and it is said."""
+    """Nobody can tell which GPUs these are. Nothing is agreed on, with a warning."""
     planned = PlannedDevice("0", None, MemoryLimit(bytes=GIB), user_total=MemoryLimit(bytes=GIB))
-    made = allocate_gpus(Plan(devices=(planned,)), Inventory(problem="no driver"), requester())
-    assert (made.choice, codes(made)) == (None, [("no-inventory", "warning")])
+    made = allocate_gpus(Plan(devices=(planned,)), Inventory(problem="no driver"), make_requester())
+    assert (made.choice, list_codes(made)) == (None, [("no-inventory", "warning")])
 
 
-# ---- words while waiting
+# ---- messages while waiting
 
 
-def wait_for(seconds: float, **facts: object) -> None:
+def wait_in_vain(seconds: float, **facts: object) -> None:
     fill(None, None)
-    allocate_gpus(plan(timeout_s=seconds), INVENTORY, requester(on_error="fail", **facts))
+    allocate_gpus(make_plan(timeout_s=seconds), INVENTORY, make_requester(on_error="fail", **facts))
 
 
 def test_a_log_gets_a_line_at_first_and_then_one_a_minute(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits says for what and why; not each time it looks."""
+    """A process that waits tells for what and why, but not each time it looks."""
     monkeypatch.setattr(allocate, "_IN_LOG", 0.4)
-    wait_for(1.1)
+    wait_in_vain(1.1)
     lines = capfd.readouterr().err.splitlines()
     assert 1 <= len(lines) <= 2
     assert lines[0].startswith("tfgpu: waiting for a free GPU (0:00): GPU 0: ")
 
 
-def test_silence_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    """`stderr = "none"` says nothing, also of waiting."""
-    wait_for(0.8, speaks=False)
+def test_a_silent_policy_waits_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    """`stderr = "none"` prints nothing, not even about waiting."""
+    wait_in_vain(0.8, speaks=False)
     assert capfd.readouterr().err == ""
 
 
@@ -209,7 +210,7 @@ def test_a_terminal_shows_progress_in_one_line(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(allocate, "_ON_TERMINAL", 0.1)
         monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((60, 20)))
-        wait_for(1.0)
+        wait_in_vain(1.0)
         shown = ""
         while not shown.endswith("\r\x1b[K"):  # a terminal gives what it has in parts
             shown += os.read(master, 1 << 16).decode()
@@ -222,15 +223,15 @@ def test_a_terminal_shows_progress_in_one_line(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_gpu_that_becomes_free_ends_the_waiting() -> None:
-    """The record says how long it was."""
+    """The choice has the time that was waited."""
     fill(None)
     gpu_request = GpuRequest(os.geteuid(), (Candidate("GPU-1", TOTAL),), 1)
     assert isinstance(acquire(gpu_request, dict), Acquired)
-    descriptor = list(leases._kept)[-1]
-    timer = threading.Timer(0.6, leases.release_file, [descriptor])
+    descriptor = list(leases._locked)[-1]
+    timer = threading.Timer(0.6, leases.release_entry, [descriptor])
     timer.start()
-    made = allocate_gpus(plan(timeout_s=30), INVENTORY, requester())
+    made = allocate_gpus(make_plan(timeout_s=30), INVENTORY, make_requester())
     timer.join()
-    assert allocations(made) == (Allocation("GPU-1"),)
+    assert get_allocations(made) == (Allocation("GPU-1"),)
     assert made.choice is not None
     assert made.choice.waited_s > 0.3

@@ -1,4 +1,4 @@
-"""A crowd on four GPUs: real processes, real locks, and an observer who trusts nothing but what they did."""
+"""A crowd on four GPUs: real processes, real locks, and an observer who trusts only what they did."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 
 from tests.sharing.conftest import Crowd
+from tests.sharing.holders import AS_ROOT, NOBODY
 from tfenv.deploy import launch
-from tfenv.sharing.lease import entries, open_lease_directories, read_leases
+from tfenv.sharing.lease import open_lease_directories, read_entries, read_leases
 from tfenv.simulate.requests import read_requests
 
 GIB = 1 << 30
 TOTAL = 24 * GIB
-NOBODY = 65534
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
 
 
-def most_at_once(events: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """The most that was taken of each GPU at one moment, in bytes; a whole card counts as its memory."""
+def find_most_at_once(events: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """The most that was taken of each GPU at one moment, in bytes. A whole card counts as its memory."""
     held: dict[int, list[Any]] = {}
     most: dict[str, int] = {}
     for event in events:
@@ -44,7 +43,7 @@ def most_at_once(events: Iterable[dict[str, Any]]) -> dict[str, int]:
     return most
 
 
-def entered(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def list_entered(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "enter"]
 
 
@@ -52,22 +51,18 @@ def assert_nothing_raised(events: Iterable[dict[str, Any]]) -> None:
     assert [event["error"] for event in events if event["event"] == "raised"] == []
 
 
-def live_pids() -> set[int]:
-    """Of processes that hold a lease or a place in line, as others see them."""
-    opened = open_lease_directories()
-    try:
-        return {int(entry.data["pid"]) for fd in opened.values() for entry in entries(fd)}
-    finally:
-        for descriptor in opened.values():
-            os.close(descriptor)
+def find_live_pids() -> set[int]:
+    """The processes that hold a lease or wait in the queue, as others see them."""
+    with open_lease_directories() as opened:
+        return {int(entry.data["pid"]) for fd in opened.values() for entry in read_entries(fd)}
 
 
-def mixed(crowd: Crowd, count: int, *uids: int | None) -> list[dict[str, Any]]:
+def make_members(crowd: Crowd, count: int, *uids: int | None) -> list[dict[str, Any]]:
     """Limited ones, some of them with two GPUs, and some that take a whole card."""
     kinds = [
-        crowd.policy("limited", '[gpu]\nvisible_devices = {count = 1}\nmemory_limit = "7GiB"\n'),
-        crowd.policy("pair", '[gpu]\nvisible_devices = {count = 2}\nmemory_limit = "30%"\n'),
-        crowd.policy("whole", "[gpu]\nvisible_devices = {count = 1}\n"),
+        crowd.write_policy("limited", '[gpu]\nvisible_devices = {count = 1}\nmemory_limit = "7GiB"\n'),
+        crowd.write_policy("pair", '[gpu]\nvisible_devices = {count = 2}\nmemory_limit = "30%"\n'),
+        crowd.write_policy("whole", "[gpu]\nvisible_devices = {count = 1}\n"),
     ]
     chosen = random.Random(4).choices(kinds, (8, 2, 1), k=count)
     who = uids or (None,)
@@ -100,21 +95,21 @@ crowd.write(log, "leave", allocations=allocations)
 def test_a_hundred_processes_at_once_share_four_gpus(crowd: Crowd) -> None:
     """97 that go the whole way but for TensorFlow, and three real ones: no card is over-committed, all finish."""
     pytest.importorskip("tensorflow")
-    members = mixed(crowd, 97)
-    real = [start_real(crowd, Path(each["config"])) for each in mixed(crowd, 3)]
+    members = make_members(crowd, 97)
+    real = [start_real(crowd, Path(each["config"])) for each in make_members(crowd, 3)]
     crowd.wait_for(lambda events: sum(event["event"] == "ready" for event in events) == len(real), 120)
     crowd.start(members)
     (crowd.folder / "gate").touch()
     events = crowd.finish()
     assert [program.wait(60) for program in real] == [0, 0, 0]
-    events = crowd.events()
+    events = crowd.read_events()
     assert_nothing_raised(events)
     assert set(crowd.statuses) == {0}
-    assert len(entered(events)) == 100
-    most = most_at_once(events)
+    assert len(list_entered(events)) == 100
+    most = find_most_at_once(events)
     assert len(most) == 4
     assert max(most.values()) <= TOTAL
-    assert not any(shared for event in entered(events) for _, _, shared in event["allocations"])
+    assert not any(shared for event in list_entered(events) for _, _, shared in event["allocations"])
     requests = read_requests(crowd.folder / "run" / "log")
     assert len({request.pid for request in requests if request.op == "alloc"}) == 3
     assert [request for request in requests if request.op == "oom"] == []
@@ -130,37 +125,38 @@ def start_real(crowd: Crowd, policy: Path) -> subprocess.Popen[bytes]:
 
 @AS_ROOT
 def test_two_users_never_over_commit_a_card(crowd: Crowd) -> None:
-    """Forty processes of two users at once: they meet in one directory, and all are served."""
-    crowd.start(mixed(crowd, 40, None, NOBODY))
+    """Forty processes of two users at once share one directory, and all are served."""
+    crowd.start(make_members(crowd, 40, None, NOBODY))
     events = crowd.finish()
     assert_nothing_raised(events)
-    assert len(entered(events)) == 40
-    assert {event["uid"] for event in entered(events)} == {0, NOBODY}
-    assert max(most_at_once(events).values()) <= TOTAL
-    assert [event for event in entered(events) if event["findings"]] == []
+    assert len(list_entered(events)) == 40
+    assert {event["uid"] for event in list_entered(events)} == {0, NOBODY}
+    assert max(find_most_at_once(events).values()) <= TOTAL
+    assert [event for event in list_entered(events) if event["findings"]] == []
 
 
-def test_killing_any_frees_its_place(crowd: Crowd) -> None:
-    """SIGKILL at random moments to holders and waiters: within a second nothing of them is left, all others finish."""
-    crowd.start([{**each, "hold": 0.3} for each in mixed(crowd, 40)])
-    crowd.wait_for(lambda events: len(entered(events)) > 4)
+def test_killing_any_frees_its_gpus(crowd: Crowd) -> None:
+    """SIGKILL ends holders and waiters at random moments. Within a second nothing of them is left. Others finish."""
+    crowd.start([{**each, "hold": 0.3} for each in make_members(crowd, 40)])
+    crowd.wait_for(lambda events: len(list_entered(events)) > 4)
     chance = random.Random(7)
     for _ in range(12):
         time.sleep(chance.random() / 10)
-        victims = sorted(live_pids() - {event["pid"] for event in crowd.events() if event["event"] == "leave"})
+        left = {event["pid"] for event in crowd.read_events() if event["event"] == "leave"}
+        victims = sorted(find_live_pids() - left)
         if not victims:
             continue
         victim = chance.choice(victims)
         crowd.note("killed", pid=victim)
         os.kill(victim, 9)
         until = time.monotonic() + 1
-        while victim in live_pids():
-            assert time.monotonic() < until, "its place was not free within a second"
+        while victim in find_live_pids():
+            assert time.monotonic() < until, "its GPUs were not free within a second"
     events = crowd.finish()
     assert_nothing_raised(events)
     killed = {event["pid"] for event in events if event["event"] == "killed"}
     assert len(killed) > 3
     survivors = {event["pid"] for event in events if event["event"] == "leave"}
     assert survivors | killed == set(crowd.pids)
-    assert max(most_at_once(events).values()) <= TOTAL
+    assert max(find_most_at_once(events).values()) <= TOTAL
     assert read_leases() == ()

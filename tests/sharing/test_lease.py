@@ -1,4 +1,4 @@
-"""The directory where leases are, what may be planted there, and what becomes of a lease's process."""
+"""The directory of leases, what may be planted there, and the end of a lease's process."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharing.holders import AS_ROOT, NOBODY, gpu_request, hold, take
+from tests.sharing.holders import AS_ROOT, NOBODY, hold, make_request, take
 from tfenv.policy.model import Allocation
 from tfenv.sharing import lease as module
-from tfenv.sharing.lease import LeaseError, directory_lock, list_lease_directories, read_leases
+from tfenv.sharing.lease import LeaseError, list_lease_directories, lock_directories, read_leases
 from tfenv.sharing.queue import Acquired, acquire
 
 
-def names(machine: Path) -> set[str]:
+def list_names(machine: Path) -> set[str]:
     return set(os.listdir(machine))
 
 
-def ends(seconds: float = 10) -> bool:
-    """Whether all leases are gone soon, long before any child is: it may not have run yet since it was forked."""
+def wait_for_no_lease(seconds: float = 10) -> bool:
+    """Wait until all leases are gone, but end long before any child does. It may not have run since its fork."""
     until = time.monotonic() + seconds
     while read_leases():
         if time.monotonic() > until:
@@ -36,9 +36,9 @@ def ends(seconds: float = 10) -> bool:
 # ---- what others see
 
 
-def test_a_lease_says_who_holds_what(machine: Path) -> None:
+def test_a_lease_tells_who_holds_what(machine: Path) -> None:
     """User, pid, script and limit of every live process, by GPU."""
-    with hold(gpu_request(2, need=8), script="/srv/train.py") as holder:
+    with hold(make_request(2, need=8), script="/srv/train.py") as holder:
         first, second = read_leases()
         assert first.allocation == Allocation("a", 8)
         assert second.allocation == Allocation("b", 8)
@@ -55,9 +55,9 @@ def test_reading_leases_needs_no_directory_and_makes_none(machine: Path) -> None
     assert not machine.exists()
 
 
-def test_reading_does_not_wait_for_who_chooses(machine: Path) -> None:
+def test_reading_does_not_wait_for_a_choice(machine: Path) -> None:
     """`tfgpu ps` shows leases while somebody has the directory locked."""
-    with hold(gpu_request()), directory_lock():
+    with hold(make_request()), lock_directories():
         assert len(read_leases()) == 1
 
 
@@ -66,31 +66,31 @@ def test_reading_does_not_wait_for_who_chooses(machine: Path) -> None:
 
 @pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGTERM", "exec"])
 def test_a_lease_ends_with_its_process(machine: Path, how: str) -> None:
-    """However it ends; also when another program is executed in its place."""
-    with hold(gpu_request()) as holder:
+    """It makes no difference how the process ends, even when it executes another program."""
+    with hold(make_request()) as holder:
         assert take("a") is None
         holder.end(how)
         assert read_leases() == ()
         assert take("a") is not None
         if how == "exec":
-            assert holder.runs()
+            assert holder.is_running()
 
 
-def test_what_the_dead_left_is_cleaned_up_by_the_next(machine: Path) -> None:
-    """A file nobody has locked is removed by the next chooser of that user, the temporary ones too."""
-    with hold(gpu_request()) as holder:
+def test_files_of_dead_processes_are_cleaned_up_by_the_next(machine: Path) -> None:
+    """The next process of that user that chooses removes every file that nobody has locked, temporary ones too."""
+    with hold(make_request()) as holder:
         holder.end("SIGKILL")
     (machine / ".new-lease-1-x").write_text("{}")
-    assert len(names(machine)) == 2
-    with hold(gpu_request()):
-        assert len(names(machine)) == 1
+    assert len(list_names(machine)) == 2
+    with hold(make_request()):
+        assert len(list_names(machine)) == 1
 
 
 # ---- fork
 
 
 def test_a_forked_child_neither_keeps_nor_frees_the_lease(machine: Path) -> None:
-    """It can end or outlive the parent: the lease is the parent's alone."""
+    """A child can end or outlive the parent. The lease is the parent's alone."""
     text = """
 pid = os.fork()
 if pid == 0:
@@ -102,20 +102,20 @@ if os.fork() == 0:
     os._exit(0)
 print("forked", flush=True)
 """
-    with hold(gpu_request(), then=text) as holder:
+    with hold(make_request(), then=text) as holder:
         holder.read_line()
         assert len(read_leases()) == 1, "a child that ends does not free it"
         holder.end("SIGKILL")
-        assert ends(), "a child that lives on does not keep it"
+        assert wait_for_no_lease(), "a child that lives on does not keep it"
 
 
 def test_a_child_that_is_spawned_does_not_keep_the_lease(machine: Path) -> None:
     """subprocess with close_fds=False hands no descriptor on: it is closed on exec."""
     text = 'subprocess.Popen(["sleep", "30"], close_fds=False); print("spawned", flush=True)'
-    with hold(gpu_request(), then=text) as holder:
+    with hold(make_request(), then=text) as holder:
         holder.read_line()
         holder.end("SIGKILL")
-        assert ends()
+        assert wait_for_no_lease()
 
 
 def test_a_child_closes_no_file_of_the_programs(machine: Path) -> None:
@@ -127,7 +127,7 @@ if os.fork() == 0:
     print(all(os.fstat(fd) for fd in mine), flush=True)
     os._exit(0)
 """
-    with hold(gpu_request(), then=text) as holder:
+    with hold(make_request(), then=text) as holder:
         assert holder.read_line() == "True"
 
 
@@ -193,14 +193,14 @@ def test_what_is_in_a_file_is_not_believed(planted: Path, content: str) -> None:
 
 @AS_ROOT
 def test_files_of_other_users_are_left_alone(planted: Path) -> None:
-    """A dead lease of another user takes no room and is not removed, nor is a file of another name."""
+    """A dead lease of another user takes no memory and is not removed, nor is a file of another name."""
     for name in ("lease-1-a", "notes.txt"):
         (planted / name).write_text(
             '{"pid": 1, "since": 0, "allocations": [{"uuid": "a", "limit": null, "shared": false}]}'
         )
         os.chown(planted / name, NOBODY, NOBODY)
     assert take("a") is not None
-    assert {"lease-1-a", "notes.txt"} <= names(planted)
+    assert {"lease-1-a", "notes.txt"} <= list_names(planted)
 
 
 # ---- the directory
@@ -208,11 +208,11 @@ def test_files_of_other_users_are_left_alone(planted: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o1755, 0o700])
 @AS_ROOT
-def test_a_directory_that_is_not_for_all_is_not_used(planted: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the sticky bit others could remove a lease; one that is closed to others is no place to meet."""
+def test_a_directory_that_is_not_shared_is_not_used(planted: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sticky bit others could remove a lease. A directory that is closed to others cannot be shared."""
     os.chown(planted, NOBODY, NOBODY)
     planted.chmod(mode)
-    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_CREATION_SECONDS", 0.1)
     with pytest.raises(LeaseError, match="no directory for leases"):
         take("a")
 
@@ -230,15 +230,15 @@ def test_a_link_in_the_place_of_the_directory_is_not_followed(
     """Nothing is written where it leads."""
     tmp_path.chmod(0o1777)
     machine.symlink_to(tmp_path)
-    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_CREATION_SECONDS", 0.1)
     with pytest.raises(LeaseError):
         take("a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_is_removed_is_made_anew(machine: Path) -> None:
-    """An administrator may clean up: who asks next makes it again."""
-    with hold(gpu_request()) as holder:
+    """An administrator may clean up. The next process that asks makes it again."""
+    with hold(make_request()) as holder:
         holder.end("SIGKILL")
     for path in machine.iterdir():
         path.unlink()
@@ -246,21 +246,21 @@ def test_a_directory_that_is_removed_is_made_anew(machine: Path) -> None:
     assert take("a") is not None
 
 
-def test_two_directories_are_one_place(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One came after the other was in use: leases of both count."""
+def test_leases_of_two_directories_count_together(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may come after the other is in use: leases of both count."""
     other = machine.with_name("other.leases")
     monkeypatch.setattr(module, "list_lease_directories", lambda: (str(other), str(machine)))
     machine.mkdir()
     machine.chmod(0o1777)
     held = take("a")
     assert held is not None
-    assert held.id in names(machine), "what is there already is where everybody goes"
+    assert held.id in list_names(machine), "what is there already is where everybody goes"
     other.mkdir()
     other.chmod(0o1777)
     assert take("a") is None
     second = take("b")
     assert second is not None
-    assert second.id in names(other)
+    assert second.id in list_names(other)
     assert {lease.allocation.uuid for lease in read_leases()} == {"a", "b"}
 
 
@@ -272,8 +272,8 @@ def test_the_machines_directories_are_literal(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_directory_that_somebody_keeps_locked_is_given_up(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chooser that was stopped with SIGSTOP must not stop all others."""
-    monkeypatch.setattr(module, "_ARBITER_SECONDS", 0.2)
+    """A process that was stopped with SIGSTOP while it chose must not stop all others."""
+    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.2)
     descriptor = os.open(planted, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(LeaseError, match="has been locked for"):
@@ -281,8 +281,8 @@ def test_a_directory_that_somebody_keeps_locked_is_given_up(planted: Path, monke
     os.close(descriptor)
 
 
-def test_a_full_directory_is_an_error_in_words(planted: Path) -> None:
-    """No space, no inode, over quota: it is said, and nothing half written is left."""
+def test_a_full_directory_is_a_lease_error(planted: Path) -> None:
+    """No space, no inode, over quota: the error names it, and nothing half written is left."""
     program = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
@@ -292,13 +292,13 @@ def test_a_full_directory_is_an_error_in_words(planted: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("LeaseError a lease cannot be written:"), done.stderr
-    assert names(planted) == set()
+    assert list_names(planted) == set()
 
 
-def test_threads_of_one_process_do_not_take_each_others_place(machine: Path) -> None:
-    """Locks are per open file: two choosers in one process meet as two processes do."""
+def test_threads_of_one_process_do_not_take_each_others_gpus(machine: Path) -> None:
+    """Locks are per open file: two threads exclude each other as two processes do."""
     taken: list[object] = []
-    threads = [threading.Thread(target=lambda: taken.append(acquire(gpu_request(), dict))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: taken.append(acquire(make_request(), dict))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,16 +1,16 @@
-"""What happens while a Plan is made: each clamp with who asked and what held. Pure."""
+"""The findings of a Plan: each clamp names who asked and which keys hold. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from tfenv.errors import PROGRAM, Finding, Severity
-from tfenv.policy.model import LAYER_ORDER, Ceiling, Origin, format_key, format_origins
+from tfenv.policy.model import Origin, format_key, format_origins
 
-__all__ = ["Notes", "layer_sort_key", "report_program_clamp"]
+__all__ = ["FindingCollector", "report_program_clamp"]
 
 
-class Notes:
+class FindingCollector:
     """Collects findings while a Plan is made."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Notes:
         asked_by: Origin | str | None = None,
         held_by: Iterable[Origin] | str = (),
     ) -> None:
-        """Note something about a key."""
+        """Add a finding about a key, with who asked for more than what holds. Without `origin` it is about no key."""
         held = held_by if isinstance(held_by, str) else format_origins(held_by)
         self.findings.append(
             Finding(
@@ -40,7 +40,7 @@ class Notes:
             )
         )
 
-    def clamped(
+    def add_clamp(
         self,
         message: str,
         origin: Origin | None,
@@ -48,18 +48,13 @@ class Notes:
         asked_by: Origin | str | None = None,
         held_by: Iterable[Origin] | str = (),
     ) -> None:
-        """Note that a wish was cut to what holds."""
+        """Add the note that a request was cut to what other keys allow."""
         self.add("clamped", message, origin, "note", asked_by=asked_by, held_by=held_by)
 
 
 def report_program_clamp(message: str, held_by: Iterable[Origin]) -> Finding:
-    """The note that the program's own code asked for more than these keys allow; it stands at the first of them."""
+    """Return the note that the program's own code asked for more than these keys allow. It names the first of them."""
     origins = tuple(held_by)
-    notes = Notes()
-    notes.clamped(message, origins[0] if origins else None, asked_by=PROGRAM, held_by=origins)
-    return notes.findings[0]
-
-
-def layer_sort_key(ceiling: Ceiling) -> tuple[int, str, str]:
-    """A fixed order, so that the order in which ceilings were collected never matters."""
-    return LAYER_ORDER.index(ceiling.origin.layer), ceiling.origin.path, format_key(ceiling.origin.key)
+    collector = FindingCollector()
+    collector.add_clamp(message, origins[0] if origins else None, asked_by=PROGRAM, held_by=origins)
+    return collector.findings[0]

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from tfenv.policy.model import Device, Grant, Inventory, Origin, Selector
-from tfenv.values import frozen
+from tfenv.policy.model import AutoChoice, Device, Grant, Inventory, Origin, Selector
+from tfenv.values import frozen, replace
 
-__all__ = ["Card", "DeviceSet", "granted", "identify", "matches", "same_card", "selected", "keep_valid_tokens"]
+__all__ = [
+    "Card",
+    "DeviceSet",
+    "find_device",
+    "is_same_card",
+    "keep_valid_tokens",
+    "list_granted",
+    "matches_card",
+    "select_devices",
+]
 
 #: Longer numbers are no ordinals: CUDA's own conversion overflows.
 _MOST_DIGITS = 10
@@ -18,9 +27,9 @@ _MOST_DIGITS = 10
 
 
 def keep_valid_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
-    """The tokens CUDA honours, verbatim but for blanks: it stops at the first that is none of its forms.
+    """Return the tokens CUDA honours, without the blanks around them.
 
-    A GPU named twice leaves no GPU at all, as the driver has it.
+    CUDA stops at the first token that has none of its forms. A GPU that is named twice leaves no GPU at all.
     """
     kept: list[str] = []
     for raw in tokens:
@@ -44,150 +53,149 @@ class Card:
 
     @property
     def is_instance(self) -> bool:
-        """A MIG instance, of which CUDA shows a process one."""
+        """Whether it is a MIG instance. CUDA shows a process one of those."""
         return self.token.startswith("MIG-") or (self.device is not None and self.device.instance is not None)
 
     @property
     def identity(self) -> str:
-        """By what a seat names it: the UUID, or the token where that is not known."""
+        """What names it in an allocation: the UUID, or the token where that is not known."""
         return self.device.uuid if self.device is not None else self.token
 
 
-def same_card(a: Card, b: Card) -> bool:
-    """Whether both are one GPU, as far as that can be told."""
-    if a.device is not None and b.device is not None:
-        return a.device.uuid == b.device.uuid
-    return a.token == b.token
+def is_same_card(first: Card, second: Card) -> bool:
+    """Return whether both are one GPU, as far as that can be told."""
+    if first.device is not None and second.device is not None:
+        return first.device.uuid == second.device.uuid
+    return first.token == second.token
 
 
 @frozen
 class DeviceSet:
-    """The GPUs still possible.
+    """The GPUs that are still possible.
 
     Attributes:
-        cards: In CUDA's order.
-        unbounded: All the machine has, and nobody knows how many that is; `cards` is empty.
-        steps: Each key that took GPUs away, with those it left.
+        cards: The GPUs in CUDA's order.
+        unbounded: It is all GPUs of a machine, and their number is unknown. `cards` is empty then.
+        narrowings: Each key that took GPUs away, with the cards it left. The outermost comes first.
+        numbered: The set in which positions count. None: this one.
+        choosing: How tfenv still chooses among the cards. None: the process gets all of them.
     """
 
     cards: tuple[Card, ...] = ()
     unbounded: bool = False
-    steps: tuple[tuple[Origin, tuple[Card, ...]], ...] = ()
+    narrowings: tuple[tuple[Origin, tuple[Card, ...]], ...] = ()
+    numbered: DeviceSet | None = None
+    choosing: AutoChoice | None = None
 
     def restrict(self, cards: Iterable[Card], by: Origin | None = None) -> DeviceSet:
-        """Only these are left; `by` is what says so, None: the program's own wish."""
+        """Keep only these cards. `by` is the key that takes the others away. None: the program itself, or CUDA."""
         kept = tuple(dict.fromkeys(cards))
         fewer = self.unbounded or set(kept) != set(self.cards)
-        return DeviceSet(kept, steps=(*self.steps, (by, kept)) if by is not None and fewer else self.steps)
+        narrowings = (*self.narrowings, (by, kept)) if by is not None and fewer else self.narrowings
+        return replace(self, cards=kept, unbounded=False, narrowings=narrowings)
 
     @property
-    def by(self) -> tuple[Origin, ...]:
-        """The keys that narrowed it, the outermost first."""
-        return tuple(dict.fromkeys(origin for origin, _ in self.steps))
+    def addressable(self) -> DeviceSet:
+        """The set in which positions count."""
+        return self.numbered or self
 
-    def held_from(self, cards: Iterable[Card]) -> tuple[Origin, ...]:
-        """For cards that are not among these: the outermost key that took each away."""
-        found = [self._taken_by(card) for card in cards]
+    @property
+    def narrowed_by(self) -> tuple[Origin, ...]:
+        """The keys that narrowed it, the outermost first."""
+        return tuple(dict.fromkeys(origin for origin, _ in self.narrowings))
+
+    def find_holders(self, cards: Iterable[Card]) -> tuple[Origin, ...]:
+        """Return for cards that are not among these the outermost key that took each away."""
+        found = [self._find_holder(card) for card in cards]
         return tuple(dict.fromkeys(origin for origin in found if origin is not None))
 
-    def _taken_by(self, card: Card) -> Origin | None:
-        for origin, left in self.steps:
-            if not any(same_card(card, other) for other in left):
+    def _find_holder(self, card: Card) -> Origin | None:
+        for origin, left in self.narrowings:
+            if not any(is_same_card(card, other) for other in left):
                 return origin
         return None
 
 
-def identify(token: str, grant: Grant, inventory: Inventory) -> Device | None:
-    """The device a token names; None where that cannot be told.
+def find_device(token: str, grant: Grant, inventory: Inventory) -> Device | None:
+    """Find the device a token names.
 
-    CUDA counts the fastest first unless told otherwise, NVML by PCI: a number is sure only under
-    PCI order, or where all cards are alike.
+    CUDA counts the fastest GPU first unless it is told otherwise, NVML by PCI address. A number is certain only
+    under PCI order, or where all cards are alike.
+
+    Returns:
+        None where it cannot be told which device it is.
     """
     devices = inventory.devices or ()
     if token.isdigit():
-        alike = len({_model(device) for device in devices}) == 1
-        sure = grant.tokens is None or grant.pci_order or alike
-        return next((device for device in devices if sure and device.index == int(token)), None)
+        # An instance is called "NVIDIA A100 MIG 3g.20gb", its GPU "NVIDIA A100".
+        alike = len({device.name.partition(" MIG ")[0] for device in devices}) == 1
+        certain = grant.tokens is None or grant.pci_order or alike
+        return next((device for device in devices if certain and device.index == int(token)), None)
     named = [device for device in devices if device.uuid.lower().startswith(token.lower())]
-    return named[0] if len(named) == 1 else _first_instance(token, devices)
+    return named[0] if len(named) == 1 else _find_first_instance(token, devices)
 
 
-def _model(device: Device) -> str:
-    """The product without the size of an instance: "NVIDIA A100" of "NVIDIA A100 MIG 3g.20gb"."""
-    return device.name.partition(" MIG ")[0]
-
-
-def _first_instance(token: str, devices: Sequence[Device]) -> Device | None:
-    """What CUDA shows of a GPU that is split and named as a whole."""
+def _find_first_instance(token: str, devices: Sequence[Device]) -> Device | None:
+    """Find what CUDA shows of a GPU that is split and named as a whole."""
     named = [device for device in devices if (device.parent or "").lower().startswith(token.lower())]
     return named[0] if len({device.parent for device in named}) == 1 else None
 
 
-def _token(device: Device) -> str:
-    """What names it in CUDA_VISIBLE_DEVICES: an instance has no number there."""
-    return str(device.index) if device.instance is None else device.uuid
-
-
-def granted(grant: Grant, inventory: Inventory) -> DeviceSet:
-    """What the scheduler or the parent gave; without a word of theirs, all the machine has."""
+def list_granted(grant: Grant, inventory: Inventory) -> DeviceSet:
+    """Return the GPUs that the scheduler or the parent gave, or else all GPUs of the machine."""
     if grant.tokens is not None:
-        cards = tuple(Card(token, identify(token, grant, inventory)) for token in keep_valid_tokens(grant.tokens))
-        return DeviceSet() if _names_one_twice(cards) else DeviceSet(cards)
+        cards = tuple(Card(token, find_device(token, grant, inventory)) for token in keep_valid_tokens(grant.tokens))
+        known = [card.device.uuid for card in cards if card.device is not None]
+        # A GPU that is named by its number and by its UUID leaves no GPU at all, too.
+        return DeviceSet(cards) if len(set(known)) == len(known) else DeviceSet()
     if inventory.devices is None:
         return DeviceSet(unbounded=True)
-    return DeviceSet(tuple(Card(_token(device), device) for device in inventory.devices))
-
-
-def _names_one_twice(cards: Sequence[Card]) -> bool:
-    """By its number and by its UUID, which leaves no GPU as well."""
-    known = [card.device.uuid for card in cards if card.device is not None]
-    return len(set(known)) < len(known)
+    # CUDA_VISIBLE_DEVICES has no numbers for instances.
+    tokens = (str(device.index) if device.instance is None else device.uuid for device in inventory.devices)
+    return DeviceSet(tuple(map(Card, tokens, inventory.devices)))
 
 
 # ---- selectors
 
 
-def _same_uuid(text: str, card: Card) -> bool:
-    """Whether a UUID, or the beginning of one, names it; a GPU's names all its instances."""
+def _has_uuid(card: Card, text: str) -> bool:
+    """Return whether a UUID, or the beginning of one, names the card. A GPU's UUID names all its instances."""
     known = [card.token] if card.device is None else [card.token, card.device.uuid, card.device.parent or ""]
     return any(name.lower().startswith(text.lower()) for name in known)
 
 
-def matches(selector: Selector, position: int, card: Card, *, machine_numbers: bool) -> bool:
-    """Whether a selector names this card, which has this position in its room."""
+def matches_card(selector: Selector, origin: Origin, card: Card, position: int) -> bool:
+    """Return whether a selector names the card that has this position in the addressable set.
+
+    In the machine layer a number is not a position. It is the machine's own, as nvidia-smi shows it.
+    """
     if selector.kind == "name":
         return card.device is not None and fnmatchcase(card.device.name.lower(), selector.text.lower())
     if selector.kind == "uuid":
-        return _same_uuid(selector.text, card)
-    if not machine_numbers:
+        return _has_uuid(card, selector.text)
+    if origin.layer != "machine":
         return selector.position == position
     if card.device is not None:
         return selector.position == card.device.index
     return card.token == selector.text
 
 
-def _select(selector: Selector, addressable: DeviceSet, *, machine_numbers: bool) -> list[Card]:
-    if addressable.unbounded:
-        return [] if selector.kind == "name" else [Card(selector.text)]
-    cards = enumerate(addressable.cards)
-    return [card for i, card in cards if matches(selector, i, card, machine_numbers=machine_numbers)]
-
-
-def selected(
+def select_devices(
     selectors: Sequence[Selector], addressable: DeviceSet, origin: Origin
 ) -> tuple[list[Card], list[Selector]]:
-    """The cards the selectors name, in the order of the selectors, and the selectors that name none.
+    """Find the cards that the selectors of one key name.
 
-    Args:
-        selectors: From one key of one file.
-        room: Where positions count: the grant within the machine's allowed devices.
-        origin: In the machine layer a number is the machine's own, as nvidia-smi shows it.
+    Returns:
+        The cards in the order of the selectors, and the selectors that name none.
     """
-    machine_numbers = origin.layer == "machine"
     found: list[Card] = []
     missing: list[Selector] = []
     for selector in selectors:
-        cards = _select(selector, addressable, machine_numbers=machine_numbers)
+        if addressable.unbounded:
+            cards = [] if selector.kind == "name" else [Card(selector.text)]
+        else:
+            numbered = enumerate(addressable.cards)
+            cards = [card for position, card in numbered if matches_card(selector, origin, card, position)]
         found.extend(card for card in cards if card not in found)
         if not cards:
             missing.append(selector)

@@ -1,6 +1,6 @@
 """How much of each GPU a process may take: limits, splits, growth, the allocator. Pure.
 
-The tightest limit holds, and its key is remembered: a record names what held.
+The tightest limit holds. The Plan keeps its key, so that a record can name what held.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from tfenv.policy.clamps import Notes, layer_sort_key
-from tfenv.policy.device_set import Card, DeviceSet, matches
+from tfenv.policy.clamps import FindingCollector
+from tfenv.policy.device_set import Card, DeviceSet, matches_card
 from tfenv.policy.model import (
     Allocation,
     Allocator,
@@ -18,31 +18,29 @@ from tfenv.policy.model import (
     EffectivePolicy,
     MemoryLimit,
     Origin,
+    PlanInputs,
     PlannedDevice,
     format_origins,
 )
 from tfenv.policy.units import format_limit
 
 __all__ = [
-    "LimitWithOrigins",
-    "allocator",
-    "growth",
-    "limit_on",
+    "compute_limit",
+    "decide_allocator",
+    "decide_growth",
+    "get_device_rules",
     "mixes_sizes_and_shares",
-    "planned",
-    "position",
-    "rules",
+    "plan_device",
 ]
 
-
-#: The limit on one GPU (None: unlimited), and the keys that say so.
-LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
-#: One limit somebody declared, and where.
+#: The limit on one GPU (None: unlimited), and the keys that set it.
+_LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
+#: One limit, and where it was set.
 _Bound = tuple[MemoryLimit, Origin]
 
 
-def _tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit | None:
-    """The smallest of the limits; bytes and fractions compare only where the card's total is known."""
+def _find_tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit | None:
+    """Find the smallest limit. Bytes and fractions compare only where the card's total is known."""
     sizes = [limit.bytes for limit in limits if limit.bytes is not None]
     fractions = [limit.fraction for limit in limits if limit.fraction is not None]
     if not sizes and not fractions:
@@ -56,67 +54,63 @@ def _tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit |
     return MemoryLimit(bytes=both.bytes) if both.on(total) == both.bytes else MemoryLimit(fraction=both.fraction)
 
 
-def _holders(limit: MemoryLimit, bounds: Sequence[_Bound]) -> tuple[Origin, ...]:
-    """The first key that says the size, and the first that says the share."""
+def _find_holders(limit: MemoryLimit, bounds: Sequence[_Bound]) -> tuple[Origin, ...]:
+    """Return the first key that sets the limit's size, and the first that sets its share."""
     size = [origin for bound, origin in bounds if limit.bytes is not None and bound.bytes == limit.bytes]
     share = [origin for bound, origin in bounds if limit.fraction is not None and bound.fraction == limit.fraction]
     return tuple(dict.fromkeys([*size[:1], *share[:1]]))
 
 
-def rules(policy: EffectivePolicy) -> tuple[DeviceRule, ...]:
-    """The `[[gpu.device]]` entries."""
+def get_device_rules(policy: EffectivePolicy) -> tuple[DeviceRule, ...]:
+    """Return the `[[gpu.device]]` entries in the order of the file. The first that matches a GPU counts."""
     setting = policy.settings.get("device")
     return cast("tuple[DeviceRule, ...]", setting.value) if setting is not None else ()
 
 
-def _rule_for(card: Card, place: int, policy: EffectivePolicy) -> DeviceRule | None:
-    for rule in rules(policy):
-        if matches(rule.match, place, card, machine_numbers=rule.origin.layer == "machine"):
-            return rule
-    return None
-
-
-def _wished_limit(policy: EffectivePolicy, rule: DeviceRule | None) -> _Bound | None:
+def _get_requested_limit(policy: EffectivePolicy, rule: DeviceRule | None) -> _Bound | None:
     if rule is not None and rule.memory_limit is not None:
         return rule.memory_limit, rule.origin
     setting = policy.settings.get("memory_limit")
     return (cast(MemoryLimit, setting.value), setting.origin) if setting is not None else None
 
 
-def _is_above(wish: MemoryLimit, limit: MemoryLimit, total: int | None) -> bool:
-    """Whether the wish is surely larger; without the card's total a size and a share do not compare."""
+def _is_above(requested: MemoryLimit, limit: MemoryLimit, total: int | None) -> bool:
+    """Return whether a request is certainly larger. A size and a share do not compare without the card's total."""
     halves = (MemoryLimit(bytes=limit.bytes), MemoryLimit(fraction=limit.fraction))
-    if limit.bytes is not None and limit.fraction is not None and wish in halves:
+    if limit.bytes is not None and limit.fraction is not None and requested in halves:
         return False
-    return wish != limit and (wish.unlimited or wish.on(total) != limit.on(total) or wish.on(total) is None)
+    unequal = requested.on(total) != limit.on(total) or requested.on(total) is None
+    return requested != limit and (requested.unlimited or unequal)
 
 
-def _memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
-    """No process may take more than all of its user's processes together."""
-    return _bounds(policy, "memory_limit", "memory_total")
+def _list_bounds(policy: EffectivePolicy, *keys: CeilingKey) -> list[_Bound]:
+    return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in policy.list_ceilings(*keys)]
 
 
-def _bounds(policy: EffectivePolicy, *keys: CeilingKey) -> list[_Bound]:
-    ceilings = sorted((c for c in policy.ceilings if c.key in keys), key=layer_sort_key)
-    return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in ceilings]
+def _list_memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
+    # No process may take more than all processes of its user together.
+    return _list_bounds(policy, "memory_limit", "memory_total")
 
 
-def limit_on(policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, notes: Notes) -> LimitWithOrigins:
-    """The tightest limit on a GPU of `total` bytes (None: unknown) that this rule is about (None: no rule is)."""
-    wish = _wished_limit(policy, rule)
-    bounds = [*_memory_ceilings(policy), *([wish] if wish is not None else [])]
-    limit = _tightest([bound for bound, _ in bounds], total)
+def compute_limit(
+    policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, findings: FindingCollector
+) -> _LimitWithOrigins:
+    """Compute the tightest limit on a GPU of `total` bytes (None: unknown), for which `rule` counts (None: no rule)."""
+    requested = _get_requested_limit(policy, rule)
+    bounds = [*_list_memory_ceilings(policy), *([requested] if requested is not None else [])]
+    limit = _find_tightest([bound for bound, _ in bounds], total)
     if limit is None:
         return None, ()
-    holders = _holders(limit, bounds)
-    if wish is not None and _is_above(wish[0], limit, total):
-        text = f"{format_limit(wish[0])} is above the ceiling of {format_limit(limit)} from {format_origins(holders)}"
-        notes.clamped(text, wish[1], asked_by=wish[1], held_by=holders)
+    holders = _find_holders(limit, bounds)
+    if requested is not None and _is_above(requested[0], limit, total):
+        ceiling = f"the ceiling of {format_limit(limit)} from {format_origins(holders)}"
+        text = f"{format_limit(requested[0])} is above {ceiling}"
+        findings.add_clamp(text, requested[1], asked_by=requested[1], held_by=holders)
     return limit, holders
 
 
-def _fit(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
-    """The split, scaled down where its sum passes the limit (or the card)."""
+def _fit_split(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
+    """Scale a split down where its sum passes the limit, or else the card's memory."""
     sizes = [size for part in parts if (size := part.on(total)) is not None]
     if len(sizes) != len(parts):
         return tuple(parts)
@@ -126,66 +120,55 @@ def _fit(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | N
     return tuple(MemoryLimit(bytes=size * bound // sum(sizes)) for size in sizes)
 
 
-def position(card: Card, addressable: DeviceSet) -> int:
-    """A position means the same GPU in every key: its place in the room, not among the visible."""
-    if card in addressable.cards:
-        return addressable.cards.index(card)
-    return int(card.token) if card.token.isdigit() else -1
-
-
-def _left_for_us(
-    limit_with_origins: LimitWithOrigins,
+def _apply_allocation(
+    limit_with_origins: _LimitWithOrigins,
     allocation: Allocation | None,
     total: int | None,
     policy: EffectivePolicy,
-    notes: Notes,
-) -> LimitWithOrigins:
-    """The limit within what the user's other processes leave of `memory_total`."""
+    findings: FindingCollector,
+) -> _LimitWithOrigins:
+    """Cut the limit to what the user's other processes leave of `memory_total`."""
     limit, limited_by = limit_with_origins
-    totals = _bounds(policy, "memory_total")
+    totals = _list_bounds(policy, "memory_total")
     if allocation is None or allocation.limit is None or limit is None or not totals:
         return limit_with_origins
-    left = _tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
+    left = _find_tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
     if left is None or left.on(total) == limit.on(total):
         return limit_with_origins
     holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
     text = f"{format_limit(limit)} is above the {format_limit(left)} that the user's other processes leave"
-    asked_by = limited_by[0] if limited_by else None
-    notes.clamped(text, holders[0], asked_by=asked_by, held_by=holders)
+    findings.add_clamp(text, holders[0], asked_by=limited_by[0] if limited_by else None, held_by=holders)
     return left, holders
 
 
-def planned(
-    card: Card, place: int, policy: EffectivePolicy, notes: Notes, allocations: Sequence[Allocation] | None = None
-) -> PlannedDevice:
-    """What the policy says of one GPU.
-
-    Args:
-        card: The GPU.
-        place: Its position, as selectors count.
-        policy: The merged policy.
-        notes: Where clamps are noted.
-        seats: The places this process was given among others; None: not yet, or there is no need.
-    """
+def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> PlannedDevice:
+    """Decide what the process may take of one GPU. The card's position in `addressable` is the same in every key."""
+    policy = inputs.policy
+    if card in addressable.cards:
+        position = addressable.cards.index(card)
+    else:
+        position = int(card.token) if card.token.isdigit() else -1
     total = card.device.total if card.device is not None else None
-    rule = _rule_for(card, place, policy)
-    allocation = next((allocation for allocation in allocations or () if allocation.uuid == card.identity), None)
-    limit, limited_by = _left_for_us(limit_on(policy, rule, total, notes), allocation, total, policy, notes)
+    rules = (rule for rule in get_device_rules(policy) if matches_card(rule.match, rule.origin, card, position))
+    rule = next(rules, None)
+    allocations = inputs.allocations or ()
+    allocation = next((allocation for allocation in allocations if allocation.uuid == card.identity), None)
+    declared = compute_limit(policy, rule, total, findings)
+    limit, limited_by = _apply_allocation(declared, allocation, total, policy, findings)
     parts = rule.logical_devices if rule is not None else ()
-    fitted = _fit(parts, limit, total)
+    fitted = _fit_split(parts, limit, total)
     if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        addressable = "the card" if limit is None else format_limit(limit)
-        text = f"logical_devices are scaled down to fit {addressable}"
-        notes.clamped(text, rule.origin, asked_by=rule.origin, held_by=limited_by or addressable)
-    user_total = _tightest([bound for bound, _ in _bounds(policy, "memory_total")], total)
+        bound = "the card" if limit is None else format_limit(limit)
+        text = f"logical_devices are scaled down to fit {bound}"
+        findings.add_clamp(text, rule.origin, asked_by=rule.origin, held_by=limited_by or bound)
+    user_total = _find_tightest([bound for bound, _ in _list_bounds(policy, "memory_total")], total)
     return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total)
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
-    """Whether it takes the card to tell which limit is the smallest."""
-    found = [bound for bound, _ in _memory_ceilings(policy)]
-    wish = _wished_limit(policy, None)
-    limits = [*found, wish[0]] if wish is not None else found
+    """Return whether only the card can tell which of the policy's limits is the smallest."""
+    requested = _get_requested_limit(policy, None)
+    limits = [bound for bound, _ in (*_list_memory_ceilings(policy), *([requested] if requested is not None else []))]
     shares = [limit for limit in limits if limit.fraction is not None and limit.fraction < 1]
     return bool(shares) and any(limit.bytes is not None for limit in limits)
 
@@ -193,35 +176,37 @@ def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
 # ---- growth and allocator
 
 
-def growth(policy: EffectivePolicy, notes: Notes) -> tuple[bool | None, Origin | None]:
-    """Whether memory grows on demand (None: nobody says), and the key that says so."""
+def decide_growth(policy: EffectivePolicy, findings: FindingCollector) -> tuple[bool | None, Origin | None]:
+    """Decide whether memory grows on demand.
+
+    Returns:
+        The answer, and the key that gives it. None, None: no key does.
+    """
     setting = policy.settings.get("memory_growth")
-    required = [c for c in policy.ceilings if c.key == "require_memory_growth" and c.value is True]
+    required = [ceiling.origin for ceiling in policy.list_ceilings("require_memory_growth") if ceiling.value is True]
     if not required:
         return (cast(bool, setting.value), setting.origin) if setting is not None else (None, None)
-    holder = min(required, key=layer_sort_key).origin
     if setting is not None and setting.value is False:
-        text = f"growth stays on: required by {holder}"
-        notes.clamped(text, setting.origin, asked_by=setting.origin, held_by=(holder,))
-    return True, holder
+        text = f"growth stays on: required by {required[0]}"
+        findings.add_clamp(text, setting.origin, asked_by=setting.origin, held_by=required[:1])
+    return True, required[0]
 
 
-def allocator(
-    policy: EffectivePolicy, limited_by: tuple[Origin, ...], notes: Notes
+def decide_allocator(
+    policy: EffectivePolicy, limited_by: tuple[Origin, ...], findings: FindingCollector
 ) -> tuple[Allocator | None, tuple[Origin, ...]]:
-    """The allocator (None: nobody says), and the keys that say so.
+    """Decide which allocator TensorFlow uses.
 
-    Args:
-        policy: The merged policy.
-        limited_by: The keys that limit memory: the cuda_malloc allocators keep no limit, so one implies bfc.
-        notes: Where a clamp is noted.
+    The cuda_malloc allocators keep no limit, so that a limit implies bfc. `limited_by` are the keys that limit memory.
+
+    Returns:
+        The allocator, and the keys that set it. None, (): no key does.
     """
     setting = policy.settings.get("allocator")
-    wish = cast(Allocator, setting.value) if setting is not None else None
-    own = (setting.origin,) if setting is not None else ()
+    requested = cast(Allocator, setting.value) if setting is not None else None
     if not limited_by:
-        return wish, own
-    if setting is not None and wish != "bfc":
-        text = f'allocator "{wish}" does not keep a memory limit: "bfc" is used'
-        notes.clamped(text, setting.origin, asked_by=setting.origin, held_by=limited_by)
+        return requested, (setting.origin,) if setting is not None else ()
+    if setting is not None and requested != "bfc":
+        text = f'allocator "{requested}" does not keep a memory limit: "bfc" is used'
+        findings.add_clamp(text, setting.origin, asked_by=setting.origin, held_by=limited_by)
     return "bfc", limited_by

@@ -23,14 +23,14 @@ from tfenv.policy.model import (
     Tables,
 )
 
-__all__ = ["merge_groups", "combine", "merge", "project_contains", "select_tables"]
+__all__ = ["combine", "contains_project", "merge", "merge_groups", "select_tables"]
 
 #: `file = "none"`: no log of this layer, and from machine or user no default log either.
 _NO_FILE = "none"
 
 
 def combine(layers: Iterable[Layer]) -> tuple[Layer, ...]:
-    """Make one layer of all files of one author: later files replace earlier ones, key by key.
+    """Make one layer of all files of one author. Later files replace earlier ones, key by key.
 
     Returns:
         At most one Layer per name, from the least specific to the nearest.
@@ -38,10 +38,10 @@ def combine(layers: Iterable[Layer]) -> tuple[Layer, ...]:
     by_name: dict[str, list[Layer]] = {}
     for layer in layers:
         by_name.setdefault(layer.name, []).append(layer)
-    return tuple(_one_layer(by_name[name]) for name in LAYER_ORDER if name in by_name)
+    return tuple(_combine_parts(by_name[name]) for name in LAYER_ORDER if name in by_name)
 
 
-def _one_layer(parts: Sequence[Layer]) -> Layer:
+def _combine_parts(parts: Sequence[Layer]) -> Layer:
     if len(parts) == 1:
         return parts[0]
     return Layer(
@@ -78,21 +78,21 @@ def _replace_named(named: Iterable[Mapping[str, Tables]]) -> Mapping[str, Tables
 
 
 def merge_groups(layer: Layer) -> Mapping[str, Tables]:
-    """What all files of a layer say of each group, by its name."""
+    """Return the tables of each group by its name. Those of a layer's later files replace those of earlier ones."""
     return _replace_named({name: tables} for name, tables in layer.groups)
 
 
 # ---- one layer, seen by one subject
 
 
-def project_contains(root: str, path: str) -> bool:
-    """Whether `path` is `root` or lies below it, compared by path components: /srv/a does not hold /srv/ab."""
+def contains_project(root: str, path: str) -> bool:
+    """Return whether `path` is `root` or is below it, by path components: /srv/ab is not below /srv/a."""
     base = root.rstrip("/")
     return path == base or path.startswith(base + "/")
 
 
 def select_tables(layer: Layer, subject: Subject) -> Iterator[Tables]:
-    """The tables of a layer that speak of the subject, from the least to the most specific."""
+    """Yield the tables of a layer that apply to the subject, from the least to the most specific."""
     yield layer.base
     for name, tables in layer.groups:
         if name in subject.groups:
@@ -102,7 +102,7 @@ def select_tables(layer: Layer, subject: Subject) -> Iterator[Tables]:
         if name in layer.users:
             yield layer.users[name]
     if subject.project is not None:
-        roots = [root for root in layer.projects if project_contains(root, subject.project)]
+        roots = [root for root in layer.projects if contains_project(root, subject.project)]
         for root in sorted(roots, key=lambda root: len(root.rstrip("/"))):
             yield layer.projects[root]
 
@@ -114,28 +114,36 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
     """Merge all layers for one subject.
 
     Args:
-        layers: In any order; files of one layer in the order in which later ones replace earlier ones.
-        subject: For whom.
+        layers: The layers in any order. Of the files of one layer a later one replaces an earlier one.
+        subject: The user and the project.
 
     Returns:
-        Every value with its Origin. Merging never raises and never loses a ceiling.
+        The policy. Merging never raises and never loses a ceiling.
     """
     ordered = combine(layers)
-    seen = [(layer, _replace_tables(select_tables(layer, subject))) for layer in ordered]
-    settings, overridden = _nearest([tables.gpu for _, tables in seen])
+    seen = [_replace_tables(select_tables(layer, subject)) for layer in ordered]
+    settings, overridden = _select_nearest(tables.gpu for tables in seen)
     return EffectivePolicy(
         settings=settings,
         overridden=overridden,
-        ceilings=_all_ceilings(tables.ceiling for _, tables in seen),
-        on_error=_strictest(ordered),
-        audit=_sinks(ordered),
-        allow_disable=_machine_switch(ordered, "allow_disable"),
+        ceilings=tuple(
+            Ceiling(key=cast(CeilingKey, key), value=setting.value, origin=setting.origin)
+            for tables in seen
+            for key, setting in tables.ceiling.items()
+        ),
+        on_error=_find_strictest(ordered),
+        audit=_add_sinks(ordered),
+        allow_disable=all(
+            bool(layer.machine["allow_disable"].value)
+            for layer in ordered
+            if layer.name == "machine" and "allow_disable" in layer.machine
+        ),
         paths=tuple(dict.fromkeys(path for layer in ordered for path in layer.paths)),
     )
 
 
-def _nearest(tables: Sequence[Table]) -> tuple[Table, Mapping[str, tuple[Setting, ...]]]:
-    """The nearest layer that sets a key wins; the others are kept, nearest first, for `explain`."""
+def _select_nearest(tables: Iterable[Table]) -> tuple[Table, Mapping[str, tuple[Setting, ...]]]:
+    """Return the settings of the nearest layer that sets each key, and the others, nearest first, for `explain`."""
     settings: dict[str, Setting] = {}
     overridden: dict[str, tuple[Setting, ...]] = {}
     for table in tables:
@@ -146,42 +154,27 @@ def _nearest(tables: Sequence[Table]) -> tuple[Table, Mapping[str, tuple[Setting
     return settings, overridden
 
 
-def _all_ceilings(tables: Iterable[Table]) -> tuple[Ceiling, ...]:
-    return tuple(
-        Ceiling(key=cast(CeilingKey, key), value=setting.value, origin=setting.origin)
-        for table in tables
-        for key, setting in table.items()
-    )
-
-
-def _strictest(layers: Iterable[Layer]) -> OnError:
+def _find_strictest(layers: Iterable[Layer]) -> OnError:
     asked = [layer.top["on_error"].value for layer in layers if "on_error" in layer.top]
     return cast(OnError, next((strict for strict in reversed(ON_ERROR_ORDER) if strict in asked), "warn"))
 
 
-def _machine_switch(layers: Iterable[Layer], key: str) -> bool:
-    for layer in layers:
-        if layer.name == "machine" and key in layer.machine:
-            return bool(layer.machine[key].value)
-    return True
-
-
-def _log_path(setting: Setting) -> str:
-    """A project names its log relative to itself; `~` and "<uid>" are expanded by whoever writes there."""
+def _get_log_path(setting: Setting) -> str:
+    """Return the path of a log. A project's is relative to its file. Whoever writes there expands `~` and "<uid>"."""
     path = str(setting.value)
     if setting.origin.layer == "project" and not path.startswith(("/", "~")):
         return f"{setting.origin.path.rpartition('/')[0]}/{path}"
     return path
 
 
-def _sinks(layers: Sequence[Layer]) -> AuditSinks:
-    """Sinks add up, so that a project cannot replace the log of the administrator or of the user."""
+def _add_sinks(layers: Sequence[Layer]) -> AuditSinks:
+    """Add up the sinks, so that a project cannot replace the log of the administrator or of the user."""
     tables = [table for layer in layers for table in layer.audit]
     named = [table["file"] for table in tables if "file" in table]
-    paths = [(setting.origin.layer, _log_path(setting)) for setting in named if setting.value != _NO_FILE]
+    paths = [(setting.origin.layer, _get_log_path(setting)) for setting in named if setting.value != _NO_FILE]
     syslog = {table["syslog"].origin.layer for table in tables if "syslog" in table and table["syslog"].value}
     return AuditSinks(
-        stderr=_stderr(layers),
+        stderr=_select_stderr(layers),
         files=tuple(dict.fromkeys(path for _, path in paths)),
         required_files=tuple(dict.fromkeys(path for layer, path in paths if layer == "machine")),
         syslog=bool(syslog),
@@ -190,10 +183,10 @@ def _sinks(layers: Sequence[Layer]) -> AuditSinks:
     )
 
 
-def _stderr(layers: Iterable[Layer]) -> Literal["summary", "none", "json"]:
-    """The farthest layer that speaks wins, so that a project cannot silence what the administrator wants said."""
+def _select_stderr(layers: Iterable[Layer]) -> Literal["summary", "none", "json"]:
+    """Return the value of the farthest layer that has one, so that a project cannot silence the administrator."""
     for layer in layers:
-        said = [table["stderr"].value for table in layer.audit if "stderr" in table]
-        if said:
-            return cast(Literal["summary", "none", "json"], said[-1])
+        values = [table["stderr"].value for table in layer.audit if "stderr" in table]
+        if values:
+            return cast(Literal["summary", "none", "json"], values[-1])
     return "summary"

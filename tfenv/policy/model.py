@@ -5,7 +5,7 @@ Pure and immutable. Sizes are in bytes unless a name says otherwise, fractions a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from tfenv.errors import Finding, escape_for_terminal
@@ -26,7 +26,7 @@ KeyPath = tuple["str | int", ...]
 
 
 def format_key(key: KeyPath) -> str:
-    """The key as a reader writes it: `gpu.device[0].match`."""
+    """Return the key as a reader writes it: `gpu.device[0].match`."""
     text = ""
     for part in key:
         if isinstance(part, int):
@@ -41,18 +41,18 @@ def format_key(key: KeyPath) -> str:
 
 @frozen
 class Start:
-    """What this process was when it started: the program may change its environment later.
+    """What this process was when it started. The program may change its environment later.
 
     Attributes:
-        cwd: Working directory; None when it could not be told (deleted).
-        script_dir: Directory of the plain script that runs; None for `-m`, `-c`, interactive.
-        config: TFGPU_CONFIG; None when unset.
-        run: The policy text of `tfgpu run` options (TFGPU_RUN); None when unset.
-        home: Home directory, from the passwd entry of the euid; None without one.
-        config_home: The user's configuration directory ($XDG_CONFIG_HOME, or ~/.config); None without a home.
+        cwd: Working directory. None: it was deleted.
         uid: Effective user id.
-        disable: TFGPU_DISABLE; None when unset.
-        elevated: Under sudo or setuid: only the machine layer counts.
+        script_dir: Directory of the plain script that runs. None: `-m`, `-c` or an interactive session.
+        config: TFGPU_CONFIG. None: it is unset.
+        run: The policy text of `tfgpu run` options (TFGPU_RUN). None: it is unset.
+        home: Home directory, from the passwd entry of the euid. None: there is no entry.
+        config_home: The user's configuration directory ($XDG_CONFIG_HOME, or ~/.config). None: there is no home.
+        disable: TFGPU_DISABLE. None: it is unset.
+        elevated: The process runs under sudo or setuid, so that only the machine layer counts.
         isolated: `python -I` or `-E`: no walk from cwd, no variables.
     """
 
@@ -74,13 +74,13 @@ class Source:
 
     Attributes:
         layer: The layer its settings belong to.
-        path: Absolute path; "<tfgpu run>" for the text of a command line.
+        path: Absolute path, or "<tfgpu run>" for the text of a command line.
         text: The content itself where there is no file to open (layer "run").
         table: Where the policy starts in the document: () or ("tool", "tfgpu").
-        scope: Of whom its `[gpu]` and `[ceiling]` speak: a machine file `groups/NAME.toml` is as if it
-            stood under `[group.NAME]`, `users/NAME.toml` under `[user.NAME]`; None: everybody.
-        start_owner: uid of the owner of the directory the process started in, whose files count too.
-        required: A missing file is a finding (TFGPU_CONFIG names it), not silence.
+        scope: For whom its `[gpu]` and `[ceiling]` are. A machine file `groups/NAME.toml` counts as `[group.NAME]`,
+            `users/NAME.toml` as `[user.NAME]`. None: everybody.
+        start_owner: uid of the owner of the directory the process started in. Files of that owner count too.
+        required: TFGPU_CONFIG names it, so that a finding reports a missing file.
     """
 
     layer: LayerName
@@ -105,7 +105,7 @@ class Origin:
 
 
 def format_origins(origins: Iterable[Origin]) -> str:
-    """Several origins for people: `/etc/tfgpu/tfgpu.toml (ceiling.memory_limit) and tfgpu.toml (gpu.memory_limit)`."""
+    """Join origins for people: `/etc/tfgpu/tfgpu.toml (ceiling.max_devices) and tfgpu.toml (gpu.memory_limit)`."""
     return " and ".join(str(origin) for origin in origins)
 
 
@@ -131,15 +131,15 @@ class Tables:
 
 @frozen
 class Layer:
-    """A validated layer: one file, or for the machine layer several files of one author.
+    """A validated layer: one file, or the several files of the machine layer's one author.
 
     Attributes:
         top: Keys at the top of the file (`on_error`).
         base: `[gpu]` and `[ceiling]`.
-        groups: `[group.NAME.*]` in the order of the files; a name occurs once for each file that speaks of it.
+        groups: `[group.NAME.*]` in the order of the files. A name occurs once for each file that has it.
         users: `[user.NAME.*]`.
         projects: `[project."PATH".*]`, machine layer only.
-        audit: `[audit]`, one table per file of the layer: sinks add up.
+        audit: `[audit]`, one table per file of the layer. Their sinks add up.
         machine: `[machine]`, machine layer only.
         paths: The files it was read from.
     """
@@ -157,12 +157,12 @@ class Layer:
 
 @frozen
 class Subject:
-    """For whom a policy is merged.
+    """The user and the project for which a policy is merged.
 
     Attributes:
         user: Name from the passwd entry of the euid, or "uid:1234" without one.
         uid: Effective user id.
-        groups: Names of all groups, supplementary ones too; "gid:1234" without an entry.
+        groups: Names of all groups, supplementary ones too, or "gid:1234" without an entry.
         project: Absolute path of the project: the directory of its file, or the start directory.
     """
 
@@ -177,9 +177,13 @@ class Subject:
 
 @frozen
 class MemoryLimit:
-    """At most so much of one GPU's memory, per process: bytes, or a fraction of the card's total.
+    """The most that a process may take of one GPU's memory.
 
-    Neither means explicitly unlimited ("none"); both mean the smaller of the two, which only the card can tell.
+    Without `bytes` and `fraction` it is explicitly unlimited ("none"). With both the smaller of the two holds.
+
+    Attributes:
+        bytes: The size.
+        fraction: The share of the card's total.
     """
 
     bytes: int | None = None
@@ -187,10 +191,11 @@ class MemoryLimit:
 
     @property
     def unlimited(self) -> bool:
+        """Whether it is explicitly no limit."""
         return self.bytes is None and self.fraction is None
 
     def on(self, total: int | None) -> int | None:
-        """The limit in bytes on a card of `total` bytes; None: unlimited, or not known without the total."""
+        """Return the limit in bytes on a card of `total` bytes. None: unlimited, or unknown without the total."""
         if self.fraction is None or total is None:
             return self.bytes
         share = int(total * self.fraction)
@@ -199,13 +204,14 @@ class MemoryLimit:
 
 @frozen
 class Selector:
-    """Names GPUs: by position, by UUID (or the beginning of one) or MIG token, or by a glob on the product name."""
+    """What names GPUs: a position, a UUID (or the beginning of one), a MIG token, or a glob on the product name."""
 
     kind: Literal["position", "uuid", "name"]
     text: str
 
     @property
     def position(self) -> int:
+        """The number of a selector by position."""
         return int(self.text)
 
     def __str__(self) -> str:
@@ -214,14 +220,14 @@ class Selector:
 
 @frozen
 class AutoChoice:
-    """`{count = 1, prefer = "most_free", …}`: let tfenv choose.
+    """`{count = 1, prefer = "most_free", …}`: tfenv chooses the GPUs.
 
     Attributes:
         count: How many GPUs.
-        prefer: Which of the free ones first.
+        prefer: Which of the free ones come first.
         min_free: A GPU with less free memory is busy.
         when_busy: "wait", "cpu", "fail" or "share".
-        timeout_s: Seconds to wait at most; None: as long as it takes.
+        timeout_s: Seconds to wait at most. None: as long as it takes.
     """
 
     count: int
@@ -238,7 +244,7 @@ class RankChoice:
     rank: Literal["auto"] | int = "auto"
 
 
-#: The value of `visible_devices`; a tuple of selectors in the order given. () is "none".
+#: The value of `visible_devices`. Selectors keep the order in which they were written. () is "none".
 VisibleDevices = Literal["all"] | tuple[Selector, ...] | AutoChoice | RankChoice
 
 
@@ -247,10 +253,10 @@ class DeviceRule:
     """One `[[gpu.device]]` entry.
 
     Attributes:
-        match: Which GPUs it is about.
+        match: The GPUs it is for.
         memory_limit: Replaces the table's `memory_limit` for them.
-        logical_devices: Split into logical GPUs of these sizes.
-        origin: Where it stands.
+        logical_devices: The sizes of the logical GPUs they are split into.
+        origin: Where it was set.
     """
 
     match: Selector
@@ -268,8 +274,11 @@ CeilingKey = Literal[
 class Ceiling:
     """One bound that holds together with all others.
 
-    `value` by key: allowed_devices: tuple[Selector, ...]; max_devices: int; memory_limit, memory_total: MemoryLimit;
-    require_memory_growth, require_grant: bool.
+    Attributes:
+        key: The key in `[ceiling]`.
+        value: tuple[Selector, ...] for allowed_devices, int for max_devices, MemoryLimit for memory_limit and
+            memory_total, bool for require_memory_growth and require_grant.
+        origin: Where it was set.
     """
 
     key: CeilingKey
@@ -282,12 +291,12 @@ class AuditSinks:
     """Where records go: the sum of all layers' sinks.
 
     Attributes:
-        stderr: What a process tree says on stderr once.
-        files: Absolute paths of logs, as configured ("~" and "<uid>" expanded by the audit).
-        required_files: Those the machine layer asks for.
-        syslog: Also to syslog/journald.
+        stderr: What a process tree writes to stderr once.
+        files: Absolute paths of logs, as configured. The audit expands "~" and "<uid>".
+        required_files: The files that the machine layer asks for.
+        syslog: Records also go to syslog or journald.
         required_syslog: The machine layer asks for that.
-        default_file: Also to the user's own log; a project cannot switch it off.
+        default_file: Records also go to the user's own log. A project cannot switch it off.
     """
 
     stderr: Literal["summary", "none", "json"] = "summary"
@@ -300,17 +309,17 @@ class AuditSinks:
 
 @frozen
 class EffectivePolicy:
-    """All layers merged for one subject: every value with its Origin, ceilings side by side.
+    """All layers merged for one subject. Every value has its Origin.
 
     Attributes:
         settings: visible_devices (VisibleDevices), memory_growth (bool), memory_limit (MemoryLimit),
             allocator (Allocator), device (tuple[DeviceRule, ...]).
         overridden: For each key the settings that lost, nearest first.
-        ceilings: All of them; they hold together.
+        ceilings: Those of all layers. They hold together.
         on_error: The strictest any layer asks for.
         audit: Sinks of all layers.
-        allow_disable: May TFGPU_DISABLE=1 switch the policy off.
-        paths: Every file that had a say.
+        allow_disable: TFGPU_DISABLE=1 may switch the policy off.
+        paths: Every file that was merged.
     """
 
     settings: Table = field(default_factory=dict)
@@ -323,8 +332,16 @@ class EffectivePolicy:
 
     @property
     def silent(self) -> bool:
-        """Nothing about GPUs is declared: TensorFlow is left as it is."""
+        """Whether nothing about GPUs is declared, so that TensorFlow is left as it is."""
         return not self.settings and not self.ceilings
+
+    def list_ceilings(self, *keys: CeilingKey) -> list[Ceiling]:
+        """Return the ceilings of these keys, in an order that does not depend on how they were collected."""
+
+        def get_sort_key(ceiling: Ceiling) -> tuple[int, str, str]:
+            return LAYER_ORDER.index(ceiling.origin.layer), ceiling.origin.path, format_key(ceiling.origin.key)
+
+        return sorted((ceiling for ceiling in self.ceilings if ceiling.key in keys), key=get_sort_key)
 
 
 # ---- the machine
@@ -332,15 +349,15 @@ class EffectivePolicy:
 
 @frozen
 class Device:
-    """One GPU as NVML shows it; or one MIG instance of it, for a GPU that is split is of use only by instances.
+    """One GPU as NVML shows it, or one MIG instance of it. Of a GPU that is split only the instances can be used.
 
     Attributes:
-        index: As `nvidia-smi` counts (PCI order); of an instance that of its GPU.
+        index: As `nvidia-smi` counts (PCI order). An instance has the index of its GPU.
         uuid: "GPU-…" or "MIG-…".
         name: Product name.
-        total: Memory in bytes, of an instance its own; None where NVML does not say.
-        instance: Number of the MIG instance on its GPU; None: the whole GPU.
-        parent: UUID of the GPU an instance is of.
+        total: Memory in bytes. An instance has its own. None: NVML does not say.
+        instance: Number of the MIG instance on its GPU. None: the whole GPU.
+        parent: UUID of the GPU that an instance belongs to.
     """
 
     index: int
@@ -352,7 +369,7 @@ class Device:
 
     @property
     def label(self) -> str:
-        """How people name it: "0", and "0:1" for an instance."""
+        """The name for people: "0", and "0:1" for an instance."""
         return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
 
 
@@ -361,8 +378,8 @@ class Inventory:
     """The machine's GPUs.
 
     Attributes:
-        devices: None: nobody looked, or NVML could not say. Those in `lost` are not among them.
-        problem: Why NVML could not say; None when it could, or when nobody looked.
+        devices: The GPUs that answer. None: nobody looked, or NVML could not say.
+        problem: Why NVML could not say. None: it could, or nobody looked.
         lost: GPUs that do not answer, by index, with the reason.
     """
 
@@ -376,10 +393,10 @@ class Grant:
     """What the scheduler or the parent process gave: the outermost ceiling.
 
     Attributes:
-        tokens: CUDA_VISIBLE_DEVICES split at commas, verbatim; None: it was unset, all GPUs.
+        tokens: CUDA_VISIBLE_DEVICES split at commas, verbatim. None: it was unset, which grants all GPUs.
         pci_order: CUDA counts as nvidia-smi does (CUDA_DEVICE_ORDER=PCI_BUS_ID).
-        scheduler: Inside a scheduler's job (for `require_grant`).
-        rank: Local rank among processes of one job on this host; None outside of one.
+        scheduler: The process runs inside a scheduler's job (for `require_grant`).
+        rank: Local rank among the processes of one job on this host. None: there is no such job.
     """
 
     tokens: tuple[str, ...] | None = None
@@ -390,18 +407,18 @@ class Grant:
 
 # ---- a GPU that several processes want
 
-#: Memory nobody holds a lease for is not noticed below this: a display's server, the driver's own.
+#: Less memory than this without a lease goes unnoticed: a display's server and the driver take some.
 UNNOTICED_BYTES = 256 << 20
 
 
 @frozen
 class Allocation:
-    """A place on one GPU for one process.
+    """A process's part of one GPU.
 
     Attributes:
-        uuid: The GPU; its token where its UUID is not known.
-        limit: Bytes the process may take of it; None: the whole card.
-        shared: There was no room for it, the process went on all the same.
+        uuid: The GPU, by its token where its UUID is not known.
+        limit: Bytes the process may take of it. None: the whole card.
+        shared: The GPU has too little free memory for it, and the process went on all the same.
     """
 
     uuid: str
@@ -411,17 +428,17 @@ class Allocation:
 
 @frozen
 class Lease:
-    """A live process's claim to a place on one GPU.
+    """A live process's claim to an allocation.
 
     Attributes:
-        id: Of the process's leases together: one process holds one lease per GPU, all under one id.
-        seat: Which GPU, and how much of it.
+        id: The id of the process's leases. A process has one lease per GPU, all under one id.
+        allocation: Which GPU, and how much of it.
         uid: The owner, as the kernel says.
-        user: Name of the owner; "uid:1234" without a passwd entry.
-        pid: In the numbering of the holder's own container.
-        script: The program's file; None for `-c`, notebooks, interactive.
+        user: Name of the owner, or "uid:1234" without a passwd entry.
+        pid: The holder's process id, as its own container counts.
+        script: The program's file. None: `-c`, a notebook or an interactive session.
         since: When it was taken, in seconds since the epoch.
-        parent: The id of the lease of an ancestor whose GPU it shares; None: none.
+        parent: The id of the lease of an ancestor whose GPU it shares. None: it shares none.
     """
 
     id: str
@@ -439,8 +456,8 @@ class MemoryUse:
     """How much of a GPU's memory is in use, and by whom, as NVML says.
 
     Attributes:
-        used: Bytes, without what the driver reserves.
-        by_pid: Bytes of each process; None: the driver hides processes, or their memory.
+        used: Bytes in use, without what the driver reserves.
+        by_pid: Bytes of each process. None: the driver hides processes, or their memory.
     """
 
     used: int
@@ -451,16 +468,40 @@ class MemoryUse:
 
 
 @frozen
+class PlanInputs:
+    """What a Plan is made from.
+
+    Attributes:
+        policy: The merged policy.
+        grant: What the scheduler or the parent gave.
+        inventory: The machine's GPUs.
+        request: Tokens the program itself wrote into CUDA_VISIBLE_DEVICES after it started. None: it wrote none.
+        allocations: The process's parts of GPUs it shares with others. None: not decided yet, or not needed.
+    """
+
+    policy: EffectivePolicy
+    grant: Grant
+    inventory: Inventory
+    request: Sequence[str] | None = None
+    allocations: Sequence[Allocation] | None = None
+
+    @property
+    def choice(self) -> Setting | None:
+        """The value of `visible_devices`. None: no file sets it."""
+        return self.policy.settings.get("visible_devices")
+
+
+@frozen
 class PlannedDevice:
     """One GPU the process may use.
 
     Attributes:
         token: Its entry for CUDA_VISIBLE_DEVICES.
-        device: What NVML says of it; None when unknown.
-        limit: The tightest limit on it, None: unlimited.
-        logical_devices: Split into logical GPUs; fits the limit.
-        limited_by: The keys that say `limit`: one, or a size's and a share's where only the card can tell them apart.
-        user_total: What all processes of the user may take of it together; None: no such ceiling.
+        device: What NVML says of it. None: it is not known which GPU it is.
+        limit: The tightest limit on it. None: unlimited.
+        logical_devices: The sizes of the logical GPUs it is split into. Together they fit the limit.
+        limited_by: The keys that set `limit`: one, or a size's and a share's where only the card can tell which holds.
+        user_total: What all processes of the user may take of it together. None: there is no such ceiling.
     """
 
     token: str
@@ -476,18 +517,18 @@ class Plan:
     """What to apply to this process.
 
     Attributes:
-        visible: New value of CUDA_VISIBLE_DEVICES; None: leave it alone.
+        visible: New value of CUDA_VISIBLE_DEVICES. None: leave it alone.
         pci_order: Also set CUDA_DEVICE_ORDER=PCI_BUS_ID.
-        devices: The GPUs in CUDA's order; None: all that CUDA shows, whatever they are.
-        limit: The tightest limit on a GPU that `devices` does not name; None: unlimited.
-        growth: True: memory grows on demand, whatever the program asks. False, None: the program decides.
-        allocator: TensorFlow's GPU allocator; None: the program decides.
+        devices: The GPUs in CUDA's order. None: all that CUDA shows, whatever they are.
+        limit: The tightest limit on a GPU that `devices` does not name. None: unlimited.
+        growth: True: memory grows on demand, whatever the program asks. False or None: the program decides.
+        allocator: TensorFlow's GPU allocator. None: the program decides.
         findings: What was clamped, and what could not be planned.
-        machine_count: How many GPUs the machine has, None when unknown.
-        limited_by: The keys that say `limit`.
-        grown_by: The key that says `growth`; None: nobody does.
-        allocated_by: The key that says `allocator`: its own, or the limit that implies it.
-        choosing: Some of `devices` are still to be chosen, so many; None: all of them are meant.
+        machine_count: How many GPUs the machine has. None: unknown.
+        limited_by: The keys that set `limit`.
+        grown_by: The key that sets `growth`. None: no key does.
+        allocated_by: The keys that set `allocator`: its own, or the limits that imply it.
+        choosing: How tfenv still chooses among `devices`. None: the process gets all of them.
     """
 
     visible: str | None = None
@@ -505,23 +546,23 @@ class Plan:
 
     @property
     def takes_leases(self) -> bool:
-        """Whether this process has to agree with others on who takes how much of which GPU."""
+        """Whether this process agrees with others on who takes how much of which GPU."""
         return self.choosing is not None or any(device.user_total is not None for device in self.devices or ())
 
     @property
     def limits(self) -> tuple[Origin, ...]:
-        """The keys that limit the memory of any GPU; () where none is limited."""
+        """The keys that limit the memory of any GPU. (): none is limited."""
         found = [origin for device in self.devices or () for origin in device.limited_by]
         return tuple(dict.fromkeys([*found, *self.limited_by]))
 
 
 @frozen
 class Choice:
-    """The places this process has on GPUs it shares with others.
+    """What this process has of the GPUs it shares with others.
 
     Attributes:
-        seats: One per GPU; () where none was free and it goes without.
-        lease: The id of its leases; None: nobody else can see them.
+        allocations: One per GPU. () where none was free and the process goes without.
+        lease: The id of its leases. None: nobody else can see them.
         waited_s: Seconds it waited for them.
     """
 
@@ -539,12 +580,12 @@ class DeviceOutcome:
 
     Attributes:
         index: As TensorFlow counts: GPU:0, GPU:1, …
-        token: Its entry in CUDA_VISIBLE_DEVICES, "" when unknown.
-        uuid: None when NVML could not say.
-        name: Product name, None when unknown.
-        limit: Bytes the allocator may take; None: unlimited.
+        token: Its entry in CUDA_VISIBLE_DEVICES. "": unknown.
+        uuid: None: NVML could not say.
+        name: Product name. None: unknown.
+        limit: Bytes the allocator may take. None: unlimited.
         fraction: The limit as a fraction of the total, where no bytes are known.
-        logical_devices: Sizes in bytes of the logical GPUs it was split into; () when it was not split.
+        logical_devices: Sizes in bytes of the logical GPUs it was split into. (): it was not split.
     """
 
     index: int
@@ -561,14 +602,14 @@ class Outcome:
     """What happened at one entry point.
 
     Attributes:
-        status: In one word.
-        entry_point: The C++ entry point that was passed: "TFE_ContextOptionsSetConfig"; "" when none was.
+        status: What became of the policy, in one word.
+        entry_point: The C++ entry point that was passed: "TFE_ContextOptionsSetConfig". "": none was.
         devices: What each GPU was given.
         growth: Whether memory grows on demand there.
-        asked: What the program wanted, in the terms of its ConfigProto; {} when nothing.
-        given: What TensorFlow was handed instead, same terms.
-        findings: What was clamped, what could not be applied.
-        choice: The GPUs that were chosen for it; None: nothing was to be chosen.
+        asked: What the program asked for, in the terms of its ConfigProto. {}: it asked for nothing.
+        given: What TensorFlow was given instead, in the same terms.
+        findings: What was clamped, and what could not be applied.
+        choice: The GPUs that were chosen for it. None: nothing was to be chosen.
     """
 
     status: OutcomeStatus

@@ -13,12 +13,12 @@ __all__ = ["Placement", "place"]
 
 @frozen
 class Placement:
-    """What was found.
+    """Which card of the Plan each listed GPU is.
 
     Attributes:
-        devices: By CUDA ordinal; one that is left out is not allowed. None: they cannot be told apart, and
-            are taken in their order.
-        remark: What does not fit.
+        devices: The cards by CUDA ordinal. A GPU that is left out is not allowed. None: the GPUs cannot be told
+            apart, and are taken in their order.
+        remark: What does not fit. None: everything does.
     """
 
     devices: Mapping[int, PlannedDevice] | None
@@ -36,37 +36,37 @@ def place(
     Args:
         plan: What this process may use.
         ordinals: The GPUs TensorFlow lists.
-        uuids: The UUIDs of all that CUDA shows, by ordinal, as hex digits; None when unknown.
-        replan: Gives the Plan for exactly these cards; asked where the Plan leaves all of them visible.
+        uuids: The UUIDs of all GPUs that CUDA shows, by ordinal, as hex digits. None: unknown.
+        replan: Makes the Plan for exactly these cards. It is called where the Plan leaves all of them visible.
     """
+    listed = len(ordinals)
     if uuids is None or any(ordinal >= len(uuids) for ordinal in ordinals):
-        return Placement(None, _count_remark(plan, len(ordinals)))
+        return Placement(None, _compare_counts(plan, listed))
     if plan.devices is None:
-        devices = replan(tuple(f"GPU-{_dashed(uuids[ordinal])}" for ordinal in ordinals)).devices or ()
-        return Placement(dict(zip(ordinals, devices, strict=False)) if len(devices) == len(ordinals) else None)
-    planned = {_digits(device.device.uuid): device for device in plan.devices if device.device is not None}
+        devices = replan(tuple(_format_uuid(uuids[ordinal]) for ordinal in ordinals)).devices or ()
+        return Placement(dict(zip(ordinals, devices, strict=False)) if len(devices) == listed else None)
+    planned = {_get_digits(device.device.uuid): device for device in plan.devices if device.device is not None}
     if len(planned) < len(plan.devices):
-        return Placement(None, _count_remark(plan, len(ordinals)))
+        return Placement(None, _compare_counts(plan, listed))
     found = {ordinal: planned[uuids[ordinal]] for ordinal in ordinals if uuids[ordinal] in planned}
-    return Placement(found or None, _identity_remark(plan, len(found), len(ordinals)))
+    return Placement(found or None, _report_difference(len(plan.devices), len(found), listed))
 
 
-def _digits(uuid: str) -> str:
+def _get_digits(uuid: str) -> str:
     return uuid.partition("-")[2].replace("-", "").lower()
 
 
-def _dashed(digits: str) -> str:
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+def _format_uuid(digits: str) -> str:
+    return "-".join(("GPU", digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def _count_remark(plan: Plan, listed: int) -> Finding | None:
+def _compare_counts(plan: Plan, listed: int) -> Finding | None:
     if plan.devices is None or listed == len(plan.devices):
         return None
-    return _identity_remark(plan, min(listed, len(plan.devices)), listed)
+    return _report_difference(len(plan.devices), min(listed, len(plan.devices)), listed)
 
 
-def _identity_remark(plan: Plan, found: int, listed: int) -> Finding | None:
-    allowed = len(plan.devices or ())
+def _report_difference(allowed: int, found: int, listed: int) -> Finding | None:
     if found < listed:
         text = f"TensorFlow lists {listed} GPUs, {found} of them among the {allowed} the policy allows"
         return Finding("too-late", f"{text}: something opened CUDA before tfenv could narrow it")

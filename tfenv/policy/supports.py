@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfenv.policy.clamps import Notes
+from tfenv.policy.clamps import FindingCollector
 from tfenv.policy.model import MemoryLimit, format_origins
 from tfenv.values import replace
 
@@ -33,31 +33,33 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
         The plan for this framework, with a finding "unsupported" for each key that it cannot keep. A limit or growth
         that is not kept is an error, for `on_error` to decide. The plan never allows more than it did, but for these.
     """
-    notes = Notes()
+    collector = FindingCollector()
     if plan.growth is not None and "growth" not in supports:
-        notes.add("unsupported", f"{title} has no memory growth", plan.grown_by, "error" if plan.growth else "warning")
+        collector.add(
+            "unsupported", f"{title} has no memory growth", plan.grown_by, "error" if plan.growth else "warning"
+        )
         plan = replace(plan, growth=None, grown_by=None)
     if plan.allocator is not None and "allocator" not in supports:
         if "allocator" in policy.settings:
             origin = policy.settings["allocator"].origin
-            notes.add("unsupported", f"{title} has no choice of an allocator", origin, "warning")
+            collector.add("unsupported", f"{title} has no choice of an allocator", origin, "warning")
         plan = replace(plan, allocator=None, allocated_by=())
     if any(device.logical_devices for device in plan.devices or ()) and "split" not in supports:
         origin = policy.settings["device"].origin
-        notes.add("unsupported", f"{title} does not split a GPU: its limit holds as a whole", origin, "warning")
+        collector.add("unsupported", f"{title} does not split a GPU: its limit holds as a whole", origin, "warning")
         plan = _replace_devices(plan, [replace(device, logical_devices=()) for device in plan.devices or ()])
     if plan.limits and "limit" not in supports:
         text = f"{title} keeps no memory limit: {format_origins(plan.limits)} is not in force"
-        notes.add("unsupported", text, plan.limits[0])
+        collector.add("unsupported", text, plan.limits[0])
         unlimited = [replace(device, limit=None, limited_by=()) for device in plan.devices or ()]
         plan = replace(_replace_devices(plan, unlimited), limit=None, limited_by=())
     limits = {device.limit for device in plan.devices or ()}
     if len(limits) > 1 and "limit_per_gpu" not in supports:
         text = f"{title} has one memory limit for all GPUs: the smallest holds"
-        notes.add("unsupported", text, plan.limits[0], "warning")
+        collector.add("unsupported", text, plan.limits[0], "warning")
         smallest = _combine(limits)
         plan = _replace_devices(plan, [replace(d, limit=smallest, limited_by=plan.limits) for d in plan.devices or ()])
-    return replace(plan, findings=(*plan.findings, *notes.findings))
+    return replace(plan, findings=(*plan.findings, *collector.findings))
 
 
 def _replace_devices(plan: Plan, devices: list[PlannedDevice]) -> Plan:

@@ -27,13 +27,13 @@ _SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,6})?) ?(?P<unit>[A-Za-z]+|%)",
 
 
 def parse_limit(text: str) -> MemoryLimit:
-    """Read one limit.
+    """Parse one limit.
 
     Args:
         text: "8GiB", "512MiB", "8GB", "40%" (of the card's total) or "none".
 
     Raises:
-        ValueError: Its text says what is wrong and what would be right.
+        ValueError: The text is not a limit. The message says what would be right.
     """
     if text.strip().lower() == "none":
         return MemoryLimit()
@@ -42,7 +42,9 @@ def parse_limit(text: str) -> MemoryLimit:
         raise ValueError(f'"{text}" is not a size; write "8GiB", "512MiB", "8GB", "40%" or "none"')
     number, unit = float(match["number"]), match["unit"]
     if unit == "%":
-        return _percentage(number, text)
+        if not 0 < number <= 100:  # noqa: PLR2004 - per cent
+            raise ValueError(f'"{text}" is not between 0% and 100%; for no memory at all use visible_devices = "none"')
+        return MemoryLimit(fraction=number / 100)
     factor = _UNITS.get(unit.upper())
     if factor is None:
         raise ValueError(f'"{unit}" is not a unit; write {number:g}GiB, {number:g}MiB, {number:g}GB or {number:g}MB')
@@ -52,17 +54,11 @@ def parse_limit(text: str) -> MemoryLimit:
     return MemoryLimit(bytes=size)
 
 
-def _percentage(number: float, text: str) -> MemoryLimit:
-    if not 0 < number <= 100:  # noqa: PLR2004 - per cent
-        raise ValueError(f'"{text}" is not between 0% and 100%; for no memory at all use visible_devices = "none"')
-    return MemoryLimit(fraction=number / 100)
-
-
 def parse_duration(text: str) -> float:
-    """Read a duration in seconds: "30s", "10min", "2h", "1d".
+    """Parse "30s", "10min", "2h" or "1d" to seconds.
 
     Raises:
-        ValueError: Its text says what is wrong and what would be right.
+        ValueError: The text is not a duration. The message says what would be right.
     """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?) ?([a-z]+)", text.strip(), re.ASCII)
     if match is None or match[2] not in _SECONDS:
@@ -71,7 +67,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_bytes(size: int) -> str:
-    """A size for people, in binary units with one decimal: "8.0 GiB"."""
+    """Format a size in bytes for people, in binary units with one decimal: "8.0 GiB"."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1 << 10:
@@ -81,7 +77,7 @@ def format_bytes(size: int) -> str:
 
 
 def format_limit(limit: MemoryLimit | None) -> str:
-    """A limit for people: "8.0 GiB", "40%", "unlimited"."""
+    """Format a limit for people: "8.0 GiB", "40%", "unlimited"."""
     if limit is None or limit.unlimited:
         return "unlimited"
     share = [] if limit.fraction is None else [f"{limit.fraction * 100:g}%"]

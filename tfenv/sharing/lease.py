@@ -1,8 +1,8 @@
 """Leases: what keeps two processes from choosing the same GPU.
 
-A lease is a file in a directory where all users meet, and an flock on it that its process keeps for its life. The
+A lease is a file in a directory that all users share, with an flock on it that its process keeps for its life. The
 kernel drops the lock when the process ends, however it ends (SIGKILL too), so that no daemon has to clean up: a file
-that can be locked is nobody's any more. One chooser at a time looks and takes, under a lock on the directory itself.
+that can be locked belongs to nobody any more. One process at a time chooses, under a lock on the directory itself.
 
     lease-ID     {"pid", "script", "since", "allocations": [{"uuid", "limit", "shared"}, ...], "parent"}
     ticket-N-ID  the same with "request" in the place of "allocations": the process waits, and came as number N
@@ -24,49 +24,49 @@ from typing import Any
 from tfenv.errors import TfenvError
 from tfenv.identity import get_user_name
 from tfenv.policy.model import Allocation, Lease
-from tfenv.sharing.choose import Candidate, GpuRequest
+from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.values import frozen, replace
 
 __all__ = [
     "LARGEST_NUMBER",
-    "Entry",
+    "DirectoryEntry",
     "LeaseError",
-    "directory_lock",
-    "create",
+    "create_entry",
     "list_lease_directories",
-    "entries",
-    "release_file",
-    "parse_leases",
-    "parse_ticket_number",
+    "lock_directories",
+    "open_entry",
     "open_lease_directories",
-    "open_file",
-    "read_leases",
-    "try_lock",
+    "parse_leases",
     "parse_request",
+    "parse_ticket_number",
+    "read_entries",
+    "read_leases",
+    "release_entry",
+    "try_lock",
 ]
 
-#: Where all users of a machine meet, the first that exists; never $TMPDIR, which each of them may set differently.
+#: The directories that all users of a machine share. $TMPDIR is not among them: each user may set it differently.
 _PLACES = ("/run/lock/tfgpu", "/tmp/tfgpu")  # noqa: S108 - checked before it is used, and no file in it is trusted
 _MODE = 0o1777
 #: A sticky file is spared by those who clean /tmp by age (systemd-tmpfiles, XDG).
 _FILE_MODE = 0o1644
 _LARGEST_FILE = 1 << 16
 LARGEST_NUMBER = 10**18
-#: A chooser needs milliseconds; who keeps the directory for longer was stopped, or means harm.
-_ARBITER_SECONDS = 30.0
+#: To choose takes milliseconds. A process that keeps the directory for longer was stopped, or means harm.
+_LOCK_SECONDS = 30.0
 #: Somebody may be making the directory right now.
-_UNFIT_SECONDS = 1.0
+_CREATION_SECONDS = 1.0
 
 
 class LeaseError(TfenvError):
-    """No lease can be had here: no directory, no space, or somebody keeps it locked."""
+    """There can be no lease here: no directory, no space, or somebody keeps it locked."""
 
 
 # ---- the directory
 
 
 def list_lease_directories() -> tuple[str, ...]:
-    """Where leases may be, the preferred place first. Simulated GPUs have their leases beside their log."""
+    """Return the paths where leases may be, the preferred one first. Simulated GPUs have them beside their log."""
     if "TFGPU_SIMULATE" in os.environ:
         log = os.environ.get("TFGPU_SIMULATE_LOG")
         return (f"{log}.leases" if log else f"{_PLACES[-1]}-simulated",)
@@ -74,7 +74,7 @@ def list_lease_directories() -> tuple[str, ...]:
 
 
 def _open_directory(path: str) -> int | None:
-    """A descriptor of the directory; None where there is none that all users can share safely."""
+    """Return a descriptor of the directory. None: there is none that all users can share safely."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -92,7 +92,7 @@ def _open_directory(path: str) -> int | None:
 
 
 def _make_directory() -> bool:
-    """Make the first of the directories that can be made; False where all are there, fit or not."""
+    """Make the first of the directories that can be made. Return False where all exist, fit or not."""
     problem: OSError | None = None
     for path in list_lease_directories():
         try:
@@ -108,13 +108,19 @@ def _make_directory() -> bool:
     return False
 
 
-def open_lease_directories() -> dict[str, int]:
-    """Descriptors of the directories that are there, by path; for the caller to close."""
-    opened = {path: _open_directory(path) for path in list_lease_directories()}
-    return {path: descriptor for path, descriptor in opened.items() if descriptor is not None}
+@contextlib.contextmanager
+def open_lease_directories() -> Iterator[dict[str, int]]:
+    """Open the directories that exist, for as long as the context lasts. Yield their descriptors by path."""
+    found = {path: _open_directory(path) for path in list_lease_directories()}
+    opened = {path: descriptor for path, descriptor in found.items() if descriptor is not None}
+    try:
+        yield opened
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)  # and any lock with it
 
 
-def _same_directory(path: str, descriptor: int) -> bool:
+def _is_same_directory(path: str, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except OSError:
@@ -122,27 +128,24 @@ def _same_directory(path: str, descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def directory_lock() -> Iterator[dict[str, int]]:
-    """Be the only chooser. Gives the directories by path: leases are read in all of them and made in the first.
+def lock_directories() -> Iterator[dict[str, int]]:
+    """Lock the directories, so that only this process chooses for as long as the context lasts.
 
-    There are two only where one came after the other was in use (root can make one that users could not).
+    Yield their descriptors by path. Leases are read in all of them and made in the first. There are two only where
+    one came after the other was in use (root can make one that users could not).
 
     Raises:
         LeaseError: There is no directory, or somebody keeps it locked.
     """
     began = time.monotonic()
     while True:
-        opened = open_lease_directories()
-        try:
+        with open_lease_directories() as opened:
             if not opened and _make_directory():
                 continue
-            if opened and _lock_all(opened, began + _ARBITER_SECONDS) and _open_to_all(opened):
+            if opened and _lock_all(opened, began + _LOCK_SECONDS) and _is_unchanged(opened):
                 yield opened
                 return
-        finally:
-            for descriptor in opened.values():
-                os.close(descriptor)  # and the lock with it
-        if time.monotonic() > began + (_ARBITER_SECONDS if opened else _UNFIT_SECONDS):
+        if time.monotonic() > began + (_LOCK_SECONDS if opened else _CREATION_SECONDS):
             raise LeaseError(f"no directory for leases that users can share: {' and '.join(list_lease_directories())}")
         time.sleep(0.01)
 
@@ -152,24 +155,24 @@ def _lock_all(opened: Mapping[str, int], deadline: float) -> bool:
     for path, descriptor in opened.items():
         while not try_lock(descriptor, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                raise LeaseError(f"{path} has been locked for {_ARBITER_SECONDS:.0f} s by another process")
+                raise LeaseError(f"{path} has been locked for {_LOCK_SECONDS:.0f} s by another process")
             time.sleep(pause)
             pause = min(2 * pause, 0.016)
     return True
 
 
-def _open_to_all(opened: Mapping[str, int]) -> bool:
-    """Whether nothing changed until all of them were locked: none was removed, none came."""
-    now = open_lease_directories()
-    try:
-        return now.keys() == opened.keys() and all(_same_directory(path, fd) for path, fd in opened.items())
-    finally:
-        for descriptor in now.values():
-            os.close(descriptor)
+def _is_unchanged(opened: Mapping[str, int]) -> bool:
+    """Return whether no directory was removed and none was added until all of them were locked."""
+    with open_lease_directories() as now:
+        return now.keys() == opened.keys() and all(_is_same_directory(path, fd) for path, fd in opened.items())
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Lock the file unless somebody has it locked. Shared: whether its process is gone."""
+    """Lock a file without waiting. Return False where another process has it locked, and so is alive.
+
+    Raises:
+        LeaseError: The file system has no locks.
+    """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -183,15 +186,15 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 @frozen
-class Entry:
-    """A file of a live process.
+class DirectoryEntry:
+    """A file of a live process in a directory of leases.
 
     Attributes:
-        name: Of the file, which is also the id of the leases in it.
-        directory: Descriptor of the directory it is in.
+        name: The file's name, which is also the id of the leases in it.
+        directory: Descriptor of its directory.
         uid: Its owner.
-        data: What is in it; by anybody's hand.
-        touched_s: Seconds since its process touched it; those that wait do so now and then.
+        data: Its content, which anybody may have written.
+        touched_s: Seconds since its process touched it. A process that waits does so now and then.
     """
 
     name: str
@@ -201,17 +204,17 @@ class Entry:
     touched_s: float = 0.0
 
 
-def entries(directory: int, *, clean: bool = False) -> Iterator[Entry]:
-    """The files whose processes live; `clean` removes those of our own user whose processes do not."""
+def read_entries(directory: int, *, clean: bool = False) -> Iterator[DirectoryEntry]:
+    """Read the files whose processes live. `clean` removes the files of this user whose processes do not."""
     for name in sorted(os.listdir(directory)):
         if not name.startswith(("lease-", "ticket-", ".new-")):
             continue
         try:
-            descriptor = open_file(name, directory)
+            descriptor = open_entry(name, directory)
         except OSError:
             continue
         try:
-            entry = _live_entry(name, directory, descriptor)
+            entry = _read_entry(name, directory, descriptor)
             if entry is not None:
                 yield entry
             elif clean and os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor, fcntl.LOCK_SH):
@@ -222,12 +225,12 @@ def entries(directory: int, *, clean: bool = False) -> Iterator[Entry]:
             os.close(descriptor)
 
 
-def open_file(name: str, directory: int) -> int:
-    """Anybody can put anything here: links are not followed, nothing is waited for."""
+def open_entry(name: str, directory: int) -> int:
+    """Open a file for reading. Follow no link and wait for nothing: anybody can put anything here."""
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
 
 
-def _live_entry(name: str, directory: int, descriptor: int) -> Entry | None:
+def _read_entry(name: str, directory: int, descriptor: int) -> DirectoryEntry | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or try_lock(descriptor, fcntl.LOCK_SH):
         return None
@@ -236,14 +239,14 @@ def _live_entry(name: str, directory: int, descriptor: int) -> Entry | None:
     except (ValueError, RecursionError):
         return None
     touched_s = time.time() - status.st_mtime
-    return Entry(name, directory, status.st_uid, data, touched_s) if isinstance(data, dict) else None
+    return DirectoryEntry(name, directory, status.st_uid, data, touched_s) if isinstance(data, dict) else None
 
 
-def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, int]:
-    """A new file under our lock: it appears under its name when it is whole, so that it is never seen without.
+def create_entry(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, int]:
+    """Create a locked file. It gets its name when it is complete, so that others never see it without its lock.
 
     Returns:
-        Its name, and the descriptor that keeps it locked as long as this process lives.
+        Its name, which begins with `kind`, and the descriptor that keeps it locked as long as this process lives.
 
     Raises:
         LeaseError: It cannot be written.
@@ -265,7 +268,7 @@ def create(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, 
             raise
     except OSError as error:
         raise LeaseError(f"a lease cannot be written: {error}") from error
-    _kept[descriptor] = os.fstat(descriptor)
+    _locked[descriptor] = os.fstat(descriptor)
     return name, descriptor
 
 
@@ -275,85 +278,85 @@ def _write_all(descriptor: int, text: bytes) -> None:
 
 
 #: What this process keeps locked, by descriptor.
-_kept: dict[int, os.stat_result] = {}
+_locked: dict[int, os.stat_result] = {}
 
 
-def release_file(descriptor: int) -> None:
-    """Close a file of ours; the number may be another file's by now, if the program closed what it did not open."""
-    kept = _kept.pop(descriptor, None)
+def release_entry(descriptor: int) -> None:
+    """Close a file of this process, unless the program closed it and the number is another file's by now."""
+    locked = _locked.pop(descriptor, None)
     with contextlib.suppress(OSError):
-        if kept is not None and os.path.samestat(kept, os.fstat(descriptor)):
+        if locked is not None and os.path.samestat(locked, os.fstat(descriptor)):
             os.close(descriptor)
 
 
-def _leave_to_the_parent() -> None:
-    """In a forked child: the lease stays the parent's, and ends with the parent.
+def _release_in_child() -> None:
+    """Leave the leases to the parent in a forked child, so that they end with the parent.
 
-    Closing our copy does not unlock it; keeping the copy would hold the parent's GPU as long as the child lives.
+    To close a child's copy does not unlock the file. To keep it would hold the parent's GPU as long as the child lives.
     """
-    for descriptor in tuple(_kept):
-        release_file(descriptor)
+    for descriptor in tuple(_locked):
+        release_entry(descriptor)
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 # ---- their content
 
-#: Many leases are of few users, and a directory service may be slow to name them.
-_user_name = cache(get_user_name)
+#: Few users have many leases, and a directory service may be slow to name them.
+_get_user_name = cache(get_user_name)
 
 
-def parse_leases(entry: Entry) -> list[Lease]:
-    """One Lease per GPU; none where somebody wrote something else."""
+def parse_leases(entry: DirectoryEntry) -> list[Lease]:
+    """Return one Lease per GPU, and none where somebody wrote something else."""
     try:
         data = entry.data
         lease = Lease(
             id=entry.name,
             allocation=Allocation(""),
             uid=entry.uid,
-            user=_user_name(entry.uid),
+            user=_get_user_name(entry.uid),
             pid=int(data["pid"]),
             script=None if data.get("script") is None else str(data["script"]),
             since=float(data["since"]),
             parent=None if data.get("parent") is None else str(data["parent"]),
         )
-        return [replace(lease, allocation=_seat_of(allocation)) for allocation in data["allocations"]]
+        return [replace(lease, allocation=_parse_allocation(allocation)) for allocation in data["allocations"]]
     except (KeyError, TypeError, ValueError, OverflowError):
         return []
 
 
-def _seat_of(data: Mapping[str, Any]) -> Allocation:
+def _parse_allocation(data: Mapping[str, Any]) -> Allocation:
     limit = data["limit"]
     return Allocation(str(data["uuid"]), None if limit is None else max(0, int(limit)), bool(data["shared"]))
 
 
-def parse_request(entry: Entry) -> GpuRequest | None:
-    """What the process of a ticket waits for; None where somebody wrote something else."""
+def parse_request(entry: DirectoryEntry) -> GpuRequest | None:
+    """Return what the process of a ticket waits for. None: somebody wrote something else."""
     try:
         gpu_request = entry.data["request"]
-        candidates = tuple(_candidate_of(candidate) for candidate in gpu_request["candidates"])
+        candidates = tuple(_parse_candidate(candidate) for candidate in gpu_request["candidates"])
         return GpuRequest(entry.uid, candidates, int(gpu_request["count"]), bool(gpu_request["fixed"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
-def _candidate_of(data: Mapping[str, Any]) -> Candidate:
+def _parse_candidate(data: Mapping[str, Any]) -> Candidate:
     need, user_total = (None if data[key] is None else int(data[key]) for key in ("need", "user_total"))
     return Candidate(str(data["uuid"]), int(data["total"]), need, user_total, int(data["min_free"]))
 
 
 def parse_ticket_number(name: str) -> int:
-    """The place in the line that a ticket's name tells."""
+    """Return the place in the queue that a ticket's name tells."""
     digits = name.split("-")[1]
     return min(int(digits), LARGEST_NUMBER) if digits.isascii() and digits.isdigit() else LARGEST_NUMBER
 
 
 def read_leases() -> tuple[Lease, ...]:
-    """The leases of all live processes, of all users, oldest first. Nobody waits for it; it never raises."""
+    """Return the leases of all live processes of all users, oldest first. Lock nothing and never raise."""
     found: list[Lease] = []
-    for descriptor in open_lease_directories().values():
-        with contextlib.suppress(OSError, LeaseError):
-            found += [lease for entry in entries(descriptor) for lease in parse_leases(entry)]
-        os.close(descriptor)
+    with open_lease_directories() as directories:
+        for descriptor in directories.values():
+            with contextlib.suppress(OSError, LeaseError):
+                found += [lease for entry in read_entries(descriptor) for lease in parse_leases(entry)]
     return tuple(sorted(found, key=lambda lease: lease.since))

@@ -1,4 +1,4 @@
-"""A process's turn at the GPUs: it looks, takes what it needs all at once, or waits in line."""
+"""How a process comes to its GPUs: it looks, takes all that it needs at once, or waits in the queue."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from tfenv.policy.model import Allocation, Lease, MemoryUse
-from tfenv.sharing.choose import GpuRequest, Occupancy, choose, claimed, is_possible, waits_for_ancestor
+from tfenv.sharing.choose import choose_gpus, find_claimed_gpus, is_possible, waits_for_ancestor
 from tfenv.sharing.lease import (
     LARGEST_NUMBER,
-    Entry,
-    create,
-    directory_lock,
-    entries,
-    open_file,
+    DirectoryEntry,
+    create_entry,
+    lock_directories,
+    open_entry,
     open_lease_directories,
     parse_leases,
     parse_request,
     parse_ticket_number,
-    release_file,
+    read_entries,
+    release_entry,
     try_lock,
 )
+from tfenv.sharing.occupancy import Occupancy
+from tfenv.sharing.request import GpuRequest
 from tfenv.values import as_dict, frozen, replace
 
-__all__ = ["Unavailable", "Acquired", "Measure", "KeepWaiting", "acquire", "look"]
+__all__ = ["Acquired", "KeepWaiting", "Measure", "Unavailable", "acquire", "look"]
 
-#: Seconds between two looks at whether one of those in the way is gone: a system call each.
+#: Seconds between two checks whether one of the obstacles is gone. Each is a system call.
 _SHORTEST_PAUSE, _PAUSE, _PAUSE_FAR_BACK = 0.01, 0.1, 0.4
-#: So many in line are about to be served.
+#: With so many ahead a process is about to be served.
 _NEAR = 8
-#: Seconds after which everything is looked at anew: memory of processes without a lease may have become free.
-_RECHECK, _RECHECK_IN_LINE = 2.0, 10.0
-#: Seconds after which a waiter is passed over that did not look: Ctrl-Z stopped it, and it would hold up all others.
+#: Seconds after which everything is read again: memory of processes without a lease may have become free.
+_RECHECK, _RECHECK_IN_QUEUE = 2.0, 10.0
+#: Seconds after which a waiter that did not look is passed over. Ctrl-Z stopped it, and it would hold up all others.
 _PASSED_OVER = 60.0
 
 
@@ -45,10 +46,10 @@ class Acquired:
     """What a process got.
 
     Attributes:
-        seats: Its places, in the order of the choice.
-        id: Of its leases.
-        waited_s: Seconds from asking to getting.
-        resigned: What kept it from its wish, where it took something else; None: it has what it wanted.
+        allocations: Its parts of the GPUs, in the order of the choice.
+        id: The id of its leases.
+        waited_s: Seconds from the request to the lease.
+        fell_back_from: Why it took something else than it asked for. None: it has what it asked for.
     """
 
     allocations: tuple[Allocation, ...]
@@ -59,12 +60,12 @@ class Acquired:
 
 @frozen
 class Unavailable:
-    """There is no room, as things are.
+    """A request cannot be served now.
 
     Attributes:
-        scene: What there is instead.
-        possible: An empty machine would have room.
-        held_by_ancestor: An ancestor holds what is missing: waiting could last for ever.
+        occupancy: Who has the GPUs.
+        possible: An empty machine could serve the request.
+        held_by_ancestor: An ancestor holds what is missing, so that the process could wait for ever.
         waited_s: Seconds waited so far.
     """
 
@@ -75,29 +76,26 @@ class Unavailable:
 
     @property
     def can_wait(self) -> bool:
+        """Whether the request may be served later."""
         return self.possible and not self.held_by_ancestor
 
 
-#: Asked again and again while a process waits: whether to go on. It may raise, and say how things are.
+#: Called again and again while a process waits. Returns whether to go on. It may raise, and tell the user.
 KeepWaiting = Callable[[Unavailable], bool]
-#: Asks NVML who uses how much, by UUID.
+#: Asks NVML for the memory in use, by UUID.
 Measure = Callable[[], Mapping[str, MemoryUse]]
 
 
 def look(gpu_request: GpuRequest, measure: Measure) -> Unavailable | tuple[Allocation, ...]:
-    """What a process would get now. Takes nothing, and lets nobody wait.
+    """Return what a process would get now, without taking it and without a lock.
 
     Raises:
         LeaseError: The directory cannot be read.
     """
     memory = measure()
-    opened = open_lease_directories()
-    try:
-        view = _DirectorySnapshot.read(opened, memory)
-    finally:
-        for descriptor in opened.values():
-            os.close(descriptor)
-    return choose(gpu_request, view.occupancy) or view.unavailable(gpu_request)
+    with open_lease_directories() as directories:
+        snapshot = _DirectorySnapshot.read(directories, memory)
+    return choose_gpus(gpu_request, snapshot.occupancy) or snapshot.make_unavailable(gpu_request)
 
 
 def acquire(
@@ -108,43 +106,43 @@ def acquire(
     keep_waiting: KeepWaiting | None = None,
     fallback: Callable[[Unavailable], tuple[Allocation, ...]] | None = None,
 ) -> Acquired | Unavailable:
-    """Take places on GPUs, all of them at once, and keep them as long as this process lives.
+    """Take GPUs, all of them at once, and keep them as long as this process lives.
 
     Args:
-        wish: What is wanted.
-        measure: Who uses how much now; asked anew at each look.
+        gpu_request: What the process asks for.
+        measure: Asks for the memory in use, anew at each look.
         script: The program, for others to see.
-        patience: None: do not wait. Otherwise the process waits in line as long as it says so.
-        resign: What the process takes where it does not get its wish; it is on record all the same.
+        keep_waiting: Tells whether to go on waiting. None: do not wait.
+        fallback: Chooses what the process takes if the request cannot be served. That is leased all the same.
 
     Raises:
-        LeaseError: There is no place for leases, or it cannot be written.
+        LeaseError: There is no directory for leases, or it cannot be written.
     """
-    turn = _Acquisition(gpu_request, script)
+    acquisition = _Acquisition(gpu_request, script)
     try:
-        answer = turn.try_until_served(measure, keep_waiting)
+        answer = acquisition.try_until_served(measure, keep_waiting)
         if isinstance(answer, Unavailable) and fallback is not None and (allocations := fallback(answer)):
-            with directory_lock() as directories:
-                return replace(turn.take(allocations, directories), fell_back_from=answer)
+            with lock_directories() as directories:
+                return replace(acquisition.take(allocations, directories), fell_back_from=answer)
         return answer
     finally:
-        turn.leave()
+        acquisition.leave_queue()
 
 
 @frozen
 class _DirectorySnapshot:
-    """Everything of live processes in the directories.
+    """What live processes have in the directories.
 
     Attributes:
-        scene: What counts for a choice.
-        leases: Each with its file.
-        tickets: Of those who came earlier and are not passed over, each with its file.
-        last: The largest number in the line.
+        occupancy: What counts for a choice.
+        leases: Each lease with its file.
+        tickets: The requests of those who came earlier and are not passed over, each with its file.
+        last: The largest number in the queue.
     """
 
     occupancy: Occupancy
-    leases: list[tuple[Lease, Entry]]
-    tickets: list[tuple[GpuRequest, Entry]]
+    leases: list[tuple[Lease, DirectoryEntry]]
+    tickets: list[tuple[GpuRequest, DirectoryEntry]]
     last: int
 
     @classmethod
@@ -156,127 +154,125 @@ class _DirectorySnapshot:
         *,
         clean: bool = False,
     ) -> _DirectorySnapshot:
-        """Read them all; of the tickets only those that come before `own`, the reader's."""
-        found = [entry for free_bytes in directories.values() for entry in entries(free_bytes, clean=clean)]
+        """Read the directories, but only those tickets that come before the reader's `own`."""
+        found = [entry for descriptor in directories.values() for entry in read_entries(descriptor, clean=clean)]
         leases = [(lease, entry) for entry in found if entry.name.startswith("lease-") for lease in parse_leases(entry)]
-        waiting = sorted((e for e in found if e.name.startswith("ticket-")), key=lambda e: _queue_order(e.name))
+        waiting = sorted((e for e in found if e.name.startswith("ticket-")), key=lambda e: _get_queue_order(e.name))
         awake = (entry for entry in waiting if entry.touched_s < _PASSED_OVER)
-        before = [entry for entry in awake if not own or _queue_order(entry.name) < _queue_order(own)]
+        before = [entry for entry in awake if not own or _get_queue_order(entry.name) < _get_queue_order(own)]
         tickets = [(gpu_request, entry) for entry in before if (gpu_request := parse_request(entry)) is not None]
         ahead = tuple(gpu_request for gpu_request, _ in tickets)
         occupancy = Occupancy(tuple(lease for lease, _ in leases), memory, ahead, os.getpid())
-        return cls(
-            occupancy, leases, tickets, last=max((parse_ticket_number(entry.name) for entry in waiting), default=0)
-        )
+        last = max((parse_ticket_number(entry.name) for entry in waiting), default=0)
+        return cls(occupancy, leases, tickets, last)
 
-    def unavailable(self, gpu_request: GpuRequest) -> Unavailable:
+    def make_unavailable(self, gpu_request: GpuRequest) -> Unavailable:
         return Unavailable(self.occupancy, is_possible(gpu_request), waits_for_ancestor(gpu_request, self.occupancy))
 
-    def in_the_way(self, gpu_request: GpuRequest) -> tuple[list[Entry], bool]:
-        """Those whose end may change something, and whether it is only others in line.
+    def find_obstacles(self, gpu_request: GpuRequest) -> tuple[list[DirectoryEntry], bool]:
+        """Find the files of those whose end may change something, and tell whether only others in the queue do.
 
-        The nearest before us in line, and who holds GPUs that nobody before us waits for.
+        These are the nearest one ahead in the queue, and those who hold GPUs that nobody ahead waits for.
         """
         claims = [
-            (claimed(gpu_request, replace(self.occupancy, ahead=(other,))), entry) for other, entry in self.tickets
+            (find_claimed_gpus(gpu_request, replace(self.occupancy, ahead=(other,))), entry)
+            for other, entry in self.tickets
         ]
-        taken = {uuid for uuids, _ in claims for uuid in uuids}
-        ours = {candidate.uuid for candidate in gpu_request.candidates} - taken
-        holders = [entry for lease, entry in self.leases if lease.allocation.uuid in ours]
-        return [entry for uuids, entry in claims if uuids][-1:] + holders, not ours
+        claimed = {uuid for uuids, _ in claims for uuid in uuids}
+        unclaimed = {candidate.uuid for candidate in gpu_request.candidates} - claimed
+        holders = [entry for lease, entry in self.leases if lease.allocation.uuid in unclaimed]
+        return [entry for uuids, entry in claims if uuids][-1:] + holders, not unclaimed
 
 
-def _queue_order(name: str) -> tuple[int, str]:
+def _get_queue_order(name: str) -> tuple[int, str]:
     return parse_ticket_number(name), name
 
 
-@dataclass
 class _Acquisition:
-    """One process's way from asking to getting.
+    """One process's way from the request to the lease.
 
     Attributes:
-        ticket: Path and descriptor of our place in line; None: we need not wait, or not yet.
+        ticket: Path and descriptor of its place in the queue. None: it has none.
         obstacles: Descriptors of files whose locks tell when it is worth to look again.
-        in_line: Only others in line are in the way.
+        queue_only: Only others in the queue are in the way.
         ahead: How many came earlier.
     """
 
-    gpu_request: GpuRequest
-    script: str | None
-    began: float = field(default_factory=time.monotonic)
-    ticket: tuple[str, int] | None = None
-    obstacles: list[int] = field(default_factory=list)
-    in_line: bool = False
-    ahead: int = 0
+    def __init__(self, gpu_request: GpuRequest, script: str | None) -> None:
+        self.gpu_request = gpu_request
+        self.script = script
+        self.began = time.monotonic()
+        self.ticket: tuple[str, int] | None = None
+        self.obstacles: list[int] = []
+        self.queue_only = False
+        self.ahead = 0
+
+    @property
+    def waited_s(self) -> float:
+        return time.monotonic() - self.began
 
     def try_until_served(self, measure: Measure, keep_waiting: KeepWaiting | None) -> Acquired | Unavailable:
         while True:
             memory = measure()
-            with directory_lock() as directories:
-                answer = self.ask(directories, memory, queue=keep_waiting is not None)
+            with lock_directories() as directories:
+                answer = self.try_once(directories, memory, queue=keep_waiting is not None)
             if isinstance(answer, Acquired) or keep_waiting is None or not answer.can_wait:
                 return answer
-            if not self.wait(answer, keep_waiting):
-                return replace(answer, waited_s=self.waited())
+            if not self.wait_for_change(answer, keep_waiting):
+                return replace(answer, waited_s=self.waited_s)
 
-    def ask(
+    def try_once(
         self, directories: Mapping[str, int], memory: Mapping[str, MemoryUse], *, queue: bool
     ) -> Acquired | Unavailable:
-        """Look, and take the places or a number in the line. The directories are locked."""
+        """Take the GPUs, or a place in the queue. The directories are locked."""
         own = os.path.basename(self.ticket[0]) if self.ticket is not None else ""
-        view = _DirectorySnapshot.read(directories, memory, own, clean=True)
-        allocations = choose(self.gpu_request, view.occupancy)
+        snapshot = _DirectorySnapshot.read(directories, memory, own, clean=True)
+        allocations = choose_gpus(self.gpu_request, snapshot.occupancy)
         if allocations is not None:
             return self.take(allocations, directories)
-        unavailable = replace(view.unavailable(self.gpu_request), waited_s=self.waited())
+        unavailable = replace(snapshot.make_unavailable(self.gpu_request), waited_s=self.waited_s)
         if queue and unavailable.can_wait:
-            self.line_up(view, directories)
-            self.watch(view)
+            self.join_queue(snapshot, directories)
+            self.watch_obstacles(snapshot)
         return unavailable
 
     def take(self, allocations: tuple[Allocation, ...], directories: Mapping[str, int]) -> Acquired:
         """Write the lease. The directories are locked."""
         parent = next(iter(self.gpu_request.ancestor_leases), None)
-        content = {
-            **self.content(),
-            "allocations": as_dict(allocations),
-            "parent": parent,
-        }
-        name, _ = create("lease", content, next(iter(directories.values())))
-        return Acquired(allocations, name, self.waited())
+        content = {**self.make_content(), "allocations": as_dict(allocations), "parent": parent}
+        name, _ = create_entry("lease", content, next(iter(directories.values())))
+        return Acquired(allocations, name, self.waited_s)
 
-    def line_up(self, view: _DirectorySnapshot, directories: Mapping[str, int]) -> None:
-        if self.ticket is not None:
-            os.utime(self.ticket[1])  # still here
-            return
-        path, directory = next(iter(directories.items()))
-        content = {**self.content(), "request": as_dict(replace(self.gpu_request, ancestor_leases=frozenset()))}
-        content["request"].pop("ancestor_leases")
-        name, descriptor = create(f"ticket-{min(view.last + 1, LARGEST_NUMBER):018d}", content, directory)
-        self.ticket = (os.path.join(path, name), descriptor)
-
-    def content(self) -> dict[str, Any]:
+    def make_content(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "script": self.script, "since": time.time()}
-
-    def waited(self) -> float:
-        return time.monotonic() - self.began
 
     # -- waiting
 
-    def watch(self, view: _DirectorySnapshot) -> None:
-        self.forget_obstacles()
-        found, self.in_line = view.in_the_way(self.gpu_request)
-        self.ahead = len(view.tickets)
+    def join_queue(self, snapshot: _DirectorySnapshot, directories: Mapping[str, int]) -> None:
+        """Write a ticket, or touch the one that is there. The directories are locked."""
+        if self.ticket is not None:
+            os.utime(self.ticket[1])
+            return
+        path, directory = next(iter(directories.items()))
+        content = {**self.make_content(), "request": as_dict(self.gpu_request)}
+        del content["request"]["ancestor_leases"]
+        name, descriptor = create_entry(f"ticket-{min(snapshot.last + 1, LARGEST_NUMBER):018d}", content, directory)
+        self.ticket = (os.path.join(path, name), descriptor)
+
+    def watch_obstacles(self, snapshot: _DirectorySnapshot) -> None:
+        self.close_obstacles()
+        found, self.queue_only = snapshot.find_obstacles(self.gpu_request)
+        self.ahead = len(snapshot.tickets)
         for entry in found:
             with contextlib.suppress(OSError):
-                self.obstacles.append(open_file(entry.name, entry.directory))
+                self.obstacles.append(open_entry(entry.name, entry.directory))
 
-    def wait(self, unavailable: Unavailable, keep_waiting: KeepWaiting) -> bool:
-        """Until it is worth to look again; False: the process has no more patience."""
+    def wait_for_change(self, unavailable: Unavailable, keep_waiting: KeepWaiting) -> bool:
+        """Wait until it is worth to look again. Return False where `keep_waiting` ends the wait."""
         pause, longest = _SHORTEST_PAUSE, _PAUSE if self.ahead < _NEAR else _PAUSE_FAR_BACK
-        until = time.monotonic() + (_RECHECK_IN_LINE if self.in_line else _RECHECK)
+        until = time.monotonic() + (_RECHECK_IN_QUEUE if self.queue_only else _RECHECK)
         while time.monotonic() < until:
-            if not keep_waiting(replace(unavailable, waited_s=self.waited())):
+            if not keep_waiting(replace(unavailable, waited_s=self.waited_s)):
                 return False
             if any(try_lock(descriptor, fcntl.LOCK_SH) for descriptor in self.obstacles):
                 return True
@@ -284,16 +280,16 @@ class _Acquisition:
             pause = min(pause * 1.5, longest)
         return True
 
-    def forget_obstacles(self) -> None:
+    def close_obstacles(self) -> None:
         while self.obstacles:
             os.close(self.obstacles.pop())
 
-    def leave(self) -> None:
-        """Give back the place in line."""
-        self.forget_obstacles()
+    def leave_queue(self) -> None:
+        """Give back the place in the queue."""
+        self.close_obstacles()
         if self.ticket is not None:
             path, descriptor = self.ticket
             self.ticket = None
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            release_file(descriptor)
+            release_entry(descriptor)

@@ -15,7 +15,7 @@ from jsonschema import Draft7Validator
 from tests.conftest import REPOSITORY
 from tests.frameworks.harness import Case, Report, World, run_program
 from tests.sharing.holders import Holder
-from tfenv.sharing.choose import Candidate, GpuRequest
+from tfenv.sharing.request import Candidate, GpuRequest
 
 Reports = Callable[[Case], Report]
 
@@ -35,7 +35,7 @@ def held(uid: int, folder: Path, monkeypatch: pytest.MonkeyPatch, **limits: int 
     monkeypatch.setenv("TFGPU_SIMULATE_LOG", str(folder / "requests"))
     candidates = tuple(Candidate(UUIDS[int(name[1:])], TOTAL, limit) for name, limit in limits.items())
     holder = Holder(GpuRequest(uid, candidates, len(candidates)), script="/srv/other.py")
-    holder.got()
+    holder.wait_for_gpus()
     return holder
 
 

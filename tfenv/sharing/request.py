@@ -1,0 +1,70 @@
+"""What a process asks for of the GPUs it shares with others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tfenv.policy.model import AutoChoice, Plan, PlannedDevice
+from tfenv.values import frozen
+
+__all__ = ["Candidate", "GpuRequest", "request_from_plan"]
+
+
+@frozen
+class Candidate:
+    """A GPU a process may have, and what it needs of it.
+
+    Attributes:
+        uuid: The GPU.
+        total: Its memory in bytes.
+        need: Bytes the process is limited to. None: it has no limit and takes the whole card.
+        user_total: Bytes that all processes of the user may take of it together. None: any.
+        min_free: Bytes that must be free before the process starts.
+    """
+
+    uuid: str
+    total: int
+    need: int | None = None
+    user_total: int | None = None
+    min_free: int = 0
+
+
+@frozen
+class GpuRequest:
+    """The GPUs a process asks for.
+
+    Attributes:
+        uid: The user of the process.
+        candidates: The GPUs it may have.
+        count: How many of them it asks for.
+        fixed: It has these GPUs anyway, and only the user's total counts.
+        ancestor_leases: Ids of the leases of its ancestors. It cannot wait for these: they may be waiting for it.
+    """
+
+    uid: int
+    candidates: tuple[Candidate, ...]
+    count: int
+    fixed: bool = False
+    ancestor_leases: frozenset[str] = frozenset()
+
+
+def request_from_plan(plan: Plan, uid: int, ancestor_leases: Iterable[str] = ()) -> GpuRequest | None:
+    """Make the request of a process that follows the plan. None: it is not known which GPUs these are, or how large."""
+    candidates = [_make_candidate(device, plan.choosing) for device in plan.devices or ()]
+    known = tuple(candidate for candidate in candidates if candidate is not None)
+    if not known or len(known) < len(candidates):
+        return None
+    count = len(known) if plan.choosing is None else plan.choosing.count
+    return GpuRequest(uid, known, count, fixed=plan.choosing is None, ancestor_leases=frozenset(ancestor_leases))
+
+
+def _make_candidate(planned: PlannedDevice, choosing: AutoChoice | None) -> Candidate | None:
+    if planned.device is None or planned.device.total is None:
+        return None
+    total = planned.device.total
+    need = planned.limit.on(total) if planned.limit is not None else None
+    if need is None and planned.logical_devices:
+        need = sum(size.on(total) or 0 for size in planned.logical_devices)
+    user_total = planned.user_total.on(total) if planned.user_total is not None else None
+    least = choosing.min_free.on(total) if choosing is not None and choosing.min_free is not None else 0
+    return Candidate(planned.device.uuid, total, None if need is None else min(need, total), user_total, least or 0)
