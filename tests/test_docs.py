@@ -285,7 +285,7 @@ def test_commands_are_understood(words: list[str]) -> None:
     if words == ["COMMAND", "--help"]:
         return
     assert words[0] in COMMANDS
-    parser = make_parser({words[0]: import_module(f"tfenv.cli.{words[0]}")})
+    parser = make_parser({words[0]: import_module(f"tfenv.cli.commands.{words[0]}")})
     assert parser.parse_args(words) is not None
 
 

@@ -28,21 +28,21 @@ def start(program: str, env: dict[str, str], **options: object) -> subprocess.Po
 
 BROKEN = """
     import sys
-    import tfenv.cli.check
+    import tfenv.cli.commands.check
     from tfenv.cli.main import main
     def run(args):
         raise ZeroDivisionError("a bug")
-    tfenv.cli.check.run = run
+    tfenv.cli.commands.check.run = run
     sys.exit(main(["check"]))
 """
 SLOW = """
     import sys, time
-    import tfenv.cli.check
+    import tfenv.cli.commands.check
     from tfenv.cli.main import main
     def run(args):
         print("ready", flush=True)
         time.sleep(60)
-    tfenv.cli.check.run = run
+    tfenv.cli.commands.check.run = run
     sys.exit(main(["check"]))
 """
 
@@ -66,7 +66,9 @@ def test_help_imports_no_command(variables: dict[str, str]) -> None:
     """
     with start(program, variables, stdout=subprocess.PIPE) as child:
         output, _ = child.communicate(timeout=60)
-    assert output.splitlines()[-1] == "['tfenv.cli', 'tfenv.values', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
+    assert (
+        output.splitlines()[-1] == "['tfenv.cli', 'tfenv.values', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -19,7 +19,7 @@ from tfenv.errors import TfenvError, escape_for_terminal
 
 __all__ = ["COMMANDS", "main", "make_parser"]
 
-#: Each command and what it is for; the module `tfenv.cli.NAME` does it.
+#: Each command and what it is for; the module `tfenv.cli.commands.NAME` does it.
 COMMANDS = {
     "init": "write a first tfgpu.toml for this project, or for this machine",
     "check": "find the mistakes in policy files",
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    module = import_module(f"tfenv.cli.{name}") if name in COMMANDS else None
+    module = import_module(f"tfenv.cli.commands.{name}") if name in COMMANDS else None
     parser = make_parser({} if name is None or module is None else {name: module})
     if not arguments:
         parser.print_help(sys.stderr)

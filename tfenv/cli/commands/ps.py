@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfenv.audit.query import Record
+from tfenv.cli.display import Cell, Column, add_options, block, is_wide, show
 from tfenv.cli.output import FINDINGS, OK, shown_path
-from tfenv.cli.records import Known, known_of
-from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
+from tfenv.cli.process_records import Known, known_of
 from tfenv.devices.usage import GpuProcess, Usage, describe, read_usage
 from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease

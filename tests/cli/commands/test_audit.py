@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from tfenv.audit.query import Query, group_of
 from tfenv.audit.record import Context, Process, encode, policy_applied
 from tfenv.audit.usage import summarize
-from tfenv.cli import audit
+from tfenv.cli.commands import audit
 from tfenv.errors import Finding
 from tfenv.policy.model import DeviceOutcome, Outcome, Start, Subject
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import argparse, sys
 from tfenv.audit.usage import summarize
-from tfenv.cli import audit
+from tfenv.cli.commands import audit
 parser = argparse.ArgumentParser(prog="tfgpu")
 audit.add_parser(parser.add_subparsers())
 args = parser.parse_args()
@@ -358,7 +358,7 @@ def test_without_a_file_the_log_of_the_policy_here_is_read(tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-m", "tfenv", "audit", "--format", "json"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         check=False,

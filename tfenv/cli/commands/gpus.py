@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tfenv.cli.display import Cell, Column, add_options, block, is_wide, show
 from tfenv.cli.output import FINDINGS, OK, shown_path
-from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.usage import GpuState, Usage, read_usage
 from tfenv.launchers.grant import read_current_grant

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfenv.cli.diagnosis import Row
+from tfenv.cli.diagnosis.interpreter import Row
 from tfenv.devices.usage import Driver, GpuState, Usage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation

@@ -20,7 +20,7 @@ from tfenv.simulate.environment import environment, parse_gpus
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 QUICK = ("doctor", "--no-tensorflow", "--format", "json")
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from tfenv.cli.main import COMMANDS, make_parser
     from tfenv.cli.output import OK
 
-    parser = make_parser({name: import_module(f"tfenv.cli.{name}") for name in COMMANDS})
+    parser = make_parser({name: import_module(f"tfenv.cli.commands.{name}") for name in COMMANDS})
     for action in _actions(parser):
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no public name for it
             for choice in action._choices_actions:  # noqa: SLF001 - as above

@@ -16,12 +16,12 @@ import pytest
 
 from tfenv.simulate.requests import read_requests
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MIB = 1 << 20
 #: The command alone, as the program's parser carries it.
 MAIN = """
 import argparse, sys
-from tfenv.cli import simulate
+from tfenv.cli.commands import simulate
 parser = argparse.ArgumentParser(prog="tfgpu")
 simulate.add_parser(parser.add_subparsers())
 args = parser.parse_args()

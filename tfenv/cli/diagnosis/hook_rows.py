@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfenv.cli.diagnosis import Row
+from tfenv.cli.diagnosis.interpreter import Row
 from tfenv.cli.output import shown_path
 from tfenv.deploy.launch import PYTHONPATH_FOLDER
 

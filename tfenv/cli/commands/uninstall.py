@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tfenv.cli.install import add_arguments, finish
+from tfenv.cli.commands.install import add_arguments, finish
 from tfenv.deploy.install import plan_uninstall
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfenv.cli.diagnosis import NoAnswerError, Row, Verdict, ask
-from tfenv.cli.doctor_gpus import gpu_rows, tensorflow_rows
-from tfenv.cli.doctor_hook import bytecode_rows, hook_rows
+from tfenv.cli.diagnosis.gpu_rows import gpu_rows, tensorflow_rows
+from tfenv.cli.diagnosis.hook_rows import bytecode_rows, hook_rows
+from tfenv.cli.diagnosis.interpreter import NoAnswerError, Row, Verdict, ask
 from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, print_json, print_table, say, shown_path
 from tfenv.devices.usage import GpuProcess, Usage, read_usage
 from tfenv.errors import escape_for_terminal
