@@ -16,7 +16,7 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("values", "dependencies"),
+    ("values", "dependencies", "files"),
     ("errors",),
     ("policy",),
     ("identity",),

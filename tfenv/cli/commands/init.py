@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from tfenv.config.discover import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import schema_path
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import escape_for_terminal
+from tfenv.files import replace_file
 from tfenv.lint.check import check_path
 from tfenv.policy.model import Device, Inventory
 from tfenv.policy.units import format_bytes
@@ -258,7 +258,9 @@ def _why_none(inventory: Inventory) -> str:
 
 def _written(path: Path, text: str, steps: _Steps, *, replace: bool, mode: int | None = None) -> int:
     """Write, check, and say what to do next; the exit code."""
-    if not _write(path, text, replace=replace, mode=mode):
+    try:
+        replace_file(path, text, mode, overwrite=replace)
+    except FileExistsError:
         say("init", f"{shown_path(str(path))} came to be just now; look at it first")
         return FINDINGS
     print(f"Wrote {shown_path(str(path))}\n")
@@ -268,24 +270,3 @@ def _written(path: Path, text: str, steps: _Steps, *, replace: bool, mode: int |
     width = max(len(step) for step, _ in steps)
     print("\n".join(f"  {step:<{width}}  {why}" for step, why in steps))
     return exit_code(findings)
-
-
-def _write(path: Path, text: str, *, replace: bool, mode: int | None) -> bool:
-    """Whether the file was written; without `replace` never over another one, not even one made meanwhile."""
-    # Root may write a draft where others can: nobody can know this name before, and what is there is not opened.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            if mode is not None:
-                os.fchmod(descriptor, mode)
-        if replace:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
