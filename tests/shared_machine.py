@@ -1,7 +1,7 @@
 """A machine of several people for tests: real uids, and an /etc, /home, /srv and /var/log of its own.
 
 The machine layer stands at a literal path, /etc/tfgpu, and counts only if root owns it all the way up. So it is
-written in a mount namespace that nobody else sees, where alice, bob and a uid without an entry run real programs.
+written in a mount namespace that nobody else sees, where alice, bob, carol and a uid without an entry run programs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ mkdir "$STAGE/etc"
 mount -t tmpfs -o mode=755 tmpfs "$STAGE/etc"
 cp -a /etc/. "$STAGE/etc/"
 rm -rf "$STAGE/etc/tfgpu"
-printf 'alice:x:5001:5001::/home/alice:/bin/sh\\nbob:x:5002:5002::/home/bob:/bin/sh\\n' >> "$STAGE/etc/passwd"
-printf 'alice:x:5001:\\nbob:x:5002:\\nstudents:x:6001:alice\\n' >> "$STAGE/etc/group"
+printf 'students:x:6001:alice\\nvision:x:6002:alice\\n' >> "$STAGE/etc/group"
+for user in alice:5001 bob:5002 carol:5003; do
+    name=${user%:*} uid=${user#*:}
+    echo "$name:x:$uid:$uid::/home/$name:/bin/sh" >> "$STAGE/etc/passwd"
+    echo "$name:x:$uid:" >> "$STAGE/etc/group"
+done
 mount --move "$STAGE/etc" /etc
 for folder in /home /srv /var/log; do mount -t tmpfs -o mode=755 tmpfs $folder; done
-mkdir /home/alice /home/bob /etc/tfgpu; chown 5001:5001 /home/alice; chown 5002:5002 /home/bob
+mkdir /home/alice /home/bob /home/carol /etc/tfgpu
+for name in alice bob carol; do chown $name:$name /home/$name; done
 mkdir -m 1733 /var/log/tfgpu
 """
 
@@ -53,7 +58,7 @@ class User:
 
 
 ROOT = User(0)
-ALICE = User(5001, (6001,))
+ALICE = User(5001, (6001, 6002))
 BOB = User(5002)
 #: As in a container that is started with a uid of its own: no passwd entry, no home.
 NOBODY_KNOWS = User(4711)
@@ -105,9 +110,15 @@ class SharedMachine:
             there.chmod(mode)
         return path
 
+    def clear(self) -> None:
+        """Remove every policy, and what is in the homes and in /srv."""
+        self.policy({})
+        for left in (*self.path("/home").glob("*/*"), *self.path("/srv").iterdir()):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
     def policy(self, files: Mapping[str, str]) -> None:
-        """Root's own files below /etc/tfgpu, and no others."""
-        shutil.rmtree(self.path("/etc/tfgpu"))
+        """Write root's own files below /etc/tfgpu, and no others."""
+        shutil.rmtree(self.path("/etc/tfgpu"), ignore_errors=True)
         self.folder("/etc/tfgpu")
         for name, text in files.items():
             self.write(f"/etc/tfgpu/{name}", text)
@@ -137,6 +148,13 @@ class SharedMachine:
         """Run Python code as this user, with tfenv at hand and its hook not armed."""
         env = {"PYTHONPATH": str(REPOSITORY), **variables}
         return self.run(user, sys.executable, "-c", program, cwd=cwd, env=env, text=text)
+
+    def tfgpu(
+        self, *arguments: str, user: User = ROOT, cwd: str = "/", env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `tfgpu` as this user, or as root."""
+        env = {"PYTHONPATH": str(REPOSITORY), **(env or {})}
+        return self.run(user, sys.executable, "-m", "tfenv", *arguments, cwd=cwd, env=env)
 
 
 # ---- what the others must be able to read

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import TFGPU, Tfgpu, run_on_terminal
 from tfenv.simulate.environment import environment, parse_gpus
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
-COMMAND = [sys.executable, "-m", "tfenv"]
 
 
 @pytest.fixture
@@ -36,7 +29,7 @@ def env(variables: dict[str, str], held: Path) -> dict[str, str]:
 @pytest.mark.parametrize("shape", ["text", "json"])
 def test_one_block_after_the_other_in_a_pipe(env: dict[str, str], project: Path, held: Path, shape: str) -> None:
     """In a pipe each look is printed anew, as JSON in one line; Ctrl-C ends it with 130 and without a word."""
-    command = [*COMMAND, "gpus", "--watch", "0.1", "--format", shape]
+    command = [*TFGPU, "gpus", "--watch", "0.1", "--format", shape]
     with subprocess.Popen(
         command, env=env, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -55,30 +48,9 @@ def test_one_block_after_the_other_in_a_pipe(env: dict[str, str], project: Path,
         assert "3.0 / 24.0 GiB" in after
 
 
-def on_terminal(command: list[str], env: dict[str, str], cwd: Path, until: str) -> tuple[str, int]:
-    """What a command writes on a terminal until a text comes and Ctrl-C is pressed, and how it ended."""
-    terminal, side = pty.openpty()
-    env = env | {"TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(command, env=env, cwd=cwd, stdin=side, stdout=side, stderr=side)
-    os.close(side)
-    said, deadline = b"", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if select.select([terminal], [], [], 0.2)[0]:
-            try:
-                said += os.read(terminal, 1 << 16)
-            except OSError:  # the other side is closed: it has ended
-                break
-        if said.count(until.encode()) >= 2 and process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            until = "never said"
-    code = process.wait(60)
-    os.close(terminal)
-    return said.decode(), code
-
-
 def test_in_place_on_a_terminal(env: dict[str, str], project: Path) -> None:
     """On a terminal the cursor goes back and the table is written over; Ctrl-C leaves the last one, without a trace."""
-    said, code = on_terminal([*COMMAND, "ps", "--watch", "0.1"], env, project, "ungoverned")
+    said, code = run_on_terminal(["ps", "--watch", "0.1"], env, project, "ungoverned")
     assert code == 130
     assert "\x1b[1A" in said  # one line up
     assert "Traceback" not in said
@@ -88,8 +60,8 @@ def test_in_place_on_a_terminal(env: dict[str, str], project: Path) -> None:
 def test_no_colour(env: dict[str, str], project: Path, held: Path) -> None:
     """With NO_COLOR nothing on a terminal is coloured; without, what deserves attention is."""
     held.write_text("0 1 24000\n")
-    coloured, _ = on_terminal([*COMMAND, "gpus"], env, project, "never said")
-    plain, _ = on_terminal([*COMMAND, "gpus"], env | {"NO_COLOR": "1"}, project, "never said")
+    coloured, _ = run_on_terminal(["gpus"], env, project)
+    plain, _ = run_on_terminal(["gpus"], env | {"NO_COLOR": "1"}, project)
     assert "\x1b[33m" in coloured
     assert "\x1b" not in plain
     assert "23.4 / 24.0 GiB" in plain
@@ -103,10 +75,13 @@ def test_seconds_that_are_none(tfgpu: Tfgpu, seconds: str) -> None:
     assert "write 2, or 0.5" in result.stderr
 
 
-def test_a_reader_that_goes_away(env: dict[str, str], project: Path) -> None:
-    """`tfgpu gpus --watch | head` ends quietly."""
-    command = f"{sys.executable} -m tfenv gpus --watch 0.1 | head -n 2; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("shape", ["text", "json"])
+def test_a_reader_that_goes_away(env: dict[str, str], project: Path, shape: str, unbuffered: str) -> None:
+    """`tfgpu gpus --watch | head` ends quietly, whether Python buffers what is printed or not."""
+    command = f"{sys.executable} -m tfenv gpus --watch 0.1 --format {shape} | head -n 2; exit ${{PIPESTATUS[0]}}"
+    env = env | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(
         ["bash", "-c", command], env=env, cwd=project, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)

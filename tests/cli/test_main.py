@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import TFGPU, Tfgpu, run_on_terminal
 from tfenv import __version__
 from tfenv.cli.main import COMMANDS
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def start(program: str, env: dict[str, str], **options: object) -> subprocess.Popen[str]:
@@ -119,23 +116,66 @@ def test_ctrl_c_ends_quietly_with_130(variables: dict[str, str]) -> None:
     assert (child.returncode, errors) == (130, "")
 
 
-def test_a_closed_pipe_is_no_error(project: Path, variables: dict[str, str]) -> None:
-    """When nobody reads on (`tfgpu explain | head -1`), the command ends quietly with 0."""
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    """Return the writing end of a pipe that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
-    with subprocess.Popen(
-        [sys.executable, "-m", "tfenv", "explain"], cwd=project, env=variables, stdout=writer, stderr=subprocess.PIPE
-    ) as child:
-        os.close(writer)
-        _, errors = child.communicate(timeout=60)
-    assert (child.returncode, errors) == (0, b"")
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "explain", "explain --format json", "check", "check --format json", "gpus", "gpus --format json", "ps",
+        "doctor --no-tensorflow", "audit", "audit summary", "completion bash", "init --force", "watch", "--help",
+        "--version", "ps --help", "gpus --watch", "ps --watch --format json",
+    ],
+)  # fmt: skip
+def test_a_closed_pipe_is_no_error(arguments: str, project: Path, variables: dict[str, str], closed_pipe: int) -> None:
+    """When nobody reads on (`tfgpu explain | head -1`), every command ends quietly with 0."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
+    result = subprocess.run(
+        [*TFGPU, *arguments.split()], cwd=project, env=variables, stdout=closed_pipe, stderr=subprocess.PIPE,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("simulate -- false", 1),
+        ("simulate --format json -- true", 0),
+        ("simulate -- no-such-command", 127),
+        ("run -- no-such-command", 127),
+        ("run", 2),
+        ("chekc", 2),
+        ("check --nope", 2),
+        ("explain --project nowhere", 2),
+        ("audit --file nowhere", 2),
+        ("init", 1),
+        ("install --system --python /bin/false", 1),
+    ],
+)
+def test_complaints_that_nobody_reads_change_no_exit_code(
+    arguments: str, code: int, project: Path, variables: dict[str, str], closed_pipe: int
+) -> None:
+    """With a closed pipe as stderr (`2>&1 | head`) the exit code tells what went wrong, as ever."""
+    (project / "tfgpu.toml").touch()
+    result = subprocess.run(
+        [*TFGPU, *arguments.split()], cwd=project, env=variables, stdout=closed_pipe, stderr=closed_pipe,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == code
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_said(project: Path, variables: dict[str, str]) -> None:
     """Output that cannot be written is one line on stderr and exit code 1, not success."""
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "tfenv", "explain"]
+        command = [*TFGPU, "explain"]
         result = subprocess.run(command, cwd=project, env=variables, stdout=full, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (1, b"tfgpu: No space left on device\n")
 
@@ -161,7 +201,7 @@ def test_a_closed_stdout_changes_no_exit_code(
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
     open_, closed = (
         subprocess.run(
-            ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "tfenv", *arguments],
+            ["sh", "-c", f'"$@" {redirection}', "sh", *TFGPU, *arguments],
             cwd=project,
             env=variables,
             capture_output=True,
@@ -188,7 +228,7 @@ def test_a_closed_stderr_puts_no_complaint_into_stdout(project: Path, variables:
 @pytest.mark.parametrize("arguments", [["init"], ["check", "tfgpu.toml"], ["run", "--config", "a.toml", "--", "true"]])
 def test_a_deleted_working_directory_is_named(arguments: list[str], project: Path, variables: dict[str, str]) -> None:
     """Where a relative path means nothing any more, the command says so and what to do, and ends with 2."""
-    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "tfenv", *arguments]
+    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *TFGPU, *arguments]
     result = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("tfgpu: the working directory was deleted; change to a directory that exists")
@@ -203,33 +243,13 @@ def test_a_quoted_argument_does_not_steer_the_terminal(tfgpu: Tfgpu) -> None:
         assert "\x1b" not in result.stderr
 
 
-def on_terminal(project: Path, env: dict[str, str]) -> bytes:
-    """What `tfgpu check` shows on a terminal."""
-    terminal, inside = pty.openpty()
-    command = [sys.executable, "-m", "tfenv", "check"]
-    with subprocess.Popen(command, cwd=project, env=env, stdout=inside, stderr=inside) as child:
-        os.close(inside)
-        shown = b""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                part = os.read(terminal, 4096)
-            except OSError:  # the other side is closed
-                break
-            shown += part
-        child.wait(timeout=60)
-    os.close(terminal)
-    return shown
-
-
 def test_colour_is_for_terminals_only(project: Path, variables: dict[str, str], tfgpu: Tfgpu) -> None:
     """There is colour on a terminal, none there with NO_COLOR, none in a pipe."""
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
-    colourful = {**variables, "TERM": "xterm-256color"}
-    assert b"\x1b[" in on_terminal(project, colourful)
-    plain = on_terminal(project, {**colourful, "NO_COLOR": "1"})
-    assert b"invalid-value" in plain
-    assert b"\x1b" not in plain
+    assert "\x1b[" in run_on_terminal(["check"], variables, project)[0]
+    plain = run_on_terminal(["check"], variables | {"NO_COLOR": "1"}, project)[0]
+    assert "invalid-value" in plain
+    assert "\x1b" not in plain
     assert "\x1b" not in tfgpu("check").stdout
 
 

@@ -6,17 +6,15 @@ import grp
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.server import Server
+from tests.cli.conftest import Tfgpu
+from tests.shared_machine import ALICE, SharedMachine
 from tfenv.simulate.environment import environment, parse_gpus
 
 DAEMON = grp.getgrnam("daemon").gr_gid
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 
 GOOD = "[gpu]\nmemory_growth = true\n"
@@ -235,15 +233,15 @@ def test_a_large_machine_is_ok_in_one_line(project: Path, tfgpu: Tfgpu) -> None:
     assert tfgpu("check", "etc").stdout == "ok: 41 files in etc\n"
 
 
-def test_the_real_machine_layer_with_real_people(server: Server, variables: dict[str, str]) -> None:
+def test_the_real_machine_layer_with_real_people(server: SharedMachine) -> None:
     """Who is in which group decides which tables can ever count."""
-    server.machine("tfgpu.toml", "[group.students.ceiling]\nmemory_limit = '8GiB'\nrequire_grant = true\n")
-    server.machine("users/alice.toml", "[ceiling]\nmemory_limit = '9GiB'\n[group.vision.gpu]\nmemory_growth = true\n")
-    server.machine("users/bob.toml", "[ceiling]\nmemory_limit = '9GiB'\n[group.vision.gpu]\nmemory_growth = true\n")
-    server.machine(
-        "groups/vision.toml", "[user.alice.gpu]\nmemory_growth = true\n[user.bob.gpu]\nmemory_growth = true\n"
-    )
-    result = server.tfgpu("check", "/etc/tfgpu", "--format", "json", env=variables)
+    exception = "[ceiling]\nmemory_limit = '9GiB'\n[group.vision.gpu]\nmemory_growth = true\n"
+    files = {
+        "tfgpu.toml": "[group.students.ceiling]\nmemory_limit = '8GiB'\nrequire_grant = true\n",
+        "groups/vision.toml": "[user.alice.gpu]\nmemory_growth = true\n[user.bob.gpu]\nmemory_growth = true\n",
+    }
+    server.policy(files | dict.fromkeys(("users/alice.toml", "users/bob.toml"), exception))
+    result = server.tfgpu("check", "/etc/tfgpu", "--format", "json")
     assert found(result, Path("/etc/tfgpu")) == [
         ("tfgpu.toml", 2, "never-counts"),
         ("groups/vision.toml", 3, "unreachable-table"),
@@ -252,11 +250,11 @@ def test_the_real_machine_layer_with_real_people(server: Server, variables: dict
 
 
 @pytest.mark.parametrize("name", ["tfgpu.toml", "users/alice.toml"])
-def test_the_real_machine_layer_must_be_roots(server: Server, variables: dict[str, str], name: str) -> None:
+def test_the_real_machine_layer_must_be_roots(server: SharedMachine, name: str) -> None:
     """A file of it that somebody else may change is a finding with what to do."""
-    server.machine(name, GOOD)
-    os.chown(server.etc / "tfgpu" / name, 47001, 47001)
-    result = server.tfgpu("check", "/etc/tfgpu", env=variables)
+    server.policy({name: GOOD})
+    os.chown(server.path(f"/etc/tfgpu/{name}"), ALICE.uid, ALICE.uid)
+    result = server.tfgpu("check", "/etc/tfgpu")
     assert result.returncode == 1
     assert f"/etc/tfgpu/{name}: it belongs to alice, not to root" in result.stdout
 
@@ -286,21 +284,18 @@ def test_a_file_that_its_people_cannot_read(project: Path, tfgpu: Tfgpu) -> None
     }
 
 
-def test_a_closed_machine_layer_is_an_error_for_its_people(server: Server, variables: dict[str, str]) -> None:
+def test_a_closed_machine_layer_is_an_error_for_its_people(server: SharedMachine) -> None:
     """What `check` warns of is what alice is told: her programs cannot read the policy."""
-    server.machine("tfgpu.toml", GOOD)
-    (server.etc / "tfgpu" / "tfgpu.toml").chmod(0o600)
-    assert "[warning closed]" in server.tfgpu("check", "/etc/tfgpu", env=variables).stdout
-    assert "[error unreadable]" in server.tfgpu("explain", "--user", "alice", env=variables).stdout
+    server.policy({"tfgpu.toml": GOOD})
+    server.path("/etc/tfgpu/tfgpu.toml").chmod(0o600)
+    assert "[warning closed]" in server.tfgpu("check", "/etc/tfgpu").stdout
+    assert "[error unreadable]" in server.tfgpu("explain", "--user", "alice").stdout
 
 
-def test_folders_that_may_not_be_listed(server: Server, variables: dict[str, str]) -> None:
+def test_folders_that_may_not_be_listed(server: SharedMachine) -> None:
     """Who may not look into users/ is told that its files were not checked."""
-    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
-        pytest.skip("other users may not read this checkout")
-    server.machine("tfgpu.toml", GOOD)
-    server.machine("users/bob.toml", GOOD)
-    (server.etc / "tfgpu" / "users").chmod(0o711)
-    result = server.tfgpu("check", "/etc/tfgpu", env=variables, user="alice")
+    server.policy({"tfgpu.toml": GOOD, "users/bob.toml": GOOD})
+    server.path("/etc/tfgpu/users").chmod(0o711)
+    result = server.tfgpu("check", "/etc/tfgpu", user=ALICE)
     assert result.returncode == 1
     assert "/etc/tfgpu/users: may not be listed" in result.stdout

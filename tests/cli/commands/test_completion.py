@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Tfgpu
 from tfenv.cli.main import COMMANDS
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 #: What is typed before Tab, and what stands there then.
 TYPED = {

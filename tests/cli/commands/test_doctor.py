@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.cli.conftest import REPOSITORY, Tfgpu
 from tfenv.deploy.launch import PYTHONPATH_FOLDER
 from tfenv.simulate.environment import environment, parse_gpus
 
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
-
 QUICK = ("doctor", "--no-tensorflow", "--format", "json")
-REPOSITORY = Path(__file__).parents[3]
 needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
 
 

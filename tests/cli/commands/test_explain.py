@@ -7,17 +7,14 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import REPOSITORY
-from tests.cli.server import Server
+from tests.cli.conftest import REPOSITORY, Tfgpu
+from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
 from tfenv.simulate.environment import environment, parse_gpus
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 USER = '[gpu]\nmemory_limit = "20GiB"\n\n[ceiling]\nrequire_memory_growth = true\nmemory_limit = "50%"\n'
 PROJECT = '[gpu]\nvisible_devices = [1, 2]\nmemory_limit = "16GiB"\nmemory_growth = false\n'
@@ -223,153 +220,152 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
     assert explained["choosing"] == {"count": 1, "when_busy": "wait", "now": ["1"], "scene": ""}
     assert not (tmp_path / "log.leases").exists()
     others.write_text("0 4190001 9000\n1 4190001 9000\n2 4190001 9000\n")
-    said = tfgpu("explain", env=variables).stdout
-    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease; GPU 1:" in said
+    shown = tfgpu("explain", env=variables).stdout
+    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease; GPU 1:" in shown
 
 
 # ---- somebody else: with real users, on a machine of its own
 
 
-def told_of(server: Server, variables: dict[str, str], user: str, *arguments: str, **also: str) -> Any:
-    """What root is told of a user."""
-    done = server.tfgpu("explain", "--user", user, "--format", "json", *arguments, env=variables | also)
+def told_of(server: SharedMachine, user: str, *arguments: str, **variables: str) -> Any:
+    """Return what root is told of a user."""
+    done = server.tfgpu("explain", "--user", user, "--format", "json", *arguments, env=variables)
     assert done.stderr == ""
     return json.loads(done.stdout)
 
 
-def test_root_is_told_of_somebody_else(server: Server, variables: dict[str, str]) -> None:
+def test_root_is_told_of_somebody_else(server: SharedMachine) -> None:
     """A user's own tables, his groups', his own file and the project's speak, with origins; nobody else's do."""
-    server.machine("tfgpu.toml", "[gpu]\nmemory_growth = true\n[ceiling]\nmemory_limit = '20GiB'\n")
-    server.machine("groups/students.toml", "[ceiling]\nmemory_limit = '10GiB'\n")
-    server.machine("users/bob.toml", "[ceiling]\nmemory_limit = '1GiB'\n")
-    server.write(server.home / "alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
-    project = server.write(server.home / "alice/vision/tfgpu.toml", "[gpu]\nmemory_growth = false\n", "alice").parent
-    told = told_of(server, variables, "alice", "--project", str(project))
-    assert (told["user"], told["groups"], told["project"]) == ("alice", ["alice", "students", "vision"], str(project))
+    files = {
+        "tfgpu.toml": "[gpu]\nmemory_growth = true\n[ceiling]\nmemory_limit = '20GiB'\n",
+        "groups/students.toml": "[ceiling]\nmemory_limit = '10GiB'\n",
+        "users/bob.toml": "[ceiling]\nmemory_limit = '1GiB'\n",
+    }
+    server.policy(files)
+    own = server.write("/home/alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", ALICE)
+    server.write("/home/alice/vision/tfgpu.toml", "[gpu]\nmemory_growth = false\n", ALICE)
+    told = told_of(server, "alice", "--project", "/home/alice/vision")
+    assert (told["user"], told["groups"]) == ("alice", ["alice", "students", "vision"])
+    assert told["project"] == "/home/alice/vision"
     assert [(c["value"], c["path"]) for c in told["ceilings"]] == [("10GiB", "/etc/tfgpu/groups/students.toml")]
     assert [(c["value"], c["path"]) for c in told["ceilings"][0]["replaces"]] == [("20GiB", "/etc/tfgpu/tfgpu.toml")]
     limit, growth = told["settings"]["memory_limit"], told["settings"]["memory_growth"]
-    assert (limit["value"], limit["path"]) == ("8GiB", f"{server.home}/alice/.config/tfgpu/tfgpu.toml")
+    assert (limit["value"], limit["path"]) == ("8GiB", own)
     assert (growth["layer"], [lost["layer"] for lost in growth["overrides"]]) == ("project", ["machine"])
-    assert told_of(server, variables, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
+    assert told_of(server, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
 
 
-def test_the_callers_environment_is_not_theirs(server: Server, variables: dict[str, str]) -> None:
+def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
     """Variables of root, his XDG_CONFIG_HOME and those of sudo, schedulers and ranks say nothing of alice."""
-    server.machine("tfgpu.toml", "[gpu]\nvisible_devices = {rank = 'auto'}\n[ceiling]\nrequire_grant = true\n")
-    elsewhere = server.write(server.root / "elsewhere/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n", "root")
-    theirs = server.write(server.home / "alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
+    server.policy({"tfgpu.toml": "[gpu]\nvisible_devices = {rank = 'auto'}\n[ceiling]\nrequire_grant = true\n"})
+    elsewhere = server.write("/srv/elsewhere/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n")
+    theirs = server.write("/home/alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", ALICE)
     told = told_of(
         server,
-        variables,
         "alice",
-        XDG_CONFIG_HOME=str(elsewhere.parent.parent),
+        XDG_CONFIG_HOME="/srv/elsewhere",
         SUDO_UID=str(os.getuid()),
         CUDA_VISIBLE_DEVICES="3",
-        TFGPU_CONFIG=str(elsewhere),
+        TFGPU_CONFIG=elsewhere,
         TFGPU_RUN="gpu = {memory_limit = '2GiB'}",
         TFGPU_DISABLE="1",
         SLURM_JOB_ID="1",
         LOCAL_RANK="2",
     )
     limit = told["settings"]["memory_limit"]
-    assert (limit["path"], limit["overrides"]) == (str(theirs), [])
+    assert (limit["path"], limit["overrides"]) == (theirs, [])
     assert told["grant"] == {"tokens": None, "pci_order": False, "scheduler": False, "rank": None}
     assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
 
 
-def test_trust_and_permissions_are_theirs(server: Server, variables: dict[str, str]) -> None:
+def test_trust_and_permissions_are_theirs(server: SharedMachine) -> None:
     """A file of bob's does not count for alice, one that only root can read does not either, and both are told."""
-    project = server.home / "alice" / "vision"
-    path = server.write(project / "tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", "alice")
-    assert told_of(server, variables, "alice", "--project", str(project))["findings"] == []
-    told = told_of(server, variables, "bob", "--project", str(project))
+    project, text = "/home/alice/vision", "[gpu]\nmemory_limit = '8GiB'\n"
+    path = server.write(f"{project}/tfgpu.toml", text, ALICE)
+    assert told_of(server, "alice", "--project", project)["findings"] == []
+    told = told_of(server, "bob", "--project", project)
     assert told["findings"] == [], "the owner of the directory is trusted"
-    server.write(path, path.read_text(), "bob")
-    assert codes(told_of(server, variables, "alice", "--project", str(project))) == ["untrusted-owner"]
-    server.machine("tfgpu.toml", "[machine]\ntrusted_owners = ['uid:47002']\n")
-    assert codes(told_of(server, variables, "alice", "--project", str(project))) == []
-    server.write(path, path.read_text(), "root", mode=0o600)
-    assert codes(told_of(server, variables, "alice", "--project", str(project))) == ["unreadable"]
+    server.write(path, text, BOB)
+    assert codes(told_of(server, "alice", "--project", project)) == ["untrusted-owner"]
+    server.policy({"tfgpu.toml": f"[machine]\ntrusted_owners = ['uid:{BOB.uid}']\n"})
+    assert codes(told_of(server, "alice", "--project", project)) == []
+    server.write(path, text, mode=0o600)
+    assert codes(told_of(server, "alice", "--project", project)) == ["unreadable"]
 
 
 def codes(told: Any) -> list[str]:
     return [finding["code"] for finding in told["findings"]]
 
 
-def test_root_reads_no_secret_for_a_user(server: Server, variables: dict[str, str]) -> None:
+def test_root_reads_no_secret_for_a_user(server: SharedMachine) -> None:
     """A user's link to a file of root's is not followed with root's permissions."""
-    secret = server.write(server.root / "secret", "password = hunter2\n", "root", mode=0o600)
-    link = server.home / "alice" / "tfgpu.toml"
-    link.symlink_to(secret)
-    os.chown(link, 47001, 47001, follow_symlinks=False)
-    done = server.tfgpu("explain", "--user", "alice", "--project", str(link.parent), env=variables)
+    link = server.path("/home/alice/tfgpu.toml")
+    link.symlink_to(server.write("/srv/secret", "password = hunter2\n", mode=0o600))
+    os.chown(link, ALICE.uid, ALICE.uid, follow_symlinks=False)
+    done = server.tfgpu("explain", "--user", "alice", "--project", "/home/alice")
     assert "unreadable" in done.stdout
     assert "password" not in done.stdout + done.stderr
 
 
-def test_tfenv_may_stand_where_only_root_can_look(server: Server, variables: dict[str, str]) -> None:
+def test_tfenv_may_stand_where_only_root_can_look(server: SharedMachine) -> None:
     """Everything that reading takes is loaded before root becomes somebody else; mistakes are named all the same."""
-    hidden = server.root / "hidden"
-    hidden.mkdir(mode=0o700)
-    for name in ("tfenv", "schemas"):
-        subprocess.run(["cp", "-a", str(REPOSITORY / name), str(hidden / name)], check=True)
-    server.machine("tfgpu.toml", "[gpu]\nmemory_limit = 8\n[ceiling]\nmax_devics = 1\n")
-    told = told_of(server, variables, "alice", PYTHONPATH=str(hidden))
+    hidden = server.folder("/srv/hidden", mode=0o700)
+    copied = server.run(ROOT, "cp", "-a", f"{REPOSITORY}/tfenv", f"{REPOSITORY}/schemas", hidden)
+    assert copied.returncode == 0, copied.stderr
+    server.policy({"tfgpu.toml": "[gpu]\nmemory_limit = 8\n[ceiling]\nmax_devics = 1\n"})
+    told = told_of(server, "alice", PYTHONPATH=hidden)
     assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [
         ("invalid-value", 2),
         ("unknown-key", 4),
     ]
 
 
-def test_a_uid_without_an_entry(server: Server, variables: dict[str, str]) -> None:
+def test_a_uid_without_an_entry(server: SharedMachine) -> None:
     """uid:1234 asks for somebody of whom the databases know nothing: no groups, no home, the machine's policy."""
-    server.machine("tfgpu.toml", "[user.'uid:47999'.ceiling]\nmax_devices = 1\n")
-    told = told_of(server, variables, "uid:47999")
+    server.policy({"tfgpu.toml": "[user.'uid:47999'.ceiling]\nmax_devices = 1\n"})
+    told = told_of(server, "uid:47999")
     assert (told["user"], told["groups"]) == ("uid:47999", [])
     assert [ceiling["key"] for ceiling in told["ceilings"]] == ['user."uid:47999".ceiling.max_devices']
     assert told["files"][1]["why"] == "there is no home directory"
-    assert told_of(server, variables, "uid:47001")["user"] == "alice"
+    assert told_of(server, f"uid:{ALICE.uid}")["user"] == "alice"
 
 
-def test_a_directory_they_may_not_enter(server: Server, variables: dict[str, str]) -> None:
+def test_a_directory_they_may_not_enter(server: SharedMachine) -> None:
     """Where the user has no way in, that is said, and no file behind it speaks."""
-    closed = server.write(server.root / "closed" / "tfgpu.toml", "[gpu]\nmemory_growth = true\n", "root").parent
-    closed.chmod(0o700)
-    shown = server.tfgpu("explain", "--user", "alice", "--project", str(closed), env=variables).stdout
+    closed = server.folder("/srv/closed", mode=0o700)
+    server.write(f"{closed}/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    shown = server.tfgpu("explain", "--user", "alice", "--project", closed).stdout
     assert "alice may not enter this directory" in shown
     assert "memory_growth" not in shown
 
 
-def test_where_no_projects_file_counts(server: Server, variables: dict[str, str]) -> None:
+def test_where_no_projects_file_counts(server: SharedMachine) -> None:
     """A project's file that the administrator lets not count is not said to be missing."""
-    server.machine("tfgpu.toml", "[machine]\nallow_project_files = false\n")
-    project = server.write(server.home / "alice/p/tfgpu.toml", "[gpu]\nmemory_growth = true\n", "alice").parent
-    told = told_of(server, variables, "alice", "--project", str(project))
+    server.policy({"tfgpu.toml": "[machine]\nallow_project_files = false\n"})
+    server.write("/home/alice/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n", ALICE)
+    told = told_of(server, "alice", "--project", "/home/alice/project")
     (seen,) = [file for file in told["files"] if file["layer"] == "project"]
     assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
     assert told["settings"] == {}
 
 
-def test_others_are_nobodys_business(server: Server, variables: dict[str, str]) -> None:
+def test_others_are_nobodys_business(server: SharedMachine) -> None:
     """A user is told of himself, in his own environment, and of nobody else: exit code 2 and what to do."""
-    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
-        pytest.skip("other users may not read this checkout")
-    own = server.tfgpu("explain", "--user", "alice", "--format", "json", env=variables, user="alice")
+    own = server.tfgpu("explain", "--user", "alice", "--format", "json", user=ALICE)
     assert (json.loads(own.stdout)["user"], json.loads(own.stdout)["new_login"]) == ("alice", False)
-    refused = server.tfgpu("explain", "--user", "bob", env=variables, user="alice")
+    refused = server.tfgpu("explain", "--user", "bob", user=ALICE)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
         "tfgpu explain: only root may ask for somebody else; try `sudo tfgpu explain --user bob`\n"
     )
 
 
-def test_from_python(server: Server, variables: dict[str, str]) -> None:
+def test_from_python(server: SharedMachine) -> None:
     """tfenv.explain(directory, user=...) tells the same, and who is not there is a LookupError."""
-    server.machine("users/alice.toml", "[ceiling]\nmax_devices = 1\n")
+    server.policy({"users/alice.toml": "[ceiling]\nmax_devices = 1\n"})
     program = "import tfenv; told = tfenv.explain('/usr', user='alice'); print(told.user, told.ceilings[0].value)\n"
     program += "try: tfenv.explain(user='no-such-user')\nexcept LookupError as error: print(error)\n"
-    done = server.run([sys.executable, "-c", program], variables)
+    done = server.python(ROOT, program)
     assert done.stderr == ""
     assert done.stdout.startswith('alice 1\nthere is no user "no-such-user" here')
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Tfgpu
 from tfenv.simulate.environment import environment, parse_gpus
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 GPUS = "2x24GiB:NVIDIA A10,1x40GiB/mig=2x20GiB:NVIDIA A100"
 LOST = 15
@@ -74,7 +71,7 @@ def test_what_the_driver_says(tfgpu: Tfgpu, held: Path) -> None:
 
 def test_what_hides_the_others(tfgpu: Tfgpu) -> None:
     """A visible GPU has TensorFlow's name, each other the key that hides it, with file and line."""
-    found = by_label(seen(tfgpu, simulated()), "visible", "tensorflow", "explain_hidden", "why")
+    found = by_label(seen(tfgpu, simulated()), "visible", "tensorflow", "hidden_by", "why")
     assert found == {
         "0": (False, None, "visible_devices", "not chosen by visible_devices of tfgpu.toml:2"),
         "1": (True, "GPU:0", None, None),

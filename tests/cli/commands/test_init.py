@@ -6,17 +6,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli
 
-from tests.cli.server import Server
+from tests.cli.conftest import Tfgpu
+from tests.shared_machine import ALICE, ROOT, SharedMachine
 from tfenv.api import check
 from tfenv.simulate.environment import environment, parse_gpus
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_what_it_writes_is_right(project: Path, tfgpu: Tfgpu) -> None:
@@ -177,13 +175,13 @@ def test_a_draft_needs_a_place(project: Path, tfgpu: Tfgpu) -> None:
         assert "is no directory" in refused.stderr
 
 
-def test_the_machines_own(server: Server, variables: dict[str, str]) -> None:
+def test_the_machines_own(server: SharedMachine) -> None:
     """As root it writes /etc/tfgpu/tfgpu.toml, which counts for all at once, and replaces it only with --force."""
-    (server.etc / "tfgpu").rmdir()
-    env = variables | environment(parse_gpus("8x24GiB"), base={})
+    server.path("/etc/tfgpu").rmdir()
+    env = environment(parse_gpus("8x24GiB"), base={})
     written = server.tfgpu("init", "--machine", env=env)
     assert (written.returncode, written.stderr) == (0, "")
-    path = server.etc / "tfgpu" / "tfgpu.toml"
+    path = server.path("/etc/tfgpu/tfgpu.toml")
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, 0o644)
     assert server.tfgpu("check", "/etc/tfgpu", env=env).stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
     told = server.tfgpu("explain", "--user", "alice", env=env).stdout
@@ -194,24 +192,20 @@ def test_the_machines_own(server: Server, variables: dict[str, str]) -> None:
     assert server.tfgpu("init", "--machine", "--force", env=env).returncode == 0
 
 
-def test_who_is_not_root_is_told_what_to_do(server: Server, variables: dict[str, str]) -> None:
+def test_who_is_not_root_is_told_what_to_do(server: SharedMachine) -> None:
     """The machine's policy is root's: exit code 2, and a draft is offered."""
-    if server.run([sys.executable, "-c", "import tfenv"], variables, user="alice").returncode != 0:
-        pytest.skip("other users may not read this checkout")
-    refused = server.tfgpu("init", "--machine", env=variables, user="alice")
+    refused = server.tfgpu("init", "--machine", user=ALICE)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
         "tfgpu init: only root writes to /etc/tfgpu; use sudo, or write a draft with --path DIR\n"
     )
-    drafted = server.tfgpu(
-        "init", "--machine", "--path", "draft", env=variables, cwd=server.home / "alice", user="alice"
-    )
+    drafted = server.tfgpu("init", "--machine", "--path", "draft", cwd="/home/alice", user=ALICE)
     assert drafted.returncode == 0
-    server.run(["cp", "-r", f"{server.home}/alice/draft/.", "/etc/tfgpu"], variables)
-    assert server.tfgpu("check", "/etc/tfgpu", env=variables).stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
+    server.run(ROOT, "cp", "-r", "/home/alice/draft/.", "/etc/tfgpu")
+    assert server.tfgpu("check", "/etc/tfgpu").stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
 
 
-def test_roots_draft_in_somebodys_folder(server: Server, variables: dict[str, str]) -> None:
+def test_roots_draft_in_somebodys_folder(server: SharedMachine) -> None:
     """A draft may be root's in a directory of a user: checking it finds nothing."""
-    server.tfgpu("init", "--machine", "--path", str(server.home / "alice"), env=variables)
-    assert server.tfgpu("check", str(server.home / "alice"), env=variables).returncode == 0
+    server.tfgpu("init", "--machine", "--path", "/home/alice")
+    assert server.tfgpu("check", "/home/alice").returncode == 0

@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Tfgpu
 from tfenv.simulate.environment import environment, parse_gpus
-
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
 GIB = 1 << 30
 UUIDS = [f"GPU-a{gpu}fa4e00-0000-4000-8000-00000000000{gpu}" for gpu in range(2)]

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli
 
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
+from tests.cli.conftest import Tfgpu
 
 PRINT_POLICY = [sys.executable, "-c", "import os; print(os.environ.get('TFGPU_RUN'))"]
 HOOK = "import sys; print([getattr(finder, '__name__', '') for finder in sys.meta_path].count('TfenvFinder'))"

@@ -14,19 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import REPOSITORY, TFGPU
 from tfenv.simulate.requests import read_requests
 
-REPOSITORY = Path(__file__).parents[3]
 MIB = 1 << 20
-#: The command alone, as the program's parser carries it.
-MAIN = """
-import argparse, sys
-from tfenv.cli.commands import simulate
-parser = argparse.ArgumentParser(prog="tfgpu")
-simulate.add_parser(parser.add_subparsers())
-args = parser.parse_args()
-sys.exit(simulate.run(args))
-"""
 #: Takes 100 MiB of GPU 1 and is refused the rest.
 TAKE = """
 import ctypes, os
@@ -41,7 +32,7 @@ assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(1 << 40)) == 2
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", MAIN, "simulate", *arguments]
+    return [*TFGPU, "simulate", *arguments]
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -3,98 +3,87 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, last, parse_moment, read, select
 from tfenv.audit.rotation import Tail, can_open, unique_logs
 from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
 from tfenv.audit.usage import UserGpu, summarize_logs
-from tfenv.cli.output import FINDINGS, INTERRUPTED, OK, USAGE, print_table, say
+from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
+from tfenv.cli.tables import print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
+
+__all__ = ["add_arguments", "export_figures", "follow_records", "print_records", "print_summary", "run"]
 
 EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
-_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
+_RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
+_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
 _USAGE = """%(prog)s [options]
        %(prog)s summary [options]
        %(prog)s export --prometheus FILE [options]"""
-_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
+_EXIT_CODES = "Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage."
 
 
 # ---- options
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser of `tfgpu`."""
-    exit_codes = "Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage."
-    parser = subparsers.add_parser(
-        "audit",
-        help="show what was applied, from the audit log",
-        description=f"Show records of the audit log. {exit_codes}",
-        usage=_USAGE,
-        argument_default=argparse.SUPPRESS,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = f"Show records of the audit log. {_EXIT_CODES}"
+    parser.usage = _USAGE
+    # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
+    parser.argument_default = argparse.SUPPRESS
     _add_filters(parser)
     _add_files(parser)
-    parser.add_argument("-n", "--lines", type=_count, metavar="N", help="only the newest N (table: 20, json: all)")
+    parser.add_argument(
+        "-n", "--lines", type=_parse_lines, metavar="N", help="only the newest N (table: 20, json: all)"
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="go on with records as they are written")
     _add_format(parser)
-    parser.set_defaults(run=run, act=_show)
-    # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
-    actions = parser.add_subparsers(title="instead of records", metavar="ACTION", prog=parser.prog)
-    _add_summary(actions, f"Processes, limits, clamps and failures per user and GPU. {exit_codes}")
-    _add_export(actions, exit_codes)
-
-
-def _add_summary(actions: argparse._SubParsersAction[argparse.ArgumentParser], description: str) -> None:
-    parser = actions.add_parser(
+    actions = parser.add_subparsers(title="instead of records", metavar="ACTION", dest="action", prog=parser.prog)
+    summary = actions.add_parser(
         "summary",
         help="processes, limits, clamps and failures per user and GPU",
-        description=description,
+        description=f"Processes, limits, clamps and failures per user and GPU. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
-    _add_filters(parser)
-    _add_files(parser)
-    _add_format(parser)
-    parser.set_defaults(act=_summarize)
-
-
-def _add_export(actions: argparse._SubParsersAction[argparse.ArgumentParser], exit_codes: str) -> None:
-    parser = actions.add_parser(
+    _add_filters(summary)
+    _add_files(summary)
+    _add_format(summary)
+    export = actions.add_parser(
         "export",
         help="figures for the node exporter of Prometheus",
         description="Count what was added to the logs since the last time, and write the totals into a file for the "
-        f"textfile collector of the node exporter. {exit_codes}",
+        f"textfile collector of the node exporter. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
+    export.add_argument(
         "--prometheus", type=Path, required=True, metavar="FILE", help="a .prom file in the collector's directory"
     )
-    _add_files(parser)
-    parser.set_defaults(act=_export)
+    _add_files(export)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    wanted = parser.add_argument_group("which records")
-    wanted.add_argument("--event", action="append", type=_event, metavar="EVENT", help=", ".join(EVENTS))
-    wanted.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at an entry point")
-    wanted.add_argument("--user", action="append", metavar="NAME", help="of this user")
-    wanted.add_argument("--uid", action="append", type=int, help="of this user id")
-    wanted.add_argument("--gpu", action="append", metavar="GPU", help='a UUID or its beginning, or "name:*A100*"')
-    wanted.add_argument("--project", metavar="DIR", help="of a project or script in this directory or below it")
-    wanted.add_argument("--script", metavar="GLOB", help="of this program: path, file name or glob")
-    wanted.add_argument("--since", type=_moment, metavar="WHEN", help='"2h", "7d", or a time in ISO 8601')
-    wanted.add_argument("--until", type=_moment, metavar="WHEN", help="before that time")
+    filters = parser.add_argument_group("which records")
+    filters.add_argument("--event", action="append", type=_parse_event, metavar="EVENT", help=", ".join(EVENTS))
+    filters.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at an entry point")
+    filters.add_argument("--user", action="append", metavar="NAME", help="of this user")
+    filters.add_argument("--uid", action="append", type=int, help="of this user id")
+    filters.add_argument("--gpu", action="append", metavar="GPU", help='a UUID or its beginning, or "name:*A100*"')
+    filters.add_argument("--project", metavar="DIR", help="of a project or script in this directory or below it")
+    filters.add_argument("--script", metavar="GLOB", help="of this program: path, file name or glob")
+    filters.add_argument("--since", type=_parse_time, metavar="WHEN", help='"2h", "7d", or a time in ISO 8601')
+    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="before that time")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -118,21 +107,21 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _event(text: str) -> str:
+def _parse_event(text: str) -> str:
     name = text.removeprefix("policy_")
     if name not in EVENTS:
         raise argparse.ArgumentTypeError(f'"{text}" is not an event; there are {", ".join(EVENTS)}')
     return f"policy_{name}"
 
 
-def _moment(text: str) -> str:
+def _parse_time(text: str) -> str:
     try:
         return parse_moment(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _count(text: str) -> int:
+def _parse_lines(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f'"{text}" is not a number of records')
     return int(text)
@@ -141,125 +130,164 @@ def _count(text: str) -> int:
 # ---- what is done
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command: 0 ok, 1 some lines are not records, 2 a log that was named cannot be read."""
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    given = vars(arguments)
+    files, is_json = given.get("file"), given.get("format") == "json"
     try:
-        code: int = args.act(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `tfgpu audit | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        if arguments.action == "export":
+            return export_figures(arguments.prometheus, files)
+        if arguments.action == "summary":
+            return print_summary(_build_query(given), files, is_json=is_json)
+        show = follow_records if "follow" in given else print_records
+        return show(_build_query(given), files, given.get("lines"), is_json=is_json)
+    except BrokenPipeError:  # `tfgpu audit | head`
+        raise
     except OSError as error:
-        say("audit", f"{error.filename or 'the audit log'}: {error.strerror or error}")
+        print_message("audit", f"{error.filename or 'the audit log'}: {error.strerror or error}")
         return USAGE
-    return code
 
 
-def _show(args: argparse.Namespace) -> int:
-    query, tally = _query(args), Tally()
-    if "follow" in args:
-        return _follow(query, args)
-    logs, code = _readable(_logs(args))
-    _print_records(_records(logs, query, tally, args), _is_json(args))
-    return max(code, _report(tally))
-
-
-def _summarize(args: argparse.Namespace) -> int:
-    tally = Tally()
-    logs, code = _readable(_logs(args))
-    _print_summary(summarize_logs(logs, _query(args), tally), _is_json(args))
-    return max(code, _report(tally))
-
-
-def _export(args: argparse.Namespace) -> int:
-    from tfenv.audit.prometheus import ForeignFileError, export
-
-    tally = Tally()
-    try:
-        unread = export(args.prometheus, _named_logs(args), tally)
-    except ForeignFileError as error:
-        say("audit", f"{args.prometheus}: {error}")
-        return USAGE
-    for log in unread:
-        _say_unreadable(log)
-    return max(FINDINGS if unread else OK, _report(tally))
-
-
-def _follow(query: Query, args: argparse.Namespace) -> int:
-    """Show the newest records, then all that come, until Ctrl-C."""
-    tally = Tally()
-    tails = [Tail(path) for path in _named_logs(args)]
-    ends = {tail.path: tail.position for tail in tails}
-    existing, _ = _readable([log for log in unique_logs(_named_logs(args)) if log.exists()])
-    count = getattr(args, "lines", _DEFAULT_COUNT)
-    _print_stream(last(existing, query, tally, count, ends), _is_json(args))
-    while True:
-        for tail in tails:
-            _print_stream(select(tail.poll(), query, tally), _is_json(args))
-        time.sleep(_POLL_SECONDS)
-
-
-def _query(args: argparse.Namespace) -> Query:
-    given = vars(args)
+def _build_query(given: Mapping[str, Any]) -> Query:
     return Query(
         events=frozenset(given.get("event", ())),
         users=frozenset(given.get("user", ())),
         uids=frozenset(given.get("uid", ())),
         outcomes=frozenset(given.get("outcome", ())),
         gpus=frozenset(given.get("gpu", ())),
-        project=os.path.abspath(args.project) if "project" in args else None,
+        project=os.path.abspath(given["project"]) if "project" in given else None,
         script=given.get("script"),
         since=given.get("since", ""),
         until=given.get("until", ""),
     )
 
 
-def _is_json(args: argparse.Namespace) -> bool:
-    return getattr(args, "format", "table") == "json"
+def print_records(query: Query, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> int:
+    """Print the records that are wanted.
+
+    Args:
+        query: Which ones.
+        files: The logs. None: those that the policy here names.
+        count: How many, the newest. None: all of them as JSON, a screenful in a table.
+        is_json: Whether to print one JSON value a line, or else a table.
+
+    Returns:
+        The exit code: 1 if some lines are not records or some files cannot be decompressed.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    tally = Tally()
+    logs, code = _select_readable(_find_logs(files))
+    if is_json:
+        records = read(logs, query, tally) if count is None else last(logs, query, tally, count)
+        for record in records:
+            print_json_line(record)
+    else:
+        newest = last(logs, query, tally, _DEFAULT_COUNT if count is None else count)
+        print_table(_RECORD_COLUMNS, [_format_record(record) for record in newest])
+    return max(code, _report_unreadable_lines(tally))
 
 
-def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Namespace) -> Iterable[Record]:
-    if "lines" not in args and _is_json(args):
-        return read(logs, query, tally)
-    return last(logs, query, tally, getattr(args, "lines", _DEFAULT_COUNT))
+def follow_records(query: Query, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> NoReturn:
+    """Print the newest records, then all that come, until Ctrl-C. The arguments are those of `print_records`.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    tally = Tally()
+    logs = _find_named_logs(files)
+    tails = [Tail(path) for path in logs]
+    ends = {tail.path: tail.position for tail in tails}
+    existing, _ = _select_readable([log for log in unique_logs(logs) if log.exists()])
+    _print_stream(last(existing, query, tally, _DEFAULT_COUNT if count is None else count, ends), is_json=is_json)
+    while True:
+        for tail in tails:
+            _print_stream(select(tail.poll(), query, tally), is_json=is_json)
+        time.sleep(_POLL_SECONDS)
+
+
+def print_summary(query: Query, files: Sequence[Path] | None, *, is_json: bool) -> int:
+    """Print processes, limits, clamps and failures per user and GPU.
+
+    The arguments and the exit code are those of `print_records`.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    tally = Tally()
+    logs, code = _select_readable(_find_logs(files))
+    rows = summarize_logs(logs, query, tally)
+    if is_json:
+        for row in rows:
+            print_json_line(row.as_dict())
+    else:
+        print_table(_SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows])
+    return max(code, _report_unreadable_lines(tally))
+
+
+def export_figures(target: Path, files: Sequence[Path] | None) -> int:
+    """Add what is new in the logs to the figures in a file for Prometheus.
+
+    Args:
+        target: The file.
+        files: The logs. None: those that the policy here names.
+
+    Returns:
+        The exit code: 1 if some lines are not records or some files cannot be decompressed, 2 if the file was written
+        by something else.
+
+    Raises:
+        OSError: A log cannot be read, or the file not be written.
+    """
+    from tfenv.audit.prometheus import ForeignFileError, export
+
+    tally = Tally()
+    try:
+        unread = export(target, _find_named_logs(files), tally)
+    except ForeignFileError as error:
+        print_message("audit", f"{target}: {error}")
+        return USAGE
+    for log in unread:
+        _report_unreadable_log(log)
+    return max(FINDINGS if unread else OK, _report_unreadable_lines(tally))
 
 
 # ---- which logs
 
 
-def _logs(args: argparse.Namespace) -> list[Path]:
-    """What is to be read: the logs with what was rotated away from them."""
-    logs = unique_logs(_named_logs(args))
-    if "file" in args or any(log.exists() for log in logs):
+def _find_logs(files: Sequence[Path] | None) -> list[Path]:
+    """Return the logs with what was rotated away from them."""
+    logs = unique_logs(_find_named_logs(files))
+    if files is not None or any(log.exists() for log in logs):
         return logs
-    say("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
+    print_message("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
     return []
 
 
-def _named_logs(args: argparse.Namespace) -> list[Path]:
-    return args.file if "file" in args else _own_logs()
+def _find_named_logs(files: Sequence[Path] | None) -> Sequence[Path]:
+    return _find_own_logs() if files is None else files
 
 
-def _own_logs() -> list[Path]:
-    """The log that the policy in force here names, or the caller's own.
+def _find_own_logs() -> list[Path]:
+    """Return the log that the policy in force here names, or the caller's own.
 
     Every record is in every log of a policy: the first one that exists is enough.
     """
     from tfenv.pipeline import current_start, load
 
     loaded = load(current_start())
-    candidates = [_expanded(name, loaded.start) for name in log_names(loaded.policy.audit)]
+    candidates = [_expand_log(name, loaded.start) for name in log_names(loaded.policy.audit)]
     existing = [logs for logs in candidates if any(log.exists() for log in unique_logs(logs))]
     return [*existing, *candidates, []][0]
 
 
-def _expanded(name: str, start: Start) -> list[Path]:
-    """The log's path; for root those of all users where each has one of their own."""
+def _expand_log(name: str, start: Start) -> list[Path]:
+    """Return the log's path. For root those of all users if each has one of their own."""
     if start.uid == 0 and "<uid>" in name:
         folder, _, pattern = name.rpartition("/")
-        logs = [log for log in sorted(Path(folder).glob(pattern.replace("<uid>", "*"))) if _is_of_user(log, pattern)]
+        found = sorted(Path(folder).glob(pattern.replace("<uid>", "*")))
+        logs = [log for log in found if _is_log_of_user(log, pattern)]
         if logs:
             return logs
     try:
@@ -268,129 +296,110 @@ def _expanded(name: str, start: Start) -> list[Path]:
         return []
 
 
-def _is_of_user(log: Path, pattern: str) -> bool:
+def _is_log_of_user(log: Path, pattern: str) -> bool:
     before, _, after = pattern.partition("<uid>")
     return log.name.removeprefix(before).removesuffix(after).isdecimal()
 
 
-def _readable(logs: Sequence[Path]) -> tuple[list[Path], int]:
-    """Those that can be decompressed here; the others are named, and make the exit code 1."""
+def _select_readable(logs: Sequence[Path]) -> tuple[list[Path], int]:
+    """Return the logs that can be decompressed here, and the exit code: 1 if there are others. They are reported."""
     unread = [log for log in logs if not can_open(log)]
     for log in unread:
-        _say_unreadable(log)
+        _report_unreadable_log(log)
     return [log for log in logs if log not in unread], FINDINGS if unread else OK
 
 
-def _say_unreadable(log: Path) -> None:
-    say("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
+def _report_unreadable_log(log: Path) -> None:
+    print_message("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
 
 
-def _report(tally: Tally) -> int:
+def _report_unreadable_lines(tally: Tally) -> int:
     if not tally.unreadable:
         return OK
-    one = tally.unreadable == 1
-    say("audit", "1 line is not an audit record" if one else f"{tally.unreadable} lines are not audit records")
+    count = tally.unreadable
+    print_message("audit", "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records")
     return FINDINGS
 
 
 # ---- output
 
 
-def _print_records(records: Iterable[Record], is_json: bool) -> None:
-    if is_json:
-        _print_json(records)
-    else:
-        print_table(_COLUMNS, [_row(record) for record in records])
-
-
-def _print_stream(records: Iterable[Record], is_json: bool) -> None:
-    if is_json:
-        _print_json(records)
-    else:
-        for record in records:
-            print("  ".join(cell or "-" for cell in _row(record)))
+def _print_stream(records: Iterable[Record], *, is_json: bool) -> None:
+    """Print records as they come: nobody knows how wide the columns of a table would be."""
+    for record in records:
+        if is_json:
+            print_json_line(record)
+        else:
+            print("  ".join(cell or "-" for cell in _format_record(record)))
     sys.stdout.flush()
 
 
-def _print_json(records: Iterable[Mapping[str, Any]]) -> None:
-    """ASCII only: what others wrote into the log must not steer the terminal."""
-    for record in records:
-        sys.stdout.write(json.dumps(record, ensure_ascii=True, separators=(",", ":")) + "\n")
-
-
-def _print_summary(rows: Sequence[UserGpu], is_json: bool) -> None:
-    if is_json:
-        _print_json([row.as_dict() for row in rows])
-    else:
-        print_table(_SUMMARY_COLUMNS, [_summary_row(row) for row in rows])
-
-
-def _row(record: Record) -> tuple[str, ...]:
+def _format_record(record: Record) -> tuple[str, ...]:
     cells = (
-        _clock(record["timestamp"]),
+        _format_time(record["timestamp"]),
         record.get("user"),
         record.get("pid"),
-        _event_text(record),
-        _gpus_text(record),
-        _limit_text(record),
-        _growth_text(record.get("growth")),
+        _format_event(record),
+        _format_gpus(record),
+        _format_limits(record),
+        _format_growth(record.get("growth")),
         str(record.get("script") or "").rpartition("/")[2],
-        _findings_text(record),
+        _format_findings(record),
     )
     return tuple(escape_for_terminal("" if cell is None else str(cell)) for cell in cells)
 
 
-def _growth_text(growth: object) -> str:
+def _format_growth(growth: object) -> str:
     return ("on" if growth else "off") if isinstance(growth, bool) else ""
 
 
-def _clock(timestamp: str) -> str:
+def _format_time(timestamp: str) -> str:
     return timestamp[:19].replace("T", " ")
 
 
-def _event_text(record: Record) -> str:
+def _format_event(record: Record) -> str:
     name = str(record["event"]).removeprefix("policy_")
     status = record.get("status")
     return f"{name} ({status})" if status not in (None, name) else name
 
 
-def _gpus_text(record: Record) -> str:
+def _format_gpus(record: Record) -> str:
     if record.get("devices", ()) is None:
         return "all"
     return ",".join(gpu_name(device)[:12] for device in devices_of(record))
 
 
-def _limit_text(record: Record) -> str:
-    limits = [_one_limit(holder) for holder in (devices_of(record) or [record])]
+def _format_limits(record: Record) -> str:
+    limits = [_format_limit(entry) for entry in (devices_of(record) or [record])]
     return limits[0] if len(set(limits)) == 1 else ",".join(limit or "-" for limit in limits)
 
 
-def _one_limit(holder: Mapping[str, Any]) -> str:
-    size, fraction = holder.get("limit_bytes"), holder.get("limit_fraction")
+def _format_limit(entry: Mapping[str, Any]) -> str:
+    size, fraction = entry.get("limit_bytes"), entry.get("limit_fraction")
     if isinstance(size, int):
         return format_bytes(size)
-    return _percent(fraction) if isinstance(fraction, float) else ""
+    return _format_percentage(fraction) if isinstance(fraction, float) else ""
 
 
-def _percent(fraction: float) -> str:
+def _format_percentage(fraction: float) -> str:
     return f"{fraction * 100:g}%"
 
 
-def _findings_text(record: Record) -> str:
+def _format_findings(record: Record) -> str:
     findings = record.get("findings")
     if not isinstance(findings, list):
         return ""
     return ",".join(str(finding.get("code")) for finding in findings if isinstance(finding, dict))
 
 
-def _summary_row(row: UserGpu) -> tuple[str, ...]:
-    asked = _largest_text(row.asked_bytes, row.asked_fraction)
-    given = _largest_text(row.given_bytes, row.given_fraction)
-    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _clock(row.last))
+def _format_summary_row(row: UserGpu) -> tuple[str, ...]:
+    asked = _format_largest(row.asked_bytes, row.asked_fraction)
+    given = _format_largest(row.given_bytes, row.given_fraction)
+    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _format_time(row.last))
     return tuple(escape_for_terminal(str(cell)) or "-" for cell in cells)
 
 
-def _largest_text(size: int | None, fraction: float | None) -> str:
-    """A size, a percentage, or both: nobody can compare them who does not know the card."""
-    texts = ("" if size is None else format_bytes(size), "" if fraction is None else _percent(fraction))
+def _format_largest(size: int | None, fraction: float | None) -> str:
+    """Return a size, a percentage, or both: nobody can compare them who does not know the card."""
+    texts = ("" if size is None else format_bytes(size), "" if fraction is None else _format_percentage(fraction))
     return ", ".join(filter(None, texts))

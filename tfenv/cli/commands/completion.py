@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from importlib import import_module
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
+from tfenv.cli.output import OK
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "print_completion", "run"]
 
 SHELLS = ("bash", "zsh", "fish")
 _EPILOG = """\
@@ -26,27 +23,29 @@ or, in a start-up file of bash or zsh:  eval "$(tfgpu completion bash)"
 _FILES, _DIRECTORIES = ("PATH", "FILE", "CMD"), ("DIR",)
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "completion",
-        help="print what lets a shell complete tfgpu's commands and options",
-        description="Print a script that lets a shell complete the commands of tfgpu, their options and their files.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Print a script that lets a shell complete the commands of tfgpu, their options and their files."
     )
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("shell", choices=SHELLS, help="for which shell")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the script."""
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return print_completion(arguments.shell)
+
+
+def print_completion(shell: str) -> int:
+    """Print the script of a shell, one of `SHELLS`, and return the exit code."""
     import shtab
 
     from tfenv.cli.main import COMMANDS, make_parser
-    from tfenv.cli.output import OK
 
-    parser = make_parser({name: import_module(f"tfenv.cli.commands.{name}") for name in COMMANDS})
-    for action in _actions(parser):
+    parser = make_parser(COMMANDS)
+    for action in _walk_actions(parser):
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no public name for it
             for choice in action._choices_actions:  # noqa: SLF001 - as above
                 action.choices[choice.dest].description = choice.help  # one line: it stands beside the name in a list
@@ -54,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
         elif action.metavar in _DIRECTORIES:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    print(shtab.complete(parser, args.shell))
+    print(shtab.complete(parser, shell))
     return OK
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every option and argument of the parser and of its commands."""
+def _walk_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield every option and argument of the parser and of its commands."""
     for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
         yield action
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - nor a name for these
             for command in action.choices.values():
-                yield from _actions(command)
+                yield from _walk_actions(command)

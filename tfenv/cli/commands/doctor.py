@@ -8,60 +8,82 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tfenv.cli.diagnosis.gpu_rows import gpu_rows, tensorflow_rows
-from tfenv.cli.diagnosis.hook_rows import bytecode_rows, hook_rows
-from tfenv.cli.diagnosis.interpreter import NoAnswerError, Row, Verdict, ask
-from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, print_json, print_table, say, shown_path
+from tfenv.cli.diagnosis.gpu_rows import diagnose_gpus, diagnose_tensorflow
+from tfenv.cli.diagnosis.hook_rows import diagnose_bytecode, diagnose_hook
+from tfenv.cli.diagnosis.interpreter import NoAnswerError, ask_interpreter
+from tfenv.cli.diagnosis.row import DoctorRow, Verdict
+from tfenv.cli.output import (
+    FINDINGS,
+    OK,
+    USAGE,
+    Style,
+    add_format_option,
+    paint,
+    print_json,
+    print_message,
+    shorten_path,
+)
+from tfenv.cli.tables import print_table
 from tfenv.devices.usage import GpuProcess, Usage, read_usage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation, explain
 from tfenv.lint.check import check_here
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
+from tfenv.values import as_dict
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
-
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "diagnose", "run"]
 
 _STYLES: Mapping[Verdict, Style] = {"ok": "ok", "note": "note", "problem": "problem"}
-_HOOK_SECONDS, _TENSORFLOW_SECONDS = 60, 300
+_HOOK_TIMEOUT_S, _TENSORFLOW_TIMEOUT_S = 60, 300
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="find out why a GPU or a policy does not work here",
-        description="Look at the hook, the policy, the driver, TensorFlow and Keras as a program started here would "
-        "find them. Lists devices, creates none. Exit codes: 0 no problem, 1 problems.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Look at the hook, the policy, the driver, TensorFlow and Keras as a program started here would "
+        "find them. Lists devices, creates none. Exit codes: 0 no problem, 1 problems."
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter (default: tfgpu's)")
     parser.add_argument("--no-tensorflow", action="store_true", help="do not import TensorFlow, which takes seconds")
-    add_format(parser)
+    add_format_option(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Look at everything; 1 when there is a problem, 2 when there is no such interpreter."""
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return diagnose(arguments.python, arguments.format, import_tensorflow=not arguments.no_tensorflow)
+
+
+def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True) -> int:
+    """Look at everything, and print what is found.
+
+    Args:
+        python: The interpreter.
+        output_format: "text" or "json".
+        import_tensorflow: Whether to import TensorFlow there, which takes seconds.
+
+    Returns:
+        The exit code: 1 if there is a problem, 2 if there is no such interpreter.
+    """
     try:
-        hook = ask(args.python, "hook", _HOOK_SECONDS)
+        hook = ask_interpreter(python, "hook", _HOOK_TIMEOUT_S)
     except (NoAnswerError, OSError) as error:
-        say("doctor", f"{args.python} is no Python that can be asked: {error}")
+        print_message("doctor", f"{python} is no Python that can be asked: {error}")
         return USAGE
     explanation = explain()
     usage = read_usage()
     rows = [
-        *hook_rows(hook),
-        *_policy_rows(explanation),
-        *gpu_rows(usage),
-        *_tensorflow_rows(args, hook, explanation, usage),
-        *bytecode_rows(hook),
-        *_log_rows(explanation),
+        *diagnose_hook(hook),
+        *_diagnose_policy(explanation),
+        *diagnose_gpus(usage),
+        *_diagnose_tensorflow(hook, explanation, usage, python if import_tensorflow else None),
+        *diagnose_bytecode(hook),
+        *_diagnose_logs(explanation),
     ]
-    if args.format == "json":
-        print_json({"rows": [vars(row) for row in rows], "processes": [vars(process) for process in usage.processes]})
+    if output_format == "json":
+        print_json(as_dict({"rows": rows, "processes": usage.processes}))
     else:
         _print_text(rows, usage.processes)
     return FINDINGS if any(row.verdict == "problem" for row in rows) else OK
@@ -70,50 +92,52 @@ def run(args: argparse.Namespace) -> int:
 # ---- policy
 
 
-def _policy_rows(explanation: Explanation) -> Iterator[Row]:
-    checked = check_here()
-    wrong = [finding for finding in checked.findings if finding.severity != "note"]
-    if wrong:
-        first = min(wrong, key=lambda finding: finding.severity != "error")
-        count = "1 finding" if len(wrong) == 1 else f"{len(wrong)} findings, first"
+def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
+    result = check_here()
+    findings = [finding for finding in result.findings if finding.severity != "note"]
+    if findings:
+        first = min(findings, key=lambda finding: finding.severity != "error")
+        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
         verdict: Verdict = "problem" if first.severity == "error" else "note"
-        yield Row("policy", verdict, f"{count}: {first}", "see `tfgpu check`")
+        yield DoctorRow("policy", verdict, f"{count}: {first}", "see `tfgpu check`")
     elif explanation.disabled:
-        yield Row("policy", "note", "switched off by TFGPU_DISABLE", "unset TFGPU_DISABLE")
+        yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE", "unset TFGPU_DISABLE")
     elif explanation.silent:
-        yield Row("policy", "note", "no file declares anything about GPUs here", "`tfgpu init` writes a first one")
+        yield DoctorRow(
+            "policy", "note", "no file declares anything about GPUs here", "`tfgpu init` writes a first one"
+        )
     else:
-        yield Row("policy", "ok", ", ".join(shown_path(path) for path in checked.files))
+        yield DoctorRow("policy", "ok", ", ".join(shorten_path(path) for path in result.files))
     for finding in explanation.plan.findings:
         if finding.severity == "error":
-            yield Row("policy", "problem", str(finding), "see `tfgpu explain`")
+            yield DoctorRow("policy", "problem", str(finding), "see `tfgpu explain`")
 
 
 # ---- TensorFlow
 
 
-def _tensorflow_rows(
-    args: argparse.Namespace, hook: Mapping[str, Any], explanation: Explanation, usage: Usage
-) -> Iterator[Row]:
-    """Asked in a child: importing TensorFlow here would take this process's GPUs and its time."""
+def _diagnose_tensorflow(
+    hook: Mapping[str, Any], explanation: Explanation, usage: Usage, python: str | None
+) -> Iterator[DoctorRow]:
+    """Yield rows on what TensorFlow finds, asked in a child of an interpreter. Without one it is not imported."""
     if hook["tensorflow"] is None:
-        yield Row("TensorFlow", "note", "not installed there", "pip install 'tensorflow[and-cuda]'")
+        yield DoctorRow("TensorFlow", "note", "not installed there", "pip install 'tensorflow[and-cuda]'")
         return
-    if args.no_tensorflow:
-        yield Row("TensorFlow", "note", "installed, not imported (--no-tensorflow)")
+    if python is None:
+        yield DoctorRow("TensorFlow", "note", "installed, not imported (--no-tensorflow)")
         return
     try:
-        seen = ask(args.python, "tensorflow", _TENSORFLOW_SECONDS, _without_waiting(explanation.plan))
+        seen = ask_interpreter(python, "tensorflow", _TENSORFLOW_TIMEOUT_S, _share_busy_gpus(explanation.plan))
     except NoAnswerError as error:
         advice = "see what `python -c 'import tensorflow'` says"
         advice = 'see `tfgpu explain`: on_error is "fail"' if "PolicyError" in str(error) else advice
-        yield Row("TensorFlow", "problem", f"cannot be imported: {error}", advice)
+        yield DoctorRow("TensorFlow", "problem", f"cannot be imported: {error}", advice)
         return
-    yield from tensorflow_rows(seen, explanation, usage)
+    yield from diagnose_tensorflow(seen, explanation, usage)
 
 
-def _without_waiting(plan: Plan) -> dict[str, str]:
-    """Variables of a child that takes busy GPUs, too: who asks what is wrong must not stand in line."""
+def _share_busy_gpus(plan: Plan) -> dict[str, str]:
+    """Return variables with which a child takes busy GPUs, too: who asks what is wrong must not wait for one."""
     if not plan.takes_leases:
         return {}
     count = len(plan.devices or ()) if plan.choosing is None else plan.choosing.count
@@ -123,8 +147,8 @@ def _without_waiting(plan: Plan) -> dict[str, str]:
 # ---- the log
 
 
-def _log_rows(explanation: Explanation) -> Iterator[Row]:
-    """Each log of this user, by writing nothing to it the way a record is written."""
+def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
+    """Yield a row for each log of this user, after writing nothing to it in the way a record is written."""
     from tfenv.audit.sinks import FileSink
     from tfenv.identity import find_home
 
@@ -134,19 +158,21 @@ def _log_rows(explanation: Explanation) -> Iterator[Row]:
             FileSink(path, find_home(uid), uid, explanation.project).write(b"", "info")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            yield Row("audit log", "problem", f"{shown_path(path)}: {reason}", "make it writable, or name another one")
+            yield DoctorRow(
+                "audit log", "problem", f"{shorten_path(path)}: {reason}", "make it writable, or name another one"
+            )
         else:
-            yield Row("audit log", "ok", shown_path(path))
+            yield DoctorRow("audit log", "ok", shorten_path(path))
 
 
 # ---- output
 
 
-def _print_text(rows: Sequence[Row], processes: Sequence[GpuProcess]) -> None:
+def _print_text(rows: Sequence[DoctorRow], processes: Sequence[GpuProcess]) -> None:
     width = max(len(row.topic) for row in rows)
     indent = " " * (len("problem") + 2 + width + 2)
     for row in rows:
-        first, *others = _lines(escape_for_terminal(row.found), len(indent))
+        first, *others = _wrap_text(escape_for_terminal(row.found), len(indent))
         print(f"{paint(f'{row.verdict:<7}', _STYLES[row.verdict])}  {row.topic:<{width}}  {first}")
         for line in others:
             print(f"{indent}{line}")
@@ -154,17 +180,17 @@ def _print_text(rows: Sequence[Row], processes: Sequence[GpuProcess]) -> None:
             print(f"{indent}{paint('-> ' + escape_for_terminal(row.advice), 'quiet')}")
     if processes:
         print(f"\n{paint('Who uses which GPU', 'strong')}")
-        print_table(("GPU", "user", "pid", "memory", "program"), [_process_row(process) for process in processes])
+        print_table(("GPU", "user", "pid", "memory", "program"), [_format_process(process) for process in processes])
 
 
-def _lines(text: str, indent: int) -> list[str]:
-    """Broken where a terminal would break it, for a hanging indent; in a pipe one line."""
+def _wrap_text(text: str, indent: int) -> list[str]:
+    """Break a text where a terminal would break it, for a hanging indent. In a pipe it stays one line."""
     if not sys.stdout.isatty():
         return [text]
-    room = shutil.get_terminal_size().columns - indent
-    return textwrap.wrap(text, max(room, 20), break_long_words=False, break_on_hyphens=False) or [""]
+    width = max(shutil.get_terminal_size().columns - indent, 20)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _process_row(process: GpuProcess) -> tuple[str, ...]:
+def _format_process(process: GpuProcess) -> tuple[str, ...]:
     memory = "?" if process.memory is None else format_bytes(process.memory)
     return (process.label, process.user or "?", str(process.pid), memory, process.program or "?")

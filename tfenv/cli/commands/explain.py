@@ -4,74 +4,83 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
 
 from tfenv.cli.output import (
     USAGE,
     Style,
-    add_format,
-    exit_code,
+    add_format_option,
+    format_toml,
+    get_exit_code,
     paint,
     print_findings,
     print_json,
-    print_table,
-    say,
-    shown_path,
-    toml_text,
+    print_message,
+    shorten_path,
 )
+from tfenv.cli.tables import print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Choosing, ExaminedFile, ExplainedCeiling, ExplainedSetting, Explanation, Value, explain
-from tfenv.policy.model import Device, Plan, PlannedDevice
+from tfenv.policy.model import PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
-
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "print_explanation", "run"]
 
 _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
     "dropped": ("dropped", "problem"),
     "none": ("-", "quiet"),
 }
-#: Characters of a row that others are lined up with.
+#: Characters of a value behind which the others' origins are lined up.
 _WIDEST_VALUE = 60
 #: Entries of a list that are shown.
 _MOST_ENTRIES = 4
-#: "GPU-8932f937": tells one card from another.
+#: Characters of a UUID that tell one card from another: "GPU-8932f937".
 _SHORT_UUID = 12
 _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "explain",
-        help="show which values hold here, who set them, and what follows",
-        description="Show which values hold for a program that starts here, who set each of them, what they overrode, "
-        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU. Root may ask for somebody else.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Show which values hold for a program that starts here, who set each of them, what they overrode, "
+        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU. Root may ask for somebody else."
     )
     parser.add_argument("--user", metavar="NAME", help="whose program: a login name, or uid:1234 (default: yours)")
     parser.add_argument("--project", metavar="DIR", help="the directory where the program starts (default: here)")
-    add_format(parser)
+    add_format_option(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Explain; 1: there is an error or a warning; 2: DIR is no directory, NAME no user or none of one's business."""
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return print_explanation(arguments.project, arguments.user, arguments.format)
+
+
+def print_explanation(project: str | None, user: str | None, output_format: str) -> int:
+    """Print what holds for a program.
+
+    Args:
+        project: The directory where it starts. None: this one.
+        user: Whose program it is. None: one's own.
+        output_format: "text" or "json".
+
+    Returns:
+        The exit code: 1 if there is an error or a warning, 2 if the directory is none, or the user is unknown or
+        none of one's business.
+    """
     try:
-        explanation = explain(args.project, args.user)
+        explanation = explain(project, user)
     except (NotADirectoryError, LookupError, PermissionError) as error:
-        say("explain", str(error))
+        print_message("explain", str(error))
         return USAGE
-    if args.format == "json":
+    if output_format == "json":
         print_json(explanation.as_dict())
     else:
         _print_text(explanation)
-    return exit_code(explanation.findings)
+    return get_exit_code(explanation.findings)
 
 
 def _print_text(explanation: Explanation) -> None:
-    project = shown_path(explanation.project or "a deleted directory")
+    project = shorten_path(explanation.project or "a deleted directory")
     print(f"{paint('Policy', 'strong')} of {escape_for_terminal(explanation.user)} in {project}")
     print(paint(f"Groups: {escape_for_terminal(', '.join(explanation.groups) or 'none')}", "quiet"))
     if explanation.new_login:
@@ -82,11 +91,11 @@ def _print_text(explanation: Explanation) -> None:
     _print_outcome(explanation)
     findings = [finding for finding in explanation.findings if finding.code != "clamped"]
     if findings:
-        _heading("Findings")
+        _print_heading("Findings")
         print_findings(findings, indent="  ")
 
 
-def _heading(text: str) -> None:
+def _print_heading(text: str) -> None:
     print(f"\n{paint(text, 'strong')}")
 
 
@@ -94,19 +103,19 @@ def _heading(text: str) -> None:
 
 
 def _print_files(files: Sequence[ExaminedFile]) -> None:
-    _heading("Files, the nearest last")
-    width = max(len(shown_path(file.path)) for file in files)
+    _print_heading("Files, the nearest last")
+    width = max(len(shorten_path(file.path)) for file in files)
     for file in files:
-        word, style = _STATES[file.state]
+        state, style = _STATES[file.state]
         why = f"  {escape_for_terminal(file.why)}" if file.why else ""
-        print(f"  {file.layer:<8} {shown_path(file.path):<{width}}  {paint(word, style)}{paint(why, 'quiet')}")
+        print(f"  {file.layer:<8} {shorten_path(file.path):<{width}}  {paint(state, style)}{paint(why, 'quiet')}")
 
 
 def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
     rows: list[tuple[str, str]] = []
     for setting in settings:
-        rows.append((f"{setting.name} = {_text(setting.chosen)}", _origin(setting.chosen)))
-        rows += [(f"  overrides {_text(lost)}", _origin(lost)) for lost in setting.overrides]
+        rows.append((f"{setting.name} = {_format_value(setting.chosen)}", _format_origin(setting.chosen)))
+        rows += [(f"  overrides {_format_value(lost)}", _format_origin(lost)) for lost in setting.overrides]
         rows += [(f"  clamped: {escape_for_terminal(finding.message)}", "") for finding in setting.clamps]
     _print_rows("Settings", rows)
 
@@ -114,49 +123,50 @@ def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
 def _print_ceilings(ceilings: Iterable[ExplainedCeiling]) -> None:
     rows: list[tuple[str, str]] = []
     for ceiling in ceilings:
-        rows.append((f"{ceiling.key.rpartition('.')[2]} = {_text(ceiling)}", _origin(ceiling)))
-        rows += [(f"  replaces {_text(lost)}", _origin(lost)) for lost in ceiling.replaces]
+        rows.append((f"{ceiling.key.rpartition('.')[2]} = {_format_value(ceiling)}", _format_origin(ceiling)))
+        rows += [(f"  replaces {_format_value(lost)}", _format_origin(lost)) for lost in ceiling.replaces]
     _print_rows("Ceilings", rows)
 
 
 def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     if not rows:
         return
-    _heading(title)
+    _print_heading(title)
     lengths = [len(left) for left, right in rows if right]
     width = max((length for length in lengths if length <= _WIDEST_VALUE), default=0)
     for left, right in rows:
         print(f"  {left:<{width}}  {paint(right, 'quiet')}" if right else f"  {left}")
 
 
-def _text(value: Value) -> str:
-    """A value as it stands in its file, but for the rest of long lists and of UUIDs: eight of them fill three lines."""
+def _format_value(value: Value) -> str:
+    """Return a value as its file has it. Long lists and UUIDs are cut: eight of them would fill three lines."""
     if not isinstance(value.value, list):
-        return toml_text(value.value)
+        return format_toml(value.value)
     entries = value.value if len(value.value) <= _MOST_ENTRIES else value.value[: _MOST_ENTRIES - 1]
-    shown = [toml_text(_shortened(entry)) for entry in entries]
+    texts = [format_toml(_shorten_uuid(entry)) for entry in entries]
     more = [] if len(entries) == len(value.value) else [f"… {len(value.value)} in all"]
-    return f"[{', '.join(shown + more)}]"
+    return f"[{', '.join(texts + more)}]"
 
 
-def _shortened(entry: object) -> object:
-    is_uuid = isinstance(entry, str) and entry.startswith(("GPU-", "MIG-")) and len(entry) > _SHORT_UUID
-    return f"{cast('str', entry)[:_SHORT_UUID]}…" if is_uuid else entry
+def _shorten_uuid(entry: object) -> object:
+    if isinstance(entry, str) and entry.startswith(("GPU-", "MIG-")) and len(entry) > _SHORT_UUID:
+        return f"{entry[:_SHORT_UUID]}…"
+    return entry
 
 
-def _origin(value: Value) -> str:
-    """`file:line`, and the table where the key alone does not tell it: [user.alice.gpu]."""
+def _format_origin(value: Value) -> str:
+    """Return `file:line`, and the table if the key alone does not tell it: [user.alice.gpu]."""
     line = "" if value.line is None else f":{value.line}"
     table = value.key.rpartition(".")[0]
     scope = "" if table in ("gpu", "ceiling", "") else f" [{escape_for_terminal(table)}]"
-    return f"{shown_path(value.path)}{line}{scope}"
+    return f"{shorten_path(value.path)}{line}{scope}"
 
 
 # ---- what follows
 
 
 def _print_outcome(explanation: Explanation) -> None:
-    _heading("What follows")
+    _print_heading("What follows")
     if explanation.disabled:
         print("  Nothing: TFGPU_DISABLE switches the policy off.")
     elif explanation.refused:
@@ -171,11 +181,11 @@ def _print_plan(explanation: Explanation) -> None:
     plan = explanation.plan
     granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
     visible = "left as it is" if plan.visible is None else plan.visible
-    beside = paint(f"(granted: {escape_for_terminal(granted)})", "quiet")
-    print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {beside}")
+    granted = paint(f"(granted: {escape_for_terminal(granted)})", "quiet")
+    print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {granted}")
     if explanation.choosing is not None:
-        print(f"  chosen                {escape_for_terminal(_choosing(explanation.choosing))}")
-    print(f"  memory growth         {_growth(plan)}")
+        print(f"  chosen                {escape_for_terminal(_format_choosing(explanation.choosing))}")
+    print(f"  memory growth         {'on' if plan.growth else 'as the program has it'}")
     print(f"  allocator             {plan.allocator or 'as the program has it'}")
     print(f"  on error              {explanation.on_error}")
     if plan.devices is None:
@@ -185,17 +195,14 @@ def _print_plan(explanation: Explanation) -> None:
         print(f"  GPUs                  {paint('none', 'problem')}")
     else:
         print()
-        print_table(_COLUMNS, [_row(position, device) for position, device in enumerate(plan.devices)], indent=2)
+        rows = [_format_device(position, planned) for position, planned in enumerate(plan.devices)]
+        print_table(_COLUMNS, rows, indent=2)
     if explanation.inventory.devices is None:
-        print(
-            paint(
-                f"  What cards these are is unknown ({escape_for_terminal(explanation.inventory.problem or '')}).",
-                "quiet",
-            )
-        )
+        problem = escape_for_terminal(explanation.inventory.problem or "")
+        print(paint(f"  What cards these are is unknown ({problem}).", "quiet"))
 
 
-def _choosing(choosing: Choosing) -> str:
+def _format_choosing(choosing: Choosing) -> str:
     text = f"{choosing.count} of them, when devices are first listed"
     if choosing.now is not None:
         return f"{text}; now it would be {', '.join(choosing.now)}"
@@ -203,24 +210,13 @@ def _choosing(choosing: Choosing) -> str:
     return f"{text}; now {busy.get(choosing.when_busy, 'the least used would be shared')} ({choosing.scene})"
 
 
-def _growth(plan: Plan) -> str:
-    return "on" if plan.growth else "as the program has it"
-
-
-def _row(position: int, planned: PlannedDevice) -> tuple[str, ...]:
-    limit = format_limit(planned.limit)
-    if planned.limit is not None and planned.limit.fraction is not None and planned.device is not None:
-        limit = f"{format_bytes(planned.limit.on(planned.device.total) or 0)} ({limit})"
+def _format_device(position: int, planned: PlannedDevice) -> tuple[str, ...]:
+    device, limit = planned.device, format_limit(planned.limit)
+    if planned.limit is not None and planned.limit.fraction is not None and device is not None:
+        limit = f"{format_bytes(planned.limit.on(device.total) or 0)} ({limit})"
     if planned.logical_devices:
         limit += f" as {' + '.join(format_limit(size) for size in planned.logical_devices)}"
-    return (f"GPU:{position}", *_card(planned.token, planned.device), limit, _uuid(planned))
-
-
-def _card(token: str, device: Device | None) -> tuple[str, str, str]:
     if device is None:
-        return (token, "?", "?")
-    return (device.label, device.name, "?" if device.total is None else format_bytes(device.total))
-
-
-def _uuid(planned: PlannedDevice) -> str:
-    return planned.device.uuid if planned.device is not None else "?"
+        return (f"GPU:{position}", planned.token, "?", "?", limit, "?")
+    memory = "?" if device.total is None else format_bytes(device.total)
+    return (f"GPU:{position}", device.label, device.name, memory, limit, device.uuid)

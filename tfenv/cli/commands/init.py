@@ -6,9 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tfenv.cli.output import FINDINGS, USAGE, exit_code, print_findings, say, shown_path
+from tfenv.cli.output import FINDINGS, USAGE, get_exit_code, print_findings, print_message, shorten_path
 from tfenv.config.discover import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import schema_path
 from tfenv.devices.inventory import read_inventory
@@ -18,10 +17,7 @@ from tfenv.lint.check import check_path
 from tfenv.policy.model import Device, Inventory
 from tfenv.policy.units import format_bytes
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
-
-__all__ = ["MACHINE_TEMPLATE", "TEMPLATE", "add_parser", "run"]
+__all__ = ["MACHINE_TEMPLATE", "TEMPLATE", "add_arguments", "init_machine", "init_project", "run"]
 
 TEMPLATE = """\
 #:schema {schema}
@@ -119,7 +115,7 @@ memory_growth = true
 """
 
 _Steps = Sequence[tuple[str, str]]
-_NEXT: _Steps = (
+_PROJECT_STEPS: _Steps = (
     ("edit it", "uncomment what you need"),
     ("tfgpu check", "is it right?"),
     ("tfgpu explain", "what follows from it here?"),
@@ -130,13 +126,11 @@ _NEXT: _Steps = (
 _WORLD_READABLE, _PUBLIC_FOLDER = 0o644, 0o755
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "init",
-        help="write a first tfgpu.toml for this project, or for this machine",
-        description="Write a first tfgpu.toml, with comments: memory growth on, everything else to be uncommented. "
-        f"With --machine it is the administrator's, {MACHINE_ROOT}/{FILE_NAME}, and names this machine's GPUs.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Write a first tfgpu.toml, with comments: memory growth on, everything else to be uncommented. "
+        f"With --machine it is the administrator's, {MACHINE_ROOT}/{FILE_NAME}, and names this machine's GPUs."
     )
     parser.add_argument("--machine", action="store_true", help="a policy for everybody on this machine; needs root")
     parser.add_argument(
@@ -145,64 +139,83 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument("--force", action="store_true", help="replace a policy that is there")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the file, check it, say what to do next. 1: a policy is there already; 2: it cannot be written there."""
-    return _init_machine(args) if args.machine else _init_project(args)
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    init = init_machine if arguments.machine else init_project
+    return init(arguments.path, force=arguments.force)
 
 
 # ---- a project's
 
 
-def _init_project(args: argparse.Namespace) -> int:
-    folder = Path(args.path or ".").absolute()
+def init_project(path: str | None, *, force: bool = False) -> int:
+    """Write a project's policy, check it, and print what to do next.
+
+    Args:
+        path: The project's root. None: this directory.
+        force: Whether to replace a policy that is there.
+
+    Returns:
+        The exit code: 1 if there is a policy already, 2 if the root is no directory.
+    """
+    folder = Path(path or ".").absolute()
     if not folder.is_dir():
-        say("init", f"{args.path} is no directory; create it first")
+        print_message("init", f"{path} is no directory; create it first")
         return USAGE
-    if not args.force and (obstacle := _obstacle(folder)) is not None:
-        say("init", f"{obstacle}; --force replaces it")
+    if not force and (obstacle := _find_obstacle(folder)) is not None:
+        print_message("init", f"{obstacle}; --force replaces it")
         return FINDINGS
-    return _written(folder / FILE_NAME, TEMPLATE.format(schema=schema_path()), _NEXT, replace=args.force)
+    return _write_policy(folder / FILE_NAME, TEMPLATE.format(schema=schema_path()), _PROJECT_STEPS, overwrite=force)
 
 
-def _obstacle(folder: Path) -> str | None:
-    """What is there already: a tfgpu.toml, be it a dangling link, or a pyproject.toml with a table of ours."""
+def _find_obstacle(folder: Path) -> str | None:
+    """Return the policy that is there: a tfgpu.toml, be it a dangling link, or a pyproject.toml's. None if none is."""
     path = folder / FILE_NAME
     if os.path.lexists(path):
-        return f"{shown_path(str(path))} is there already"
+        return f"{shorten_path(str(path))} is there already"
     pyproject = folder / "pyproject.toml"
     missing = check_path(str(pyproject)).findings[:1]
     if pyproject.is_file() and not (missing and missing[0].code == "not-found"):
-        return f"{shown_path(str(pyproject))} holds a policy, [tool.tfgpu], that {FILE_NAME} would replace"
+        return f"{shorten_path(str(pyproject))} holds a policy, [tool.tfgpu], that {FILE_NAME} would replace"
     return None
 
 
 # ---- the machine's
 
 
-def _init_machine(args: argparse.Namespace) -> int:
-    folder = Path(args.path or MACHINE_ROOT).absolute()
-    draft = str(folder) != MACHINE_ROOT
-    if not draft and os.geteuid() != 0:
-        say("init", f"only root writes to {MACHINE_ROOT}; use sudo, or write a draft with --path DIR")
+def init_machine(path: str | None, *, force: bool = False) -> int:
+    """Write the machine's policy, check it, and print what to do next.
+
+    Args:
+        path: The directory of a draft. None: the policy itself, in `MACHINE_ROOT`.
+        force: Whether to replace a policy that is there.
+
+    Returns:
+        The exit code: 1 if there is a policy already, 2 if it cannot be written there.
+    """
+    folder = Path(path or MACHINE_ROOT).absolute()
+    is_draft = str(folder) != MACHINE_ROOT
+    if not is_draft and os.geteuid() != 0:
+        print_message("init", f"only root writes to {MACHINE_ROOT}; use sudo, or write a draft with --path DIR")
         return USAGE
-    path = folder / FILE_NAME
-    if not args.force and os.path.lexists(path):
-        say("init", f"{shown_path(str(path))} is there already; --force replaces it")
+    file = folder / FILE_NAME
+    if not force and os.path.lexists(file):
+        print_message("init", f"{shorten_path(str(file))} is there already; --force replaces it")
         return FINDINGS
     if (missing := _make_folders(folder)) is not None:
-        say("init", f"{missing} is no directory; create it first")
+        print_message("init", f"{missing} is no directory; create it first")
         return USAGE
     inventory = read_inventory()
-    text = MACHINE_TEMPLATE.format(schema=schema_path(), devices=_allowed_devices(inventory))
-    steps = _steps_on_a_machine(shown_path(str(folder)), draft=draft)
-    code = _written(path, text, steps, replace=args.force, mode=_WORLD_READABLE)
+    text = MACHINE_TEMPLATE.format(schema=schema_path(), devices=_format_allowed_devices(inventory))
+    steps = _list_machine_steps(shorten_path(str(folder)), is_draft=is_draft)
+    code = _write_policy(file, text, steps, overwrite=force, mode=_WORLD_READABLE)
     if not inventory.devices:
-        say("init", f"no GPU is named in the file: {_why_none(inventory)}")
+        print_message("init", f"no GPU is named in the file: {_explain_no_gpu(inventory)}")
     return code
 
 
-def _steps_on_a_machine(folder: str, *, draft: bool) -> _Steps:
-    install = [(f"sudo cp -r {folder}/. {MACHINE_ROOT}", "puts it in force")] if draft else []
+def _list_machine_steps(folder: str, *, is_draft: bool) -> _Steps:
+    install = [(f"sudo cp -r {folder}/. {MACHINE_ROOT}", "puts it in force")] if is_draft else []
     return (
         ("edit it", "uncomment what you need; exceptions go into groups/NAME.toml and users/NAME.toml"),
         (f"tfgpu check {folder}", "is it right?"),
@@ -213,60 +226,59 @@ def _steps_on_a_machine(folder: str, *, draft: bool) -> _Steps:
 
 
 def _make_folders(folder: Path) -> str | None:
-    """Make the machine layer's folders, readable by all whatever the umask is; what is there stays as it is.
+    """Make the machine layer's folders, readable by all whatever the umask is. What is there stays as it is.
 
     Returns:
-        What is no directory and should be; None when all are.
+        The path that should be a directory and is none. None if all are.
     """
     if not folder.parent.is_dir():
-        return shown_path(str(folder.parent))
+        return shorten_path(str(folder.parent))
     for place in (folder, folder / "groups", folder / "users"):
         if not os.path.lexists(place):
             place.mkdir()
             place.chmod(_PUBLIC_FOLDER)
         elif not place.is_dir():
-            return shown_path(str(place))
+            return shorten_path(str(place))
     return None
 
 
-def _allowed_devices(inventory: Inventory) -> str:
-    """The lines about `allowed_devices`, with the UUIDs of all GPUs that are here."""
+def _format_allowed_devices(inventory: Inventory) -> str:
+    """Return the lines about `allowed_devices`, with the UUIDs of all GPUs that are here."""
     lines = ["# The GPUs that may be used at all, by UUID: numbers shift inside containers and jobs."]
     if inventory.devices:
-        lines += ["# allowed_devices = [", *(_uuid_line(device) for device in inventory.devices), "# ]"]
+        lines += ["# allowed_devices = [", *(_format_device(device) for device in inventory.devices), "# ]"]
     else:
-        lines += [f"# Which are here is not known: {_why_none(inventory)}.", '# allowed_devices = ["GPU-8932f937"]']
+        lines += [
+            f"# Which are here is not known: {_explain_no_gpu(inventory)}.",
+            '# allowed_devices = ["GPU-8932f937"]',
+        ]
     return "\n".join(lines)
 
 
-def _uuid_line(device: Device) -> str:
+def _format_device(device: Device) -> str:
     size = "" if device.total is None else f", {format_bytes(device.total)}"
     return f'#     "{device.uuid}",  # {device.label}: {escape_for_terminal(device.name)}{size}'
 
 
-def _why_none(inventory: Inventory) -> str:
-    why = (
-        "NVML shows none"
-        if inventory.devices is not None
-        else escape_for_terminal(inventory.problem or "NVML did not answer")
-    )
-    return f"{why}; `nvidia-smi -L` shows UUIDs"
+def _explain_no_gpu(inventory: Inventory) -> str:
+    problem = "NVML shows none" if inventory.devices is not None else inventory.problem or "NVML did not answer"
+    return f"{escape_for_terminal(problem)}; `nvidia-smi -L` shows UUIDs"
 
 
 # ---- writing
 
 
-def _written(path: Path, text: str, steps: _Steps, *, replace: bool, mode: int | None = None) -> int:
-    """Write, check, and say what to do next; the exit code."""
+def _write_policy(path: Path, text: str, steps: _Steps, *, overwrite: bool, mode: int | None = None) -> int:
+    """Write a policy, check it, and print what to do next. Return the exit code."""
     try:
-        replace_file(path, text, mode, overwrite=replace)
+        replace_file(path, text, mode, overwrite=overwrite)
     except FileExistsError:
-        say("init", f"{shown_path(str(path))} came to be just now; look at it first")
+        print_message("init", f"{shorten_path(str(path))} came to be just now; look at it first")
         return FINDINGS
-    print(f"Wrote {shown_path(str(path))}\n")
+    print(f"Wrote {shorten_path(str(path))}\n")
     findings = check_path(str(path)).findings
     print_findings(findings)
     print("Next:")
     width = max(len(step) for step, _ in steps)
     print("\n".join(f"  {step:<{width}}  {why}" for step, why in steps))
-    return exit_code(findings)
+    return get_exit_code(findings)

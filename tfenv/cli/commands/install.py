@@ -3,47 +3,51 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from tfenv.cli.output import OK, say
+from tfenv.cli.output import OK, print_message
 from tfenv.deploy.install import Change, carry_out, difference, plan_install
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
-
-__all__ = ["add_arguments", "add_parser", "finish", "run"]
-
-
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "install",
-        help="cover every environment of an interpreter, for all users",
-        description="Write a marked block into the sitecustomize that wins for an interpreter, so that every virtual "
-        "environment made from it is governed, without tfenv in it. Idempotent; `pip install` needs none of this.",
-    )
-    add_arguments(parser)
+__all__ = ["add_arguments", "add_system_options", "finish_change", "install_hook", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments `install` and `uninstall` share."""
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Write a marked block into the sitecustomize that wins for an interpreter, so that every virtual "
+        "environment made from it is governed, without tfenv in it. Idempotent; `pip install` needs none of this."
+    )
+    add_system_options(parser)
+
+
+def add_system_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `install` and `uninstall` share."""
     parser.add_argument("--system", action="store_true", required=True, help="for all users (the only way there is)")
     parser.add_argument("--python", metavar="PATH", help="the interpreter (default: tfgpu's own)")
     parser.add_argument("--dry-run", action="store_true", help="only show the difference")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the block; raises InstallError, which `tfgpu` prints."""
-    return finish("install", plan_install(args.python), done="covered", nothing="covered already", dry_run=args.dry_run)
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return install_hook(arguments.python, dry_run=arguments.dry_run)
 
 
-def finish(command: str, change: Change, *, done: str, nothing: str, dry_run: bool) -> int:
-    """Show or carry out a change, and say what is the case now."""
+def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
+    """Write the block for an interpreter, or for tfgpu's own, and return the exit code.
+
+    Raises:
+        InstallError: The interpreter cannot be covered.
+    """
+    change = plan_install(python)
+    return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
+
+
+def finish_change(command: str, change: Change, *, done: str, nothing: str, dry_run: bool) -> int:
+    """Carry out a change, or only show it, and print what is the case now. Return the exit code."""
     if change.nothing:
-        say(command, f"{nothing}: {change.path}")
+        print_message(command, f"{nothing}: {change.path}")
     elif dry_run:
         print(difference(change), end="")
     else:
         carry_out(change)
-        say(command, f"{done}: {change.path}")
+        print_message(command, f"{done}: {change.path}")
     return OK

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfenv.audit.query import Record
-from tfenv.cli.display import Cell, Column, add_options, block, is_wide, show
-from tfenv.cli.output import FINDINGS, OK, shown_path
-from tfenv.cli.process_records import Known, known_of
+from tfenv.cli.display import add_display_options, show_snapshots
+from tfenv.cli.output import FINDINGS, OK, shorten_path
+from tfenv.cli.process_records import UserRecords, read_user_records
+from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
 from tfenv.devices.usage import GpuProcess, Usage, describe, read_usage
 from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease
@@ -20,53 +21,54 @@ from tfenv.values import frozen
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tfenv.cli.output import SubParsers
+__all__ = ["GpuHolder", "ProcessSnapshot", "add_arguments", "run", "show_processes"]
 
-__all__ = ["add_parser", "run"]
-
-#: "unknown": the user's audit log cannot be read from here. "ungoverned": it can, and says nothing.
+#: "unknown": the user's audit log cannot be read from here. "ungoverned": it can, and has no record of the process.
 State = Literal["within", "over", "ungoverned", "switched off", "failed", "unknown"]
 
 _COLUMNS = (
-    Column("GPU"), Column("user"), Column("pid", number=True), Column("memory", number=True),
-    Column("at most", number=True), Column("program"), Column("policy"),
+    TableColumn("GPU"), TableColumn("user"), TableColumn("pid", is_number=True), TableColumn("memory", is_number=True),
+    TableColumn("at most", is_number=True), TableColumn("program"), TableColumn("policy"),
 )  # fmt: skip
 #: A limit is the allocator's: the CUDA context, cuDNN and cuBLAS come on top of it, and NVML counts them.
 _OVERHEAD = 1024 * MIB
 _STYLES: Mapping[State, str] = {"over": "red", "ungoverned": "yellow", "switched off": "yellow", "failed": "red"}
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "ps",
-        help="show who uses which GPU, under which policy",
-        description="Show every process that holds memory of a GPU, and what it may take of it: from the audit logs "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Show every process that holds memory of a GPU, and what it may take of it: from the audit logs "
         "that can be read and from leases. Arguments of programs are never shown. "
-        "Exit codes: 0 ok, 1 the driver cannot be asked.",
+        "Exit codes: 0 ok, 1 the driver cannot be asked."
     )
-    add_options(parser)
+    add_display_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Show the processes; 1 when NVML cannot be asked."""
-    return FINDINGS if show(_look, args).usage.problem else OK
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return show_processes(arguments.watch, arguments.format)
+
+
+def show_processes(seconds: float | None, output_format: str) -> int:
+    """Show the processes once, or every some seconds. Return the exit code: 1 if NVML cannot be asked."""
+    return FINDINGS if show_snapshots(_take_snapshot, seconds, output_format).usage.problem else OK
 
 
 # ---- looking
 
 
 @frozen
-class _Holder:
+class GpuHolder:
     """A process on a GPU, and what it may take there.
 
     Attributes:
-        process: As NVML and the kernel tell.
-        state: How it stands to its policy.
-        limit: Bytes it may take of this GPU; None: unlimited, or not known.
+        process: What NVML and the kernel tell of it.
+        state: Whether it keeps to its policy, or why there is none to keep to.
+        limit: Bytes it may take of this GPU. None: unlimited, or not known.
         script: The program's file, as recorded.
         sources: The files of its policy, the nearest last.
-        lease: It holds a lease on the GPU.
+        lease: Whether it holds a lease on the GPU.
     """
 
     process: GpuProcess
@@ -77,6 +79,7 @@ class _Holder:
     lease: bool = False
 
     def as_dict(self) -> dict[str, object]:
+        """Return it for JSON, in one level."""
         process = self.process
         return {
             "gpu": process.gpu,
@@ -95,16 +98,17 @@ class _Holder:
         }
 
 
-def _look() -> _Sight:
+def _take_snapshot() -> ProcessSnapshot:
     usage, leases = read_usage(), read_leases()
-    processes = (*usage.processes, *_waiting(leases, usage))
-    known = known_of(processes, load(current_start()).policy.audit) if processes else {}
-    found = [_holder(process, usage, known, _lease_of(process, leases)) for process in processes]
-    return _Sight(usage, tuple(sorted(found, key=lambda holder: (holder.process.gpu, holder.process.instance or 0))))
+    processes = (*usage.processes, *_find_waiting(leases, usage))
+    records = read_user_records(processes, load(current_start()).policy.audit) if processes else {}
+    holders = [_build_holder(process, usage, records, _find_lease(process, leases)) for process in processes]
+    holders.sort(key=lambda holder: (holder.process.gpu, holder.process.instance or 0))
+    return ProcessSnapshot(usage, tuple(holders))
 
 
-def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
-    """Processes that have a place on a GPU and hold no memory of it yet."""
+def _find_waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
+    """Yield the processes that have a lease on a GPU and hold no memory of it yet."""
     holding = {(process.pid, process.uuid) for process in usage.processes}
     gpus = {gpu.uuid: gpu for gpu in usage.gpus}
     for lease in leases:
@@ -117,36 +121,39 @@ def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
         yield process
 
 
-def _lease_of(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
-    """A lease says by itself whose it is; its pid is that of the holder's own container."""
+def _find_lease(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
+    """Return the lease of a process. Its pid is that of the holder's own container, so its user must fit, too."""
     mine = (lease for lease in leases if (lease.pid, lease.uid) == (process.pid, process.uid))
     return next((lease for lease in mine if lease.allocation.uuid == process.uuid), None)
 
 
-def _holder(process: GpuProcess, usage: Usage, known: Mapping[int, Known], lease: Lease | None) -> _Holder:
-    theirs = known.get(-1 if process.uid is None else process.uid, Known(readable=False))
-    records = theirs.records.get(process.pid, ())
+def _build_holder(
+    process: GpuProcess, usage: Usage, records_by_uid: Mapping[int, UserRecords], lease: Lease | None
+) -> GpuHolder:
+    of_user = records_by_uid.get(-1 if process.uid is None else process.uid, UserRecords(readable=False))
+    records = of_user.by_pid.get(process.pid, ())
     if not records and lease is not None:
-        state = _within(process, lease.allocation.limit)
-        return _Holder(process, state, lease.allocation.limit, lease.script, lease=True)
+        state = _judge_memory(process, lease.allocation.limit)
+        return GpuHolder(process, state, lease.allocation.limit, lease.script, lease=True)
     if not records:
-        return _Holder(process, "ungoverned" if theirs.readable else "unknown")
-    record = next((r for r in reversed(records) if _device(r, process) is not None), records[-1])
-    limit = _limit(record, process, usage)
+        return GpuHolder(process, "ungoverned" if of_user.readable else "unknown")
+    on_this_gpu = (record for record in reversed(records) if _find_device(record, process) is not None)
+    record = next(on_this_gpu, records[-1])
+    limit = _read_limit(record, process, usage)
     sources = [str(source.get("path")) for source in record.get("sources") or () if isinstance(source, dict)]
-    state = _state(record, process, limit)
-    return _Holder(process, state, limit, record.get("script"), tuple(sources), lease is not None)
+    state = _judge_state(record, process, limit)
+    return GpuHolder(process, state, limit, record.get("script"), tuple(sources), lease is not None)
 
 
-def _device(record: Record, process: GpuProcess) -> Mapping[str, Any] | None:
-    """What the record says of the GPU the process is on."""
+def _find_device(record: Record, process: GpuProcess) -> Mapping[str, Any] | None:
+    """Return what the record tells of the GPU the process is on. None if it tells nothing."""
     devices = record.get("devices")
     found = [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
     return next((device for device in found if device.get("uuid") == process.uuid), None)
 
 
-def _limit(record: Record, process: GpuProcess, usage: Usage) -> int | None:
-    device = _device(record, process) or {}
+def _read_limit(record: Record, process: GpuProcess, usage: Usage) -> int | None:
+    device = _find_device(record, process) or {}
     size, fraction = device.get("limit_bytes"), device.get("limit_fraction")
     if isinstance(size, int):
         return size
@@ -154,15 +161,15 @@ def _limit(record: Record, process: GpuProcess, usage: Usage) -> int | None:
     return int(fraction * total) if isinstance(fraction, float) and total is not None else None
 
 
-def _state(record: Record, process: GpuProcess, limit: int | None) -> State:
+def _judge_state(record: Record, process: GpuProcess, limit: int | None) -> State:
     if record["event"] == "policy_disabled":
         return "switched off"
     if record["event"] == "policy_failed":
         return "failed"
-    return _within(process, limit)
+    return _judge_memory(process, limit)
 
 
-def _within(process: GpuProcess, limit: int | None) -> State:
+def _judge_memory(process: GpuProcess, limit: int | None) -> State:
     over = limit is not None and process.memory is not None and process.memory > limit + _OVERHEAD
     return "over" if over else "within"
 
@@ -171,23 +178,30 @@ def _within(process: GpuProcess, limit: int | None) -> State:
 
 
 @frozen
-class _Sight:
-    """The processes at one moment."""
+class ProcessSnapshot:
+    """The processes at one moment.
+
+    Attributes:
+        usage: What NVML tells.
+        holders: The processes, by GPU.
+    """
 
     usage: Usage
-    holders: tuple[_Holder, ...] = ()
+    holders: tuple[GpuHolder, ...] = ()
 
-    def text(self) -> RenderableType:
-        return block(_COLUMNS, (_row(holder) for holder in self.holders), self._notes())
+    def render(self) -> RenderableType:
+        """Return the table for people."""
+        return build_report(build_table(_COLUMNS, map(_build_row, self.holders)), self._find_notes())
 
     def as_dict(self) -> dict[str, object]:
+        """Return the same for programs."""
         return {
             "processes": [holder.as_dict() for holder in self.holders],
             "problem": self.usage.problem,
-            "notes": [": ".join(note) for note in self._notes()],
+            "notes": [": ".join(note) for note in self._find_notes()],
         }
 
-    def _notes(self) -> Iterator[tuple[str, str]]:
+    def _find_notes(self) -> Iterator[tuple[str, str]]:
         usage = self.usage
         if usage.problem is not None:
             yield "driver", usage.problem
@@ -196,56 +210,49 @@ class _Sight:
         for gpu in usage.gpus:
             if gpu.problem:
                 yield f"GPU {gpu.label}", gpu.problem
-        for labels, said in (
+        for labels, text in (
             (usage.silent, "the driver does not tell who uses it"),
             (usage.unseen(), "memory is held by nobody that can be seen: see outside of this container"),
         ):
             if labels:
-                yield f"GPU {', '.join(labels)}", said
-        yield from _notes_on(self.holders)
+                yield f"GPU {', '.join(labels)}", text
+        yield from _find_notes_on_holders(self.holders)
 
 
-def _notes_on(holders: Iterable[_Holder]) -> Iterator[tuple[str, str]]:
-    unleased_bytes = [str(holder.process.pid) for holder in holders if holder.process.uid is None]
-    if unleased_bytes:
-        said = "not to be seen here: another container's, or hidden by hidepid; the numbers are the host's"
-        yield f"pid {', '.join(unleased_bytes)}", said
+def _find_notes_on_holders(holders: Iterable[GpuHolder]) -> Iterator[tuple[str, str]]:
+    strangers = [str(holder.process.pid) for holder in holders if holder.process.uid is None]
+    if strangers:
+        text = "not to be seen here: another container's, or hidden by hidepid; the numbers are the host's"
+        yield f"pid {', '.join(strangers)}", text
     for holder in holders:
         process, limit = holder.process, holder.limit
         if holder.state == "over" and limit is not None and process.memory is not None:
-            said = (
-                f"holds {format_bytes(process.memory)} of GPU {process.label}, its policy allows {format_bytes(limit)}"
-            )
-            yield f"pid {process.pid}", said
+            held, allowed = format_bytes(process.memory), format_bytes(limit)
+            yield f"pid {process.pid}", f"holds {held} of GPU {process.label}, its policy allows {allowed}"
     unknown = {holder.process.user for holder in holders if holder.state == "unknown" and holder.process.user}
     if unknown:
         yield "unknown", f"the audit log of {', '.join(sorted(unknown))} cannot be read from here"
 
 
-def _row(holder: _Holder) -> tuple[Cell | str, ...]:
+def _build_row(holder: GpuHolder) -> tuple[StyledText | str, ...]:
     process, style = holder.process, _STYLES.get(holder.state, "")
     memory = "?" if process.memory is None else format_bytes(process.memory)
     limit = "-" if holder.limit is None else format_bytes(holder.limit)
-    shown = (process.label, process.user or "?", str(process.pid))
-    return (
-        *shown,
-        Cell(memory, style if holder.state == "over" else ""),
-        limit,
-        _program(holder),
-        _policy(holder, style),
-    )
+    held = StyledText(memory, style if holder.state == "over" else "")
+    program, policy = _format_program(holder), _format_policy(holder, style)
+    return (process.label, process.user or "?", str(process.pid), held, limit, program, policy)
 
 
-def _program(holder: _Holder) -> str:
+def _format_program(holder: GpuHolder) -> str:
     if holder.script is None:
         return holder.process.program or "?"
-    return shown_path(holder.script) if is_wide() else holder.script.rpartition("/")[2]
+    return shorten_path(holder.script) if is_wide() else holder.script.rpartition("/")[2]
 
 
-def _policy(holder: _Holder, style: str) -> Cell:
-    """The nearest file; or why there is none in force."""
+def _format_policy(holder: GpuHolder, style: str) -> StyledText:
+    """Return the nearest file of the policy, or why there is none in force."""
     if holder.state not in ("within", "over"):
-        return Cell(holder.state, style)
+        return StyledText(holder.state, style)
     nearest = holder.sources[-1] if holder.sources else "a lease"
-    named = shown_path(nearest) if is_wide() else "/".join(nearest.rsplit("/", 2)[-2:])
-    return Cell(f"{named} (over)" if holder.state == "over" else named, style)
+    name = shorten_path(nearest) if is_wide() else "/".join(nearest.rsplit("/", 2)[-2:])
+    return StyledText(f"{name} (over)" if holder.state == "over" else name, style)

@@ -8,9 +8,8 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from tfenv.cli.output import NOT_EXECUTABLE, NOT_FOUND, USAGE, say, toml_text
+from tfenv.cli.output import NOT_EXECUTABLE, NOT_FOUND, USAGE, format_toml, print_message
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.config.values import read_selector
@@ -18,42 +17,39 @@ from tfenv.deploy import launch
 from tfenv.policy.model import Source
 from tfenv.policy.units import parse_limit
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
-
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "run", "run_command"]
 
 VARIABLE = "TFGPU_RUN"
 #: Python ignores these from its start on, and what is ignored stays so in the command.
 _IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "run",
-        help="run a command under the policy, or under options given here",
-        description="Run a command, and every Python process it starts, under the policy that is in force here. "
-        "Options are settings nearer than any file; ceilings hold. The interpreter needs no tfenv of its own.",
-        usage="tfgpu run [--gpus 0,1|all|none] [--memory-limit 4GiB] [--growth|--no-growth] [--config PATH] -- CMD ...",
-        epilog="The exit code is the command's own; 127 when there is no such command, 126 when it cannot be run.",
-        allow_abbrev=False,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Run a command, and every Python process it starts, under the policy that is in force here. "
+        "Options are settings nearer than any file; ceilings hold. The interpreter needs no tfenv of its own."
+    )
+    parser.usage = (
+        "tfgpu run [--gpus 0,1|all|none] [--memory-limit 4GiB] [--growth|--no-growth] [--config PATH] -- CMD ..."
+    )
+    parser.epilog = "The exit code is the command's own; 127 when there is no such command, 126 when it cannot be run."
+    parser.allow_abbrev = False
+    parser.add_argument(
+        "--gpus", type=_parse_gpus, metavar="GPUS", help='positions or UUIDs ("0,1"), "name:*A100*", "all" or "none"'
     )
     parser.add_argument(
-        "--gpus", type=_gpus, metavar="GPUS", help='positions or UUIDs ("0,1"), "name:*A100*", "all" or "none"'
-    )
-    parser.add_argument(
-        "--memory-limit", type=_limit, metavar="SIZE", help='per GPU and process: "4GiB", "40%%" or "none"'
+        "--memory-limit", type=_parse_limit, metavar="SIZE", help='per GPU and process: "4GiB", "40%%" or "none"'
     )
     parser.add_argument("--growth", action=argparse.BooleanOptionalAction, help="take memory as it is needed, or not")
-    parser.add_argument("--config", type=_file, metavar="PATH", help="the project's policy, not the nearest file")
+    parser.add_argument("--config", type=_parse_file, metavar="PATH", help="the project's policy, not the nearest file")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
 
 
 # ---- options
 
 
-def _gpus(text: str) -> str | list[int | str]:
+def _parse_gpus(text: str) -> str | list[int | str]:
     if text.strip() in ("all", "none"):
         return text.strip()
     names: list[int | str] = []
@@ -66,7 +62,7 @@ def _gpus(text: str) -> str | list[int | str]:
     return names
 
 
-def _limit(text: str) -> str:
+def _parse_limit(text: str) -> str:
     try:
         parse_limit(text)
     except ValueError as error:
@@ -74,23 +70,19 @@ def _limit(text: str) -> str:
     return text
 
 
-def _file(text: str) -> str:
+def _parse_file(text: str) -> str:
     path = os.path.abspath(text)
     if not os.path.isfile(path):
         raise argparse.ArgumentTypeError(f"there is no file {text}; name a tfgpu.toml or a pyproject.toml")
     return path
 
 
-def _policy(args: argparse.Namespace, inherited: str | None) -> str | None:
-    """The options as the text of a policy; those of a `tfgpu run` around this one hold where ours say nothing."""
-    options = {"visible_devices": args.gpus, "memory_limit": args.memory_limit, "memory_growth": args.growth}
-    given = {key: value for key, value in options.items() if value is not None}
-    if not given:
-        return inherited
-    return f"gpu = {toml_text({**_settings_of(inherited), **given})}"
+def _format_policy(settings: Mapping[str, object], inherited: str | None) -> str | None:
+    """Return settings, with those of a `tfgpu run` around this one, as the text of a policy. None if there are none."""
+    return f"gpu = {format_toml({**_read_settings(inherited), **settings})}" if settings else inherited
 
 
-def _settings_of(text: str | None) -> Mapping[str, object]:
+def _read_settings(text: str | None) -> Mapping[str, object]:
     if text is None:
         return {}
     import tomli
@@ -102,8 +94,8 @@ def _settings_of(text: str | None) -> Mapping[str, object]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _mistake(policy: str) -> str | None:
-    """What is wrong with the text of a policy, first of all; None when all is well."""
+def _find_mistake(policy: str) -> str | None:
+    """Return the first mistake in the text of a policy. None if there is none."""
     try:
         _, findings = validate(read(Source("run", "<tfgpu run>", text=policy), Trust(os.geteuid())))
     except DocumentError as error:
@@ -114,38 +106,63 @@ def _mistake(policy: str) -> str | None:
 # ---- the command
 
 
-def run(args: argparse.Namespace) -> int:
-    """Become the command. Returns only when it could not be started: 2, 126 or 127."""
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    given = vars(arguments)
+    keys = {"visible_devices": "gpus", "memory_limit": "memory_limit", "memory_growth": "growth"}
+    settings = {key: given[option] for key, option in keys.items() if given[option] is not None}
+    return run_command(command, settings, arguments.config)
+
+
+def run_command(command: Sequence[str], settings: Mapping[str, object], config: str | None) -> int:
+    """Replace this process by a command. Returns only if that fails.
+
+    Args:
+        command: What to run, with its arguments.
+        settings: Keys of the table `gpu` and their values, nearer than any file.
+        config: The project's policy. None: the nearest file.
+
+    Returns:
+        The exit code: 2 if there is no command or a mistake in the settings, 127 if there is no such command, 126 if
+        it cannot be run.
+    """
     if not command:
-        say("run", "no command given; write: tfgpu run --memory-limit 4GiB -- python train.py")
+        print_message("run", "no command given; write: tfgpu run --memory-limit 4GiB -- python train.py")
         return USAGE
     variables = launch.environment(os.environ)
-    policy = _policy(args, variables.get(VARIABLE))
+    policy = _format_policy(settings, variables.get(VARIABLE))
     if policy is not None:
-        if (mistake := _mistake(policy)) is not None:
-            say("run", mistake)
+        if (mistake := _find_mistake(policy)) is not None:
+            print_message("run", mistake)
             return USAGE
         variables[VARIABLE] = policy
-    if args.config is not None:
-        variables["TFGPU_CONFIG"] = args.config
-    return _become(command, variables)
+    if config is not None:
+        variables["TFGPU_CONFIG"] = config
+    return _replace_process(command, variables)
 
 
-def _become(command: Sequence[str], variables: Mapping[str, str]) -> int:
+def _replace_process(command: Sequence[str], variables: Mapping[str, str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
-    for name in _IGNORED_BY_PYTHON:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    ignored = [getattr(signal, name) for name in _IGNORED_BY_PYTHON if hasattr(signal, name)]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(command[0], list(command), variables)  # noqa: S606 - the command takes our place
-    except (FileNotFoundError, NotADirectoryError):
-        if shutil.which(command[0]) is None:
-            say("run", f'command not found: "{command[0]}"')
-            return NOT_FOUND
-        say("run", f'cannot run "{command[0]}": the interpreter that its first line names is not there')
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        say("run", f'cannot run "{command[0]}": {reason}')
+        for number in ignored:  # a message that nobody reads must not end us
+            signal.signal(number, signal.SIG_IGN)
+        return _report_failure(command[0], error)
+
+
+def _report_failure(name: str, error: OSError | ValueError) -> int:
+    """Print why a command could not be started, and return the exit code."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if shutil.which(name) is None:
+            print_message("run", f'command not found: "{name}"')
+            return NOT_FOUND
+        reason = "the interpreter that its first line names is not there"
+    print_message("run", f'cannot run "{name}": {reason}')
     return NOT_EXECUTABLE

@@ -10,59 +10,56 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, say
+from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, print_error, print_message
+from tfenv.cli.tables import TableColumn, build_table, print_renderable
 from tfenv.errors import TfenvError, escape_for_terminal
 from tfenv.policy.units import format_bytes
 from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
 from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
 from tfenv.values import as_dict
 
-if TYPE_CHECKING:
-    from tfenv.cli.output import SubParsers
-
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "run", "simulate_gpus"]
 
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
-#: In a file or a pipe nothing is cut off or wrapped: people search it.
-_FILE_WIDTH = 200
+_COLUMNS = (
+    TableColumn("GPU", is_number=True), TableColumn("name"), TableColumn("memory", is_number=True),
+    *(TableColumn(title, is_number=True) for title in ("peak", "one process", "first", "requests", "refused")),
+)  # fmt: skip
 #: What a terminal, a scheduler or a service manager sends to end a command.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
 
-def add_parser(subparsers: SubParsers) -> None:
-    """Add the command to the program's parser."""
-    parser = subparsers.add_parser(
-        "simulate",
-        help="run a command on simulated GPUs",
-        description="Run a command on GPUs that are not there: real TensorFlow lists them, allocates on them, "
-        "and every request to the driver is written down. " + _MEANINGLESS,
-        usage="tfgpu simulate [--gpus 4x24GiB] [--log FILE] [--processes FILE] [--format text|json] -- CMD ...",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Run a command on GPUs that are not there: real TensorFlow lists them, allocates on them, "
+        "and every request to the driver is written down. " + _MEANINGLESS
     )
+    parser.usage = "tfgpu simulate [--gpus 4x24GiB] [--log FILE] [--processes FILE] [--format text|json] -- CMD ..."
     parser.add_argument(
-        "--gpus", type=_gpus, default="4x24GiB", metavar="GPUS",
+        "--gpus", type=_parse_gpus, default="4x24GiB", metavar="GPUS",
         help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"; split into MIG instances: '
         '"1x80GiB/mig=1x40GiB+2x20GiB"',
     )  # fmt: skip
     parser.add_argument("--log", type=Path, metavar="FILE", help="write each request as a JSON line")
     parser.add_argument(
-        "--processes", type=_readable, metavar="FILE",
+        "--processes", type=_parse_readable_file, metavar="FILE",
         help='memory that other processes hold, one "<gpu> <pid> <MiB>" a line; of an instance "<gpu>:<instance> …"',
     )  # fmt: skip
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the summary, on stderr")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
 
 
-def _gpus(text: str) -> tuple[SimulatedGpu, ...]:
+def _parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
     try:
         return parse_gpus(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _readable(text: str) -> Path:
+def _parse_readable_file(text: str) -> Path:
     try:
         with open(text, "rb"):
             return Path(text)
@@ -70,39 +67,57 @@ def _readable(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from error
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command; its own exit code, 128+n if signal n ended it, 127 if there is no such command."""
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    return simulate_gpus(command, arguments.gpus, arguments.log, arguments.processes, arguments.format)
+
+
+def simulate_gpus(
+    command: Sequence[str],
+    gpus: Sequence[SimulatedGpu],
+    log: Path | None,
+    processes: Path | None,
+    output_format: str,
+) -> int:
+    """Run a command on simulated GPUs, and print on stderr what the driver was asked for.
+
+    Args:
+        command: What to run, with its arguments.
+        gpus: The GPUs that it finds.
+        log: Where each request is written as a line of JSON. None: nowhere.
+        processes: A file with the memory that other processes hold. None: they hold none.
+        output_format: "text" or "json", of what is printed.
+
+    Returns:
+        The command's own exit code, 128+n if signal n ended it. 1 if there is no simulation, 2 if there is no command,
+        127 if there is no such command, 126 if it cannot be run.
+    """
     if not command:
-        say("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
+        print_message("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
         return USAGE
     with tempfile.TemporaryDirectory(prefix="tfgpu-simulate-") as folder:
-        log = args.log or Path(folder) / "requests.jsonl"
+        log = log or Path(folder) / "requests.jsonl"
         try:
             log.write_bytes(b"")  # an older log would be summed up as well
-            variables = environment(args.gpus, log=log, processes=args.processes)
+            variables = environment(gpus, log=log, processes=processes)
         except (OSError, TfenvError) as error:
-            _complain(str(error))
+            first, *others = str(error).splitlines()  # a compiler's output has lines of its own
+            print_message("simulate", first)
+            for line in others:
+                print_error(escape_for_terminal(line))
             return FINDINGS
         code = _run_command(command, variables)
         if code not in (NOT_EXECUTABLE, NOT_FOUND):
-            _report(args.gpus, read_requests(log), args.format)
+            _print_report(gpus, read_requests(log), output_format)
     return code
-
-
-def _complain(text: str) -> None:
-    """A compiler's output, which has lines of its own, follows in the lines below."""
-    first, _, others = text.partition("\n")
-    say("simulate", first)
-    for line in others.splitlines():
-        print(escape_for_terminal(line), file=sys.stderr)
 
 
 # ---- the command
 
 
 def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
-    """Start it, hand signals on, wait for its end."""
+    """Start a command, hand signals on to it, and wait for its end. Return its exit code."""
     # Blocked before there is a child: a signal that comes meanwhile would end us, and leave it behind.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
 
@@ -110,19 +125,19 @@ def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        code = _wait(subprocess.Popen(command, env=variables, preexec_fn=unblock))  # noqa: PLW1509 - no threads here
+        code = _wait_for_child(subprocess.Popen(command, env=variables, preexec_fn=unblock))  # noqa: PLW1509 - no threads here
     except FileNotFoundError:
-        say("simulate", f'command not found: "{command[0]}"')
+        print_message("simulate", f'command not found: "{command[0]}"')
         return NOT_FOUND
     except OSError as error:
-        say("simulate", f'cannot run "{command[0]}": {error.strerror}')
+        print_message("simulate", f'cannot run "{command[0]}": {error.strerror}')
         return NOT_EXECUTABLE
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return code if code >= 0 else 128 - code
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
+def _wait_for_child(child: subprocess.Popen[bytes]) -> int:
     while (code := child.poll()) is None:
         received = signal.sigwaitinfo(_WATCHED)
         # A key on the terminal reaches the command by itself (the kernel sends it, si_code > 0): passing
@@ -135,45 +150,20 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 # ---- the summary
 
 
-def _report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], form: str) -> None:
-    summary = summarise(requests)
-    rows = [summary.get(number, GpuRequests(number)) for number in range(len(gpus))]
-    opened = opened_cuda(requests)
-    if form == "json":
-        print(json.dumps(_as_json(gpus, rows, opened)), file=sys.stderr)
-    else:
-        _print_table(gpus, rows, opened)
+def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], output_format: str) -> None:
+    from rich.console import Group
+
+    summary, opened = summarise(requests), opened_cuda(requests)
+    rows = [(gpu, summary.get(number, GpuRequests(number))) for number, gpu in enumerate(gpus)]
+    if output_format == "json":
+        described = [{**as_dict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in rows]
+        print_error(json.dumps({"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}))
+        return
+    table = build_table(_COLUMNS, (_format_row(gpu, row) for gpu, row in rows))
+    notes = (_MEANINGLESS,) if opened else ("No process opened CUDA.", _MEANINGLESS)
+    print_renderable(Group("[italic]What the simulated driver was asked for[/]", table, *notes), sys.stderr)
 
 
-def _as_json(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> dict[str, object]:
-    described = [
-        {**as_dict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in zip(gpus, rows, strict=True)
-    ]  # fmt: skip
-    return {"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}
-
-
-def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="What the simulated driver was asked for", title_justify="left", box=None)
-    table.add_column("GPU", justify="right", no_wrap=True, min_width=3)
-    table.add_column("name")
-    for title in ("memory", "peak", "one process", "first", "requests", "refused"):
-        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
-    for gpu, row in zip(gpus, rows, strict=True):
-        table.add_row(str(row.gpu), Text(escape_for_terminal(gpu.name)), format_bytes(gpu.memory), *_cells(row))
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
-    console.print(table)
-    if not opened:
-        console.print("No process opened CUDA.")
-    console.print(_MEANINGLESS)
-
-
-def _cells(row: GpuRequests) -> tuple[str, ...]:
-    sizes = (row.peak, row.peak_process, row.first)
-    counts = (row.allocations, row.out_of_memory)
-    return (*("-" if not size else format_bytes(size) for size in sizes), *map(str, counts))
+def _format_row(gpu: SimulatedGpu, row: GpuRequests) -> tuple[str, ...]:
+    sizes = ("-" if not size else format_bytes(size) for size in (row.peak, row.peak_process, row.first))
+    return (str(row.gpu), gpu.name, format_bytes(gpu.memory), *sizes, str(row.allocations), str(row.out_of_memory))

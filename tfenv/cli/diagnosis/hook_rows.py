@@ -1,4 +1,4 @@
-"""`tfgpu doctor`'s rows on an interpreter: is the hook live in it, what keeps it from being so, what costs time."""
+"""What `tfgpu doctor` finds of an interpreter: is the hook live, what keeps it from being so, what costs time."""
 
 from __future__ import annotations
 
@@ -6,61 +6,61 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfenv.cli.diagnosis.interpreter import Row
-from tfenv.cli.output import shown_path
+from tfenv.cli.diagnosis.row import DoctorRow
+from tfenv.cli.output import shorten_path
 from tfenv.deploy.launch import PYTHONPATH_FOLDER
 
-__all__ = ["bytecode_rows", "hook_rows"]
+__all__ = ["diagnose_bytecode", "diagnose_hook"]
 
 
-def hook_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
-    where = f"{shown_path(hook['executable'])} (Python {hook['version']})"
+def diagnose_hook(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield rows on the hook, from the probe's answer to "hook"."""
+    where = f"{shorten_path(hook['executable'])} (Python {hook['version']})"
     if not hook["armed"]:
-        found, advice = _why_not_armed(hook)
-        yield Row("hook", "problem", f"not live in {where}: {found}", advice)
+        found, advice = _explain_unarmed(hook)
+        yield DoctorRow("hook", "problem", f"not live in {where}: {found}", advice)
     elif hook["activation_error"] is not None:
         found = f"armed in {where}, but tfenv is incomplete: {hook['activation_error']}"
-        yield Row("hook", "problem", found, "install tfenv again in that environment")
+        yield DoctorRow("hook", "problem", found, "install tfenv again in that environment")
     else:
-        yield Row("hook", "ok", f"live in {where}{_by_what(hook)}")
-        yield from _copies_rows(hook)
+        yield DoctorRow("hook", "ok", f"live in {where}{_format_origin(hook)}")
+        yield from _diagnose_copies(hook)
         # What covers a whole interpreter reads files in tfenv's own.
         if hook["missing"] and hook["system"] is None:
             found = f"not installed: {', '.join(hook['missing'])}"
-            yield Row("dependencies", "problem", found, "install tfenv again in that environment")
+            yield DoctorRow("dependencies", "problem", found, "install tfenv again in that environment")
 
 
-def _by_what(hook: Mapping[str, Any]) -> str:
+def _format_origin(hook: Mapping[str, Any]) -> str:
     if hook["system"] is not None:
-        return f", by `tfgpu install --system` from {shown_path(hook['system'][0])}"
+        return f", by `tfgpu install --system` from {shorten_path(hook['system'][0])}"
     return ", lent by `tfgpu run`" if hook["lent"] else ""
 
 
-def _copies_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
-    """The first tfenv on the path is used, whatever the environment has."""
+def _diagnose_copies(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield a row if there are several: the first tfenv on the path is used, whatever the environment has."""
     copies: list[str] = hook["copies"]
     if len(copies) > 1:
-        used, hidden = copies[0], ", ".join(shown_path(path) for path in copies[1:])
+        used, hidden = copies[0], ", ".join(shorten_path(path) for path in copies[1:])
         advice = "take the folder in front from PYTHONPATH, or leave the directory it is in"
-        yield Row("hook", "note", f"the tfenv in {shown_path(used)} shadows the one in {hidden}", advice)
+        yield DoctorRow("hook", "note", f"the tfenv in {shorten_path(used)} shadows the one in {hidden}", advice)
 
 
-def _why_not_armed(hook: Mapping[str, Any]) -> tuple[str, str]:
-    """What keeps the hook from being live, and what to do, the most certain reason first."""
+def _explain_unarmed(hook: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what keeps the hook from being live, and what to do. The most certain reason counts."""
     if hook["site_disabled"]:
         return "it runs without site (-S)", "start it without -S: no .pth file and no sitecustomize is read"
     if _is_shadowed(hook):
         advice = f"take its folder from PYTHONPATH, or put {PYTHONPATH_FOLDER} in front of it"
-        return f"{shown_path(hook['sitecustomize'])} shadows the sitecustomize of `tfgpu run`", advice
+        return f"{shorten_path(hook['sitecustomize'])} shadows the sitecustomize of `tfgpu run`", advice
     if hook["blocks"] and hook["sitecustomize"] not in hook["blocks"]:
-        found = (
-            f"{shown_path(hook['sitecustomize'] or 'another sitecustomize')} shadows {shown_path(hook['blocks'][0])}"
-        )
-        return f"{found}, where `tfgpu install --system` wrote", "take its folder from PYTHONPATH, or install again"
+        winner = shorten_path(hook["sitecustomize"] or "another sitecustomize")
+        found = f"{winner} shadows {shorten_path(hook['blocks'][0])}, where `tfgpu install --system` wrote"
+        return found, "take its folder from PYTHONPATH, or install again"
     if hook["pth"]:
-        return f"{shown_path(hook['pth'][0])} is there, _tfenv_boot.py beside it is gone", "install tfenv again there"
+        return f"{shorten_path(hook['pth'][0])} is there, _tfenv_boot.py beside it is gone", "install tfenv again there"
     if hook["pth_unread"]:
-        found = f"{shown_path(hook['pth_unread'][0])} is not read, its folder is only on PYTHONPATH"
+        found = f"{shorten_path(hook['pth_unread'][0])} is not read, its folder is only on PYTHONPATH"
         return found, "install tfenv into that environment, or start programs by `tfgpu run -- CMD`"
     if hook["boot"] is not None:
         return "tfenv.pth is missing from its site-packages", "install tfenv again there"
@@ -68,22 +68,22 @@ def _why_not_armed(hook: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _is_shadowed(hook: Mapping[str, Any]) -> bool:
-    asked = PYTHONPATH_FOLDER in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    is_on_path = PYTHONPATH_FOLDER in os.environ.get("PYTHONPATH", "").split(os.pathsep)
     loaded = hook["sitecustomize"]
-    return asked and loaded is not None and os.path.dirname(loaded) != PYTHONPATH_FOLDER
+    return is_on_path and loaded is not None and os.path.dirname(loaded) != PYTHONPATH_FOLDER
 
 
 # ---- what costs time
 
 
-def bytecode_rows(hook: Mapping[str, Any]) -> Iterator[Row]:
-    """Packages whose modules are compiled anew in every process."""
+def diagnose_bytecode(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield a row on packages whose modules are compiled anew in every process."""
     if not hook["uncompiled"]:
         return
-    folders = [shown_path(folder) for folder in hook["uncompiled"].values()]
+    folders = [shorten_path(folder) for folder in hook["uncompiled"].values()]
     why = "" if hook["writes_bytecode"] else " and PYTHONDONTWRITEBYTECODE keeps it so"
     found = f"not compiled: {', '.join(hook['uncompiled'])}{why}: importing takes three times as long"
-    advice = f"{shown_path(hook['executable'])} -m compileall -q {' '.join(folders)}"
+    advice = f"{shorten_path(hook['executable'])} -m compileall -q {' '.join(folders)}"
     if not all(os.access(folder, os.W_OK) for folder in hook["uncompiled"].values()):
         advice += ", as the user who may write there"
-    yield Row("bytecode", "note", found, advice)
+    yield DoctorRow("bytecode", "note", found, advice)

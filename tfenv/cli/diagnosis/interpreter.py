@@ -1,4 +1,4 @@
-"""What `tfgpu doctor` finds, row by row, and how it asks an interpreter."""
+"""How `tfgpu doctor` asks an interpreter."""
 
 from __future__ import annotations
 
@@ -7,45 +7,30 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tfenv.values import frozen
+__all__ = ["NoAnswerError", "ask_interpreter"]
 
-__all__ = ["NoAnswerError", "Row", "Verdict", "ask"]
-
-Verdict = Literal["ok", "note", "problem"]
 _PROBE = Path(__file__).with_name("probe.py")
 
 
-@frozen
-class Row:
-    """One thing that was looked at.
-
-    Attributes:
-        topic: What: "hook", "GPUs".
-        verdict: "problem" is what keeps a policy or a GPU from working.
-        found: What is the case.
-        advice: What to do; "" where there is nothing to do.
-    """
-
-    topic: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
-
-
 class NoAnswerError(Exception):
-    """The child said nothing that can be read; the text is the last thing it said to people."""
+    """The interpreter printed nothing that can be read. The text is the last line it printed for people."""
 
 
-def ask(python: str, question: str, seconds: float, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run the probe in a child, in this directory and environment: as a program started here would find things.
+def ask_interpreter(
+    python: str, question: str, timeout_s: float, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run the probe in a child, in this directory and environment: it finds what a program started here would find.
 
     Args:
         python: The interpreter.
         question: "hook" or "tensorflow".
-        seconds: How long to wait for the answer.
+        timeout_s: How many seconds to wait for the answer.
         variables: What its environment has besides.
+
+    Returns:
+        What the function of that name in `probe.py` returns.
 
     Raises:
         OSError: There is no such interpreter.
@@ -55,16 +40,15 @@ def ask(python: str, question: str, seconds: float, variables: Mapping[str, str]
     environment = {**os.environ, **(variables or {})}
     try:
         child = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise NoAnswerError(f"no answer within {seconds:g} s") from None
-    answer = child.stdout.strip().rpartition("\n")[2]
+        raise NoAnswerError(f"no answer within {timeout_s:g} s") from None
     try:
-        parsed = json.loads(answer)
+        answer = json.loads(child.stdout.strip().rpartition("\n")[2])
     except ValueError:
-        said = child.stderr.strip().rpartition("\n")[2] or f"it ended with status {child.returncode}"
-        raise NoAnswerError(said) from None
-    if not isinstance(parsed, dict):
+        last_line = child.stderr.strip().rpartition("\n")[2]
+        raise NoAnswerError(last_line or f"it ended with status {child.returncode}") from None
+    if not isinstance(answer, dict):
         raise NoAnswerError("it printed something else")
-    return parsed
+    return answer

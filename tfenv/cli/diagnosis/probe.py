@@ -1,6 +1,6 @@
-"""What `tfgpu doctor` asks of an interpreter, from inside it: `python -c SOURCE hook|tensorflow` prints one JSON line.
+"""What `tfgpu doctor` asks an interpreter, from inside it: `python -c SOURCE hook|tensorflow` prints one line of JSON.
 
-The interpreter may be any, with or without tfenv: this file is handed to it as text and imports nothing of ours
+The interpreter may be any, with or without tfenv. So this file is handed to it as text, and imports nothing of ours
 at its top.
 """
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: What TensorFlow must find to list a GPU; cuDNN's number is that of this TensorFlow.
+#: What TensorFlow must find to list a GPU, besides the cuDNN of its release.
 _LIBRARIES = (
     "libcuda.so.1",
     "libcudart.so.12",
@@ -29,32 +29,32 @@ _INNER_MODULES = {"tensorflow": "python/framework/ops.py", "keras": "src/layers/
 # ---- the hook
 
 
-def hook() -> "dict[str, Any]":
-    """Whether the hook is live, and all that may keep it from being so."""
+def describe_hook() -> "dict[str, Any]":
+    """Return whether the hook is live, and all that may keep it from being so."""
     armed = [finder for finder in sys.meta_path if getattr(finder, "__name__", None) == "TfenvFinder"]
     boot = sys.modules.get("_tfenv_boot")
     return {
         "executable": sys.executable,
         "version": sys.version.split()[0],
         "armed": bool(armed),
-        "boot": getattr(boot, "__file__", None) or _origin("_tfenv_boot"),
+        "boot": getattr(boot, "__file__", None) or _find_origin("_tfenv_boot"),
         "lent": getattr(boot, "lender", None) is not None,
         "system": getattr(boot, "system", None),
         "site_disabled": bool(sys.flags.no_site),
-        "pth": _files_on_path("tfenv.pth", _site_folders()),
-        "pth_unread": _files_on_path("tfenv.pth", [path for path in sys.path if path not in _site_folders()]),
+        "pth": _find_files("tfenv.pth", _find_site_folders()),
+        "pth_unread": _find_files("tfenv.pth", [path for path in sys.path if path not in _find_site_folders()]),
         "sitecustomize": getattr(sys.modules.get("sitecustomize"), "__file__", None),
-        "activation_error": _activation_error(),
-        "missing": [name for name in ("structlog", "tomli", "jsonschema", "pynvml") if not _there(name)],
-        "tensorflow": _origin("tensorflow"),
+        "activation_error": _find_activation_error(),
+        "missing": [name for name in ("structlog", "tomli", "jsonschema", "pynvml") if not _can_import(name)],
+        "tensorflow": _find_origin("tensorflow"),
         "writes_bytecode": not sys.dont_write_bytecode,
-        "uncompiled": _uncompiled(),
-        "copies": _copies(),
-        "blocks": [path for path in _files_on_path("sitecustomize.py", sys.path) if _has_block(path)],
+        "uncompiled": _find_uncompiled(),
+        "copies": _find_copies(),
+        "blocks": [path for path in _find_files("sitecustomize.py", sys.path) if _has_block(path)],
     }
 
 
-def _origin(name: str) -> "str | None":
+def _find_origin(name: str) -> "str | None":
     import importlib.util
 
     try:
@@ -64,7 +64,7 @@ def _origin(name: str) -> "str | None":
     return None if spec is None else spec.origin
 
 
-def _there(name: str) -> bool:
+def _can_import(name: str) -> bool:
     import importlib.util
 
     boot = sys.modules.get("_tfenv_boot")
@@ -72,8 +72,8 @@ def _there(name: str) -> bool:
     return importlib.util.find_spec(name) is not None or (lender is not None and lender.find_spec(name) is not None)
 
 
-def _site_folders() -> "list[str]":
-    """Where this interpreter reads `.pth` files."""
+def _find_site_folders() -> "list[str]":
+    """Return the folders in which this interpreter reads `.pth` files."""
     site = sys.modules.get("site")
     if site is None:
         return []
@@ -81,13 +81,13 @@ def _site_folders() -> "list[str]":
     return list(dict.fromkeys(folders))
 
 
-def _files_on_path(name: str, folders: "list[str]") -> "list[str]":
+def _find_files(name: str, folders: "list[str]") -> "list[str]":
     paths = [os.path.join(folder, name) for folder in folders]
     return [path for path in paths if os.path.exists(path)]
 
 
-def _activation_error() -> "str | None":
-    """Why the hook could not do its work once a framework is imported; None when it can, or is not there at all."""
+def _find_activation_error() -> "str | None":
+    """Return why the hook will fail once a framework is imported. None if it will not."""
     boot = sys.modules.get("_tfenv_boot")
     lender = getattr(boot, "lender", None)
     system = getattr(boot, "system", None)
@@ -97,13 +97,13 @@ def _activation_error() -> "str | None":
         sys.meta_path.append(lender)
     try:
         import tfenv.runtime.enforce  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor wants to know
+    except Exception as error:  # noqa: BLE001 - whatever it is, the doctor wants to know
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def _copies() -> "list[str]":
-    """Where tfenv is on the path, the one that is used first."""
+def _find_copies() -> "list[str]":
+    """Return the places of tfenv on the path. The first one is used."""
     found: dict[str, str] = {}
     for folder in sys.path:
         path = os.path.join(folder or os.getcwd(), "tfenv")
@@ -113,7 +113,7 @@ def _copies() -> "list[str]":
 
 
 def _has_block(path: str) -> bool:
-    """Whether `tfgpu install --system` wrote into this sitecustomize."""
+    """Return whether `tfgpu install --system` wrote into this sitecustomize."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return "# >>> tfenv >>>" in file.read()
@@ -121,13 +121,13 @@ def _has_block(path: str) -> bool:
         return False
 
 
-def _uncompiled() -> "dict[str, str]":
-    """The folders of packages that have no bytecode, by name. One module deep inside stands for all of them."""
+def _find_uncompiled() -> "dict[str, str]":
+    """Return the folders of packages without bytecode, by name. One module deep inside stands for all of a package."""
     import importlib.util
 
     found = {}
     for name, inner in _INNER_MODULES.items():
-        origin = _origin(name)
+        origin = _find_origin(name)
         sources = [] if origin is None else [origin, os.path.join(os.path.dirname(origin), inner)]
         compiled = [importlib.util.cache_from_source(path) for path in sources if os.path.exists(path)]
         if origin is not None and not all(os.path.exists(path) for path in compiled):
@@ -138,8 +138,8 @@ def _uncompiled() -> "dict[str, str]":
 # ---- TensorFlow
 
 
-def tensorflow() -> "dict[str, Any]":
-    """What TensorFlow and Keras see. Lists devices, creates none: a GPU's memory stays free."""
+def describe_tensorflow() -> "dict[str, Any]":
+    """Return what TensorFlow and Keras see. Lists devices and creates none, so no memory of a GPU is taken."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -148,25 +148,25 @@ def tensorflow() -> "dict[str, Any]":
         "version": tf.__version__,
         "cuda": cuda,
         "cuda_version": tf.sysconfig.get_build_info().get("cuda_version"),
-        "devices": [_short(device) for device in tf.config.list_physical_devices()],
-        "gpus": [_described(tf, gpu) for gpu in gpus],
-        "missing_libraries": [] if gpus or not cuda else _missing_libraries(tf.__version__),
-        **_keras(),
+        "devices": [_shorten_name(device) for device in tf.config.list_physical_devices()],
+        "gpus": [_describe_gpu(tf, gpu) for gpu in gpus],
+        "missing_libraries": [] if gpus or not cuda else _find_missing_libraries(tf.__version__),
+        **_describe_keras(),
     }
 
 
-def _described(tf: "Any", gpu: "Any") -> "dict[str, str]":
+def _describe_gpu(tf: "Any", gpu: "Any") -> "dict[str, str]":
     details = tf.config.experimental.get_device_details(gpu)
     capability = ".".join(str(part) for part in details.get("compute_capability", ()))
-    return {"device": _short(gpu), "name": details.get("device_name", ""), "capability": capability}
+    return {"device": _shorten_name(gpu), "name": details.get("device_name", ""), "capability": capability}
 
 
-def _short(device: "Any") -> str:
+def _shorten_name(device: "Any") -> str:
     return str(device.name).replace("/physical_device:", "")
 
 
-def _missing_libraries(version: str) -> "list[str]":
-    """TensorFlow has just looked for them itself: one that it found, pip's own too, is found by its name now."""
+def _find_missing_libraries(version: str) -> "list[str]":
+    """Return the libraries that cannot be loaded. Those of pip's packages can: TensorFlow has just loaded them."""
     import ctypes
 
     numbers = tuple(int(part) for part in version.split(".")[:2])
@@ -180,7 +180,7 @@ def _missing_libraries(version: str) -> "list[str]":
     return missing
 
 
-def _keras() -> "dict[str, Any]":
+def _describe_keras() -> "dict[str, Any]":
     try:
         import keras
 
@@ -190,4 +190,4 @@ def _keras() -> "dict[str, Any]":
 
 
 if __name__ == "__main__":
-    print(json.dumps(tensorflow() if sys.argv[1:] == ["tensorflow"] else hook()))
+    print(json.dumps(describe_tensorflow() if sys.argv[1:] == ["tensorflow"] else describe_hook()))
