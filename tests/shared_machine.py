@@ -69,7 +69,7 @@ class SharedMachine:
 
     def __init__(self, stage: Path) -> None:
         stage.chmod(0o755)
-        script = _SETUP + "\n".join(_exposed(_needed(), stage)) + "\necho ready; exec cat\n"
+        script = _SETUP + "\n".join(_expose(_find_needed_folders(), stage)) + "\necho ready; exec cat\n"
         self.process = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
             env={**os.environ, "STAGE": str(stage)},
@@ -82,17 +82,17 @@ class SharedMachine:
         self.problem = None if self.process.stdout.readline() == "ready\n" else self.process.communicate()[1].strip()
 
     def close(self) -> None:
-        """With the last process the namespace goes, and all it has mounted."""
+        """End the last process. The namespace goes with it, and all it has mounted."""
         self.process.communicate()
 
     # -- files
 
     def path(self, path: str) -> Path:
-        """Where a file of the namespace is found from outside."""
+        """Return where a file of the namespace is found from outside."""
         return Path(f"/proc/{self.process.pid}/root{path}")
 
     def write(self, path: str, text: str, owner: User = ROOT, mode: int = 0o644) -> str:
-        """A file, and the folders above it, of this owner."""
+        """Write a file of this owner, make the folders above it, and return its path."""
         folder = self.folder(os.path.dirname(path), owner)
         there = self.path(f"{folder}/{os.path.basename(path)}")
         there.write_text(text, encoding="utf-8")
@@ -101,7 +101,7 @@ class SharedMachine:
         return path
 
     def folder(self, path: str, owner: User = ROOT, mode: int = 0o755) -> str:
-        """A folder of this owner; one that is there stays as it is."""
+        """Make a folder of this owner, and return its path. One that is there stays as it is."""
         there = self.path(path)
         if not there.exists():
             self.folder(os.path.dirname(path), owner)
@@ -160,36 +160,35 @@ class SharedMachine:
 # ---- what the others must be able to read
 
 
-def _needed() -> list[Path]:
-    """This interpreter, its packages, the checkout, and the libraries of the simulated GPUs."""
+def _find_needed_folders() -> list[Path]:
+    """Return this interpreter, its packages, the checkout, and the libraries of the simulated GPUs."""
     packages = [Path(entry) for entry in sys.path if entry.endswith("site-packages")]
     return [Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, *packages, library_folder()]
 
 
-def _closed(path: Path) -> bool:
-    """Whether others may not enter."""
+def _is_closed(path: Path) -> bool:
     return not path.stat().st_mode & stat.S_IXOTH
 
 
-def _exposed(paths: Iterable[Path], stage: Path) -> Iterator[str]:
-    """Commands that put an open folder over each closed one (/root, a clone below `mktemp -d`), with what is needed."""
+def _expose(paths: Iterable[Path], stage: Path) -> Iterator[str]:
+    """Yield commands that mount an open folder with what is needed over each closed one, such as /root."""
     yield from ()
     tops: dict[Path, list[Path]] = {}
     for path in dict.fromkeys(path.resolve() for path in paths):
-        closed = [folder for folder in (*reversed(path.parents), path) if _closed(folder)]
+        closed = [folder for folder in (*reversed(path.parents), path) if _is_closed(folder)]
         if closed:
             tops.setdefault(closed[0], []).append(path)
     for number, (top, members) in enumerate(tops.items()):
         view = stage / f"view{number}"
         view.mkdir(mode=0o755)
         for path in members:
-            yield from _bound(path, view / path.relative_to(top))
+            yield from _bind(path, view / path.relative_to(top))
         yield f"mount --rbind '{view}' '{top}'"
 
 
-def _bound(path: Path, place: Path) -> Iterator[str]:
-    """Mount a folder at its place in the view; of one that is closed itself, what is in it."""
-    if not _closed(path):
+def _bind(path: Path, place: Path) -> Iterator[str]:
+    """Yield commands that mount a folder at its place in the view. Of a closed one they mount what is in it."""
+    if not _is_closed(path):
         yield f"mkdir -p '{place}'; mount --bind '{path}' '{place}'"
         return
     for entry in path.iterdir():
@@ -199,7 +198,7 @@ def _bound(path: Path, place: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedMachine]:
-    """Imported by the tests that use it. Skipped, with the reason, where no namespace can be made."""
+    """Yield a machine to the tests that import this. Skip them, with the reason, where no namespace can be made."""
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip("only root can mount and be two users" if not missing else f"there is no {', '.join(missing)}")

@@ -13,7 +13,7 @@ from tfenv.files import replace_file
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """A file that exists, alone in its folder."""
+    """Write a file, alone in its folder."""
     path = tmp_path / "a.toml"
     path.write_text("old")
     return path

@@ -28,7 +28,7 @@ def env(variables: dict[str, str], held: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("shape", ["text", "json"])
 def test_one_block_after_the_other_in_a_pipe(env: dict[str, str], project: Path, held: Path, shape: str) -> None:
-    """In a pipe each look is printed anew, as JSON in one line; Ctrl-C ends it with 130 and without a word."""
+    """In a pipe each look is printed anew, as JSON in one line. Ctrl-C ends it quietly with 130."""
     command = [*TFGPU, "gpus", "--watch", "0.1", "--format", shape]
     with subprocess.Popen(
         command, env=env, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -49,7 +49,7 @@ def test_one_block_after_the_other_in_a_pipe(env: dict[str, str], project: Path,
 
 
 def test_in_place_on_a_terminal(env: dict[str, str], project: Path) -> None:
-    """On a terminal the cursor goes back and the table is written over; Ctrl-C leaves the last one, without a trace."""
+    """On a terminal the cursor goes back and the table is written over. Ctrl-C leaves the last one there."""
     said, code = run_on_terminal(["ps", "--watch", "0.1"], env, project, "ungoverned")
     assert code == 130
     assert "\x1b[1A" in said  # one line up
@@ -58,7 +58,7 @@ def test_in_place_on_a_terminal(env: dict[str, str], project: Path) -> None:
 
 
 def test_no_colour(env: dict[str, str], project: Path, held: Path) -> None:
-    """With NO_COLOR nothing on a terminal is coloured; without, what deserves attention is."""
+    """With NO_COLOR nothing on a terminal is coloured. Without it, what deserves attention is."""
     held.write_text("0 1 24000\n")
     coloured, _ = run_on_terminal(["gpus"], env, project)
     plain, _ = run_on_terminal(["gpus"], env | {"NO_COLOR": "1"}, project)

@@ -17,8 +17,8 @@ from tfenv import __version__
 from tfenv.cli.main import COMMANDS
 
 
-def start(program: str, env: dict[str, str], **options: object) -> subprocess.Popen[str]:
-    """A Python program that plays `tfgpu` with a command of its own."""
+def start_program(program: str, env: dict[str, str], **options: object) -> subprocess.Popen[str]:
+    """Start a Python program that plays `tfgpu` with a command of its own."""
     command = [sys.executable, "-c", textwrap.dedent(program)]
     return subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload, no-any-return]
 
@@ -61,7 +61,7 @@ def test_help_imports_no_command(variables: dict[str, str]) -> None:
         main(["--help"])
         print([name for name in sys.modules if name.startswith(("tfenv.", "rich", "jsonschema", "pynvml"))])
     """
-    with start(program, variables, stdout=subprocess.PIPE) as child:
+    with start_program(program, variables, stdout=subprocess.PIPE) as child:
         output, _ = child.communicate(timeout=60)
     assert (
         output.splitlines()[-1] == "['tfenv.cli', 'tfenv.values', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
@@ -91,7 +91,7 @@ def test_wrong_usage_ends_with_2(tfgpu: Tfgpu, arguments: tuple[str, ...]) -> No
 
 def test_a_bug_is_one_line_and_3(variables: dict[str, str]) -> None:
     """A bug of ours is one line that asks to be reported, no traceback, and ends with 3."""
-    with start(BROKEN, variables) as child:
+    with start_program(BROKEN, variables) as child:
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 3
     expected = "tfgpu: internal error: ZeroDivisionError: a bug; please report it (TFGPU_DEBUG=1 shows where)\n"
@@ -100,7 +100,7 @@ def test_a_bug_is_one_line_and_3(variables: dict[str, str]) -> None:
 
 def test_a_bug_shows_where_on_request(variables: dict[str, str]) -> None:
     """With TFGPU_DEBUG=1 the traceback is there, too, and the exit code is the same."""
-    with start(BROKEN, variables | {"TFGPU_DEBUG": "1"}) as child:
+    with start_program(BROKEN, variables | {"TFGPU_DEBUG": "1"}) as child:
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 3
     assert "Traceback" in errors
@@ -108,7 +108,7 @@ def test_a_bug_shows_where_on_request(variables: dict[str, str]) -> None:
 
 def test_ctrl_c_ends_quietly_with_130(variables: dict[str, str]) -> None:
     """SIGINT ends a command with 130 and without a word."""
-    with start(SLOW, variables, stdout=subprocess.PIPE) as child:
+    with start_program(SLOW, variables, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
@@ -254,7 +254,7 @@ def test_colour_is_for_terminals_only(project: Path, variables: dict[str, str], 
 
 
 def test_an_ascii_locale_is_no_obstacle(project: Path, tfgpu: Tfgpu) -> None:
-    """What the locale cannot show is escaped; it never ends a command."""
+    """What the locale cannot show is escaped. It never ends a command."""
     (project / "tfgpu.toml").write_text('[gpu]\n"größe" = 1\n', encoding="utf-8")
     result = tfgpu("check", env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""`tfgpu`: one module a command; only the chosen one is imported.
+"""`tfgpu`: one module a command, and only the chosen one is imported.
 
 Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of ours, 130 Ctrl-C.
 """

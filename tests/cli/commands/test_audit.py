@@ -34,7 +34,7 @@ def run_audit(tfgpu: Tfgpu) -> RunAudit:
     return lambda *arguments, **variables: tfgpu("audit", *arguments, env=variables)
 
 
-def line(pid: int, user: str = "alice", **differences: Any) -> bytes:
+def encode_line(pid: int, user: str = "alice", **differences: Any) -> bytes:
     device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "H100", limit=8 << 30)
     process = Process(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
     outcome = Outcome("applied", "entry_point", (device,), True, findings=(Finding("clamped", "less", "note"),))
@@ -44,9 +44,9 @@ def line(pid: int, user: str = "alice", **differences: Any) -> bytes:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Thirty records of alice and one of bob."""
+    """Write thirty records of alice and one of bob."""
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(b"".join(line(pid) for pid in range(30)) + line(30, "bob", status="clamped"))
+    path.write_bytes(b"".join(encode_line(pid) for pid in range(30)) + encode_line(30, "bob", status="clamped"))
     return path
 
 
@@ -95,7 +95,7 @@ def test_filters(run_audit: RunAudit, log: Path, options: list[str], count: int)
 
 def test_changes_of_files_can_be_asked_for(run_audit: RunAudit, log: Path) -> None:
     """`--event changed` shows what `tfgpu watch` wrote, and nothing else."""
-    log.write_bytes(line(1, event="policy_changed") + line(2))
+    log.write_bytes(encode_line(1, event="policy_changed") + encode_line(2))
     shown = run_audit("--file", log, "--event", "changed", "--format", "json")
     assert [json.loads(record)["event"] for record in shown.stdout.splitlines()] == ["policy_changed"]
 
@@ -103,7 +103,7 @@ def test_changes_of_files_can_be_asked_for(run_audit: RunAudit, log: Path) -> No
 def test_rotated_logs_are_read(run_audit: RunAudit, log: Path) -> None:
     """What logrotate made of a log is read with it, oldest first, and once, also where a shell names both."""
     log.rename(log.with_name("audit.jsonl.1"))
-    log.write_bytes(line(31))
+    log.write_bytes(encode_line(31))
     for paths in ([log], [log, log.with_name("audit.jsonl.1")]):
         records = [json.loads(text) for text in run_audit("--format", "json", "--file", *paths).stdout.splitlines()]
         assert [record["pid"] for record in records] == list(range(32))
@@ -131,9 +131,9 @@ def test_a_pipe_is_read_to_its_end(tfgpu: Tfgpu, log: Path) -> None:
 def test_a_summary_per_user_and_gpu(run_audit: RunAudit, log: Path) -> None:
     """Processes, limits asked and given, clamps and failures of each user on each GPU, as a table and as JSON."""
     with log.open("ab") as file:
-        file.write(line(31, "bob", event="policy_clamped", asked={"per_process_gpu_memory_fraction": 0.9}))
+        file.write(encode_line(31, "bob", event="policy_clamped", asked={"per_process_gpu_memory_fraction": 0.9}))
     _, *rows = run_audit("summary", "--file", log).stdout.splitlines()
-    assert [row.split("  ") for row in map(_narrow, rows)] == [
+    assert [row.split("  ") for row in map(_collapse_spaces, rows)] == [
         ["alice", "GPU-8932f937-d72c", "30", "-", "8.0 GiB", "0", "0", "2026-11-05 09:00:29"],
         ["bob", "GPU-8932f937-d72c", "2", "90%", "8.0 GiB", "1", "0", "2026-11-05 09:00:31"],
     ]
@@ -152,7 +152,7 @@ def test_a_summary_per_user_and_gpu(run_audit: RunAudit, log: Path) -> None:
     }
 
 
-def _narrow(row: str) -> str:
+def _collapse_spaces(row: str) -> str:
     return re.sub(" {2,}", "  ", row)
 
 
@@ -169,7 +169,7 @@ def test_the_table_is_also_called_text(run_audit: RunAudit, log: Path, name: str
 
 
 def test_figures_for_prometheus(run_audit: RunAudit, log: Path, tmp_path: Path) -> None:
-    """`export` writes the file and says nothing; lines that are no records are counted there, and on stderr."""
+    """`export` writes the file and prints nothing. Lines that are no records are counted there, and on stderr."""
     figures = tmp_path / "tfgpu.prom"
     run = run_audit("export", "--prometheus", figures, "--file", log)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -229,7 +229,7 @@ def test_the_own_log_is_found_by_the_account_and_not_by_home(run_audit: RunAudit
     """A forged $HOME moves nothing."""
     planted = tmp_path / ".local/state/tfgpu/audit.jsonl"
     planted.parent.mkdir(parents=True)
-    planted.write_bytes(line(1, "planted"))
+    planted.write_bytes(encode_line(1, "planted"))
     assert "planted" not in run_audit(HOME=str(tmp_path)).stdout
     home = pwd.getpwuid(os.geteuid()).pw_dir
     assert audit._find_own_logs() == [Path(home, ".local/state/tfgpu/audit.jsonl")]
@@ -277,17 +277,17 @@ def test_a_reader_that_goes_away_is_no_error(variables: dict[str, str], log: Pat
 
 @pytest.mark.parametrize("shape", ["json", "text"])
 def test_follow_shows_what_comes_and_survives_rotation(variables: dict[str, str], log: Path, shape: str) -> None:
-    """`--follow` shows the newest, then each new record, also in the file that replaced the log; Ctrl-C ends it."""
+    """`--follow` shows the newest, then each new record, in the file that replaced the log as well. Ctrl-C ends it."""
     command = [*AUDIT, "--file", log, "--follow", "-n", "2", "--format", shape]
     shown = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE)
     assert shown.stdout is not None
     try:
         received = [shown.stdout.readline() for _ in range(2)]
         with log.open("ab") as file:
-            file.write(line(1001))
+            file.write(encode_line(1001))
         received.append(shown.stdout.readline())
         log.rename(log.with_name("audit.jsonl.1"))
-        log.write_bytes(line(1002))
+        log.write_bytes(encode_line(1002))
         received.append(shown.stdout.readline())
         time.sleep(0.1)
         shown.send_signal(signal.SIGINT)

@@ -29,14 +29,14 @@ def test_a_good_file_is_ok(project: Path, tfgpu: Tfgpu) -> None:
 
 
 def test_no_file_is_no_mistake(tfgpu: Tfgpu) -> None:
-    """Without any policy file there is nothing wrong; how to get one is said."""
+    """Without any policy file there is nothing wrong. How to get one is told."""
     result = tfgpu("check")
     assert result.returncode == 0
     assert "tfgpu init" in result.stdout
 
 
 def test_every_mistake_has_its_place(project: Path, tfgpu: Tfgpu) -> None:
-    """Each finding is one line with file:line:column, the key and what would be right; the exit code is 1."""
+    """Each finding is one line with file:line:column, the key and what would be right. The exit code is 1."""
     (project / "tfgpu.toml").write_text(BAD)
     result = tfgpu("check")
     assert result.returncode == 1
@@ -94,7 +94,7 @@ def test_pyproject(project: Path, tfgpu: Tfgpu) -> None:
 
 
 def test_a_pyproject_without_our_table(project: Path, tfgpu: Tfgpu) -> None:
-    """Named on purpose it is a mistake; with --table-optional it is none, and what else is named is checked as ever."""
+    """Named on purpose it is a mistake, with --table-optional it is none. Other files are checked all the same."""
     (project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     (project / "tfgpu.toml").write_text(BAD)
     alone = tfgpu("check", "pyproject.toml")
@@ -159,8 +159,8 @@ def test_hostile_names_do_not_steer_the_terminal(project: Path, tfgpu: Tfgpu) ->
 # ---- a whole machine layer
 
 
-def draft(folder: Path, **files: str) -> Path:
-    """A machine layer's directory; `users__root` is the file users/root.toml."""
+def write_draft(folder: Path, **files: str) -> Path:
+    """Write a machine layer's directory. `users__root` is the file users/root.toml."""
     for scope in ("groups", "users"):
         (folder / scope).mkdir(parents=True)
     for name, text in files.items():
@@ -168,22 +168,22 @@ def draft(folder: Path, **files: str) -> Path:
     return folder
 
 
-def found(result: subprocess.CompletedProcess[str], root: Path) -> list[tuple[str, int | None, str]]:
-    """File, line and code of each finding."""
+def list_findings(result: subprocess.CompletedProcess[str], root: Path) -> list[tuple[str, int | None, str]]:
+    """Return file, line and code of each finding."""
     findings = json.loads(result.stdout)["findings"]
     return [(finding["path"].removeprefix(f"{root}/"), finding["line"], finding["code"]) for finding in findings]
 
 
 def test_a_draft_is_checked_like_the_machines_own(project: Path, tfgpu: Tfgpu) -> None:
     """A directory with groups/ and users/ is a machine layer before it is installed: [machine] counts, people too."""
-    etc = draft(
+    etc = write_draft(
         project / "etc",
         tfgpu="[machine]\nallow_disable = false\n[gpu]\nvisible_devices = [0]\n[ceiling]\nallowed_devices = []\n",
         users__rooot="[gpu]\nmemory_growth = true\n",
     )
     result = tfgpu("check", "etc", "--format", "json")
     assert result.returncode == 1
-    assert found(result, etc) == [
+    assert list_findings(result, etc) == [
         ("tfgpu.toml", 4, "numbers-in-machine-layer"),
         ("tfgpu.toml", 4, "no-devices-left"),
         ("users/rooot.toml", None, "unknown-user"),
@@ -192,13 +192,13 @@ def test_a_draft_is_checked_like_the_machines_own(project: Path, tfgpu: Tfgpu) -
 
 def test_an_empty_draft_is_one(project: Path, tfgpu: Tfgpu) -> None:
     """The two folders alone make a directory a machine layer's."""
-    draft(project / "etc", tfgpu="[machine]\nallow_disable = false\n")
+    write_draft(project / "etc", tfgpu="[machine]\nallow_disable = false\n")
     assert tfgpu("check", "etc").returncode == tfgpu("check", "etc/tfgpu.toml").returncode == 0
 
 
 def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
     """A policy under another name, or a user's file without its ending, is never looked at, and that is said."""
-    etc = draft(project / "etc", tfgpu="", policy="", users__root="")
+    etc = write_draft(project / "etc", tfgpu="", policy="", users__root="")
     (etc / "user").mkdir()
     (etc / "user" / "alice.toml").touch()
     (etc / "users" / "daemon").touch()
@@ -209,7 +209,7 @@ def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
     (etc / "users" / "README").touch()
     (etc / ".git").mkdir()
     (etc / ".git" / "x.toml").touch()
-    assert sorted(found(tfgpu("check", "etc", "--format", "json"), etc)) == [
+    assert sorted(list_findings(tfgpu("check", "etc", "--format", "json"), etc)) == [
         ("policy.toml", None, "never-read"),
         ("user/alice.toml", None, "never-read"),
         ("users/daemon", None, "never-read"),
@@ -220,7 +220,7 @@ def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
 def test_what_nvml_knows_of_the_cards(project: Path, tfgpu: Tfgpu) -> None:
     """On a machine with cards a number comes with its UUID, and what the cards cannot do is a warning."""
     cards = environment(parse_gpus("2x24GiB"), base={})
-    draft(project / "etc", tfgpu="[gpu]\nvisible_devices = [1]\nmemory_limit = '30GiB'\n")
+    write_draft(project / "etc", tfgpu="[gpu]\nvisible_devices = [1]\nmemory_limit = '30GiB'\n")
     shown = tfgpu("check", "etc", env=cards).stdout.splitlines()
     assert ["numbers-in-machine-layer" in shown[0], "above-card" in shown[1]] == [True, True]
     assert 'write "GPU-' in shown[0]
@@ -229,7 +229,7 @@ def test_what_nvml_knows_of_the_cards(project: Path, tfgpu: Tfgpu) -> None:
 
 def test_a_large_machine_is_ok_in_one_line(project: Path, tfgpu: Tfgpu) -> None:
     """Forty files without a mistake are counted, not listed."""
-    draft(project / "etc", tfgpu="", **{f"users__uid:{number}": "" for number in range(4_000_000, 4_000_040)})
+    write_draft(project / "etc", tfgpu="", **{f"users__uid:{number}": "" for number in range(4_000_000, 4_000_040)})
     assert tfgpu("check", "etc").stdout == "ok: 41 files in etc\n"
 
 
@@ -242,7 +242,7 @@ def test_the_real_machine_layer_with_real_people(server: SharedMachine) -> None:
     }
     server.policy(files | dict.fromkeys(("users/alice.toml", "users/bob.toml"), exception))
     result = server.tfgpu("check", "/etc/tfgpu", "--format", "json")
-    assert found(result, Path("/etc/tfgpu")) == [
+    assert list_findings(result, Path("/etc/tfgpu")) == [
         ("tfgpu.toml", 2, "never-counts"),
         ("groups/vision.toml", 3, "unreachable-table"),
         ("users/bob.toml", 3, "unreachable-table"),
@@ -261,8 +261,8 @@ def test_the_real_machine_layer_must_be_roots(server: SharedMachine, name: str) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another group")
 def test_a_file_that_its_people_cannot_read(project: Path, tfgpu: Tfgpu) -> None:
-    """What an umask of 077 closes to everybody is a warning; a user's or group's file may be open to a group only."""
-    etc = draft(project / "etc", tfgpu="", users__daemon="", groups__daemon="", users__root="")
+    """What an umask of 077 closes to everybody is a warning. A user's or group's file may be open to a group only."""
+    etc = write_draft(project / "etc", tfgpu="", users__daemon="", groups__daemon="", users__root="")
     for name, mode, group in (
         ("tfgpu.toml", 0o600, 0),
         ("users/daemon.toml", 0o640, DAEMON),
@@ -271,14 +271,14 @@ def test_a_file_that_its_people_cannot_read(project: Path, tfgpu: Tfgpu) -> None
     ):
         os.chown(etc / name, -1, group)
         (etc / name).chmod(mode)
-    assert found(tfgpu("check", "etc", "--format", "json"), etc) == [
+    assert list_findings(tfgpu("check", "etc", "--format", "json"), etc) == [
         ("tfgpu.toml", None, "closed"),
         ("users/root.toml", None, "closed"),
     ]
     for name in ("tfgpu.toml", "users/root.toml"):
         (etc / name).chmod(0o644)
     (etc / "users").chmod(0o700)
-    assert {path for path, _, _ in found(tfgpu("check", "etc", "--format", "json"), etc)} == {
+    assert {path for path, _, _ in list_findings(tfgpu("check", "etc", "--format", "json"), etc)} == {
         "users/daemon.toml",
         "users/root.toml",
     }

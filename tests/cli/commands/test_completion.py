@@ -54,7 +54,7 @@ SHELLS = {
 
 @pytest.fixture
 def script(tfgpu: Tfgpu, project: Path) -> Callable[[str], None]:
-    """Writes a shell's script into the project, and some files to complete."""
+    """Return what writes a shell's script into the project, and write some files to complete."""
     for name in ("tfgpu.toml", "train.py", "platform.txt"):
         (project / name).touch()
     (project / "plans").mkdir()
@@ -69,7 +69,7 @@ def script(tfgpu: Tfgpu, project: Path) -> Callable[[str], None]:
     return write
 
 
-class Typist:
+class InteractiveShell:
     """An interactive shell on a terminal of its own."""
 
     def __init__(self, command: list[str], folder: Path) -> None:
@@ -87,12 +87,12 @@ class Typist:
         except OSError:  # the shell is gone
             return
 
-    def type(self, text: str) -> None:
+    def type_text(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
-    def shown(self, text: str) -> str:
-        """What the line is after this was typed."""
-        self.type(f"{text}\x18\x02")
+    def read_line(self, text: str) -> str:
+        """Type a text, and return what the line is then."""
+        self.type_text(f"{text}\x18\x02")
         file = self.folder / "shown"
         end = time.monotonic() + 30
         while not file.exists():
@@ -114,13 +114,13 @@ def test_tab_completes(shell: str, script: Callable[[str], None], project: Path)
     script(shell)
     command, start = SHELLS[shell]
     (project / "start").write_text(start)
-    typist = Typist(command, project)
+    session = InteractiveShell(command, project)
     try:
-        typist.type("source ./start\n")
-        assert typist.shown("ready") == "ready"
-        assert {text: typist.shown(f"{text}\t") for text in TYPED} == TYPED
+        session.type_text("source ./start\n")
+        assert session.read_line("ready") == "ready"
+        assert {text: session.read_line(f"{text}\t") for text in TYPED} == TYPED
     finally:
-        typist.close()
+        session.close()
 
 
 def test_fish_completes(script: Callable[[str], None], project: Path) -> None:

@@ -23,7 +23,7 @@ needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="n
 
 @pytest.fixture(autouse=True)
 def policy(project: Path) -> Path:
-    """A policy whose log is inside of the test."""
+    """Write a policy whose log is inside of the test."""
     path = project / "tfgpu.toml"
     path.write_text("[gpu]\nmemory_growth = true\n\n[audit]\nfile = 'audit.jsonl'\n")
     return path
@@ -31,31 +31,31 @@ def policy(project: Path) -> Path:
 
 @pytest.fixture
 def live(variables: dict[str, str]) -> dict[str, str]:
-    """Variables under which the hook is live, whether this interpreter has tfenv installed or not."""
+    """Return variables under which the hook is live, whether this interpreter has tfenv installed or not."""
     return {"PYTHONPATH": os.pathsep.join([PYTHONPATH_FOLDER, variables["PYTHONPATH"]])}
 
 
 @pytest.fixture
 def bare_python(tmp_path: Path) -> Path:
-    """The Python of a fresh virtual environment, which has no tfenv."""
+    """Return the Python of a fresh virtual environment, which has no tfenv."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     return tmp_path / "venv" / "bin" / "python"
 
 
-def rows(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The rows by topic; of several on one topic the first problem, or the last."""
+def read_rows(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the rows by topic. Of several on one topic the first problem counts, or else the last row."""
     assert result.stdout, result.stderr
     found = json.loads(result.stdout)["rows"]
     return {row["topic"]: row for row in sorted(found, key=lambda row: row["verdict"] == "problem")}
 
 
-def site_packages(python: Path) -> Path:
+def find_site_packages(python: Path) -> Path:
     return next((python.parent.parent / "lib").glob("python3*")) / "site-packages"
 
 
-def install(python: Path) -> Path:
-    """Put tfenv into a virtual environment as the wheel does; returns its site-packages."""
-    folder = site_packages(python)
+def install_tfenv(python: Path) -> Path:
+    """Put tfenv into a virtual environment as the wheel does. Return its site-packages."""
+    folder = find_site_packages(python)
     (folder / "tfenv.pth").write_text((REPOSITORY / "tfenv/deploy/tfenv.pth").read_text())
     (folder / "_tfenv_boot.py").write_text((REPOSITORY / "tfenv/runtime/finder.py").read_text())
     (folder / "tfenv").symlink_to(REPOSITORY / "tfenv")
@@ -66,23 +66,23 @@ def install(python: Path) -> Path:
 
 
 def test_the_hook_is_live(tfgpu: Tfgpu, live: dict[str, str]) -> None:
-    """Where the hook is armed and complete it is ok, with the interpreter it was asked of; the exit code is 0."""
+    """Where the hook is armed and complete it is ok, and the interpreter is named. The exit code is 0."""
     result = tfgpu(*QUICK, env=live)
-    assert rows(result)["hook"]["verdict"] == "ok"
-    assert rows(result)["hook"]["found"].startswith("live in ")
+    assert read_rows(result)["hook"]["verdict"] == "ok"
+    assert read_rows(result)["hook"]["found"].startswith("live in ")
     assert result.returncode == 0
 
 
-def hook_of(python: Path, tfgpu: Tfgpu, **env: str) -> Any:
+def diagnose_broken_hook(python: Path, tfgpu: Tfgpu, **env: str) -> Any:
     result = tfgpu(*QUICK, "--python", str(python), env=env)
     assert result.returncode == 1
-    row = rows(result)["hook"]
+    row = read_rows(result)["hook"]
     assert row["verdict"] == "problem"
     return row
 
 
-def wrapped(tmp_path: Path, line: str) -> Path:
-    """An interpreter that a shell script starts in its own way."""
+def write_wrapper(tmp_path: Path, line: str) -> Path:
+    """Write a shell script that starts an interpreter in its own way."""
     wrapper = tmp_path / "python"
     wrapper.write_text(f'#!/bin/sh\n{line} "$@"\n')
     wrapper.chmod(0o755)
@@ -90,8 +90,8 @@ def wrapped(tmp_path: Path, line: str) -> Path:
 
 
 def test_not_installed(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
-    """An interpreter without tfenv is a problem, and the two ways out are told; the exit code is 1."""
-    row = hook_of(wrapped(tmp_path, f"unset PYTHONPATH; exec {bare_python}"), tfgpu)
+    """An interpreter without tfenv is a problem, and the two ways out are told. The exit code is 1."""
+    row = diagnose_broken_hook(write_wrapper(tmp_path, f"unset PYTHONPATH; exec {bare_python}"), tfgpu)
     assert "not installed there" in row["found"]
     assert "pip install tfenv" in row["advice"]
     assert "tfgpu run" in row["advice"]
@@ -99,47 +99,47 @@ def test_not_installed(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
 
 def test_installed(tfgpu: Tfgpu, bare_python: Path) -> None:
     """An environment with the wheel's three parts and the dependencies is live through its own tfenv.pth."""
-    folder = install(bare_python)
+    folder = install_tfenv(bare_python)
     (folder / "dependencies.pth").write_text(str(Path(structlog.__file__).parents[1]))
     result = tfgpu(*QUICK, "--python", str(bare_python))
-    row = rows(result)["hook"]
+    row = read_rows(result)["hook"]
     assert (row["verdict"], row["found"].startswith("live in ")) == ("ok", True)
     assert str(bare_python) in row["found"]
 
 
 def test_installed_without_pth(tfgpu: Tfgpu, bare_python: Path) -> None:
     """tfenv.pth is gone: that is what is told."""
-    (install(bare_python) / "tfenv.pth").unlink()
-    assert "tfenv.pth is missing" in hook_of(bare_python, tfgpu)["found"]
+    (install_tfenv(bare_python) / "tfenv.pth").unlink()
+    assert "tfenv.pth is missing" in diagnose_broken_hook(bare_python, tfgpu)["found"]
 
 
 def test_installed_without_boot_module(tfgpu: Tfgpu, bare_python: Path) -> None:
     """_tfenv_boot.py is gone: that is what is told."""
-    (install(bare_python) / "_tfenv_boot.py").unlink()
-    assert "_tfenv_boot.py beside it is gone" in hook_of(bare_python, tfgpu)["found"]
+    (install_tfenv(bare_python) / "_tfenv_boot.py").unlink()
+    assert "_tfenv_boot.py beside it is gone" in diagnose_broken_hook(bare_python, tfgpu)["found"]
 
 
 def test_dependencies_missing(tfgpu: Tfgpu, bare_python: Path) -> None:
     """An environment with tfenv and without its dependencies is armed and cannot work: they are named."""
-    install(bare_python)
+    install_tfenv(bare_python)
     result = tfgpu(*QUICK, "--python", str(bare_python))
     assert result.returncode == 1
-    assert "structlog" in rows(result)["dependencies"]["found"]
+    assert "structlog" in read_rows(result)["dependencies"]["found"]
 
 
 def test_a_broken_package(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
     """A tfenv that cannot be imported is told, with the reason."""
-    install(bare_python)
+    install_tfenv(bare_python)
     broken = tmp_path / "broken"
     (broken / "tfenv").mkdir(parents=True)
     (broken / "tfenv" / "__init__.py").write_text("raise RuntimeError('half gone')")
-    wrapper = wrapped(tmp_path, f"PYTHONPATH={broken} exec {bare_python}")
-    assert "RuntimeError: half gone" in hook_of(wrapper, tfgpu)["found"]
+    wrapper = write_wrapper(tmp_path, f"PYTHONPATH={broken} exec {bare_python}")
+    assert "RuntimeError: half gone" in diagnose_broken_hook(wrapper, tfgpu)["found"]
 
 
 def test_without_site(tfgpu: Tfgpu, tmp_path: Path, live: dict[str, str]) -> None:
     """An interpreter that is started with -S is told to be."""
-    assert "(-S)" in hook_of(wrapped(tmp_path, f"exec {sys.executable} -S"), tfgpu, **live)["found"]
+    assert "(-S)" in diagnose_broken_hook(write_wrapper(tmp_path, f"exec {sys.executable} -S"), tfgpu, **live)["found"]
 
 
 def test_a_shadowing_sitecustomize(tfgpu: Tfgpu, tmp_path: Path, bare_python: Path, variables: dict[str, str]) -> None:
@@ -147,7 +147,7 @@ def test_a_shadowing_sitecustomize(tfgpu: Tfgpu, tmp_path: Path, bare_python: Pa
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("")
     path = os.pathsep.join([str(tmp_path / "site"), PYTHONPATH_FOLDER, variables["PYTHONPATH"]])
-    row = hook_of(bare_python, tfgpu, PYTHONPATH=path)
+    row = diagnose_broken_hook(bare_python, tfgpu, PYTHONPATH=path)
     assert f"{tmp_path}/site/sitecustomize.py shadows" in row["found"]
     assert PYTHONPATH_FOLDER in row["advice"]
 
@@ -157,7 +157,7 @@ def test_a_shadowed_system_wide_hook(tfgpu: Tfgpu, tmp_path: Path, bare_python: 
     for name, text in (("front", ""), ("system", "# >>> tfenv >>>\n# <<< tfenv <<<\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sitecustomize.py").write_text(text)
-    row = hook_of(bare_python, tfgpu, PYTHONPATH=f"{tmp_path}/front:{tmp_path}/system:{REPOSITORY}")
+    row = diagnose_broken_hook(bare_python, tfgpu, PYTHONPATH=f"{tmp_path}/front:{tmp_path}/system:{REPOSITORY}")
     front, system = (tmp_path / name / "sitecustomize.py" for name in ("front", "system"))
     assert f"{front} shadows {system}, where `tfgpu install --system` wrote" in row["found"]
 
@@ -185,15 +185,15 @@ def test_findings_in_files(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> 
     policy.write_text("[gpu]\nmemory_growth = 3\n")
     result = tfgpu(*QUICK, env=live)
     assert result.returncode == 1
-    assert "gpu.memory_growth" in rows(result)["policy"]["found"]
+    assert "gpu.memory_growth" in read_rows(result)["policy"]["found"]
 
 
 def test_the_log_is_writable(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:
-    """A log that takes records is ok; trying it writes nothing into it."""
+    """A log that takes records is ok. Trying it writes nothing into it."""
     record = '{"timestamp":"2026-01-02T03:04:05.000000Z"}\n'
     (project / "audit.jsonl").write_text(record)
     result = tfgpu(*QUICK, env=live)
-    assert rows(result)["audit log"]["verdict"] == "ok"
+    assert read_rows(result)["audit log"]["verdict"] == "ok"
     assert (project / "audit.jsonl").read_text() == record
 
 
@@ -202,7 +202,7 @@ def test_the_log_is_refused(tfgpu: Tfgpu, live: dict[str, str], project: Path) -
     (project / "audit.jsonl").symlink_to("elsewhere.jsonl")
     result = tfgpu(*QUICK, env=live)
     assert result.returncode == 1
-    assert "symbolic link" in rows(result)["audit log"]["found"]
+    assert "symbolic link" in read_rows(result)["audit log"]["found"]
 
 
 # ---- GPUs
@@ -214,7 +214,7 @@ def test_gpus_and_who_uses_them(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
     held.write_text(f"1 {os.getpid()} 5120\n")
     gpus = environment(parse_gpus("2x24GiB:NVIDIA A10,80GiB:NVIDIA A100"), processes=held, base={})
     result = tfgpu(*QUICK, env=live | gpus)
-    assert rows(result)["GPUs"]["found"] == "2 x NVIDIA A10 24.0 GiB, 1 x NVIDIA A100 80.0 GiB"
+    assert read_rows(result)["GPUs"]["found"] == "2 x NVIDIA A10 24.0 GiB, 1 x NVIDIA A100 80.0 GiB"
     (process,) = json.loads(result.stdout)["processes"]
     assert (process["gpu"], process["pid"], process["memory"]) == (1, os.getpid(), 5120 << 20)
     assert process["user"]
@@ -224,7 +224,7 @@ def test_gpus_and_who_uses_them(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
 
 
 def test_a_card_that_is_lost(tfgpu: Tfgpu, live: dict[str, str]) -> None:
-    """A card that does not answer is a problem; the driver and the other cards are told as ever."""
+    """A card that does not answer is a problem. The driver and the other cards are shown all the same."""
     gpus = environment(parse_gpus("2x24GiB:NVIDIA A10"), base={})
     gpus["TFGPU_SIMULATE"] += ",error=0:15"
     result = tfgpu(*QUICK, env=live | gpus)
@@ -254,7 +254,7 @@ def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) 
     policy.write_text(f"{policy.read_text()}\n[ceiling]\nallowed_devices = [2, 3]\n")
     gpus = environment(parse_gpus("4x24GiB"), base={})
     gpus["TFGPU_SIMULATE"] = f"driver=11040,release=470.57.02,{gpus['TFGPU_SIMULATE']}"
-    seen = rows(tfgpu("doctor", "--format", "json", env=live | gpus))
+    seen = read_rows(tfgpu("doctor", "--format", "json", env=live | gpus))
     assert seen["TensorFlow"]["verdict"] == "ok"
     assert "lists 2 GPUs, built for CUDA" in seen["TensorFlow"]["found"]
     gpu = "Simulated GPU (compute capability 8.0)"
@@ -275,7 +275,7 @@ def test_busy_gpus_are_not_waited_for(tfgpu: Tfgpu, live: dict[str, str], policy
     held = tmp_path / "held"
     held.write_text(f"0 {os.getpid()} 24000\n1 {os.getpid()} 24000\n")
     gpus = environment(parse_gpus("2x24GiB"), processes=held, log=tmp_path / "requests", base={})
-    seen = rows(tfgpu("doctor", "--format", "json", env=live | gpus))
+    seen = read_rows(tfgpu("doctor", "--format", "json", env=live | gpus))
     assert seen["TensorFlow"]["verdict"] == "ok"
     assert "lists 1 GPU," in seen["TensorFlow"]["found"]
 
@@ -291,7 +291,7 @@ def test_missing_libraries_are_named(tfgpu: Tfgpu, live: dict[str, str], tmp_pat
         if "cudnn" not in library.name:
             (folder / library.name).symlink_to(library)
     result = tfgpu("doctor", "--format", "json", env=live | gpus | {"LD_LIBRARY_PATH": str(folder)})
-    row = rows(result)["TensorFlow"]
+    row = read_rows(result)["TensorFlow"]
     assert (result.returncode, row["verdict"]) == (1, "problem")
     assert "lists 0 GPUs" in row["found"]
     assert "2 should be visible; not found: libcudnn.so" in row["found"]
@@ -302,7 +302,7 @@ def test_uncompiled_packages_are_told(tfgpu: Tfgpu, live: dict[str, str], projec
     for name in ("tensorflow", "keras"):
         (project / name).mkdir()
         (project / name / "__init__.py").write_text("")
-    row = rows(tfgpu(*QUICK, env=live | {"PYTHONDONTWRITEBYTECODE": "1"}))["bytecode"]
+    row = read_rows(tfgpu(*QUICK, env=live | {"PYTHONDONTWRITEBYTECODE": "1"}))["bytecode"]
     assert "PYTHONDONTWRITEBYTECODE" in row["found"]
     assert "not compiled: tensorflow, keras" in row["found"]
     assert "compileall -q tensorflow keras" in row["advice"]

@@ -22,7 +22,7 @@ PROJECT = '[gpu]\nvisible_devices = [1, 2]\nmemory_limit = "16GiB"\nmemory_growt
 
 @pytest.fixture
 def layers(project: Path, tmp_path: Path) -> Path:
-    """A user's file and a project's; returns the user's."""
+    """Write a user's file and a project's. Return the user's."""
     (project / "tfgpu.toml").write_text(PROJECT)
     user = tmp_path / "config" / "tfgpu" / "tfgpu.toml"
     user.parent.mkdir(parents=True)
@@ -32,18 +32,18 @@ def layers(project: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def four_gpus() -> dict[str, str]:
-    """Variables that show four GPUs to NVML; the last is another model."""
+    """Return variables that show four GPUs to NVML. The last is another model."""
     made = environment(parse_gpus("3x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
     assert "count=4" in made["TFGPU_SIMULATE"]
     return made
 
 
-def as_json(result: subprocess.CompletedProcess[str]) -> Any:
+def read_json(result: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(result.stdout)
 
 
 def test_each_value_has_its_origin(layers: Path, tfgpu: Tfgpu) -> None:
-    """A value is shown as written, with file:line; so are the values it overrode."""
+    """A value is shown as written, with file:line, and so are the values it overrode."""
     lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
     chosen = lines.index('memory_limit = "16GiB" tfgpu.toml:3')
     assert lines[chosen + 1] == f'overrides "20GiB" {layers}:2'
@@ -51,7 +51,7 @@ def test_each_value_has_its_origin(layers: Path, tfgpu: Tfgpu) -> None:
 
 
 def test_a_table_for_one_user_overrides(project: Path, tfgpu: Tfgpu) -> None:
-    """Inside one file the more specific table wins; what it replaced is told, and which table it is."""
+    """Inside one file the more specific table wins. What it replaced is shown, and which table it is."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     text = f'[user.{user}.gpu]\nmemory_limit = "2GiB"\n\n[gpu]\nmemory_limit = "1GiB"\n'
     (project / "tfgpu.toml").write_text(text + '\n[user.somebody-else.gpu]\nmemory_limit = "3GiB"\n')
@@ -87,8 +87,8 @@ def test_what_a_count_cut(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]
 
 
 def test_the_plan_names_the_cards(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
-    """With NVML the plan has each GPU's number, name, UUID and limit in bytes; a clamp is no finding."""
-    plan = as_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]
+    """With NVML the plan has each GPU's number, name, UUID and limit in bytes. A clamp is no finding."""
+    plan = read_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]
     assert (plan["cuda_visible_devices"], plan["growth"], plan["allocator"]) == ("1,2", True, "bfc")
     assert [(device["index"], device["name"]) for device in plan["devices"]] == [(1, "NVIDIA A10"), (2, "NVIDIA A10")]
     assert all(device["uuid"].startswith("GPU-") for device in plan["devices"])
@@ -99,7 +99,7 @@ def test_rows_are_whole_in_a_pipe(layers: Path, tfgpu: Tfgpu, four_gpus: dict[st
     """In a pipe a row of the table is one line with the whole UUID, for grep."""
     shown = tfgpu("explain", env=four_gpus).stdout
     uuids = [
-        device["uuid"] for device in as_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]["devices"]
+        device["uuid"] for device in read_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]["devices"]
     ]
     rows = [line.split() for line in shown.splitlines() if line.startswith("  GPU:")]
     assert [row[-1] for row in rows] == uuids
@@ -107,7 +107,7 @@ def test_rows_are_whole_in_a_pipe(layers: Path, tfgpu: Tfgpu, four_gpus: dict[st
 
 
 def test_long_lists_are_shortened(project: Path, tfgpu: Tfgpu) -> None:
-    """Eight UUIDs do not push origins off the screen: the first few are shown, and how many there are; JSON has all."""
+    """Of eight UUIDs the first few are shown, and how many there are, so that origins stay in view. JSON has all."""
     uuids = [f"GPU-{number}932f937-0000-4000-8000-000000000000" for number in range(8)]
     text = f"[gpu]\nmemory_growth = true\n[ceiling]\nallowed_devices = {uuids}\nmemory_limit = '8GiB'\n"
     (project / "tfgpu.toml").write_text(text)
@@ -115,7 +115,7 @@ def test_long_lists_are_shortened(project: Path, tfgpu: Tfgpu) -> None:
     assert max(len(line) for line in shown if "tfgpu.toml:" in line) <= 100
     (line,) = [line for line in shown if "allowed_devices" in line]
     assert '["GPU-0932f937…", "GPU-1932f937…", "GPU-2932f937…", … 8 in all]' in line
-    told = as_json(tfgpu("explain", "--format", "json"))
+    told = read_json(tfgpu("explain", "--format", "json"))
     assert [c["value"] for c in told["ceilings"] if c["key"] == "ceiling.allowed_devices"] == [uuids]
 
 
@@ -130,7 +130,7 @@ def test_without_a_gpu(layers: Path, tfgpu: Tfgpu) -> None:
 def test_the_grant_of_this_environment(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
     """Positions count within what was granted here: [1, 2] of "3,2,0" are the cards 2 and 0."""
     granted = four_gpus | {"CUDA_VISIBLE_DEVICES": "3,2,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    told = as_json(tfgpu("explain", "--format", "json", env=granted))
+    told = read_json(tfgpu("explain", "--format", "json", env=granted))
     assert told["grant"]["tokens"] == ["3", "2", "0"]
     assert told["plan"]["cuda_visible_devices"] == "2,0"
 
@@ -151,18 +151,18 @@ def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
     path.chmod(0o666)
     told = tfgpu("explain", "--format", "json")
     assert told.returncode == 1
-    seen = [file for file in as_json(told)["files"] if file["state"] == "dropped"]
+    seen = [file for file in read_json(told)["files"] if file["state"] == "dropped"]
     assert [file["path"] for file in seen] == [str(path)]
     assert "writable by everybody" in seen[0]["why"]
     assert "dropped" in tfgpu("explain").stdout
 
 
 def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:
-    """--project tells of a program that starts elsewhere; one that is no directory is wrong usage."""
+    """--project tells of a program that starts elsewhere. A path that is no directory is wrong usage."""
     other = project / "other"
     other.mkdir()
     (other / "tfgpu.toml").write_text("[gpu]\nvisible_devices = 'none'\n")
-    told = as_json(tfgpu("explain", "--project", "other", "--format", "json"))
+    told = read_json(tfgpu("explain", "--project", "other", "--format", "json"))
     assert told["settings"]["visible_devices"]["path"] == str(other / "tfgpu.toml")
     assert told["plan"]["devices"] == []
     assert tfgpu("explain", "--project", "nowhere").returncode == 2
@@ -170,7 +170,7 @@ def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:
 
 def test_run_options_are_a_layer(layers: Path, tfgpu: Tfgpu) -> None:
     """Options of `tfgpu run` around it are shown as what they are: the nearest layer."""
-    told = as_json(tfgpu("explain", "--format", "json", env={"TFGPU_RUN": 'gpu = {memory_limit = "1GiB"}'}))
+    told = read_json(tfgpu("explain", "--format", "json", env={"TFGPU_RUN": 'gpu = {memory_limit = "1GiB"}'}))
     limit = told["settings"]["memory_limit"]
     assert (limit["value"], limit["layer"], limit["path"]) == ("1GiB", "run", "<tfgpu run>")
     assert [lost["value"] for lost in limit["overrides"]] == ["16GiB", "20GiB"]
@@ -199,7 +199,7 @@ def test_what_follows_from_an_error(
     """A wish that no GPU meets is a finding, and what follows is what `on_error` says."""
     (project / "tfgpu.toml").write_text(f"on_error = '{on_error}'\n[gpu]\nvisible_devices = [7]\n")
     result = tfgpu("explain", "--format", "json", env=four_gpus)
-    told = as_json(result)
+    told = read_json(result)
     assert result.returncode == 1
     assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [("no-overlap", 3)]
     assert (len(told["plan"]["devices"]), told["refused"]) == (devices, refused)
@@ -208,7 +208,7 @@ def test_what_follows_from_an_error(
 
 
 def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
-    """Which GPU would be chosen now, of which; without a lease, so that asking twice gives the same."""
+    """The GPU that would be chosen now is shown. No lease is taken, so asking twice gives the same."""
     (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = {count = 1}\n")
     others = tmp_path / "others"
     others.write_text("0 4190001 9000\n")
@@ -216,7 +216,7 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
     for _ in range(2):
         lines = [" ".join(line.split()) for line in tfgpu("explain", env=variables).stdout.splitlines()]
         assert "chosen 1 of them, when devices are first listed; now it would be 1" in lines
-    explained = as_json(tfgpu("explain", "--format", "json", env=variables))
+    explained = read_json(tfgpu("explain", "--format", "json", env=variables))
     assert explained["choosing"] == {"count": 1, "when_busy": "wait", "now": ["1"], "scene": ""}
     assert not (tmp_path / "log.leases").exists()
     others.write_text("0 4190001 9000\n1 4190001 9000\n2 4190001 9000\n")
@@ -227,7 +227,7 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
 # ---- somebody else: with real users, on a machine of its own
 
 
-def told_of(server: SharedMachine, user: str, *arguments: str, **variables: str) -> Any:
+def explain_as_root(server: SharedMachine, user: str, *arguments: str, **variables: str) -> Any:
     """Return what root is told of a user."""
     done = server.tfgpu("explain", "--user", user, "--format", "json", *arguments, env=variables)
     assert done.stderr == ""
@@ -235,7 +235,7 @@ def told_of(server: SharedMachine, user: str, *arguments: str, **variables: str)
 
 
 def test_root_is_told_of_somebody_else(server: SharedMachine) -> None:
-    """A user's own tables, his groups', his own file and the project's speak, with origins; nobody else's do."""
+    """A user's own tables, his groups', his own file and the project's count, with origins. Nobody else's do."""
     files = {
         "tfgpu.toml": "[gpu]\nmemory_growth = true\n[ceiling]\nmemory_limit = '20GiB'\n",
         "groups/students.toml": "[ceiling]\nmemory_limit = '10GiB'\n",
@@ -244,7 +244,7 @@ def test_root_is_told_of_somebody_else(server: SharedMachine) -> None:
     server.policy(files)
     own = server.write("/home/alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", ALICE)
     server.write("/home/alice/vision/tfgpu.toml", "[gpu]\nmemory_growth = false\n", ALICE)
-    told = told_of(server, "alice", "--project", "/home/alice/vision")
+    told = explain_as_root(server, "alice", "--project", "/home/alice/vision")
     assert (told["user"], told["groups"]) == ("alice", ["alice", "students", "vision"])
     assert told["project"] == "/home/alice/vision"
     assert [(c["value"], c["path"]) for c in told["ceilings"]] == [("10GiB", "/etc/tfgpu/groups/students.toml")]
@@ -252,7 +252,7 @@ def test_root_is_told_of_somebody_else(server: SharedMachine) -> None:
     limit, growth = told["settings"]["memory_limit"], told["settings"]["memory_growth"]
     assert (limit["value"], limit["path"]) == ("8GiB", own)
     assert (growth["layer"], [lost["layer"] for lost in growth["overrides"]]) == ("project", ["machine"])
-    assert told_of(server, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
+    assert explain_as_root(server, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
 
 
 def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
@@ -260,7 +260,7 @@ def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
     server.policy({"tfgpu.toml": "[gpu]\nvisible_devices = {rank = 'auto'}\n[ceiling]\nrequire_grant = true\n"})
     elsewhere = server.write("/srv/elsewhere/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n")
     theirs = server.write("/home/alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", ALICE)
-    told = told_of(
+    told = explain_as_root(
         server,
         "alice",
         XDG_CONFIG_HOME="/srv/elsewhere",
@@ -282,18 +282,18 @@ def test_trust_and_permissions_are_theirs(server: SharedMachine) -> None:
     """A file of bob's does not count for alice, one that only root can read does not either, and both are told."""
     project, text = "/home/alice/vision", "[gpu]\nmemory_limit = '8GiB'\n"
     path = server.write(f"{project}/tfgpu.toml", text, ALICE)
-    assert told_of(server, "alice", "--project", project)["findings"] == []
-    told = told_of(server, "bob", "--project", project)
+    assert explain_as_root(server, "alice", "--project", project)["findings"] == []
+    told = explain_as_root(server, "bob", "--project", project)
     assert told["findings"] == [], "the owner of the directory is trusted"
     server.write(path, text, BOB)
-    assert codes(told_of(server, "alice", "--project", project)) == ["untrusted-owner"]
+    assert list_codes(explain_as_root(server, "alice", "--project", project)) == ["untrusted-owner"]
     server.policy({"tfgpu.toml": f"[machine]\ntrusted_owners = ['uid:{BOB.uid}']\n"})
-    assert codes(told_of(server, "alice", "--project", project)) == []
+    assert list_codes(explain_as_root(server, "alice", "--project", project)) == []
     server.write(path, text, mode=0o600)
-    assert codes(told_of(server, "alice", "--project", project)) == ["unreadable"]
+    assert list_codes(explain_as_root(server, "alice", "--project", project)) == ["unreadable"]
 
 
-def codes(told: Any) -> list[str]:
+def list_codes(told: Any) -> list[str]:
     return [finding["code"] for finding in told["findings"]]
 
 
@@ -308,12 +308,12 @@ def test_root_reads_no_secret_for_a_user(server: SharedMachine) -> None:
 
 
 def test_tfenv_may_stand_where_only_root_can_look(server: SharedMachine) -> None:
-    """Everything that reading takes is loaded before root becomes somebody else; mistakes are named all the same."""
+    """All that reading takes is loaded before root becomes somebody else. Mistakes are named all the same."""
     hidden = server.folder("/srv/hidden", mode=0o700)
     copied = server.run(ROOT, "cp", "-a", f"{REPOSITORY}/tfenv", f"{REPOSITORY}/schemas", hidden)
     assert copied.returncode == 0, copied.stderr
     server.policy({"tfgpu.toml": "[gpu]\nmemory_limit = 8\n[ceiling]\nmax_devics = 1\n"})
-    told = told_of(server, "alice", PYTHONPATH=hidden)
+    told = explain_as_root(server, "alice", PYTHONPATH=hidden)
     assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [
         ("invalid-value", 2),
         ("unknown-key", 4),
@@ -323,11 +323,11 @@ def test_tfenv_may_stand_where_only_root_can_look(server: SharedMachine) -> None
 def test_a_uid_without_an_entry(server: SharedMachine) -> None:
     """uid:1234 asks for somebody of whom the databases know nothing: no groups, no home, the machine's policy."""
     server.policy({"tfgpu.toml": "[user.'uid:47999'.ceiling]\nmax_devices = 1\n"})
-    told = told_of(server, "uid:47999")
+    told = explain_as_root(server, "uid:47999")
     assert (told["user"], told["groups"]) == ("uid:47999", [])
     assert [ceiling["key"] for ceiling in told["ceilings"]] == ['user."uid:47999".ceiling.max_devices']
     assert told["files"][1]["why"] == "there is no home directory"
-    assert told_of(server, f"uid:{ALICE.uid}")["user"] == "alice"
+    assert explain_as_root(server, f"uid:{ALICE.uid}")["user"] == "alice"
 
 
 def test_a_directory_they_may_not_enter(server: SharedMachine) -> None:
@@ -343,7 +343,7 @@ def test_where_no_projects_file_counts(server: SharedMachine) -> None:
     """A project's file that the administrator lets not count is not said to be missing."""
     server.policy({"tfgpu.toml": "[machine]\nallow_project_files = false\n"})
     server.write("/home/alice/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n", ALICE)
-    told = told_of(server, "alice", "--project", "/home/alice/project")
+    told = explain_as_root(server, "alice", "--project", "/home/alice/project")
     (seen,) = [file for file in told["files"] if file["layer"] == "project"]
     assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
     assert told["settings"] == {}
@@ -371,7 +371,7 @@ def test_from_python(server: SharedMachine) -> None:
 
 
 def test_a_user_who_is_not_there(tfgpu: Tfgpu) -> None:
-    """An unknown name is wrong usage; a similar one is offered."""
+    """An unknown name is wrong usage, and a similar one is offered."""
     done = tfgpu("explain", "--user", "rooot")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == 'tfgpu explain: there is no user "rooot" here; did you mean "root"?\n'
@@ -383,4 +383,4 @@ def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) ->
     """--project through a symbolic link tells what a program sees there: the kernel knows no links in a directory."""
     (project / "real").mkdir()
     (project / "link").symlink_to(project / "real")
-    assert as_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")
+    assert read_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")

@@ -83,7 +83,7 @@ def test_a_policy_in_pyproject_is_not_shadowed(project: Path, tfgpu: Tfgpu) -> N
 
 
 def test_another_directory(project: Path, tfgpu: Tfgpu) -> None:
-    """--path names the project's root; one that does not exist is wrong usage."""
+    """--path names the project's root. One that does not exist is wrong usage."""
     (project / "inner").mkdir()
     assert tfgpu("init", "--path", "inner").returncode == 0
     assert (project / "inner" / "tfgpu.toml").is_file()
@@ -93,13 +93,13 @@ def test_another_directory(project: Path, tfgpu: Tfgpu) -> None:
 # ---- the machine's
 
 
-def uncommented(text: str) -> str:
-    """The file with every line that could be in force in force."""
+def uncomment(text: str) -> str:
+    """Return the file with all values in force that stand in comments."""
     return re.sub(r'^# *(\[.*\]$|\]$|"GPU-|[a-z_]+ = )', r"\1", text, flags=re.MULTILINE)
 
 
 def test_a_draft_names_the_machines_gpus(project: Path, tfgpu: Tfgpu) -> None:
-    """With NVML the UUIDs of all cards stand in the file, with name and memory; nothing is wrong with it."""
+    """With NVML the UUIDs of all cards stand in the file, with name and memory. Nothing is wrong with it."""
     cards = environment(parse_gpus("2x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
     result = tfgpu("init", "--machine", "--path", "etc", env=cards)
     assert (result.returncode, result.stderr) == (0, "")
@@ -118,7 +118,7 @@ def test_every_comment_of_it_may_be_uncommented(project: Path, tfgpu: Tfgpu) -> 
     cards = environment(parse_gpus("8x24GiB"), base={})
     tfgpu("init", "--machine", "--path", "etc", env=cards)
     path = project / "etc" / "tfgpu.toml"
-    path.write_text(uncommented(path.read_text()).replace("group.students", "group.root").replace("deploy", "root"))
+    path.write_text(uncomment(path.read_text()).replace("group.students", "group.root").replace("deploy", "root"))
     policy = tomli.loads(path.read_text())
     assert len(policy["ceiling"]["allowed_devices"]) == 8
     assert policy["group"]["root"]["ceiling"] == {"memory_limit": "25%"}
@@ -136,7 +136,7 @@ def test_without_nvml_it_says_so(project: Path, tfgpu: Tfgpu) -> None:
     assert result.stderr.startswith("tfgpu init: no GPU is named in the file: NVML")
     assert "# Which are here is not known: NVML" in text
     assert "nvidia-smi -L" in text
-    tomli.loads(uncommented(text))
+    tomli.loads(uncomment(text))
 
 
 def test_a_draft_is_readable_by_all_whatever_the_umask(project: Path, variables: dict[str, str]) -> None:
@@ -151,7 +151,7 @@ def test_a_draft_is_readable_by_all_whatever_the_umask(project: Path, variables:
 
 
 def test_a_draft_replaces_nothing_unasked(project: Path, tfgpu: Tfgpu) -> None:
-    """What is there stays, be it a link that leads nowhere; --force replaces it."""
+    """What is there stays, be it a link that leads nowhere. --force replaces it."""
     (project / "etc").mkdir()
     path = project / "etc" / "tfgpu.toml"
     path.symlink_to(project / "elsewhere.toml")

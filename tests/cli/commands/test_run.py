@@ -110,7 +110,7 @@ def test_the_exit_code_is_the_commands_own(tfgpu: Tfgpu) -> None:
 
 
 def test_it_becomes_the_command(project: Path, variables: dict[str, str]) -> None:
-    """The command has the very process that was started: its pid, so signals reach it; its streams."""
+    """The command has the very process that was started, with its pid, so signals reach it, and its streams."""
     program = [sys.executable, "-c", "import os, sys; print(os.getpid(), sys.stdin.read())"]
     with subprocess.Popen(
         [sys.executable, "-m", "tfenv", "run", "--", *program],
@@ -125,7 +125,7 @@ def test_it_becomes_the_command(project: Path, variables: dict[str, str]) -> Non
 
 
 def test_signals_are_as_the_shell_left_them(tfgpu: Tfgpu) -> None:
-    """Python ignores SIGPIPE; the command does not: `tfgpu run -- yes | head -1` ends."""
+    """Python ignores SIGPIPE, the command does not: `tfgpu run -- yes | head -1` ends."""
     assert tfgpu("run", "--", "sh", "-c", "yes | head -1; exit 0").stdout == "y\n"
     ignored = tfgpu("run", "--", "grep", "SigIgn", "/proc/self/status").stdout
     assert int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
@@ -151,7 +151,7 @@ def test_command_not_executable(project: Path, tfgpu: Tfgpu) -> None:
 
 
 def test_the_hook_is_live_in_an_interpreter_without_tfenv(tfgpu: Tfgpu, tmp_path: Path) -> None:
-    """A fresh virtual environment has no tfenv; under `tfgpu run` its Python is armed, once, its children, too."""
+    """A virtual environment has no tfenv. Under `tfgpu run` its Python is armed, once, and so are its children."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -31,25 +31,23 @@ assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(1 << 40)) == 2
 """
 
 
-def command(*arguments: str) -> list[str]:
+def build_command(*arguments: str) -> list[str]:
     return [*TFGPU, "simulate", *arguments]
 
 
-def environment(**variables: str) -> dict[str, str]:
+def make_environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
 
 
 def simulate(
     *arguments: str, stdin: str | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=env or environment(), input=stdin, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+    command, env = build_command(*arguments), env or make_environment()
+    return subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_sums_up_per_gpu() -> None:
-    """At the end stderr has a line for each GPU, and says that numbers are meaningless; stdout is the command's."""
+    """At the end stderr has a line for each GPU, and warns that numbers are meaningless. stdout is the command's."""
     result = simulate("--gpus", "2x24GiB:NVIDIA A100", "--", sys.executable, "-c", TAKE + "print('hello')")
     assert (result.returncode, result.stdout) == (0, "hello\n")
     rows = [line for line in result.stderr.splitlines() if "NVIDIA A100" in line]
@@ -69,7 +67,7 @@ def test_says_that_nothing_opened_cuda() -> None:
 
 
 def test_json_summary_and_log(tmp_path: Path) -> None:
-    """`--format json` is one object on stderr; `--log` holds each request, and no older ones."""
+    """`--format json` prints one object on stderr. `--log` holds each request, and no older ones."""
     log = tmp_path / "log.jsonl"
     log.write_text("left from yesterday\n")
     result = simulate("--gpus", "2x1GiB", "--log", str(log), "--format", "json", "--", sys.executable, "-c", TAKE)
@@ -111,7 +109,7 @@ def test_python_is_what_the_user_typed(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho mine\n")
     python.chmod(0o755)
-    env = environment(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    env = make_environment(PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert simulate("--", "python", "train.py", env=env).stdout == "mine\n"
 
 
@@ -127,9 +125,14 @@ def test_end_by_a_signal(number: signal.Signals) -> None:
 def test_signals_are_passed_on(number: signal.Signals) -> None:
     """SIGINT and SIGTERM sent to us alone reach the command, which ends as it likes."""
     program = "trap 'echo caught; exit 7' INT TERM; echo ready; while :; do sleep 0.05; done"
-    arguments = command("--", "sh", "-c", program)
+    arguments = build_command("--", "sh", "-c", program)
     with subprocess.Popen(
-        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments,
+        env=make_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -149,8 +152,8 @@ def test_ctrl_c_reaches_the_command_once() -> None:
     )
     pid, terminal = pty.fork()
     if not pid:
-        arguments = command("--", sys.executable, "-c", program)
-        os.execve(arguments[0], arguments, environment())
+        arguments = build_command("--", sys.executable, "-c", program)
+        os.execve(arguments[0], arguments, make_environment())
     output = b""
     while b"ready" not in output:
         output += os.read(terminal, 1024)
@@ -207,7 +210,7 @@ def test_bad_options(arguments: list[str], message: str) -> None:
 
 def test_no_compiler(tmp_path: Path) -> None:
     """Without a C compiler nothing is run, and the error says what to install."""
-    env = environment(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    env = make_environment(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
     result = simulate("--", "/bin/echo", "ran", env=env)
     assert (result.returncode, result.stdout) == (1, "")
     assert "no C compiler" in result.stderr
@@ -219,7 +222,7 @@ def test_a_compiler_that_fails(tmp_path: Path) -> None:
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\nprintf 'first\\033[31m\\nsecond\\n' >&2\nexit 1\n")
     compiler.chmod(0o755)
-    result = simulate("--", "/bin/echo", "ran", env=environment(CC=str(compiler), XDG_CACHE_HOME=str(tmp_path)))
+    result = simulate("--", "/bin/echo", "ran", env=make_environment(CC=str(compiler), XDG_CACHE_HOME=str(tmp_path)))
     assert (result.returncode, result.stdout) == (1, "")
     assert "second" in [line.strip() for line in result.stderr.splitlines()]
     assert r"first\x1b[31m" in result.stderr

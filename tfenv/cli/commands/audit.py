@@ -1,4 +1,4 @@
-"""`tfgpu audit`: what was applied, to whom, when; per user and GPU; as figures for Prometheus."""
+"""`tfgpu audit`: what was applied, to whom and when, per user and GPU, and as figures for Prometheus."""
 
 from __future__ import annotations
 

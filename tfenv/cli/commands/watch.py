@@ -94,10 +94,7 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
             hook.stop()
 
         signal.signal(signal.SIGTERM, end)
-        if is_json:
-            print_message("watch", f"watching {len(watch.places)} places. {_ONCE}")
-        else:
-            _print_start(watch)
+        _print_start(watch, is_json=is_json)
         for change in watch.changes():
             if change.alters_policy:
                 log.write(change)
@@ -114,7 +111,10 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
 # ---- printing
 
 
-def _print_start(watch: Watch) -> None:
+def _print_start(watch: Watch, *, is_json: bool) -> None:
+    if is_json:
+        print_message("watch", f"watching {len(watch.places)} places. {_ONCE}")
+        return
     loaded = watch.state.loaded
     folder = shorten_path(loaded.start.cwd or "a deleted directory")
     print(f"{paint('Watching', 'strong')} the policy of {escape_for_terminal(loaded.subject.user)} in {folder}")

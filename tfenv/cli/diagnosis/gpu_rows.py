@@ -94,7 +94,7 @@ def diagnose_tensorflow(seen: Mapping[str, Any], explanation: Explanation, usage
 
 
 def _diagnose_old_driver(seen: Mapping[str, Any], driver: Driver) -> Iterator[DoctorRow]:
-    """Yield a row if the driver is too old: within one major version of CUDA none is, across them each is."""
+    """Yield a row if the driver is too old. It may be older than TensorFlow within a major version of CUDA alone."""
     built, _, _ = str(seen["cuda_version"] or "").partition(".")
     if not built.isdigit() or driver.cuda is None or driver.cuda[0] >= int(built):
         return
