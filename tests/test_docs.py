@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +286,7 @@ def test_commands_are_understood(words: list[str]) -> None:
     if words == ["COMMAND", "--help"]:
         return
     assert words[0] in COMMANDS
-    parser = make_parser({words[0]: import_module(f"tfenv.cli.{words[0]}")})
+    parser = make_parser(words[:1])
     assert parser.parse_args(words) is not None
 
 

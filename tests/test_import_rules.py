@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Handed as text to the interpreter that it asks about, and never imported: there is nothing of ours around it.
-TEXT = ROOT / "tfenv" / "cli" / "probe.py"
+TEXT = ROOT / "tfenv" / "cli" / "diagnosis" / "probe.py"
 MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("values", "dependencies"),
+    ("values", "dependencies", "files"),
     ("errors",),
     ("policy",),
     ("identity",),
@@ -159,7 +159,7 @@ def test_text_for_other_interpreters_stands_alone() -> None:
     tree = ast.parse(TEXT.read_text())
     early = {id(node) for node in at_import(tree)}
     assert {name for name, node in imports(tree) if id(node) in early} <= set(sys.stdlib_module_names)
-    assert not [path for path in MODULES if "import probe" in path.read_text() or "cli.probe" in path.read_text()]
+    assert not [path for path in MODULES if "import probe" in path.read_text() or "diagnosis.probe" in path.read_text()]
 
 
 # ---- the rules themselves

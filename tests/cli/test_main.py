@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import TFGPU, Tfgpu, run_on_terminal
 from tfenv import __version__
 from tfenv.cli.main import COMMANDS
 
-Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
-
-def start(program: str, env: dict[str, str], **options: object) -> subprocess.Popen[str]:
-    """A Python program that plays `tfgpu` with a command of its own."""
+def start_program(program: str, env: dict[str, str], **options: object) -> subprocess.Popen[str]:
+    """Start a Python program that plays `tfgpu` with a command of its own."""
     command = [sys.executable, "-c", textwrap.dedent(program)]
     return subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload, no-any-return]
 
 
 BROKEN = """
     import sys
-    import tfenv.cli.check
+    import tfenv.cli.commands.check
     from tfenv.cli.main import main
     def run(args):
         raise ZeroDivisionError("a bug")
-    tfenv.cli.check.run = run
+    tfenv.cli.commands.check.run = run
     sys.exit(main(["check"]))
 """
 SLOW = """
     import sys, time
-    import tfenv.cli.check
+    import tfenv.cli.commands.check
     from tfenv.cli.main import main
     def run(args):
         print("ready", flush=True)
         time.sleep(60)
-    tfenv.cli.check.run = run
+    tfenv.cli.commands.check.run = run
     sys.exit(main(["check"]))
 """
 
@@ -64,7 +61,7 @@ def test_help_imports_no_command(variables: dict[str, str]) -> None:
         main(["--help"])
         print([name for name in sys.modules if name.startswith(("tfenv.", "rich", "jsonschema", "pynvml"))])
     """
-    with start(program, variables, stdout=subprocess.PIPE) as child:
+    with start_program(program, variables, stdout=subprocess.PIPE) as child:
         output, _ = child.communicate(timeout=60)
     assert (
         output.splitlines()[-1] == "['tfenv.cli', 'tfenv.values', 'tfenv.errors', 'tfenv.cli.output', 'tfenv.cli.main']"
@@ -94,7 +91,7 @@ def test_wrong_usage_ends_with_2(tfgpu: Tfgpu, arguments: tuple[str, ...]) -> No
 
 def test_a_bug_is_one_line_and_3(variables: dict[str, str]) -> None:
     """A bug of ours is one line that asks to be reported, no traceback, and ends with 3."""
-    with start(BROKEN, variables) as child:
+    with start_program(BROKEN, variables) as child:
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 3
     expected = "tfgpu: internal error: ZeroDivisionError: a bug; please report it (TFGPU_DEBUG=1 shows where)\n"
@@ -103,7 +100,7 @@ def test_a_bug_is_one_line_and_3(variables: dict[str, str]) -> None:
 
 def test_a_bug_shows_where_on_request(variables: dict[str, str]) -> None:
     """With TFGPU_DEBUG=1 the traceback is there, too, and the exit code is the same."""
-    with start(BROKEN, variables | {"TFGPU_DEBUG": "1"}) as child:
+    with start_program(BROKEN, variables | {"TFGPU_DEBUG": "1"}) as child:
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 3
     assert "Traceback" in errors
@@ -111,7 +108,7 @@ def test_a_bug_shows_where_on_request(variables: dict[str, str]) -> None:
 
 def test_ctrl_c_ends_quietly_with_130(variables: dict[str, str]) -> None:
     """SIGINT ends a command with 130 and without a word."""
-    with start(SLOW, variables, stdout=subprocess.PIPE) as child:
+    with start_program(SLOW, variables, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
@@ -119,23 +116,66 @@ def test_ctrl_c_ends_quietly_with_130(variables: dict[str, str]) -> None:
     assert (child.returncode, errors) == (130, "")
 
 
-def test_a_closed_pipe_is_no_error(project: Path, variables: dict[str, str]) -> None:
-    """When nobody reads on (`tfgpu explain | head -1`), the command ends quietly with 0."""
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    """Return the writing end of a pipe that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
-    with subprocess.Popen(
-        [sys.executable, "-m", "tfenv", "explain"], cwd=project, env=variables, stdout=writer, stderr=subprocess.PIPE
-    ) as child:
-        os.close(writer)
-        _, errors = child.communicate(timeout=60)
-    assert (child.returncode, errors) == (0, b"")
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "explain", "explain --format json", "check", "check --format json", "gpus", "gpus --format json", "ps",
+        "doctor --no-tensorflow", "audit", "audit summary", "completion bash", "init --force", "watch", "--help",
+        "--version", "ps --help", "gpus --watch", "ps --watch --format json",
+    ],
+)  # fmt: skip
+def test_a_closed_pipe_is_no_error(arguments: str, project: Path, variables: dict[str, str], closed_pipe: int) -> None:
+    """When nobody reads on (`tfgpu explain | head -1`), every command ends quietly with 0."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
+    result = subprocess.run(
+        [*TFGPU, *arguments.split()], cwd=project, env=variables, stdout=closed_pipe, stderr=subprocess.PIPE,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("simulate -- false", 1),
+        ("simulate --format json -- true", 0),
+        ("simulate -- no-such-command", 127),
+        ("run -- no-such-command", 127),
+        ("run", 2),
+        ("chekc", 2),
+        ("check --nope", 2),
+        ("explain --project nowhere", 2),
+        ("audit --file nowhere", 2),
+        ("init", 1),
+        ("install --system --python /bin/false", 1),
+    ],
+)
+def test_complaints_that_nobody_reads_change_no_exit_code(
+    arguments: str, code: int, project: Path, variables: dict[str, str], closed_pipe: int
+) -> None:
+    """With a closed pipe as stderr (`2>&1 | head`) the exit code tells what went wrong, as ever."""
+    (project / "tfgpu.toml").touch()
+    result = subprocess.run(
+        [*TFGPU, *arguments.split()], cwd=project, env=variables, stdout=closed_pipe, stderr=closed_pipe,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == code
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_said(project: Path, variables: dict[str, str]) -> None:
     """Output that cannot be written is one line on stderr and exit code 1, not success."""
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "tfenv", "explain"]
+        command = [*TFGPU, "explain"]
         result = subprocess.run(command, cwd=project, env=variables, stdout=full, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (1, b"tfgpu: No space left on device\n")
 
@@ -161,7 +201,7 @@ def test_a_closed_stdout_changes_no_exit_code(
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
     open_, closed = (
         subprocess.run(
-            ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "tfenv", *arguments],
+            ["sh", "-c", f'"$@" {redirection}', "sh", *TFGPU, *arguments],
             cwd=project,
             env=variables,
             capture_output=True,
@@ -188,7 +228,7 @@ def test_a_closed_stderr_puts_no_complaint_into_stdout(project: Path, variables:
 @pytest.mark.parametrize("arguments", [["init"], ["check", "tfgpu.toml"], ["run", "--config", "a.toml", "--", "true"]])
 def test_a_deleted_working_directory_is_named(arguments: list[str], project: Path, variables: dict[str, str]) -> None:
     """Where a relative path means nothing any more, the command says so and what to do, and ends with 2."""
-    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "tfenv", *arguments]
+    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *TFGPU, *arguments]
     result = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("tfgpu: the working directory was deleted; change to a directory that exists")
@@ -203,38 +243,18 @@ def test_a_quoted_argument_does_not_steer_the_terminal(tfgpu: Tfgpu) -> None:
         assert "\x1b" not in result.stderr
 
 
-def on_terminal(project: Path, env: dict[str, str]) -> bytes:
-    """What `tfgpu check` shows on a terminal."""
-    terminal, inside = pty.openpty()
-    command = [sys.executable, "-m", "tfenv", "check"]
-    with subprocess.Popen(command, cwd=project, env=env, stdout=inside, stderr=inside) as child:
-        os.close(inside)
-        shown = b""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                part = os.read(terminal, 4096)
-            except OSError:  # the other side is closed
-                break
-            shown += part
-        child.wait(timeout=60)
-    os.close(terminal)
-    return shown
-
-
 def test_colour_is_for_terminals_only(project: Path, variables: dict[str, str], tfgpu: Tfgpu) -> None:
     """There is colour on a terminal, none there with NO_COLOR, none in a pipe."""
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = 3\n")
-    colourful = {**variables, "TERM": "xterm-256color"}
-    assert b"\x1b[" in on_terminal(project, colourful)
-    plain = on_terminal(project, {**colourful, "NO_COLOR": "1"})
-    assert b"invalid-value" in plain
-    assert b"\x1b" not in plain
+    assert "\x1b[" in run_on_terminal(["check"], variables, project)[0]
+    plain = run_on_terminal(["check"], variables | {"NO_COLOR": "1"}, project)[0]
+    assert "invalid-value" in plain
+    assert "\x1b" not in plain
     assert "\x1b" not in tfgpu("check").stdout
 
 
 def test_an_ascii_locale_is_no_obstacle(project: Path, tfgpu: Tfgpu) -> None:
-    """What the locale cannot show is escaped; it never ends a command."""
+    """What the locale cannot show is escaped. It never ends a command."""
     (project / "tfgpu.toml").write_text('[gpu]\n"größe" = 1\n', encoding="utf-8")
     result = tfgpu("check", env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 1

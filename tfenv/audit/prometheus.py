@@ -13,9 +13,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import IO
 
 from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, select
 from tfenv.audit.rotation import can_open, is_damage, open_log, with_rotated
+from tfenv.files import replace_file
 from tfenv.values import as_dict, frozen
 
 __all__ = ["ForeignFileError", "Totals", "export"]
@@ -194,22 +193,6 @@ def _read_file(path: Path) -> str:
     return text
 
 
-def _replace_file(path: Path, text: str) -> None:
-    """In one step: the collector never sees half a file, nor one of another name."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode("utf-8"))
-            os.fchmod(file.fileno(), 0o644)  # the exporter is another user
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
 # ---- reading on
 
 
@@ -239,7 +222,8 @@ def export(target: Path, logs: Iterable[Path], tally: Tally) -> list[Path]:
         after[str(log.absolute())] = _read_on([file for file in files if can_open(file)], known, totals, tally)
     totals.add_unreadable(tally.unreadable)
     # A log that is not named this time may be named the next time.
-    _replace_file(target, _write_text(totals, {**before, **after}))
+    # The exporter is another user, and never sees half a file.
+    replace_file(target, _write_text(totals, {**before, **after}), 0o644)
     return unread
 
 

@@ -1,4 +1,4 @@
-"""`tfgpu`: one module a command; only the chosen one is imported.
+"""`tfgpu`: one module a command, and only the chosen one is imported.
 
 Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of ours, 130 Ctrl-C.
 """
@@ -8,18 +8,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib import import_module
-from types import ModuleType
 from typing import NoReturn
 
 from tfenv import __version__
-from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, say
+from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, print_message
 from tfenv.errors import TfenvError, escape_for_terminal
 
 __all__ = ["COMMANDS", "main", "make_parser"]
 
-#: Each command and what it is for; the module `tfenv.cli.NAME` does it.
+#: Each command and what it is for. The module `tfenv.cli.commands.NAME` has its arguments and carries it out.
 COMMANDS = {
     "init": "write a first tfgpu.toml for this project, or for this machine",
     "check": "find the mistakes in policy files",
@@ -38,57 +38,53 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command. Never raises.
 
     Args:
-        argv: Without the program's name; None: those of this process.
+        argv: The arguments without the program's name. None: those of this process.
 
     Returns:
-        The exit code. Never raises.
+        The exit code.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        _never_fail_to_print()
+        _make_printing_safe()
         code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # `tfgpu explain | head`: nobody reads on
-        _silence_stdout()
-        return OK
+        code = OK
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - whatever it is, people get one line
-        return _failed(error)
+        code = _report_error(error)
+    _discard_unwritten()
     return code
 
 
 def _run(arguments: Sequence[str]) -> int:
-    name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    module = import_module(f"tfenv.cli.{name}") if name in COMMANDS else None
-    parser = make_parser({} if name is None or module is None else {name: module})
-    if not arguments:
-        parser.print_help(sys.stderr)
-        return USAGE
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    parser = make_parser([name])
     try:
-        args = parser.parse_args(arguments)
+        parsed = parser.parse_args(arguments)
     except SystemExit as end:  # argparse has said why
         return end.code if isinstance(end.code, int) else USAGE
-    if module is None:
+    if "run" not in parsed:
         parser.print_help(sys.stderr)
         return USAGE
-    code: int = module.run(args)
+    code: int = parsed.run(parsed)
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """Of the program and of each command: an argument that is quoted in a complaint must not steer the terminal."""
+class _ProgramParser(argparse.ArgumentParser):
+    """The parser of the program and of each command. An argument that it quotes cannot steer the terminal."""
 
     def error(self, message: str) -> NoReturn:
         super().error(escape_for_terminal(message))
 
 
-def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
-    """The program's parser: it knows the names of all commands, and the options of these."""
-    parser = _Parser(
+def make_parser(commands: Collection[str]) -> argparse.ArgumentParser:
+    """Return the program's parser. It knows all commands by name, and the arguments of the given ones."""
+    parser = _ProgramParser(
         prog="tfgpu",
         description="Declare once, in tfgpu.toml, which GPUs TensorFlow may see and how much memory it may take.",
         epilog="`tfgpu COMMAND --help` tells more. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of tfgpu.",
@@ -96,22 +92,23 @@ def make_parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tfgpu {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
-    for command, purpose in COMMANDS.items():
-        if command in modules:
-            modules[command].add_parser(subparsers)
-        else:
-            subparsers.add_parser(command, help=purpose)
+    for name, purpose in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose)
+        if name in commands:
+            command = import_module(f"tfenv.cli.commands.{name}")
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
     return parser
 
 
 # ---- what can go wrong in every command
 
 
-def _never_fail_to_print() -> None:
+def _make_printing_safe() -> None:
     """Make printing safe, wherever it goes.
 
     What a locale cannot show, in a GPU's name or a path, is escaped. A stream that was closed (`tfgpu check >&-`)
-    swallows what is said: to Python it is None, and what is printed to a stderr of None goes to stdout.
+    swallows what is printed: to Python it is None, and what is printed to a stderr of None goes to stdout.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -121,40 +118,43 @@ def _never_fail_to_print() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _silence_stdout() -> None:
-    """The interpreter flushes stdout once more at its end, and would complain again."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        return
+def _discard_unwritten() -> None:
+    """Discard what cannot be written: at its end the interpreter would try again, complain, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _failed(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
+    """Print what went wrong and return the exit code."""
     if os.environ.get("TFGPU_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
     if isinstance(error, TfenvError):
-        say(None, str(error))
+        print_message(None, str(error))
         return FINDINGS
-    if isinstance(error, FileNotFoundError) and not error.filename and _is_homeless():
-        say(None, "the working directory was deleted; change to a directory that exists, or name an absolute path")
+    if isinstance(error, FileNotFoundError) and not error.filename and not _has_working_directory():
+        text = "the working directory was deleted; change to a directory that exists, or name an absolute path"
+        print_message(None, text)
         return USAGE
     if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that may not be written
-        _silence_stdout()
-        say(None, f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        print_message(None, f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
         return FINDINGS
-    say(None, f"internal error: {type(error).__name__}: {error}; please report it (TFGPU_DEBUG=1 shows where)")
+    text = f"internal error: {type(error).__name__}: {error}; please report it (TFGPU_DEBUG=1 shows where)"
+    print_message(None, text)
     return INTERNAL
 
 
-def _is_homeless() -> bool:
-    """Whether somebody deleted the working directory: then relative paths, "." too, mean nothing."""
+def _has_working_directory() -> bool:
     try:
         os.getcwd()
     except FileNotFoundError:
-        return True
-    return False
+        return False
+    return True
 
 
 if __name__ == "__main__":

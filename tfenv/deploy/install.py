@@ -13,10 +13,10 @@ import os
 import stat
 import subprocess
 import sys
-import tempfile
 from importlib.util import find_spec
 
 from tfenv.errors import TfenvError
+from tfenv.files import replace_file
 from tfenv.values import frozen
 
 __all__ = ["Change", "InstallError", "carry_out", "difference", "plan_install", "plan_uninstall"]
@@ -169,21 +169,10 @@ def carry_out(change: Change) -> None:
         if change.after is None:
             os.remove(change.path)
         else:
-            _replace(change.path, change.after)
+            mode = stat.S_IMODE(os.stat(change.path).st_mode) if os.path.exists(change.path) else 0o644
+            replace_file(change.path, change.after, mode)
     except OSError as error:
         raise InstallError(f"{change.path} cannot be changed: {error.strerror}; run this as root") from None
-
-
-def _replace(path: str, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tfenv")
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else 0o644)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
 
 
 def difference(change: Change) -> str:

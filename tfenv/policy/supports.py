@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from tfenv.errors import Severity
     from tfenv.policy.model import EffectivePolicy, Plan, PlannedDevice
 
     #: "growth": memory grows on demand. "limit": one limit for all GPUs. "limit_per_gpu": limits that differ by GPU.

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.cli.conftest import TFGPU, Tfgpu
+from tfenv.audit.query import Query, group_of
+from tfenv.audit.record import Context, Process, encode, policy_applied
+from tfenv.audit.usage import summarize
+from tfenv.cli.commands import audit
+from tfenv.errors import Finding
+from tfenv.policy.model import DeviceOutcome, Outcome, Start, Subject
+
+RunAudit = Callable[..., "subprocess.CompletedProcess[str]"]
+AUDIT: list[str | Path] = [*TFGPU, "audit"]
+
+
+@pytest.fixture
+def run_audit(tfgpu: Tfgpu) -> RunAudit:
+    """Return what runs `tfgpu audit` with arguments, and with variables by name."""
+    return lambda *arguments, **variables: tfgpu("audit", *arguments, env=variables)
+
+
+def encode_line(pid: int, user: str = "alice", **differences: Any) -> bytes:
+    device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "H100", limit=8 << 30)
+    process = Process(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
+    outcome = Outcome("applied", "entry_point", (device,), True, findings=(Finding("clamped", "less", "note"),))
+    record = policy_applied(Context(process, Subject(user, 1000, project="/srv/vision")), outcome)
+    return encode({**record.as_dict(), "timestamp": f"2026-11-05T09:00:{pid % 60:02}.000000Z", **differences})
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Write thirty records of alice and one of bob."""
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b"".join(encode_line(pid) for pid in range(30)) + encode_line(30, "bob", status="clamped"))
+    return path
+
+
+def test_a_table_of_the_newest_twenty(run_audit: RunAudit, log: Path) -> None:
+    """Without options the newest twenty records are shown as a table with what matters, one line each."""
+    run = run_audit("--file", log)
+    head, *rows = run.stdout.splitlines()
+    assert (run.returncode, run.stderr, len(rows)) == (0, "", 20)
+    assert head.split()[:2] == ["time", "(UTC)"]
+    cells = "2026-11-05 09:00:29  alice  29  applied  GPU-8932f937  8.0 GiB  on  train.py  clamped"
+    assert rows[-2].split() == cells.split()
+
+
+def test_json_is_every_record_unchanged(run_audit: RunAudit, log: Path) -> None:
+    """`--format json` gives the lines of the log themselves."""
+    assert run_audit("--file", log, "--format", "json").stdout.encode() == log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["--user", "bob"], 1),
+        (["--user", "bob", "--user", "alice"], 31),
+        (["--uid", "1000"], 31),
+        (["--uid", "1"], 0),
+        (["--event", "applied"], 31),
+        (["--event", "policy_loaded"], 0),
+        (["--outcome", "clamped"], 1),
+        (["--gpu", "GPU-8932"], 31),
+        (["--gpu", "GPU-8932", "--gpu", "1", "--outcome", "applied"], 30),
+        (["--gpu", "name:A*"], 0),
+        (["--until", "2026-11-05T09:00:25Z"], 25),
+        (["--project", "/srv/vision/"], 31),
+        (["--project", "/srv/vis"], 0),
+        (["--script", "train*"], 31),
+        (["--since", "2026-11-05T09:00:25Z"], 6),
+        (["-n", "3"], 3),
+        (["-n", "0"], 0),
+    ],
+    ids=str,
+)
+def test_filters(run_audit: RunAudit, log: Path, options: list[str], count: int) -> None:
+    """Each option narrows what is shown."""
+    assert run_audit("--file", log, "--format", "json", *options).stdout.count("\n") == count
+
+
+def test_changes_of_files_can_be_asked_for(run_audit: RunAudit, log: Path) -> None:
+    """`--event changed` shows what `tfgpu watch` wrote, and nothing else."""
+    log.write_bytes(encode_line(1, event="policy_changed") + encode_line(2))
+    shown = run_audit("--file", log, "--event", "changed", "--format", "json")
+    assert [json.loads(record)["event"] for record in shown.stdout.splitlines()] == ["policy_changed"]
+
+
+def test_rotated_logs_are_read(run_audit: RunAudit, log: Path) -> None:
+    """What logrotate made of a log is read with it, oldest first, and once, also where a shell names both."""
+    log.rename(log.with_name("audit.jsonl.1"))
+    log.write_bytes(encode_line(31))
+    for paths in ([log], [log, log.with_name("audit.jsonl.1")]):
+        records = [json.loads(text) for text in run_audit("--format", "json", "--file", *paths).stdout.splitlines()]
+        assert [record["pid"] for record in records] == list(range(32))
+
+
+def test_what_nothing_here_can_decompress_is_named(variables: dict[str, str], log: Path) -> None:
+    """A .zst without a module that reads it is left out, with a line that says what would help, and exit code 1."""
+    log.with_name("audit.jsonl.1.zst").touch()
+    blocked = "import sys; sys.modules.update({'compression.zstd': None, 'backports.zstd': None})\n"
+    blocked += "from tfenv.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", blocked, "audit", "--file", str(log)]
+    run = subprocess.run(command, env=variables, capture_output=True, check=False)
+    assert (run.returncode, run.stdout.count(b"\n")) == (1, 21)
+    assert b"audit.jsonl.1.zst is left out" in run.stderr
+    assert b"tfenv[audit]" in run.stderr
+
+
+def test_a_pipe_is_read_to_its_end(tfgpu: Tfgpu, log: Path) -> None:
+    """`journalctl -t tfgpu -o cat | tfgpu audit --file /dev/stdin` shows what journald kept."""
+    for options, lines in (([], 21), (["--format", "json"], 31), (["summary"], 3)):
+        shown = tfgpu("audit", *options, "--file", "/dev/stdin", stdin=log.read_text())
+        assert (shown.stdout.count("\n"), shown.stderr) == (lines, "")
+
+
+def test_a_summary_per_user_and_gpu(run_audit: RunAudit, log: Path) -> None:
+    """Processes, limits asked and given, clamps and failures of each user on each GPU, as a table and as JSON."""
+    with log.open("ab") as file:
+        file.write(encode_line(31, "bob", event="policy_clamped", asked={"per_process_gpu_memory_fraction": 0.9}))
+    _, *rows = run_audit("summary", "--file", log).stdout.splitlines()
+    assert [row.split("  ") for row in map(_collapse_spaces, rows)] == [
+        ["alice", "GPU-8932f937-d72c", "30", "-", "8.0 GiB", "0", "0", "2026-11-05 09:00:29"],
+        ["bob", "GPU-8932f937-d72c", "2", "90%", "8.0 GiB", "1", "0", "2026-11-05 09:00:31"],
+    ]
+    shown = run_audit("summary", "--file", log, "--format", "json").stdout
+    assert [json.loads(text) for text in shown.splitlines()][1] == {
+        "user": "bob",
+        "gpu": "GPU-8932f937-d72c",
+        "processes": 2,
+        "clamped": 1,
+        "failed": 0,
+        "asked_bytes": None,
+        "asked_fraction": 0.9,
+        "given_bytes": 8 << 30,
+        "given_fraction": None,
+        "last": "2026-11-05T09:00:31.000000Z",
+    }
+
+
+def _collapse_spaces(row: str) -> str:
+    return re.sub(" {2,}", "  ", row)
+
+
+def test_a_summary_takes_the_filters_before_it_and_behind_it(run_audit: RunAudit, log: Path) -> None:
+    """`tfgpu audit --user bob summary` is `tfgpu audit summary --user bob`."""
+    for words in (["--user", "bob", "summary"], ["summary", "--user", "bob"]):
+        assert run_audit(*words, "--file", log, "--format", "json").stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "head"), [("table", "time"), ("text", "time"), ("json", '{"timestamp"')])
+def test_the_table_is_also_called_text(run_audit: RunAudit, log: Path, name: str, head: str) -> None:
+    """`--format text`, as other commands have it, is the table."""
+    assert run_audit("--file", log, "--format", name).stdout.startswith(head)
+
+
+def test_figures_for_prometheus(run_audit: RunAudit, log: Path, tmp_path: Path) -> None:
+    """`export` writes the file and prints nothing. Lines that are no records are counted there, and on stderr."""
+    figures = tmp_path / "tfgpu.prom"
+    run = run_audit("export", "--prometheus", figures, "--file", log)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert 'tfgpu_policy_applied_total{user="alice",gpu="GPU-8932f937-d72c"} 30' in figures.read_text().splitlines()
+    with log.open("ab") as file:
+        file.write(b"torn\n")
+    run = run_audit("export", "--prometheus", figures, "--file", log)
+    assert (run.returncode, run.stderr) == (1, "tfgpu audit: 1 line is not an audit record\n")
+
+
+def test_a_file_of_something_else_is_not_overwritten(run_audit: RunAudit, log: Path, tmp_path: Path) -> None:
+    """`--prometheus train.py` is refused, with exit code 2."""
+    program = tmp_path / "train.py"
+    program.write_text("import tensorflow\n")
+    run = run_audit("export", "--prometheus", program, "--file", log)
+    assert (run.returncode, program.read_text()) == (2, "import tensorflow\n")
+    assert "train.py: it was not written by this command" in run.stderr
+
+
+def test_unreadable_lines_are_counted_on_stderr(run_audit: RunAudit, log: Path) -> None:
+    """Lines that are no records are left out, counted on stderr, and make the exit code 1."""
+    with log.open("ab") as file:
+        file.write(b"torn\n{}\n")
+    run = run_audit("--file", log)
+    assert (run.returncode, run.stderr) == (1, "tfgpu audit: 2 lines are not audit records\n")
+    assert len(run.stdout.splitlines()) == 21
+
+
+def test_a_log_that_was_named_and_is_not_there(run_audit: RunAudit, tmp_path: Path) -> None:
+    """Exit code 2 and one line that names the file."""
+    run = run_audit("--file", tmp_path / "none")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"tfgpu audit: {tmp_path}/none: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--since", "yesterday"],
+        ["--until", "x"],
+        ["--event", "x"],
+        ["-n", "-1"],
+        ["summary", "--follow"],
+        ["export"],
+        ["export", "--user", "x", "--prometheus", "y"],
+        ["--format", "yaml"],
+    ],
+)
+def test_wrong_usage(run_audit: RunAudit, options: list[str]) -> None:
+    """What cannot be understood is exit code 2 with a message, never a traceback."""
+    run = run_audit(*options)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+
+
+def test_the_own_log_is_found_by_the_account_and_not_by_home(run_audit: RunAudit, tmp_path: Path) -> None:
+    """A forged $HOME moves nothing."""
+    planted = tmp_path / ".local/state/tfgpu/audit.jsonl"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(encode_line(1, "planted"))
+    assert "planted" not in run_audit(HOME=str(tmp_path)).stdout
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    assert audit._find_own_logs() == [Path(home, ".local/state/tfgpu/audit.jsonl")]
+
+
+def test_root_reads_the_logs_of_all_users(tmp_path: Path) -> None:
+    """Where each user has a log of their own, `<uid>` means everybody's to root, and one's own to others."""
+    for name in ("0.jsonl", "1000.jsonl", "1001.jsonl", "1000.jsonl.1", "x.jsonl", "notes"):
+        (tmp_path / name).touch()
+    for uid, found in ((0, ["0.jsonl", "1000.jsonl", "1001.jsonl"]), (1001, ["1001.jsonl"])):
+        start = Start(cwd="/", uid=uid, home="/root", config_home="/root/.config")
+        assert audit._expand_log(f"{tmp_path}/<uid>.jsonl", start) == [tmp_path / name for name in found]
+
+
+def test_names_in_the_log_cannot_steer_the_terminal(run_audit: RunAudit, log: Path) -> None:
+    """Escapes in a foreign record are shown, in the table and in JSON."""
+    hostile = {"timestamp": "2026-11-05T09:00:00Z\x1b[2J", "event": "a\nb", "user": "[red]x\u2028", "script": "\x9b"}
+    log.write_text(json.dumps(hostile, ensure_ascii=False) + "\n")
+    table, raw = run_audit("--file", log).stdout, run_audit("--file", log, "--format", "json").stdout
+    assert "[red]x\\u2028" in table
+    assert table.count("\n") == 2
+    assert table.replace("\n", "").isprintable()
+    assert raw.isascii()
+    assert json.loads(raw) == hostile
+
+
+def test_no_color_is_kept(run_audit: RunAudit, log: Path) -> None:
+    """With NO_COLOR not even a terminal gets colours."""
+    shown = run_audit("--file", log, NO_COLOR="1", FORCE_COLOR="1").stdout
+    assert "\x1b[3" not in shown
+
+
+def test_a_reader_that_goes_away_is_no_error(variables: dict[str, str], log: Path) -> None:
+    """`tfgpu audit | head -1` ends quietly."""
+    log.write_bytes(log.read_bytes() * 300)
+    command = [*AUDIT, "--file", log, "--format", "json"]
+    shown = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    shown.stdout.readline()
+    shown.stdout.close()
+    assert (shown.stderr.read(), shown.wait(timeout=20)) == (b"", 0)
+    shown.stderr.close()
+
+
+@pytest.mark.parametrize("shape", ["json", "text"])
+def test_follow_shows_what_comes_and_survives_rotation(variables: dict[str, str], log: Path, shape: str) -> None:
+    """`--follow` shows the newest, then each new record, in the file that replaced the log as well. Ctrl-C ends it."""
+    command = [*AUDIT, "--file", log, "--follow", "-n", "2", "--format", shape]
+    shown = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE)
+    assert shown.stdout is not None
+    try:
+        received = [shown.stdout.readline() for _ in range(2)]
+        with log.open("ab") as file:
+            file.write(encode_line(1001))
+        received.append(shown.stdout.readline())
+        log.rename(log.with_name("audit.jsonl.1"))
+        log.write_bytes(encode_line(1002))
+        received.append(shown.stdout.readline())
+        time.sleep(0.1)
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(timeout=20) == 130
+    finally:
+        shown.kill()
+        shown.stdout.close()
+    for text, pid in zip(received, (b"29", b"30", b"1001", b"1002"), strict=True):
+        assert pid in text
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)
+FIELDS = ("user", "uid", "pid", "status", "script", "project", "devices", "findings", "growth", "limit_bytes", "host")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json_values)), st.text(), st.text())
+def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, event: str) -> None:
+    """A record whose fields have other types than ours (a newer version, another program) is no traceback."""
+    record = {**fields, "timestamp": timestamp, "event": event}
+    assert all(cell.isprintable() for cell in audit._format_record(record))
+    for row in summarize([group_of({**record, "event": "policy_applied"})]):
+        audit._format_summary_row(row)
+    query = Query(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
+    query.matches(record)
+
+
+def test_without_a_file_the_log_of_the_policy_here_is_read(run_audit: RunAudit, project: Path) -> None:
+    """`tfgpu audit` in a project whose file names a log shows that log."""
+    (project / "tfgpu.toml").write_text('[audit]\nfile = "here.jsonl"\n')
+    line = '{"timestamp":"2026-01-02T03:04:05.000000Z","event":"policy_applied","level":"info","user":"zoe","pid":4}'
+    (project / "here.jsonl").write_text(line + "\n")
+    done = run_audit("--format", "json")
+    assert '"zoe"' in done.stdout, done.stderr

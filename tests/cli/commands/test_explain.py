@@ -1,0 +1,386 @@
+"""`tfgpu explain`: each value with the one who set it, and what follows on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import REPOSITORY, Tfgpu
+from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
+from tfenv.simulate.environment import environment, parse_gpus
+
+USER = '[gpu]\nmemory_limit = "20GiB"\n\n[ceiling]\nrequire_memory_growth = true\nmemory_limit = "50%"\n'
+PROJECT = '[gpu]\nvisible_devices = [1, 2]\nmemory_limit = "16GiB"\nmemory_growth = false\n'
+
+
+@pytest.fixture
+def layers(project: Path, tmp_path: Path) -> Path:
+    """Write a user's file and a project's. Return the user's."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    user = tmp_path / "config" / "tfgpu" / "tfgpu.toml"
+    user.parent.mkdir(parents=True)
+    user.write_text(USER)
+    return user
+
+
+@pytest.fixture(scope="module")
+def four_gpus() -> dict[str, str]:
+    """Return variables that show four GPUs to NVML. The last is another model."""
+    made = environment(parse_gpus("3x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
+    assert "count=4" in made["TFGPU_SIMULATE"]
+    return made
+
+
+def read_json(result: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(result.stdout)
+
+
+def test_each_value_has_its_origin(layers: Path, tfgpu: Tfgpu) -> None:
+    """A value is shown as written, with file:line, and so are the values it overrode."""
+    lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
+    chosen = lines.index('memory_limit = "16GiB" tfgpu.toml:3')
+    assert lines[chosen + 1] == f'overrides "20GiB" {layers}:2'
+    assert f"require_memory_growth = true {layers}:5" in lines
+
+
+def test_a_table_for_one_user_overrides(project: Path, tfgpu: Tfgpu) -> None:
+    """Inside one file the more specific table wins. What it replaced is shown, and which table it is."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    text = f'[user.{user}.gpu]\nmemory_limit = "2GiB"\n\n[gpu]\nmemory_limit = "1GiB"\n'
+    (project / "tfgpu.toml").write_text(text + '\n[user.somebody-else.gpu]\nmemory_limit = "3GiB"\n')
+    lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
+    chosen = lines.index(f'memory_limit = "2GiB" tfgpu.toml:2 [user.{user}.gpu]')
+    assert lines[chosen + 1] == 'overrides "1GiB" tfgpu.toml:5'
+    assert not any("3GiB" in line for line in lines)
+
+
+def test_an_exception_says_from_what(project: Path, tfgpu: Tfgpu) -> None:
+    """Below a ceiling stands what it replaces in its own layer."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    (project / "tfgpu.toml").write_text(f"[ceiling]\nmax_devices = 1\n[user.{user}.ceiling]\nmax_devices = 2\n")
+    lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
+    held = lines.index(f"max_devices = 2 tfgpu.toml:4 [user.{user}.ceiling]")
+    assert lines[held + 1] == "replaces 1 tfgpu.toml:2"
+
+
+def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Below a value that a ceiling changed stands which ceiling did."""
+    result = tfgpu("explain", env=four_gpus)
+    assert f"clamped: 16.0 GiB is above the ceiling of 50% from {layers} (ceiling.memory_limit)" in result.stdout
+    assert "clamped: growth stays on: required by" in result.stdout
+    assert result.returncode == 0
+
+
+def test_what_a_count_cut(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """`max_devices` clamps the list it cut: that is told below the list."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = [0, 1, 2]\n[ceiling]\nmax_devices = 2\n")
+    lines = [" ".join(line.split()) for line in tfgpu("explain", env=four_gpus).stdout.splitlines()]
+    chosen = lines.index("visible_devices = [0, 1, 2] tfgpu.toml:2")
+    assert lines[chosen + 1] == "clamped: at most 2 of 3 GPUs (0, 1, 2)"
+
+
+def test_the_plan_names_the_cards(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """With NVML the plan has each GPU's number, name, UUID and limit in bytes. A clamp is no finding."""
+    plan = read_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]
+    assert (plan["cuda_visible_devices"], plan["growth"], plan["allocator"]) == ("1,2", True, "bfc")
+    assert [(device["index"], device["name"]) for device in plan["devices"]] == [(1, "NVIDIA A10"), (2, "NVIDIA A10")]
+    assert all(device["uuid"].startswith("GPU-") for device in plan["devices"])
+    assert [device["limit_fraction"] for device in plan["devices"]] == [0.5, 0.5]
+
+
+def test_rows_are_whole_in_a_pipe(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """In a pipe a row of the table is one line with the whole UUID, for grep."""
+    shown = tfgpu("explain", env=four_gpus).stdout
+    uuids = [
+        device["uuid"] for device in read_json(tfgpu("explain", "--format", "json", env=four_gpus))["plan"]["devices"]
+    ]
+    rows = [line.split() for line in shown.splitlines() if line.startswith("  GPU:")]
+    assert [row[-1] for row in rows] == uuids
+    assert "12.0 GiB (50%)" in shown
+
+
+def test_long_lists_are_shortened(project: Path, tfgpu: Tfgpu) -> None:
+    """Of eight UUIDs the first few are shown, and how many there are, so that origins stay in view. JSON has all."""
+    uuids = [f"GPU-{number}932f937-0000-4000-8000-000000000000" for number in range(8)]
+    text = f"[gpu]\nmemory_growth = true\n[ceiling]\nallowed_devices = {uuids}\nmemory_limit = '8GiB'\n"
+    (project / "tfgpu.toml").write_text(text)
+    shown = tfgpu("explain").stdout.splitlines()
+    assert max(len(line) for line in shown if "tfgpu.toml:" in line) <= 100
+    (line,) = [line for line in shown if "allowed_devices" in line]
+    assert '["GPU-0932f937…", "GPU-1932f937…", "GPU-2932f937…", … 8 in all]' in line
+    told = read_json(tfgpu("explain", "--format", "json"))
+    assert [c["value"] for c in told["ceilings"] if c["key"] == "ceiling.allowed_devices"] == [uuids]
+
+
+def test_without_a_gpu(layers: Path, tfgpu: Tfgpu) -> None:
+    """Without a driver the plan is there all the same, and why nothing is known of the cards is said."""
+    result = tfgpu("explain")
+    if "What cards these are is unknown" not in result.stdout:
+        pytest.skip("this machine has GPUs")
+    assert "CUDA_VISIBLE_DEVICES  1,2" in result.stdout
+
+
+def test_the_grant_of_this_environment(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Positions count within what was granted here: [1, 2] of "3,2,0" are the cards 2 and 0."""
+    granted = four_gpus | {"CUDA_VISIBLE_DEVICES": "3,2,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    told = read_json(tfgpu("explain", "--format", "json", env=granted))
+    assert told["grant"]["tokens"] == ["3", "2", "0"]
+    assert told["plan"]["cuda_visible_devices"] == "2,0"
+
+
+def test_where_files_were_looked_for(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """Without any file each layer says where one was looked for, and that TensorFlow is left as it is."""
+    result = tfgpu("explain")
+    assert result.returncode == 0
+    rows = [line.split()[:3] for line in result.stdout.splitlines() if line.startswith(("  user", "  project"))]
+    assert rows == [["user", str(tmp_path / "config/tfgpu/tfgpu.toml"), "-"], ["project", str(project), "-"]]
+    assert "TensorFlow is left as it is" in result.stdout
+
+
+def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
+    """A file that does not count is shown as dropped, with the reason, and the exit code is 1."""
+    path = project / "tfgpu.toml"
+    path.write_text(PROJECT)
+    path.chmod(0o666)
+    told = tfgpu("explain", "--format", "json")
+    assert told.returncode == 1
+    seen = [file for file in read_json(told)["files"] if file["state"] == "dropped"]
+    assert [file["path"] for file in seen] == [str(path)]
+    assert "writable by everybody" in seen[0]["why"]
+    assert "dropped" in tfgpu("explain").stdout
+
+
+def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:
+    """--project tells of a program that starts elsewhere. A path that is no directory is wrong usage."""
+    other = project / "other"
+    other.mkdir()
+    (other / "tfgpu.toml").write_text("[gpu]\nvisible_devices = 'none'\n")
+    told = read_json(tfgpu("explain", "--project", "other", "--format", "json"))
+    assert told["settings"]["visible_devices"]["path"] == str(other / "tfgpu.toml")
+    assert told["plan"]["devices"] == []
+    assert tfgpu("explain", "--project", "nowhere").returncode == 2
+
+
+def test_run_options_are_a_layer(layers: Path, tfgpu: Tfgpu) -> None:
+    """Options of `tfgpu run` around it are shown as what they are: the nearest layer."""
+    told = read_json(tfgpu("explain", "--format", "json", env={"TFGPU_RUN": 'gpu = {memory_limit = "1GiB"}'}))
+    limit = told["settings"]["memory_limit"]
+    assert (limit["value"], limit["layer"], limit["path"]) == ("1GiB", "run", "<tfgpu run>")
+    assert [lost["value"] for lost in limit["overrides"]] == ["16GiB", "20GiB"]
+
+
+def test_disabled(layers: Path, tfgpu: Tfgpu) -> None:
+    """TFGPU_DISABLE is told: the policy is read, and nothing follows."""
+    result = tfgpu("explain", env={"TFGPU_DISABLE": "1"})
+    assert "TFGPU_DISABLE switches the policy off" in result.stdout
+
+
+def test_it_needs_no_tensorflow(layers: Path, project: Path, variables: dict[str, str]) -> None:
+    """Explaining imports no TensorFlow and leaves the environment alone."""
+    program = "import os, sys, tfenv; before = dict(os.environ); tfenv.explain(); "
+    program += "print('tensorflow' in sys.modules, before == dict(os.environ))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False True\n"
+
+
+@pytest.mark.parametrize(("on_error", "devices", "refused"), [("warn", 4, False), ("cpu", 0, False), ("fail", 4, True)])
+def test_what_follows_from_an_error(
+    project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str], on_error: str, devices: int, refused: bool
+) -> None:
+    """A wish that no GPU meets is a finding, and what follows is what `on_error` says."""
+    (project / "tfgpu.toml").write_text(f"on_error = '{on_error}'\n[gpu]\nvisible_devices = [7]\n")
+    result = tfgpu("explain", "--format", "json", env=four_gpus)
+    told = read_json(result)
+    assert result.returncode == 1
+    assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [("no-overlap", 3)]
+    assert (len(told["plan"]["devices"]), told["refused"]) == (devices, refused)
+    shown = tfgpu("explain", env=four_gpus).stdout
+    assert ("raises PolicyError" in shown) is refused
+
+
+def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """The GPU that would be chosen now is shown. No lease is taken, so asking twice gives the same."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = {count = 1}\n")
+    others = tmp_path / "others"
+    others.write_text("0 4190001 9000\n")
+    variables = environment(parse_gpus("3x24GiB"), log=tmp_path / "log", processes=others, base={})
+    for _ in range(2):
+        lines = [" ".join(line.split()) for line in tfgpu("explain", env=variables).stdout.splitlines()]
+        assert "chosen 1 of them, when devices are first listed; now it would be 1" in lines
+    explained = read_json(tfgpu("explain", "--format", "json", env=variables))
+    assert explained["choosing"] == {"count": 1, "when_busy": "wait", "now": ["1"], "scene": ""}
+    assert not (tmp_path / "log.leases").exists()
+    others.write_text("0 4190001 9000\n1 4190001 9000\n2 4190001 9000\n")
+    shown = tfgpu("explain", env=variables).stdout
+    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease; GPU 1:" in shown
+
+
+# ---- somebody else: with real users, on a machine of its own
+
+
+def explain_as_root(server: SharedMachine, user: str, *arguments: str, **variables: str) -> Any:
+    """Return what root is told of a user."""
+    done = server.tfgpu("explain", "--user", user, "--format", "json", *arguments, env=variables)
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_root_is_told_of_somebody_else(server: SharedMachine) -> None:
+    """A user's own tables, his groups', his own file and the project's count, with origins. Nobody else's do."""
+    files = {
+        "tfgpu.toml": "[gpu]\nmemory_growth = true\n[ceiling]\nmemory_limit = '20GiB'\n",
+        "groups/students.toml": "[ceiling]\nmemory_limit = '10GiB'\n",
+        "users/bob.toml": "[ceiling]\nmemory_limit = '1GiB'\n",
+    }
+    server.policy(files)
+    own = server.write("/home/alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", ALICE)
+    server.write("/home/alice/vision/tfgpu.toml", "[gpu]\nmemory_growth = false\n", ALICE)
+    told = explain_as_root(server, "alice", "--project", "/home/alice/vision")
+    assert (told["user"], told["groups"]) == ("alice", ["alice", "students", "vision"])
+    assert told["project"] == "/home/alice/vision"
+    assert [(c["value"], c["path"]) for c in told["ceilings"]] == [("10GiB", "/etc/tfgpu/groups/students.toml")]
+    assert [(c["value"], c["path"]) for c in told["ceilings"][0]["replaces"]] == [("20GiB", "/etc/tfgpu/tfgpu.toml")]
+    limit, growth = told["settings"]["memory_limit"], told["settings"]["memory_growth"]
+    assert (limit["value"], limit["path"]) == ("8GiB", own)
+    assert (growth["layer"], [lost["layer"] for lost in growth["overrides"]]) == ("project", ["machine"])
+    assert explain_as_root(server, "carol")["ceilings"][0]["path"] == "/etc/tfgpu/tfgpu.toml"
+
+
+def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
+    """Variables of root, his XDG_CONFIG_HOME and those of sudo, schedulers and ranks say nothing of alice."""
+    server.policy({"tfgpu.toml": "[gpu]\nvisible_devices = {rank = 'auto'}\n[ceiling]\nrequire_grant = true\n"})
+    elsewhere = server.write("/srv/elsewhere/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '1GiB'\n")
+    theirs = server.write("/home/alice/.config/tfgpu/tfgpu.toml", "[gpu]\nmemory_limit = '8GiB'\n", ALICE)
+    told = explain_as_root(
+        server,
+        "alice",
+        XDG_CONFIG_HOME="/srv/elsewhere",
+        SUDO_UID=str(os.getuid()),
+        CUDA_VISIBLE_DEVICES="3",
+        TFGPU_CONFIG=elsewhere,
+        TFGPU_RUN="gpu = {memory_limit = '2GiB'}",
+        TFGPU_DISABLE="1",
+        SLURM_JOB_ID="1",
+        LOCAL_RANK="2",
+    )
+    limit = told["settings"]["memory_limit"]
+    assert (limit["path"], limit["overrides"]) == (theirs, [])
+    assert told["grant"] == {"tokens": None, "pci_order": False, "scheduler": False, "rank": None}
+    assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
+
+
+def test_trust_and_permissions_are_theirs(server: SharedMachine) -> None:
+    """A file of bob's does not count for alice, one that only root can read does not either, and both are told."""
+    project, text = "/home/alice/vision", "[gpu]\nmemory_limit = '8GiB'\n"
+    path = server.write(f"{project}/tfgpu.toml", text, ALICE)
+    assert explain_as_root(server, "alice", "--project", project)["findings"] == []
+    told = explain_as_root(server, "bob", "--project", project)
+    assert told["findings"] == [], "the owner of the directory is trusted"
+    server.write(path, text, BOB)
+    assert list_codes(explain_as_root(server, "alice", "--project", project)) == ["untrusted-owner"]
+    server.policy({"tfgpu.toml": f"[machine]\ntrusted_owners = ['uid:{BOB.uid}']\n"})
+    assert list_codes(explain_as_root(server, "alice", "--project", project)) == []
+    server.write(path, text, mode=0o600)
+    assert list_codes(explain_as_root(server, "alice", "--project", project)) == ["unreadable"]
+
+
+def list_codes(told: Any) -> list[str]:
+    return [finding["code"] for finding in told["findings"]]
+
+
+def test_root_reads_no_secret_for_a_user(server: SharedMachine) -> None:
+    """A user's link to a file of root's is not followed with root's permissions."""
+    link = server.path("/home/alice/tfgpu.toml")
+    link.symlink_to(server.write("/srv/secret", "password = hunter2\n", mode=0o600))
+    os.chown(link, ALICE.uid, ALICE.uid, follow_symlinks=False)
+    done = server.tfgpu("explain", "--user", "alice", "--project", "/home/alice")
+    assert "unreadable" in done.stdout
+    assert "password" not in done.stdout + done.stderr
+
+
+def test_tfenv_may_stand_where_only_root_can_look(server: SharedMachine) -> None:
+    """All that reading takes is loaded before root becomes somebody else. Mistakes are named all the same."""
+    hidden = server.folder("/srv/hidden", mode=0o700)
+    copied = server.run(ROOT, "cp", "-a", f"{REPOSITORY}/tfenv", f"{REPOSITORY}/schemas", hidden)
+    assert copied.returncode == 0, copied.stderr
+    server.policy({"tfgpu.toml": "[gpu]\nmemory_limit = 8\n[ceiling]\nmax_devics = 1\n"})
+    told = explain_as_root(server, "alice", PYTHONPATH=hidden)
+    assert [(finding["code"], finding["line"]) for finding in told["findings"]] == [
+        ("invalid-value", 2),
+        ("unknown-key", 4),
+    ]
+
+
+def test_a_uid_without_an_entry(server: SharedMachine) -> None:
+    """uid:1234 asks for somebody of whom the databases know nothing: no groups, no home, the machine's policy."""
+    server.policy({"tfgpu.toml": "[user.'uid:47999'.ceiling]\nmax_devices = 1\n"})
+    told = explain_as_root(server, "uid:47999")
+    assert (told["user"], told["groups"]) == ("uid:47999", [])
+    assert [ceiling["key"] for ceiling in told["ceilings"]] == ['user."uid:47999".ceiling.max_devices']
+    assert told["files"][1]["why"] == "there is no home directory"
+    assert explain_as_root(server, f"uid:{ALICE.uid}")["user"] == "alice"
+
+
+def test_a_directory_they_may_not_enter(server: SharedMachine) -> None:
+    """Where the user has no way in, that is said, and no file behind it speaks."""
+    closed = server.folder("/srv/closed", mode=0o700)
+    server.write(f"{closed}/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    shown = server.tfgpu("explain", "--user", "alice", "--project", closed).stdout
+    assert "alice may not enter this directory" in shown
+    assert "memory_growth" not in shown
+
+
+def test_where_no_projects_file_counts(server: SharedMachine) -> None:
+    """A project's file that the administrator lets not count is not said to be missing."""
+    server.policy({"tfgpu.toml": "[machine]\nallow_project_files = false\n"})
+    server.write("/home/alice/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n", ALICE)
+    told = explain_as_root(server, "alice", "--project", "/home/alice/project")
+    (seen,) = [file for file in told["files"] if file["layer"] == "project"]
+    assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
+    assert told["settings"] == {}
+
+
+def test_others_are_nobodys_business(server: SharedMachine) -> None:
+    """A user is told of himself, in his own environment, and of nobody else: exit code 2 and what to do."""
+    own = server.tfgpu("explain", "--user", "alice", "--format", "json", user=ALICE)
+    assert (json.loads(own.stdout)["user"], json.loads(own.stdout)["new_login"]) == ("alice", False)
+    refused = server.tfgpu("explain", "--user", "bob", user=ALICE)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "tfgpu explain: only root may ask for somebody else; try `sudo tfgpu explain --user bob`\n"
+    )
+
+
+def test_from_python(server: SharedMachine) -> None:
+    """tfenv.explain(directory, user=...) tells the same, and who is not there is a LookupError."""
+    server.policy({"users/alice.toml": "[ceiling]\nmax_devices = 1\n"})
+    program = "import tfenv; told = tfenv.explain('/usr', user='alice'); print(told.user, told.ceilings[0].value)\n"
+    program += "try: tfenv.explain(user='no-such-user')\nexcept LookupError as error: print(error)\n"
+    done = server.python(ROOT, program)
+    assert done.stderr == ""
+    assert done.stdout.startswith('alice 1\nthere is no user "no-such-user" here')
+
+
+def test_a_user_who_is_not_there(tfgpu: Tfgpu) -> None:
+    """An unknown name is wrong usage, and a similar one is offered."""
+    done = tfgpu("explain", "--user", "rooot")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'tfgpu explain: there is no user "rooot" here; did you mean "root"?\n'
+    for name in ("uid:99999999999", "uid:x", "a\nb", ""):
+        assert tfgpu("explain", "--user", name).returncode == 2
+
+
+def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) -> None:
+    """--project through a symbolic link tells what a program sees there: the kernel knows no links in a directory."""
+    (project / "real").mkdir()
+    (project / "link").symlink_to(project / "real")
+    assert read_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")

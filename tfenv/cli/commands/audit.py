@@ -1,0 +1,405 @@
+"""`tfgpu audit`: what was applied, to whom and when, per user and GPU, and as figures for Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, last, parse_moment, read, select
+from tfenv.audit.rotation import Tail, can_open, unique_logs
+from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
+from tfenv.audit.usage import UserGpu, summarize_logs
+from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
+from tfenv.cli.tables import print_table
+from tfenv.errors import escape_for_terminal
+from tfenv.policy.model import Start
+from tfenv.policy.units import format_bytes
+
+__all__ = ["add_arguments", "export_figures", "follow_records", "print_records", "print_summary", "run"]
+
+EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
+OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
+_DEFAULT_COUNT = 20
+_POLL_SECONDS = 0.2
+_RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
+_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
+_USAGE = """%(prog)s [options]
+       %(prog)s summary [options]
+       %(prog)s export --prometheus FILE [options]"""
+_EXIT_CODES = "Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage."
+
+
+# ---- options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = f"Show records of the audit log. {_EXIT_CODES}"
+    parser.usage = _USAGE
+    # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
+    parser.argument_default = argparse.SUPPRESS
+    _add_filters(parser)
+    _add_files(parser)
+    parser.add_argument(
+        "-n", "--lines", type=_parse_lines, metavar="N", help="only the newest N (table: 20, json: all)"
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with records as they are written")
+    _add_format(parser)
+    actions = parser.add_subparsers(title="instead of records", metavar="ACTION", dest="action", prog=parser.prog)
+    summary = actions.add_parser(
+        "summary",
+        help="processes, limits, clamps and failures per user and GPU",
+        description=f"Processes, limits, clamps and failures per user and GPU. {_EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_filters(summary)
+    _add_files(summary)
+    _add_format(summary)
+    export = actions.add_parser(
+        "export",
+        help="figures for the node exporter of Prometheus",
+        description="Count what was added to the logs since the last time, and write the totals into a file for the "
+        f"textfile collector of the node exporter. {_EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    export.add_argument(
+        "--prometheus", type=Path, required=True, metavar="FILE", help="a .prom file in the collector's directory"
+    )
+    _add_files(export)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    filters = parser.add_argument_group("which records")
+    filters.add_argument("--event", action="append", type=_parse_event, metavar="EVENT", help=", ".join(EVENTS))
+    filters.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at an entry point")
+    filters.add_argument("--user", action="append", metavar="NAME", help="of this user")
+    filters.add_argument("--uid", action="append", type=int, help="of this user id")
+    filters.add_argument("--gpu", action="append", metavar="GPU", help='a UUID or its beginning, or "name:*A100*"')
+    filters.add_argument("--project", metavar="DIR", help="of a project or script in this directory or below it")
+    filters.add_argument("--script", metavar="GLOB", help="of this program: path, file name or glob")
+    filters.add_argument("--since", type=_parse_time, metavar="WHEN", help='"2h", "7d", or a time in ISO 8601')
+    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="before that time")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--file",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="logs to read, with what was rotated away (.1, .2.gz, …); without it the log that the policy here names",
+    )
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    # "text", as other commands have it, is the table.
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "text"),
+        metavar="{table,json}",
+        help="for people (table), or one JSON value a line",
+    )
+
+
+def _parse_event(text: str) -> str:
+    name = text.removeprefix("policy_")
+    if name not in EVENTS:
+        raise argparse.ArgumentTypeError(f'"{text}" is not an event; there are {", ".join(EVENTS)}')
+    return f"policy_{name}"
+
+
+def _parse_time(text: str) -> str:
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _parse_lines(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of records')
+    return int(text)
+
+
+# ---- what is done
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    given = vars(arguments)
+    files, is_json = given.get("file"), given.get("format") == "json"
+    try:
+        if arguments.action == "export":
+            return export_figures(arguments.prometheus, files)
+        if arguments.action == "summary":
+            return print_summary(_build_query(given), files, is_json=is_json)
+        show = follow_records if "follow" in given else print_records
+        return show(_build_query(given), files, given.get("lines"), is_json=is_json)
+    except BrokenPipeError:  # `tfgpu audit | head`
+        raise
+    except OSError as error:
+        print_message("audit", f"{error.filename or 'the audit log'}: {error.strerror or error}")
+        return USAGE
+
+
+def _build_query(given: Mapping[str, Any]) -> Query:
+    return Query(
+        events=frozenset(given.get("event", ())),
+        users=frozenset(given.get("user", ())),
+        uids=frozenset(given.get("uid", ())),
+        outcomes=frozenset(given.get("outcome", ())),
+        gpus=frozenset(given.get("gpu", ())),
+        project=os.path.abspath(given["project"]) if "project" in given else None,
+        script=given.get("script"),
+        since=given.get("since", ""),
+        until=given.get("until", ""),
+    )
+
+
+def print_records(query: Query, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> int:
+    """Print the records that are wanted.
+
+    Args:
+        query: Which ones.
+        files: The logs. None: those that the policy here names.
+        count: How many, the newest. None: all of them as JSON, a screenful in a table.
+        is_json: Whether to print one JSON value a line, or else a table.
+
+    Returns:
+        The exit code: 1 if some lines are not records or some files cannot be decompressed.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    tally = Tally()
+    logs, code = _select_readable(_find_logs(files))
+    if is_json:
+        records = read(logs, query, tally) if count is None else last(logs, query, tally, count)
+        for record in records:
+            print_json_line(record)
+    else:
+        newest = last(logs, query, tally, _DEFAULT_COUNT if count is None else count)
+        print_table(_RECORD_COLUMNS, [_format_record(record) for record in newest])
+    return max(code, _report_unreadable_lines(tally))
+
+
+def follow_records(query: Query, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> NoReturn:
+    """Print the newest records, then all that come, until Ctrl-C. The arguments are those of `print_records`.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    tally = Tally()
+    logs = _find_named_logs(files)
+    tails = [Tail(path) for path in logs]
+    ends = {tail.path: tail.position for tail in tails}
+    existing, _ = _select_readable([log for log in unique_logs(logs) if log.exists()])
+    _print_stream(last(existing, query, tally, _DEFAULT_COUNT if count is None else count, ends), is_json=is_json)
+    while True:
+        for tail in tails:
+            _print_stream(select(tail.poll(), query, tally), is_json=is_json)
+        time.sleep(_POLL_SECONDS)
+
+
+def print_summary(query: Query, files: Sequence[Path] | None, *, is_json: bool) -> int:
+    """Print processes, limits, clamps and failures per user and GPU.
+
+    The arguments and the exit code are those of `print_records`.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    tally = Tally()
+    logs, code = _select_readable(_find_logs(files))
+    rows = summarize_logs(logs, query, tally)
+    if is_json:
+        for row in rows:
+            print_json_line(row.as_dict())
+    else:
+        print_table(_SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows])
+    return max(code, _report_unreadable_lines(tally))
+
+
+def export_figures(target: Path, files: Sequence[Path] | None) -> int:
+    """Add what is new in the logs to the figures in a file for Prometheus.
+
+    Args:
+        target: The file.
+        files: The logs. None: those that the policy here names.
+
+    Returns:
+        The exit code: 1 if some lines are not records or some files cannot be decompressed, 2 if the file was written
+        by something else.
+
+    Raises:
+        OSError: A log cannot be read, or the file not be written.
+    """
+    from tfenv.audit.prometheus import ForeignFileError, export
+
+    tally = Tally()
+    try:
+        unread = export(target, _find_named_logs(files), tally)
+    except ForeignFileError as error:
+        print_message("audit", f"{target}: {error}")
+        return USAGE
+    for log in unread:
+        _report_unreadable_log(log)
+    return max(FINDINGS if unread else OK, _report_unreadable_lines(tally))
+
+
+# ---- which logs
+
+
+def _find_logs(files: Sequence[Path] | None) -> list[Path]:
+    """Return the logs with what was rotated away from them."""
+    logs = unique_logs(_find_named_logs(files))
+    if files is not None or any(log.exists() for log in logs):
+        return logs
+    print_message("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
+    return []
+
+
+def _find_named_logs(files: Sequence[Path] | None) -> Sequence[Path]:
+    return _find_own_logs() if files is None else files
+
+
+def _find_own_logs() -> list[Path]:
+    """Return the log that the policy in force here names, or the caller's own.
+
+    Every record is in every log of a policy: the first one that exists is enough.
+    """
+    from tfenv.pipeline import current_start, load
+
+    loaded = load(current_start())
+    candidates = [_expand_log(name, loaded.start) for name in log_names(loaded.policy.audit)]
+    existing = [logs for logs in candidates if any(log.exists() for log in unique_logs(logs))]
+    return [*existing, *candidates, []][0]
+
+
+def _expand_log(name: str, start: Start) -> list[Path]:
+    """Return the log's path. For root those of all users if each has one of their own."""
+    if start.uid == 0 and "<uid>" in name:
+        folder, _, pattern = name.rpartition("/")
+        found = sorted(Path(folder).glob(pattern.replace("<uid>", "*")))
+        logs = [log for log in found if _is_log_of_user(log, pattern)]
+        if logs:
+            return logs
+    try:
+        return [Path(expand_path(name, start.home, start.uid))]
+    except RefusedLogError:
+        return []
+
+
+def _is_log_of_user(log: Path, pattern: str) -> bool:
+    before, _, after = pattern.partition("<uid>")
+    return log.name.removeprefix(before).removesuffix(after).isdecimal()
+
+
+def _select_readable(logs: Sequence[Path]) -> tuple[list[Path], int]:
+    """Return the logs that can be decompressed here, and the exit code: 1 if there are others. They are reported."""
+    unread = [log for log in logs if not can_open(log)]
+    for log in unread:
+        _report_unreadable_log(log)
+    return [log for log in logs if log not in unread], FINDINGS if unread else OK
+
+
+def _report_unreadable_log(log: Path) -> None:
+    print_message("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
+
+
+def _report_unreadable_lines(tally: Tally) -> int:
+    if not tally.unreadable:
+        return OK
+    count = tally.unreadable
+    print_message("audit", "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records")
+    return FINDINGS
+
+
+# ---- output
+
+
+def _print_stream(records: Iterable[Record], *, is_json: bool) -> None:
+    """Print records as they come: nobody knows how wide the columns of a table would be."""
+    for record in records:
+        if is_json:
+            print_json_line(record)
+        else:
+            print("  ".join(cell or "-" for cell in _format_record(record)))
+    sys.stdout.flush()
+
+
+def _format_record(record: Record) -> tuple[str, ...]:
+    cells = (
+        _format_time(record["timestamp"]),
+        record.get("user"),
+        record.get("pid"),
+        _format_event(record),
+        _format_gpus(record),
+        _format_limits(record),
+        _format_growth(record.get("growth")),
+        str(record.get("script") or "").rpartition("/")[2],
+        _format_findings(record),
+    )
+    return tuple(escape_for_terminal("" if cell is None else str(cell)) for cell in cells)
+
+
+def _format_growth(growth: object) -> str:
+    return ("on" if growth else "off") if isinstance(growth, bool) else ""
+
+
+def _format_time(timestamp: str) -> str:
+    return timestamp[:19].replace("T", " ")
+
+
+def _format_event(record: Record) -> str:
+    name = str(record["event"]).removeprefix("policy_")
+    status = record.get("status")
+    return f"{name} ({status})" if status not in (None, name) else name
+
+
+def _format_gpus(record: Record) -> str:
+    if record.get("devices", ()) is None:
+        return "all"
+    return ",".join(gpu_name(device)[:12] for device in devices_of(record))
+
+
+def _format_limits(record: Record) -> str:
+    limits = [_format_limit(entry) for entry in (devices_of(record) or [record])]
+    return limits[0] if len(set(limits)) == 1 else ",".join(limit or "-" for limit in limits)
+
+
+def _format_limit(entry: Mapping[str, Any]) -> str:
+    size, fraction = entry.get("limit_bytes"), entry.get("limit_fraction")
+    if isinstance(size, int):
+        return format_bytes(size)
+    return _format_percentage(fraction) if isinstance(fraction, float) else ""
+
+
+def _format_percentage(fraction: float) -> str:
+    return f"{fraction * 100:g}%"
+
+
+def _format_findings(record: Record) -> str:
+    findings = record.get("findings")
+    if not isinstance(findings, list):
+        return ""
+    return ",".join(str(finding.get("code")) for finding in findings if isinstance(finding, dict))
+
+
+def _format_summary_row(row: UserGpu) -> tuple[str, ...]:
+    asked = _format_largest(row.asked_bytes, row.asked_fraction)
+    given = _format_largest(row.given_bytes, row.given_fraction)
+    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _format_time(row.last))
+    return tuple(escape_for_terminal(str(cell)) or "-" for cell in cells)
+
+
+def _format_largest(size: int | None, fraction: float | None) -> str:
+    """Return a size, a percentage, or both: nobody can compare them who does not know the card."""
+    texts = ("" if size is None else format_bytes(size), "" if fraction is None else _format_percentage(fraction))
+    return ", ".join(filter(None, texts))

@@ -1,0 +1,85 @@
+"""`tfgpu check`: find the mistakes in policy files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from tfenv.cli.output import add_format_option, get_exit_code, paint, print_findings, print_json, shorten_path
+from tfenv.errors import Finding
+from tfenv.lint.check import CheckResult, check_here, check_path
+from tfenv.values import as_dict
+
+__all__ = ["add_arguments", "check_files", "run"]
+
+#: Files that are told by name when all is well.
+_MOST_NAMES = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Find the mistakes in policy files, and what is right but hardly meant. Exit codes: 0 no mistake, 1 findings."
+    )
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH",
+        help="a tfgpu.toml, a pyproject.toml, or a directory such as /etc/tfgpu; without any: all that have a say here",
+    )  # fmt: skip
+    parser.add_argument(
+        "--table-optional", action="store_true",
+        help="a pyproject.toml without [tool.tfgpu] is no mistake (pre-commit names every one that changed)",
+    )  # fmt: skip
+    add_format_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return check_files(arguments.paths, arguments.format, table_optional=arguments.table_optional)
+
+
+def check_files(paths: Sequence[str], output_format: str, *, table_optional: bool = False) -> int:
+    """Check files and print what is wrong with them.
+
+    Args:
+        paths: The files, or directories of policies. (): the files that count for a program started here.
+        output_format: "text" or "json".
+        table_optional: Whether a pyproject.toml without a policy is no mistake.
+
+    Returns:
+        The exit code: 1 if there is an error or a warning.
+    """
+    results = [check_path(path, table_optional=table_optional) for path in paths]
+    result = sum(results, CheckResult()) if paths else check_here()
+    if output_format == "json":
+        print_json(as_dict({"files": result.files, "findings": result.findings}))
+    else:
+        _print_text(result)
+    return get_exit_code(result.findings)
+
+
+def _print_text(result: CheckResult) -> None:
+    print_findings(result.findings)
+    if not result.findings and not result.files:
+        print("No policy file has a say here. `tfgpu init` writes a first tfgpu.toml.")
+    elif not result.findings:
+        print(f"{paint('ok', 'ok')}: {_format_files(result.files)}")
+    else:
+        files = f" in {_format_count(len(result.files), 'file')}" if result.files else ""
+        print(f"{_format_counts(result.findings)}{files}")
+
+
+def _format_files(files: Sequence[str]) -> str:
+    """Return the names of the files. Of many, as in a machine layer, their number."""
+    if len(files) <= _MOST_NAMES:
+        return ", ".join(shorten_path(path) for path in files)
+    return f"{_format_count(len(files), 'file')} in {shorten_path(os.path.commonpath(files))}"
+
+
+def _format_counts(findings: Sequence[Finding]) -> str:
+    counts = [(sum(finding.severity == kind for finding in findings), kind) for kind in ("error", "warning", "note")]
+    return ", ".join(_format_count(count, kind) for count, kind in counts if count)
+
+
+def _format_count(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"

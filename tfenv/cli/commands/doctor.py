@@ -1,0 +1,196 @@
+"""`tfgpu doctor`: is the hook live in this interpreter, is there a GPU, what does TensorFlow see, who uses what."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tfenv.cli.diagnosis.gpu_rows import diagnose_gpus, diagnose_tensorflow
+from tfenv.cli.diagnosis.hook_rows import diagnose_bytecode, diagnose_hook
+from tfenv.cli.diagnosis.interpreter import NoAnswerError, ask_interpreter
+from tfenv.cli.diagnosis.row import DoctorRow, Verdict
+from tfenv.cli.output import (
+    FINDINGS,
+    OK,
+    USAGE,
+    Style,
+    add_format_option,
+    paint,
+    print_json,
+    print_message,
+    shorten_path,
+)
+from tfenv.cli.tables import print_table
+from tfenv.devices.usage import GpuProcess, Usage, read_usage
+from tfenv.errors import escape_for_terminal
+from tfenv.explanation import Explanation, explain
+from tfenv.lint.check import check_here
+from tfenv.policy.model import Plan
+from tfenv.policy.units import format_bytes
+from tfenv.values import as_dict
+
+__all__ = ["add_arguments", "diagnose", "run"]
+
+_STYLES: Mapping[Verdict, Style] = {"ok": "ok", "note": "note", "problem": "problem"}
+_HOOK_TIMEOUT_S, _TENSORFLOW_TIMEOUT_S = 60, 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Look at the hook, the policy, the driver, TensorFlow and Keras as a program started here would "
+        "find them. Lists devices, creates none. Exit codes: 0 no problem, 1 problems."
+    )
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter (default: tfgpu's)")
+    parser.add_argument("--no-tensorflow", action="store_true", help="do not import TensorFlow, which takes seconds")
+    add_format_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return diagnose(arguments.python, arguments.format, import_tensorflow=not arguments.no_tensorflow)
+
+
+def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True) -> int:
+    """Look at everything, and print what is found.
+
+    Args:
+        python: The interpreter.
+        output_format: "text" or "json".
+        import_tensorflow: Whether to import TensorFlow there, which takes seconds.
+
+    Returns:
+        The exit code: 1 if there is a problem, 2 if there is no such interpreter.
+    """
+    try:
+        hook = ask_interpreter(python, "hook", _HOOK_TIMEOUT_S)
+    except (NoAnswerError, OSError) as error:
+        print_message("doctor", f"{python} is no Python that can be asked: {error}")
+        return USAGE
+    explanation = explain()
+    usage = read_usage()
+    rows = [
+        *diagnose_hook(hook),
+        *_diagnose_policy(explanation),
+        *diagnose_gpus(usage),
+        *_diagnose_tensorflow(hook, explanation, usage, python if import_tensorflow else None),
+        *diagnose_bytecode(hook),
+        *_diagnose_logs(explanation),
+    ]
+    if output_format == "json":
+        print_json(as_dict({"rows": rows, "processes": usage.processes}))
+    else:
+        _print_text(rows, usage.processes)
+    return FINDINGS if any(row.verdict == "problem" for row in rows) else OK
+
+
+# ---- policy
+
+
+def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
+    result = check_here()
+    findings = [finding for finding in result.findings if finding.severity != "note"]
+    if findings:
+        first = min(findings, key=lambda finding: finding.severity != "error")
+        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
+        verdict: Verdict = "problem" if first.severity == "error" else "note"
+        yield DoctorRow("policy", verdict, f"{count}: {first}", "see `tfgpu check`")
+    elif explanation.disabled:
+        yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE", "unset TFGPU_DISABLE")
+    elif explanation.silent:
+        yield DoctorRow(
+            "policy", "note", "no file declares anything about GPUs here", "`tfgpu init` writes a first one"
+        )
+    else:
+        yield DoctorRow("policy", "ok", ", ".join(shorten_path(path) for path in result.files))
+    for finding in explanation.plan.findings:
+        if finding.severity == "error":
+            yield DoctorRow("policy", "problem", str(finding), "see `tfgpu explain`")
+
+
+# ---- TensorFlow
+
+
+def _diagnose_tensorflow(
+    hook: Mapping[str, Any], explanation: Explanation, usage: Usage, python: str | None
+) -> Iterator[DoctorRow]:
+    """Yield rows on what TensorFlow finds, asked in a child of an interpreter. Without one it is not imported."""
+    if hook["tensorflow"] is None:
+        yield DoctorRow("TensorFlow", "note", "not installed there", "pip install 'tensorflow[and-cuda]'")
+        return
+    if python is None:
+        yield DoctorRow("TensorFlow", "note", "installed, not imported (--no-tensorflow)")
+        return
+    try:
+        seen = ask_interpreter(python, "tensorflow", _TENSORFLOW_TIMEOUT_S, _share_busy_gpus(explanation.plan))
+    except NoAnswerError as error:
+        advice = "see what `python -c 'import tensorflow'` says"
+        advice = 'see `tfgpu explain`: on_error is "fail"' if "PolicyError" in str(error) else advice
+        yield DoctorRow("TensorFlow", "problem", f"cannot be imported: {error}", advice)
+        return
+    yield from diagnose_tensorflow(seen, explanation, usage)
+
+
+def _share_busy_gpus(plan: Plan) -> dict[str, str]:
+    """Return variables with which a child takes busy GPUs, too: who asks what is wrong must not wait for one."""
+    if not plan.takes_leases:
+        return {}
+    count = len(plan.devices or ()) if plan.choosing is None else plan.choosing.count
+    return {"TFGPU_RUN": f'[gpu]\nvisible_devices = {{count = {count}, when_busy = "share"}}\n'}
+
+
+# ---- the log
+
+
+def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
+    """Yield a row for each log of this user, after writing nothing to it in the way a record is written."""
+    from tfenv.audit.sinks import FileSink
+    from tfenv.identity import find_home
+
+    uid = os.geteuid()
+    for path in explanation.logs:
+        try:
+            FileSink(path, find_home(uid), uid, explanation.project).write(b"", "info")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            yield DoctorRow(
+                "audit log", "problem", f"{shorten_path(path)}: {reason}", "make it writable, or name another one"
+            )
+        else:
+            yield DoctorRow("audit log", "ok", shorten_path(path))
+
+
+# ---- output
+
+
+def _print_text(rows: Sequence[DoctorRow], processes: Sequence[GpuProcess]) -> None:
+    width = max(len(row.topic) for row in rows)
+    indent = " " * (len("problem") + 2 + width + 2)
+    for row in rows:
+        first, *others = _wrap_text(escape_for_terminal(row.found), len(indent))
+        print(f"{paint(f'{row.verdict:<7}', _STYLES[row.verdict])}  {row.topic:<{width}}  {first}")
+        for line in others:
+            print(f"{indent}{line}")
+        if row.advice:  # often a command to be copied: in one line
+            print(f"{indent}{paint('-> ' + escape_for_terminal(row.advice), 'quiet')}")
+    if processes:
+        print(f"\n{paint('Who uses which GPU', 'strong')}")
+        print_table(("GPU", "user", "pid", "memory", "program"), [_format_process(process) for process in processes])
+
+
+def _wrap_text(text: str, indent: int) -> list[str]:
+    """Break a text where a terminal would break it, for a hanging indent. In a pipe it stays one line."""
+    if not sys.stdout.isatty():
+        return [text]
+    width = max(shutil.get_terminal_size().columns - indent, 20)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _format_process(process: GpuProcess) -> tuple[str, ...]:
+    memory = "?" if process.memory is None else format_bytes(process.memory)
+    return (process.label, process.user or "?", str(process.pid), memory, process.program or "?")

@@ -1,0 +1,230 @@
+"""`tfgpu explain`: each value, who set it, what it overrode, what clamped it, and what follows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+from tfenv.cli.output import (
+    USAGE,
+    Style,
+    add_format_option,
+    format_toml,
+    get_exit_code,
+    paint,
+    print_findings,
+    print_json,
+    print_message,
+    shorten_path,
+)
+from tfenv.cli.tables import print_table
+from tfenv.errors import escape_for_terminal
+from tfenv.explanation import (
+    ExaminedFile,
+    ExplainedCeiling,
+    ExplainedChoice,
+    ExplainedSetting,
+    ExplainedValue,
+    Explanation,
+    explain,
+)
+from tfenv.policy.model import PlannedDevice
+from tfenv.policy.units import format_bytes, format_limit
+
+__all__ = ["add_arguments", "print_explanation", "run"]
+
+_STATES: dict[str, tuple[str, Style]] = {
+    "read": ("read", "ok"),
+    "dropped": ("dropped", "problem"),
+    "none": ("-", "quiet"),
+}
+#: Characters of a value behind which the others' origins are lined up.
+_WIDEST_VALUE = 60
+#: Entries of a list that are shown.
+_MOST_ENTRIES = 4
+#: Characters of a UUID that tell one card from another: "GPU-8932f937".
+_SHORT_UUID = 12
+_COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Show which values hold for a program that starts here, who set each of them, what they overrode, "
+        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU. Root may ask for somebody else."
+    )
+    parser.add_argument("--user", metavar="NAME", help="whose program: a login name, or uid:1234 (default: yours)")
+    parser.add_argument("--project", metavar="DIR", help="the directory where the program starts (default: here)")
+    add_format_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return print_explanation(arguments.project, arguments.user, arguments.format)
+
+
+def print_explanation(project: str | None, user: str | None, output_format: str) -> int:
+    """Print what holds for a program.
+
+    Args:
+        project: The directory where it starts. None: this one.
+        user: Whose program it is. None: one's own.
+        output_format: "text" or "json".
+
+    Returns:
+        The exit code: 1 if there is an error or a warning, 2 if the directory is none, or the user is unknown or
+        none of one's business.
+    """
+    try:
+        explanation = explain(project, user)
+    except (NotADirectoryError, LookupError, PermissionError) as error:
+        print_message("explain", str(error))
+        return USAGE
+    if output_format == "json":
+        print_json(explanation.as_dict())
+    else:
+        _print_text(explanation)
+    return get_exit_code(explanation.findings)
+
+
+def _print_text(explanation: Explanation) -> None:
+    project = shorten_path(explanation.project or "a deleted directory")
+    print(f"{paint('Policy', 'strong')} of {escape_for_terminal(explanation.user)} in {project}")
+    print(paint(f"Groups: {escape_for_terminal(', '.join(explanation.groups) or 'none')}", "quiet"))
+    if explanation.new_login:
+        print(paint("As in a new login: variables (CUDA_VISIBLE_DEVICES, TFGPU_*) of yours do not count.", "quiet"))
+    _print_files(explanation.files)
+    _print_settings(explanation.settings)
+    _print_ceilings(explanation.ceilings)
+    _print_outcome(explanation)
+    findings = [finding for finding in explanation.findings if finding.code != "clamped"]
+    if findings:
+        _print_heading("Findings")
+        print_findings(findings, indent="  ")
+
+
+def _print_heading(text: str) -> None:
+    print(f"\n{paint(text, 'strong')}")
+
+
+# ---- where things come from
+
+
+def _print_files(files: Sequence[ExaminedFile]) -> None:
+    _print_heading("Files, the nearest last")
+    width = max(len(shorten_path(file.path)) for file in files)
+    for file in files:
+        state, style = _STATES[file.state]
+        why = f"  {escape_for_terminal(file.why)}" if file.why else ""
+        print(f"  {file.layer:<8} {shorten_path(file.path):<{width}}  {paint(state, style)}{paint(why, 'quiet')}")
+
+
+def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
+    rows: list[tuple[str, str]] = []
+    for setting in settings:
+        rows.append((f"{setting.name} = {_format_value(setting.chosen)}", _format_origin(setting.chosen)))
+        rows += [(f"  overrides {_format_value(lost)}", _format_origin(lost)) for lost in setting.overrides]
+        rows += [(f"  clamped: {escape_for_terminal(finding.message)}", "") for finding in setting.clamps]
+    _print_rows("Settings", rows)
+
+
+def _print_ceilings(ceilings: Iterable[ExplainedCeiling]) -> None:
+    rows: list[tuple[str, str]] = []
+    for ceiling in ceilings:
+        rows.append((f"{ceiling.key.rpartition('.')[2]} = {_format_value(ceiling)}", _format_origin(ceiling)))
+        rows += [(f"  replaces {_format_value(lost)}", _format_origin(lost)) for lost in ceiling.replaces]
+    _print_rows("Ceilings", rows)
+
+
+def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    _print_heading(title)
+    lengths = [len(left) for left, right in rows if right]
+    width = max((length for length in lengths if length <= _WIDEST_VALUE), default=0)
+    for left, right in rows:
+        print(f"  {left:<{width}}  {paint(right, 'quiet')}" if right else f"  {left}")
+
+
+def _format_value(value: ExplainedValue) -> str:
+    """Return a value as its file has it. Long lists and UUIDs are cut: eight of them would fill three lines."""
+    if not isinstance(value.value, list):
+        return format_toml(value.value)
+    entries = value.value if len(value.value) <= _MOST_ENTRIES else value.value[: _MOST_ENTRIES - 1]
+    texts = [format_toml(_shorten_uuid(entry)) for entry in entries]
+    more = [] if len(entries) == len(value.value) else [f"… {len(value.value)} in all"]
+    return f"[{', '.join(texts + more)}]"
+
+
+def _shorten_uuid(entry: object) -> object:
+    if isinstance(entry, str) and entry.startswith(("GPU-", "MIG-")) and len(entry) > _SHORT_UUID:
+        return f"{entry[:_SHORT_UUID]}…"
+    return entry
+
+
+def _format_origin(value: ExplainedValue) -> str:
+    """Return `file:line`, and the table if the key alone does not tell it: [user.alice.gpu]."""
+    line = "" if value.line is None else f":{value.line}"
+    table = value.key.rpartition(".")[0]
+    scope = "" if table in ("gpu", "ceiling", "") else f" [{escape_for_terminal(table)}]"
+    return f"{shorten_path(value.path)}{line}{scope}"
+
+
+# ---- what follows
+
+
+def _print_outcome(explanation: Explanation) -> None:
+    _print_heading("What follows")
+    if explanation.disabled:
+        print("  Nothing: TFGPU_DISABLE switches the policy off.")
+    elif explanation.refused:
+        print(f'  {paint("`import tensorflow` raises PolicyError", "problem")}: on_error is "fail", see the findings.')
+    elif explanation.silent:
+        print("  Nothing is declared about GPUs: TensorFlow is left as it is. `tfgpu init` writes a first tfgpu.toml.")
+    else:
+        _print_plan(explanation)
+
+
+def _print_plan(explanation: Explanation) -> None:
+    plan = explanation.plan
+    granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
+    visible = "left as it is" if plan.visible is None else plan.visible
+    granted = paint(f"(granted: {escape_for_terminal(granted)})", "quiet")
+    print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {granted}")
+    if explanation.choosing is not None:
+        print(f"  chosen                {escape_for_terminal(_format_choosing(explanation.choosing))}")
+    print(f"  memory growth         {'on' if plan.growth else 'as the program has it'}")
+    print(f"  allocator             {plan.allocator or 'as the program has it'}")
+    print(f"  on error              {explanation.on_error}")
+    if plan.devices is None:
+        limit = "no memory limit" if plan.limit is None else f"at most {format_limit(plan.limit)} each"
+        print(f"  GPUs                  all that CUDA shows, {limit}")
+    elif not plan.devices:
+        print(f"  GPUs                  {paint('none', 'problem')}")
+    else:
+        print()
+        rows = [_format_device(position, planned) for position, planned in enumerate(plan.devices)]
+        print_table(_COLUMNS, rows, indent=2)
+    if explanation.inventory.devices is None:
+        problem = escape_for_terminal(explanation.inventory.problem or "")
+        print(paint(f"  What cards these are is unknown ({problem}).", "quiet"))
+
+
+def _format_choosing(choosing: ExplainedChoice) -> str:
+    text = f"{choosing.count} of them, when devices are first listed"
+    if choosing.now is not None:
+        return f"{text}; now it would be {', '.join(choosing.now)}"
+    busy = {"wait": "the program would wait", "cpu": "none would be visible", "fail": "PolicyError"}
+    return f"{text}; now {busy.get(choosing.when_busy, 'the least used would be shared')} ({choosing.scene})"
+
+
+def _format_device(position: int, planned: PlannedDevice) -> tuple[str, ...]:
+    device, limit = planned.device, format_limit(planned.limit)
+    if planned.limit is not None and planned.limit.fraction is not None and device is not None:
+        limit = f"{format_bytes(planned.limit.on(device.total) or 0)} ({limit})"
+    if planned.logical_devices:
+        limit += f" as {' + '.join(format_limit(size) for size in planned.logical_devices)}"
+    if device is None:
+        return (f"GPU:{position}", planned.token, "?", "?", limit, "?")
+    memory = "?" if device.total is None else format_bytes(device.total)
+    return (f"GPU:{position}", device.label, device.name, memory, limit, device.uuid)

@@ -1,0 +1,53 @@
+"""`tfgpu install --system`: cover every environment of an interpreter."""
+
+from __future__ import annotations
+
+import argparse
+
+from tfenv.cli.output import OK, print_message
+from tfenv.deploy.install import Change, carry_out, difference, plan_install
+
+__all__ = ["add_arguments", "add_system_options", "finish_change", "install_hook", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Write a marked block into the sitecustomize that wins for an interpreter, so that every virtual "
+        "environment made from it is governed, without tfenv in it. Idempotent; `pip install` needs none of this."
+    )
+    add_system_options(parser)
+
+
+def add_system_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `install` and `uninstall` share."""
+    parser.add_argument("--system", action="store_true", required=True, help="for all users (the only way there is)")
+    parser.add_argument("--python", metavar="PATH", help="the interpreter (default: tfgpu's own)")
+    parser.add_argument("--dry-run", action="store_true", help="only show the difference")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return install_hook(arguments.python, dry_run=arguments.dry_run)
+
+
+def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
+    """Write the block for an interpreter, or for tfgpu's own, and return the exit code.
+
+    Raises:
+        InstallError: The interpreter cannot be covered.
+    """
+    change = plan_install(python)
+    return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
+
+
+def finish_change(command: str, change: Change, *, done: str, nothing: str, dry_run: bool) -> int:
+    """Carry out a change, or only show it, and print what is the case now. Return the exit code."""
+    if change.nothing:
+        print_message(command, f"{nothing}: {change.path}")
+    elif dry_run:
+        print(difference(change), end="")
+    else:
+        carry_out(change)
+        print_message(command, f"{done}: {change.path}")
+    return OK

@@ -1,0 +1,169 @@
+"""`tfgpu simulate`: run a command on GPUs that are not there, and say what it asked the driver for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, print_error, print_message
+from tfenv.cli.tables import TableColumn, build_table, print_renderable
+from tfenv.errors import TfenvError, escape_for_terminal
+from tfenv.policy.units import format_bytes
+from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
+from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+from tfenv.values import as_dict
+
+__all__ = ["add_arguments", "run", "simulate_gpus"]
+
+_MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
+_COLUMNS = (
+    TableColumn("GPU", is_number=True), TableColumn("name"), TableColumn("memory", is_number=True),
+    *(TableColumn(title, is_number=True) for title in ("peak", "one process", "first", "requests", "refused")),
+)  # fmt: skip
+#: What a terminal, a scheduler or a service manager sends to end a command.
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_WATCHED = (*_FORWARDED, signal.SIGCHLD)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Run a command on GPUs that are not there: real TensorFlow lists them, allocates on them, "
+        "and every request to the driver is written down. " + _MEANINGLESS
+    )
+    parser.usage = "tfgpu simulate [--gpus 4x24GiB] [--log FILE] [--processes FILE] [--format text|json] -- CMD ..."
+    parser.add_argument(
+        "--gpus", type=_parse_gpus, default="4x24GiB", metavar="GPUS",
+        help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"; split into MIG instances: '
+        '"1x80GiB/mig=1x40GiB+2x20GiB"',
+    )  # fmt: skip
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write each request as a JSON line")
+    parser.add_argument(
+        "--processes", type=_parse_readable_file, metavar="FILE",
+        help='memory that other processes hold, one "<gpu> <pid> <MiB>" a line; of an instance "<gpu>:<instance> …"',
+    )  # fmt: skip
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the summary, on stderr")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
+
+
+def _parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
+    try:
+        return parse_gpus(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parse_readable_file(text: str) -> Path:
+    try:
+        with open(text, "rb"):
+            return Path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from error
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    return simulate_gpus(command, arguments.gpus, arguments.log, arguments.processes, arguments.format)
+
+
+def simulate_gpus(
+    command: Sequence[str],
+    gpus: Sequence[SimulatedGpu],
+    log: Path | None,
+    processes: Path | None,
+    output_format: str,
+) -> int:
+    """Run a command on simulated GPUs, and print on stderr what the driver was asked for.
+
+    Args:
+        command: What to run, with its arguments.
+        gpus: The GPUs that it finds.
+        log: Where each request is written as a line of JSON. None: nowhere.
+        processes: A file with the memory that other processes hold. None: they hold none.
+        output_format: "text" or "json", of what is printed.
+
+    Returns:
+        The command's own exit code, 128+n if signal n ended it. 1 if there is no simulation, 2 if there is no command,
+        127 if there is no such command, 126 if it cannot be run.
+    """
+    if not command:
+        print_message("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
+        return USAGE
+    with tempfile.TemporaryDirectory(prefix="tfgpu-simulate-") as folder:
+        log = log or Path(folder) / "requests.jsonl"
+        try:
+            log.write_bytes(b"")  # an older log would be summed up as well
+            variables = environment(gpus, log=log, processes=processes)
+        except (OSError, TfenvError) as error:
+            first, *others = str(error).splitlines()  # a compiler's output has lines of its own
+            print_message("simulate", first)
+            for line in others:
+                print_error(escape_for_terminal(line))
+            return FINDINGS
+        code = _run_command(command, variables)
+        if code not in (NOT_EXECUTABLE, NOT_FOUND):
+            _print_report(gpus, read_requests(log), output_format)
+    return code
+
+
+# ---- the command
+
+
+def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
+    """Start a command, hand signals on to it, and wait for its end. Return its exit code."""
+    # Blocked before there is a child: a signal that comes meanwhile would end us, and leave it behind.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    try:
+        code = _wait_for_child(subprocess.Popen(command, env=variables, preexec_fn=unblock))  # noqa: PLW1509 - no threads here
+    except FileNotFoundError:
+        print_message("simulate", f'command not found: "{command[0]}"')
+        return NOT_FOUND
+    except OSError as error:
+        print_message("simulate", f'cannot run "{command[0]}": {error.strerror}')
+        return NOT_EXECUTABLE
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return code if code >= 0 else 128 - code
+
+
+def _wait_for_child(child: subprocess.Popen[bytes]) -> int:
+    while (code := child.poll()) is None:
+        received = signal.sigwaitinfo(_WATCHED)
+        # A key on the terminal reaches the command by itself (the kernel sends it, si_code > 0): passing
+        # it on would interrupt the command twice.
+        if received.si_signo in _FORWARDED and received.si_code <= 0:
+            child.send_signal(received.si_signo)
+    return code
+
+
+# ---- the summary
+
+
+def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], output_format: str) -> None:
+    from rich.console import Group
+
+    summary, opened = summarise(requests), opened_cuda(requests)
+    rows = [(gpu, summary.get(number, GpuRequests(number))) for number, gpu in enumerate(gpus)]
+    if output_format == "json":
+        described = [{**as_dict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in rows]
+        print_error(json.dumps({"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}))
+        return
+    table = build_table(_COLUMNS, (_format_row(gpu, row) for gpu, row in rows))
+    notes = (_MEANINGLESS,) if opened else ("No process opened CUDA.", _MEANINGLESS)
+    print_renderable(Group("[italic]What the simulated driver was asked for[/]", table, *notes), sys.stderr)
+
+
+def _format_row(gpu: SimulatedGpu, row: GpuRequests) -> tuple[str, ...]:
+    sizes = ("-" if not size else format_bytes(size) for size in (row.peak, row.peak_process, row.first))
+    return (str(row.gpu), gpu.name, format_bytes(gpu.memory), *sizes, str(row.allocations), str(row.out_of_memory))

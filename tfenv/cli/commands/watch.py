@@ -1,0 +1,222 @@
+"""`tfgpu watch`: follow the policy files, and tell what each change means for a process that starts from then on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from tfenv.cli.output import (
+    OK,
+    USAGE,
+    add_format_option,
+    format_toml,
+    paint,
+    print_findings,
+    print_json_line,
+    print_message,
+    shorten_path,
+)
+from tfenv.errors import escape_for_terminal
+from tfenv.explanation import plan_as_dict
+from tfenv.pipeline import current_start
+from tfenv.values import as_dict
+from tfenv.watch.change import Change, ChangeLog, Written
+from tfenv.watch.follow import Watch
+
+__all__ = ["ChangeCommand", "add_arguments", "follow_policy", "run"]
+
+#: For the command of --exec, which also gets the change as one line of JSON on its stdin.
+FILES_VARIABLE = "TFGPU_CHANGED_FILES"
+_ONCE = "Running processes keep what they have; a change holds for those that start after it."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description = (
+        "Follow the files of all layers, also those that are not there yet. Each change is checked, told "
+        "as a difference of the policy, and written into the audit log as policy_changed. Ctrl-C ends it."
+    )
+    parser.add_argument("--project", metavar="DIR", help="the directory where a program starts (default: here)")
+    parser.add_argument(
+        "--exec", type=_parse_command, metavar="CMD", dest="command",
+        help="run this after each change of the policy whose files are without a mistake; it gets the change as a line "
+        f"of JSON on stdin and the files in {FILES_VARIABLE}, separated by colons",
+    )  # fmt: skip
+    add_format_option(parser)
+
+
+def _parse_command(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; quote it as for a shell") from None
+    if not words:
+        raise argparse.ArgumentTypeError("no command given")
+    return words
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with the arguments of a command line."""
+    return follow_policy(arguments.project, arguments.command, arguments.format)
+
+
+def follow_policy(project: str | None, command: Sequence[str] | None, output_format: str) -> int:
+    """Print each change of the policy until Ctrl-C or SIGTERM.
+
+    Args:
+        project: The directory where a program starts. None: this one.
+        command: What to run after each change. None: nothing.
+        output_format: "text" or "json".
+
+    Returns:
+        The exit code: 0 after SIGTERM, 2 if there is no such directory.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    if project is not None and not os.path.isdir(project):
+        print_message("watch", f"{project} is no directory")
+        return USAGE
+    start = current_start(None if project is None else os.path.abspath(project))
+    is_json = output_format == "json"
+    log, hook = ChangeLog(), ChangeCommand(command, stdout=sys.stderr if is_json else None)
+    with Watch(start, lambda text: print_message("watch", text)) as watch:
+
+        def end(*_: object) -> None:
+            watch.stop()
+            hook.stop()
+
+        signal.signal(signal.SIGTERM, end)
+        _print_start(watch, is_json=is_json)
+        for change in watch.changes():
+            if change.alters_policy:
+                log.write(change)
+            if is_json:
+                print_json_line(_describe_change(change))
+            else:
+                _print_change(change)
+            sys.stdout.flush()
+            if change.alters_policy:
+                hook.run(change)
+    return OK
+
+
+# ---- printing
+
+
+def _print_start(watch: Watch, *, is_json: bool) -> None:
+    if is_json:
+        print_message("watch", f"watching {len(watch.places)} places. {_ONCE}")
+        return
+    loaded = watch.state.loaded
+    folder = shorten_path(loaded.start.cwd or "a deleted directory")
+    print(f"{paint('Watching', 'strong')} the policy of {escape_for_terminal(loaded.subject.user)} in {folder}")
+    existing = {*loaded.hashes, *(finding.path for finding in loaded.findings if finding.code != "not-found")}
+    files = [path for path in watch.places if path in existing]
+    for path in files:
+        print(f"  {shorten_path(path)}")
+    print(paint(f"  and {len(watch.places) - len(files)} places that have no say now", "quiet"))
+    print_findings((finding for finding in watch.state.findings if finding.severity != "note"), indent="  ")
+    print(f"  now: {watch.state.in_force}\n{_ONCE}", flush=True)
+
+
+def _print_change(change: Change) -> None:
+    files = ", ".join(f"{shorten_path(file.path)} {file.what}" for file in change.files)
+    print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(files or 'another policy', 'strong')}")
+    old_findings = set(change.before.findings)
+    findings = [finding for finding in change.after.findings if finding.severity != "note"]
+    print_findings([finding for finding in findings if finding not in old_findings], indent="  ")
+    for difference in change.differences:
+        old, new = _format_value(difference.old), _format_value(difference.new)
+        print(f"  {escape_for_terminal(difference.key)}: {old} -> {new}")
+    if not change.alters_policy:
+        print("  the policy is the same")
+    else:
+        print(f"  {_describe_effect(change)}: {change.after.in_force}")
+
+
+def _describe_effect(change: Change) -> str:
+    """Return what a change does. Each process reads the files anew: of an invalid one it gets the rest, not the old."""
+    if change.valid or change.after.decision.refused or change.after.disabled:
+        return paint("now", "ok" if change.valid else "problem")
+    left_out = [shorten_path(file.path) for file in change.files if file.what == "left out"]
+    return paint(f"stays in force, without {', '.join(left_out) or 'what is wrong'}", "problem")
+
+
+def _format_time(timestamp: str) -> str:
+    return f"{timestamp[:19].replace('T', ' ')} UTC"
+
+
+def _format_value(written: Written | None) -> str:
+    if written is None:
+        return "not set"
+    origin = shorten_path(written.path) + ("" if written.line is None else f":{written.line}")
+    return f"{escape_for_terminal(format_toml(written.value))} {paint(f'({origin})', 'quiet')}"
+
+
+def _describe_change(change: Change) -> dict[str, object]:
+    """Return the change for JSON, as the command of --exec reads it, too."""
+    state = change.after
+    return {
+        "timestamp": change.timestamp,
+        "files": as_dict(change.files),
+        "valid": change.valid,
+        "changes": [difference.as_dict() for difference in change.differences],
+        "findings": as_dict(state.findings),
+        "in_force": state.in_force,
+        "disabled": state.disabled,
+        "refused": state.decision.refused,
+        "plan": plan_as_dict(state.decision.plan),
+    }
+
+
+# ---- --exec
+
+
+class ChangeCommand:
+    """The command of --exec. It runs to its end before the next one starts. What goes wrong with it is reported."""
+
+    def __init__(self, command: Sequence[str] | None, stdout: TextIO | None) -> None:
+        """Prepare a command.
+
+        Args:
+            command: What to run. None: nothing.
+            stdout: Where it prints. None: the stdout of this process.
+        """
+        self._command, self._stdout = command, stdout
+        self._child: subprocess.Popen[str] | None = None
+        self._stopped = False
+
+    def run(self, change: Change) -> None:
+        """Run it to its end, unless there is none, or it was stopped, or the changed files have a mistake."""
+        if self._command is None or self._stopped or not change.valid:
+            return
+        variables = {**os.environ, FILES_VARIABLE: os.pathsep.join(file.path for file in change.files)}
+        try:
+            with subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=self._stdout, env=variables, text=True
+            ) as self._child:
+                if self._stopped:  # by a signal, before the child had a name here
+                    self._child.terminate()  # type: ignore[unreachable]
+                self._child.communicate(json.dumps(_describe_change(change)) + "\n")
+                code = self._child.returncode
+            if code:
+                how = f"ended with {code}" if code > 0 else f"was ended by signal {-code}"
+                print_message("watch", f"{shlex.join(self._command)} {how}")
+        except (OSError, ValueError) as error:
+            print_message("watch", f'cannot run "{self._command[0]}": {getattr(error, "strerror", None) or error}')
+        finally:
+            self._child = None
+
+    def stop(self) -> None:
+        """End the command that runs, and start none any more. May be called from a signal handler."""
+        self._stopped = True
+        if self._child is not None:
+            self._child.terminate()

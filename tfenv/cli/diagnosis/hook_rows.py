@@ -1,0 +1,91 @@
+"""What `tfgpu doctor` finds of an interpreter: is the hook live, what keeps it from being so, what costs time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tfenv.cli.diagnosis.row import DoctorRow
+from tfenv.cli.output import shorten_path
+from tfenv.deploy.launch import PYTHONPATH_FOLDER
+
+__all__ = ["diagnose_bytecode", "diagnose_hook"]
+
+
+def diagnose_hook(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield rows on the hook, from the probe's answer to "hook"."""
+    where = f"{shorten_path(hook['executable'])} (Python {hook['version']})"
+    if not hook["armed"]:
+        found, advice = _explain_unarmed(hook)
+        yield DoctorRow("hook", "problem", f"not live in {where}: {found}", advice)
+    elif hook["activation_error"] is not None:
+        found = f"armed in {where}, but tfenv is incomplete: {hook['activation_error']}"
+        yield DoctorRow("hook", "problem", found, "install tfenv again in that environment")
+    else:
+        yield DoctorRow("hook", "ok", f"live in {where}{_format_origin(hook)}")
+        yield from _diagnose_copies(hook)
+        # What covers a whole interpreter reads files in tfenv's own.
+        if hook["missing"] and hook["lent_from"] is None:
+            found = f"not installed: {', '.join(hook['missing'])}"
+            yield DoctorRow("dependencies", "problem", found, "install tfenv again in that environment")
+
+
+def _format_origin(hook: Mapping[str, Any]) -> str:
+    if hook["lent_from"] is None:
+        return ""
+    if hook["blocks"]:
+        return f", by `tfgpu install --system` from {shorten_path(hook['lent_from'])}"
+    return ", lent by `tfgpu run`"
+
+
+def _diagnose_copies(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield a row if there are several: the first tfenv on the path is used, whatever the environment has."""
+    copies: list[str] = hook["copies"]
+    if len(copies) > 1:
+        used, hidden = copies[0], ", ".join(shorten_path(path) for path in copies[1:])
+        advice = "take the folder in front from PYTHONPATH, or leave the directory it is in"
+        yield DoctorRow("hook", "note", f"the tfenv in {shorten_path(used)} shadows the one in {hidden}", advice)
+
+
+def _explain_unarmed(hook: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what keeps the hook from being live, and what to do. The most certain reason counts."""
+    if hook["site_disabled"]:
+        return "it runs without site (-S)", "start it without -S: no .pth file and no sitecustomize is read"
+    if _is_shadowed(hook):
+        advice = f"take its folder from PYTHONPATH, or put {PYTHONPATH_FOLDER} in front of it"
+        return f"{shorten_path(hook['sitecustomize'])} shadows the sitecustomize of `tfgpu run`", advice
+    if hook["blocks"] and hook["sitecustomize"] not in hook["blocks"]:
+        winner = shorten_path(hook["sitecustomize"] or "another sitecustomize")
+        found = f"{winner} shadows {shorten_path(hook['blocks'][0])}, where `tfgpu install --system` wrote"
+        return found, "take its folder from PYTHONPATH, or install again"
+    if hook["pth"]:
+        return f"{shorten_path(hook['pth'][0])} is there, _tfenv_boot.py beside it is gone", "install tfenv again there"
+    if hook["pth_unread"]:
+        found = f"{shorten_path(hook['pth_unread'][0])} is not read, its folder is only on PYTHONPATH"
+        return found, "install tfenv into that environment, or start programs by `tfgpu run -- CMD`"
+    if hook["boot"] is not None:
+        return "tfenv.pth is missing from its site-packages", "install tfenv again there"
+    return "tfenv is not installed there", "run `pip install tfenv` there, or start programs by `tfgpu run -- CMD`"
+
+
+def _is_shadowed(hook: Mapping[str, Any]) -> bool:
+    is_on_path = PYTHONPATH_FOLDER in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    loaded = hook["sitecustomize"]
+    return is_on_path and loaded is not None and os.path.dirname(loaded) != PYTHONPATH_FOLDER
+
+
+# ---- what costs time
+
+
+def diagnose_bytecode(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield a row on packages whose modules are compiled anew in every process."""
+    if not hook["uncompiled"]:
+        return
+    folders = [shorten_path(folder) for folder in hook["uncompiled"].values()]
+    why = "" if hook["writes_bytecode"] else " and PYTHONDONTWRITEBYTECODE keeps it so"
+    found = f"not compiled: {', '.join(hook['uncompiled'])}{why}: importing takes three times as long"
+    advice = f"{shorten_path(hook['executable'])} -m compileall -q {' '.join(folders)}"
+    if not all(os.access(folder, os.W_OK) for folder in hook["uncompiled"].values()):
+        advice += ", as the user who may write there"
+    yield DoctorRow("bytecode", "note", found, advice)

@@ -1,0 +1,116 @@
+"""What the audit logs tell of processes that run now."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tfenv.audit.query import Query, Record, Tally, last
+from tfenv.audit.record import stamp
+from tfenv.audit.rotation import with_rotated
+from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
+from tfenv.devices.usage import GpuProcess
+from tfenv.identity import find_home
+from tfenv.policy.model import AuditSinks
+from tfenv.values import field, frozen
+
+__all__ = ["UserRecords", "read_user_records"]
+
+#: An entry point's record says what the process was given; "loaded" alone says what it would be.
+_EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed", "policy_disabled"})
+#: The start is known to within a second, and a clock may have been set meanwhile.
+_SLACK_SECONDS = 2.0
+_MOST_RECORDS = 100_000
+
+
+@frozen
+class UserRecords:
+    """What the logs tell of one user's processes.
+
+    Attributes:
+        by_pid: The records of each process, oldest first.
+        readable: Whether the user's own log could be read, or does not exist. Only then a missing record tells
+            that there was no policy.
+    """
+
+    by_pid: Mapping[int, tuple[Record, ...]] = field(default_factory=dict)
+    readable: bool = True
+
+
+def read_user_records(processes: Iterable[GpuProcess], sinks: AuditSinks) -> Mapping[int, UserRecords]:
+    """Read what the logs tell of processes.
+
+    Args:
+        processes: Those that run.
+        sinks: Where records go under the policy in force here. `~` and `<uid>` are each user's own.
+
+    Returns:
+        The records by uid. A process of an unknown user has none.
+    """
+    by_uid: dict[int, list[GpuProcess]] = {}
+    for process in processes:
+        if process.uid is not None:
+            by_uid.setdefault(process.uid, []).append(process)
+    return {uid: _read_records_of_user(uid, theirs, sinks) for uid, theirs in by_uid.items()}
+
+
+def _read_records_of_user(uid: int, processes: list[GpuProcess], sinks: AuditSinks) -> UserRecords:
+    logs, readable = _find_logs(uid, sinks)
+    starts = [process.started for process in processes if process.started is not None]
+    query = Query(events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts)) if starts else "")
+    try:
+        found = last(logs, query, Tally(), _MOST_RECORDS)
+    except OSError:
+        return UserRecords(readable=False)
+    return UserRecords({process.pid: _select_records(process, found) for process in processes}, readable)
+
+
+def _select_records(process: GpuProcess, records: Iterable[Record]) -> tuple[Record, ...]:
+    """Return the records of this process, not of an earlier one with its number, nor of one on another host."""
+    since, host = "" if process.started is None else _format_start(process.started), os.uname().nodename
+    return tuple(
+        record
+        for record in records
+        if record.get("pid") == process.pid and record.get("host") == host and record["timestamp"] >= since
+    )
+
+
+def _format_start(seconds: float) -> str:
+    return stamp(datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc))
+
+
+# ---- logs
+
+
+def _find_logs(uid: int, sinks: AuditSinks) -> tuple[list[Path], bool]:
+    """Return the user's logs that can be read, rotated ones too, and whether all that exist can be read."""
+    found: list[Path] = []
+    readable = True
+    for name in log_names(sinks):
+        try:
+            path = Path(expand_path(name, find_home(uid), uid))
+            found += [log for log in with_rotated(path) if _is_log(log, uid)]
+            path.stat()
+        except RefusedLogError:  # a user without a home has no such log: that no record is there tells nothing
+            readable = False
+        except OSError as error:
+            readable = readable and error.errno == errno.ENOENT
+    return found, readable
+
+
+def _is_log(path: Path, uid: int) -> bool:
+    """Return whether it is a regular file of the user's or root's: anything may stand in another user's home.
+
+    Raises:
+        PermissionError: It is one, and cannot be read.
+    """
+    status = path.stat(follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (uid, 0, os.geteuid()):
+        return False
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return True
