@@ -14,7 +14,7 @@ from tfenv.cli.diagnosis import NoAnswerError, Row, Verdict, ask
 from tfenv.cli.doctor_gpus import gpu_rows, tensorflow_rows
 from tfenv.cli.doctor_hook import bytecode_rows, hook_rows
 from tfenv.cli.output import FINDINGS, OK, USAGE, Style, add_format, paint, print_json, print_table, say, shown_path
-from tfenv.devices.usage import GpuProcess, Usage, read_usage
+from tfenv.devices.usage import GpuProcess, GpuUsage, read_usage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation, explain
 from tfenv.lint.check import check_here
@@ -93,7 +93,7 @@ def _policy_rows(explanation: Explanation) -> Iterator[Row]:
 
 
 def _tensorflow_rows(
-    args: argparse.Namespace, hook: Mapping[str, Any], explanation: Explanation, usage: Usage
+    args: argparse.Namespace, hook: Mapping[str, Any], explanation: Explanation, usage: GpuUsage
 ) -> Iterator[Row]:
     """Asked in a child: importing TensorFlow here would take this process's GPUs and its time."""
     if hook["tensorflow"] is None:

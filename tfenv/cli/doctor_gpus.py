@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfenv.cli.diagnosis import Row
-from tfenv.devices.usage import Driver, GpuState, Usage
+from tfenv.devices.usage import DriverInfo, GpuState, GpuUsage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation
 from tfenv.policy.model import Plan
@@ -23,7 +23,7 @@ _OLDEST_DRIVER: Mapping[int, int] = {11: 450, 12: 525, 13: 580}
 # ---- the driver
 
 
-def gpu_rows(usage: Usage) -> Iterator[Row]:
+def gpu_rows(usage: GpuUsage) -> Iterator[Row]:
     """The driver, and the GPUs it shows."""
     if usage.problem is not None:
         yield _driverless(usage.problem)
@@ -52,19 +52,19 @@ def _driverless(problem: str) -> Row:
     return Row("driver", "note", problem, "try policies with `tfgpu simulate`")
 
 
-def _driver_text(driver: Driver) -> str:
+def _driver_text(driver: DriverInfo) -> str:
     cuda = "" if driver.cuda is None else f", CUDA up to {driver.cuda[0]}.{driver.cuda[1]}"
     return f"{driver.release or 'of unknown release'}{cuda}"
 
 
-def _gpu_text(gpu: GpuState, usage: Usage) -> str:
+def _gpu_text(gpu: GpuState, usage: GpuUsage) -> str:
     size = "" if gpu.total is None else f" {format_bytes(gpu.total)}"
     parts = sum(other.index == gpu.index and other.instance is not None for other in usage.gpus)
     split = f" in {parts} MIG instance{'' if parts == 1 else 's'}" if gpu.split else ""
     return f"{gpu.name}{size}{split}"
 
 
-def _silence_rows(usage: Usage) -> Iterator[Row]:
+def _silence_rows(usage: GpuUsage) -> Iterator[Row]:
     """What this driver does not tell: percentages and free GPUs depend on it."""
     why = "this is WSL2, whose driver tells less" if os.path.exists("/dev/dxg") else "this driver or card does not say"
     if any(gpu.total is None and not gpu.problem for gpu in usage.gpus):
@@ -73,15 +73,15 @@ def _silence_rows(usage: Usage) -> Iterator[Row]:
         )
     if usage.silent:
         yield Row("GPUs", "note", f"who uses GPU {', '.join(usage.silent)} is unknown: {why}")
-    if usage.unseen():
-        found = f"GPU {', '.join(usage.unseen())} is used by nobody that can be seen here"
+    if usage.list_unseen():
+        found = f"GPU {', '.join(usage.list_unseen())} is used by nobody that can be seen here"
         yield Row("GPUs", "note", found, "look outside of this container")
 
 
 # ---- TensorFlow
 
 
-def tensorflow_rows(seen: Mapping[str, Any], explanation: Explanation, usage: Usage) -> Iterator[Row]:
+def tensorflow_rows(seen: Mapping[str, Any], explanation: Explanation, usage: GpuUsage) -> Iterator[Row]:
     """What TensorFlow and Keras see, as the probe told."""
     yield from _too_old_rows(seen, usage.driver)
     yield _listed_row(seen, explanation)
@@ -91,7 +91,7 @@ def tensorflow_rows(seen: Mapping[str, Any], explanation: Explanation, usage: Us
     yield from _several_rows(seen)
 
 
-def _too_old_rows(seen: Mapping[str, Any], driver: Driver) -> Iterator[Row]:
+def _too_old_rows(seen: Mapping[str, Any], driver: DriverInfo) -> Iterator[Row]:
     """Within one major version of CUDA a program runs on older drivers; across them on none."""
     built, _, _ = str(seen["cuda_version"] or "").partition(".")
     if not built.isdigit() or driver.cuda is None or driver.cuda[0] >= int(built):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
 from tfenv.devices.inventory import read_inventory
-from tfenv.devices.usage import GpuState, Usage, read_usage
+from tfenv.devices.usage import GpuState, GpuUsage, read_usage
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import Decision, LoadedPolicy, check_disable_switch, current_start, decide, load
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Origin
@@ -64,7 +64,7 @@ class _Sight:
         notes: What is to be said of all.
     """
 
-    usage: Usage
+    usage: GpuUsage
     names: Mapping[str, str] = field(default_factory=dict)
     hidden: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
@@ -165,7 +165,7 @@ def _names(decision: Decision, inventory: Inventory, hidden: Mapping[str, object
     return {uuid: known.get(uuid, "?") for uuid in visible}
 
 
-def _notes(usage: Usage, decision: Decision, grant: Grant, *, off: bool) -> Iterator[tuple[str, str]]:
+def _notes(usage: GpuUsage, decision: Decision, grant: Grant, *, off: bool) -> Iterator[tuple[str, str]]:
     if off:
         yield "policy", "switched off by TFGPU_DISABLE"
     if any(card.device is None for card in decision.plan.devices or ()):

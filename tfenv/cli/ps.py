@@ -10,7 +10,7 @@ from tfenv.audit.query import Record
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.records import Known, known_of
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
-from tfenv.devices.usage import GpuProcess, Usage, describe, read_usage
+from tfenv.devices.usage import GpuProcess, GpuUsage, describe_process, read_usage
 from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease
 from tfenv.policy.units import MIB, format_bytes
@@ -103,7 +103,7 @@ def _look() -> _Sight:
     return _Sight(usage, tuple(sorted(found, key=lambda holder: (holder.process.gpu, holder.process.instance or 0))))
 
 
-def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
+def _waiting(leases: Iterable[Lease], usage: GpuUsage) -> Iterator[GpuProcess]:
     """Processes that have a place on a GPU and hold no memory of it yet."""
     holding = {(process.pid, process.uuid) for process in usage.processes}
     gpus = {gpu.uuid: gpu for gpu in usage.gpus}
@@ -111,7 +111,7 @@ def _waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
         gpu = gpus.get(lease.allocation.uuid)
         if gpu is None or (lease.pid, gpu.uuid) in holding:
             continue
-        process = describe(gpu, lease.pid, 0)
+        process = describe_process(gpu, lease.pid, 0)
         if process.uid != lease.uid:  # in another container the number is somebody else's here
             process = GpuProcess(gpu.index, lease.pid, 0, gpu.instance, gpu.uuid, lease.user, lease.uid)
         yield process
@@ -123,7 +123,7 @@ def _lease_of(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
     return next((lease for lease in mine if lease.allocation.uuid == process.uuid), None)
 
 
-def _holder(process: GpuProcess, usage: Usage, known: Mapping[int, Known], lease: Lease | None) -> _Holder:
+def _holder(process: GpuProcess, usage: GpuUsage, known: Mapping[int, Known], lease: Lease | None) -> _Holder:
     theirs = known.get(-1 if process.uid is None else process.uid, Known(readable=False))
     records = theirs.records.get(process.pid, ())
     if not records and lease is not None:
@@ -145,7 +145,7 @@ def _device(record: Record, process: GpuProcess) -> Mapping[str, Any] | None:
     return next((device for device in found if device.get("uuid") == process.uuid), None)
 
 
-def _limit(record: Record, process: GpuProcess, usage: Usage) -> int | None:
+def _limit(record: Record, process: GpuProcess, usage: GpuUsage) -> int | None:
     device = _device(record, process) or {}
     size, fraction = device.get("limit_bytes"), device.get("limit_fraction")
     if isinstance(size, int):
@@ -174,7 +174,7 @@ def _within(process: GpuProcess, limit: int | None) -> State:
 class _Sight:
     """The processes at one moment."""
 
-    usage: Usage
+    usage: GpuUsage
     holders: tuple[_Holder, ...] = ()
 
     def text(self) -> RenderableType:
@@ -198,7 +198,7 @@ class _Sight:
                 yield f"GPU {gpu.label}", gpu.problem
         for labels, said in (
             (usage.silent, "the driver does not tell who uses it"),
-            (usage.unseen(), "memory is held by nobody that can be seen: see outside of this container"),
+            (usage.list_unseen(), "memory is held by nobody that can be seen: see outside of this container"),
         ):
             if labels:
                 yield f"GPU {', '.join(labels)}", said
