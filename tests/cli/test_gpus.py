@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,7 +37,7 @@ def held(tmp_path: Path) -> Path:
 
 def simulated(gpus: str = GPUS, held: Path | None = None, **answers: int | str) -> dict[str, str]:
     """Variables of a simulated machine; `answers` are what the driver says, as machine.h describes it."""
-    variables = environment(parse_gpus(gpus), processes=held, base={})
+    variables = build_environment(parse_gpus(gpus), processes=held, base={})
     said = "".join(f"{key}={value}," for key, value in answers.items())
     variables["TFGPU_SIMULATE"] = said + variables["TFGPU_SIMULATE"]  # the first of a key counts
     return variables

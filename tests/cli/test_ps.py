@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -29,7 +29,7 @@ class Machine:
         self.project = project
         self.log = log
         self.held = project / "held"
-        self.env = environment(parse_gpus("2x24GiB"), processes=self.held, log=project / "requests", base={})
+        self.env = build_environment(parse_gpus("2x24GiB"), processes=self.held, log=project / "requests", base={})
 
     def hold(self, *lines: str) -> None:
         self.held.write_text("".join(f"{line}\n" for line in lines))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 Tfgpu = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "tfenv"]
@@ -30,7 +30,7 @@ def held(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def env(variables: dict[str, str], held: Path) -> dict[str, str]:
-    return variables | environment(parse_gpus("1x24GiB"), processes=held, base={})
+    return variables | build_environment(parse_gpus("1x24GiB"), processes=held, base={})
 
 
 @pytest.mark.parametrize("shape", ["text", "json"])

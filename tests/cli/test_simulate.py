@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.simulate.requests import read_requests
+from tfenv.simulate.driver_requests import read_requests
 
 REPOSITORY = Path(__file__).parents[2]
 MIB = 1 << 20

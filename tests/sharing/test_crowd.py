@@ -16,7 +16,7 @@ import pytest
 from tests.sharing.conftest import Crowd
 from tfenv.deploy import launch
 from tfenv.sharing.lease import entries, open_lease_directories, read_leases
-from tfenv.simulate.requests import read_requests
+from tfenv.simulate.driver_requests import read_requests
 
 GIB = 1 << 30
 TOTAL = 24 * GIB

@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING
 from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, say
 from tfenv.errors import TfenvError, escape_for_terminal
 from tfenv.policy.units import format_bytes
-from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
-from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+from tfenv.simulate.driver_requests import (
+    DriverRequest,
+    GpuRequestTotals,
+    find_cuda_processes,
+    read_requests,
+    summarise_requests,
+)
+from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus
 from tfenv.values import as_dict
 
 if TYPE_CHECKING:
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         log = args.log or Path(folder) / "requests.jsonl"
         try:
             log.write_bytes(b"")  # an older log would be summed up as well
-            variables = environment(args.gpus, log=log, processes=args.processes)
+            variables = build_environment(args.gpus, log=log, processes=args.processes)
         except (OSError, TfenvError) as error:
             _complain(str(error))
             return FINDINGS
@@ -135,24 +141,26 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 # ---- the summary
 
 
-def _report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], form: str) -> None:
-    summary = summarise(requests)
-    rows = [summary.get(number, GpuRequests(number)) for number in range(len(gpus))]
-    opened = opened_cuda(requests)
+def _report(gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest], form: str) -> None:
+    summary = summarise_requests(requests)
+    rows = [summary.get(number, GpuRequestTotals(number)) for number in range(len(gpus))]
+    opened = find_cuda_processes(requests)
     if form == "json":
         print(json.dumps(_as_json(gpus, rows, opened)), file=sys.stderr)
     else:
         _print_table(gpus, rows, opened)
 
 
-def _as_json(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> dict[str, object]:
+def _as_json(
+    gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequestTotals], opened: frozenset[int]
+) -> dict[str, object]:
     described = [
         {**as_dict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in zip(gpus, rows, strict=True)
     ]  # fmt: skip
     return {"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}
 
 
-def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], opened: frozenset[int]) -> None:
+def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequestTotals], opened: frozenset[int]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -173,7 +181,7 @@ def _print_table(gpus: Sequence[SimulatedGpu], rows: Sequence[GpuRequests], open
     console.print(_MEANINGLESS)
 
 
-def _cells(row: GpuRequests) -> tuple[str, ...]:
+def _cells(row: GpuRequestTotals) -> tuple[str, ...]:
     sizes = (row.peak, row.peak_process, row.first)
     counts = (row.allocations, row.out_of_memory)
     return (*("-" if not size else format_bytes(size) for size in sizes), *map(str, counts))
