@@ -11,10 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, last, parse_moment, read, select
-from tfenv.audit.rotation import Tail, can_open, unique_logs
-from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
-from tfenv.audit.usage import UserGpu, summarize_logs
+from tfenv.audit.gpu_totals import UserGpuTotals, summarize_logs
+from tfenv.audit.query import (
+    LineTally,
+    LoggedRecord,
+    RecordQuery,
+    get_gpu_id,
+    list_logged_devices,
+    parse_moment,
+    read_newest,
+    read_records,
+    select_records,
+)
+from tfenv.audit.rotation import LogTail, can_open, find_all_log_files
+from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.cli.output import FINDINGS, INTERRUPTED, OK, USAGE, print_table, say
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
@@ -158,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    query, tally = _query(args), Tally()
+    query, tally = _query(args), LineTally()
     if "follow" in args:
         return _follow(query, args)
     logs, code = _readable(_logs(args))
@@ -167,18 +177,18 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _summarize(args: argparse.Namespace) -> int:
-    tally = Tally()
+    tally = LineTally()
     logs, code = _readable(_logs(args))
     _print_summary(summarize_logs(logs, _query(args), tally), _is_json(args))
     return max(code, _report(tally))
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tfenv.audit.prometheus import ForeignFileError, export
+    from tfenv.audit.prometheus import ForeignFileError, export_totals
 
-    tally = Tally()
+    tally = LineTally()
     try:
-        unread = export(args.prometheus, _named_logs(args), tally)
+        unread = export_totals(args.prometheus, _named_logs(args), tally)
     except ForeignFileError as error:
         say("audit", f"{args.prometheus}: {error}")
         return USAGE
@@ -187,23 +197,23 @@ def _export(args: argparse.Namespace) -> int:
     return max(FINDINGS if unread else OK, _report(tally))
 
 
-def _follow(query: Query, args: argparse.Namespace) -> int:
+def _follow(query: RecordQuery, args: argparse.Namespace) -> int:
     """Show the newest records, then all that come, until Ctrl-C."""
-    tally = Tally()
-    tails = [Tail(path) for path in _named_logs(args)]
+    tally = LineTally()
+    tails = [LogTail(path) for path in _named_logs(args)]
     ends = {tail.path: tail.position for tail in tails}
-    existing, _ = _readable([log for log in unique_logs(_named_logs(args)) if log.exists()])
+    existing, _ = _readable([log for log in find_all_log_files(_named_logs(args)) if log.exists()])
     count = getattr(args, "lines", _DEFAULT_COUNT)
-    _print_stream(last(existing, query, tally, count, ends), _is_json(args))
+    _print_stream(read_newest(existing, query, tally, count, ends), _is_json(args))
     while True:
         for tail in tails:
-            _print_stream(select(tail.poll(), query, tally), _is_json(args))
+            _print_stream(select_records(tail.poll(), query, tally), _is_json(args))
         time.sleep(_POLL_SECONDS)
 
 
-def _query(args: argparse.Namespace) -> Query:
+def _query(args: argparse.Namespace) -> RecordQuery:
     given = vars(args)
-    return Query(
+    return RecordQuery(
         events=frozenset(given.get("event", ())),
         users=frozenset(given.get("user", ())),
         uids=frozenset(given.get("uid", ())),
@@ -220,10 +230,12 @@ def _is_json(args: argparse.Namespace) -> bool:
     return getattr(args, "format", "table") == "json"
 
 
-def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Namespace) -> Iterable[Record]:
+def _records(
+    logs: Sequence[Path], query: RecordQuery, tally: LineTally, args: argparse.Namespace
+) -> Iterable[LoggedRecord]:
     if "lines" not in args and _is_json(args):
-        return read(logs, query, tally)
-    return last(logs, query, tally, getattr(args, "lines", _DEFAULT_COUNT))
+        return read_records(logs, query, tally)
+    return read_newest(logs, query, tally, getattr(args, "lines", _DEFAULT_COUNT))
 
 
 # ---- which logs
@@ -231,7 +243,7 @@ def _records(logs: Sequence[Path], query: Query, tally: Tally, args: argparse.Na
 
 def _logs(args: argparse.Namespace) -> list[Path]:
     """What is to be read: the logs with what was rotated away from them."""
-    logs = unique_logs(_named_logs(args))
+    logs = find_all_log_files(_named_logs(args))
     if "file" in args or any(log.exists() for log in logs):
         return logs
     say("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
@@ -250,8 +262,8 @@ def _own_logs() -> list[Path]:
     from tfenv.pipeline import current_start, load
 
     loaded = load(current_start())
-    candidates = [_expanded(name, loaded.start) for name in log_names(loaded.policy.audit)]
-    existing = [logs for logs in candidates if any(log.exists() for log in unique_logs(logs))]
+    candidates = [_expanded(name, loaded.start) for name in list_log_names(loaded.policy.audit)]
+    existing = [logs for logs in candidates if any(log.exists() for log in find_all_log_files(logs))]
     return [*existing, *candidates, []][0]
 
 
@@ -285,7 +297,7 @@ def _say_unreadable(log: Path) -> None:
     say("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
 
 
-def _report(tally: Tally) -> int:
+def _report(tally: LineTally) -> int:
     if not tally.unreadable:
         return OK
     one = tally.unreadable == 1
@@ -296,14 +308,14 @@ def _report(tally: Tally) -> int:
 # ---- output
 
 
-def _print_records(records: Iterable[Record], is_json: bool) -> None:
+def _print_records(records: Iterable[LoggedRecord], is_json: bool) -> None:
     if is_json:
         _print_json(records)
     else:
         print_table(_COLUMNS, [_row(record) for record in records])
 
 
-def _print_stream(records: Iterable[Record], is_json: bool) -> None:
+def _print_stream(records: Iterable[LoggedRecord], is_json: bool) -> None:
     if is_json:
         _print_json(records)
     else:
@@ -318,14 +330,14 @@ def _print_json(records: Iterable[Mapping[str, Any]]) -> None:
         sys.stdout.write(json.dumps(record, ensure_ascii=True, separators=(",", ":")) + "\n")
 
 
-def _print_summary(rows: Sequence[UserGpu], is_json: bool) -> None:
+def _print_summary(rows: Sequence[UserGpuTotals], is_json: bool) -> None:
     if is_json:
         _print_json([row.as_dict() for row in rows])
     else:
         print_table(_SUMMARY_COLUMNS, [_summary_row(row) for row in rows])
 
 
-def _row(record: Record) -> tuple[str, ...]:
+def _row(record: LoggedRecord) -> tuple[str, ...]:
     cells = (
         _clock(record["timestamp"]),
         record.get("user"),
@@ -348,20 +360,20 @@ def _clock(timestamp: str) -> str:
     return timestamp[:19].replace("T", " ")
 
 
-def _event_text(record: Record) -> str:
+def _event_text(record: LoggedRecord) -> str:
     name = str(record["event"]).removeprefix("policy_")
     status = record.get("status")
     return f"{name} ({status})" if status not in (None, name) else name
 
 
-def _gpus_text(record: Record) -> str:
+def _gpus_text(record: LoggedRecord) -> str:
     if record.get("devices", ()) is None:
         return "all"
-    return ",".join(gpu_name(device)[:12] for device in devices_of(record))
+    return ",".join(get_gpu_id(device)[:12] for device in list_logged_devices(record))
 
 
-def _limit_text(record: Record) -> str:
-    limits = [_one_limit(holder) for holder in (devices_of(record) or [record])]
+def _limit_text(record: LoggedRecord) -> str:
+    limits = [_one_limit(holder) for holder in (list_logged_devices(record) or [record])]
     return limits[0] if len(set(limits)) == 1 else ",".join(limit or "-" for limit in limits)
 
 
@@ -376,14 +388,14 @@ def _percent(fraction: float) -> str:
     return f"{fraction * 100:g}%"
 
 
-def _findings_text(record: Record) -> str:
+def _findings_text(record: LoggedRecord) -> str:
     findings = record.get("findings")
     if not isinstance(findings, list):
         return ""
     return ",".join(str(finding.get("code")) for finding in findings if isinstance(finding, dict))
 
 
-def _summary_row(row: UserGpu) -> tuple[str, ...]:
+def _summary_row(row: UserGpuTotals) -> tuple[str, ...]:
     asked = _largest_text(row.asked_bytes, row.asked_fraction)
     given = _largest_text(row.given_bytes, row.given_fraction)
     cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _clock(row.last))

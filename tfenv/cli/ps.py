@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfenv.audit.query import Record
+from tfenv.audit.query import LoggedRecord
 from tfenv.cli.output import FINDINGS, OK, shown_path
 from tfenv.cli.records import Known, known_of
 from tfenv.cli.refresh import Cell, Column, add_options, block, is_wide, show
@@ -138,14 +138,14 @@ def _holder(process: GpuProcess, usage: GpuUsage, known: Mapping[int, Known], le
     return _Holder(process, state, limit, record.get("script"), tuple(sources), lease is not None)
 
 
-def _device(record: Record, process: GpuProcess) -> Mapping[str, Any] | None:
+def _device(record: LoggedRecord, process: GpuProcess) -> Mapping[str, Any] | None:
     """What the record says of the GPU the process is on."""
     devices = record.get("devices")
     found = [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
     return next((device for device in found if device.get("uuid") == process.uuid), None)
 
 
-def _limit(record: Record, process: GpuProcess, usage: GpuUsage) -> int | None:
+def _limit(record: LoggedRecord, process: GpuProcess, usage: GpuUsage) -> int | None:
     device = _device(record, process) or {}
     size, fraction = device.get("limit_bytes"), device.get("limit_fraction")
     if isinstance(size, int):
@@ -154,7 +154,7 @@ def _limit(record: Record, process: GpuProcess, usage: GpuUsage) -> int | None:
     return int(fraction * total) if isinstance(fraction, float) and total is not None else None
 
 
-def _state(record: Record, process: GpuProcess, limit: int | None) -> State:
+def _state(record: LoggedRecord, process: GpuProcess, limit: int | None) -> State:
     if record["event"] == "policy_disabled":
         return "switched off"
     if record["event"] == "policy_failed":

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tfenv.audit.query import Query, Record, Tally, last
-from tfenv.audit.record import stamp
-from tfenv.audit.rotation import with_rotated
-from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
+from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, read_newest
+from tfenv.audit.record import format_timestamp
+from tfenv.audit.rotation import find_log_files
+from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.devices.usage import GpuProcess
 from tfenv.identity import find_home
 from tfenv.policy.model import AuditSinks
@@ -36,7 +36,7 @@ class Known:
         readable: Whether the user's own log could be read, or does not exist: then silence says something.
     """
 
-    records: Mapping[int, tuple[Record, ...]] = field(default_factory=dict)
+    records: Mapping[int, tuple[LoggedRecord, ...]] = field(default_factory=dict)
     readable: bool = True
 
 
@@ -57,15 +57,15 @@ def known_of(processes: Iterable[GpuProcess], sinks: AuditSinks) -> Mapping[int,
 def _known(uid: int, processes: list[GpuProcess], sinks: AuditSinks) -> Known:
     logs, readable = _logs(uid, sinks)
     starts = [process.started for process in processes if process.started is not None]
-    query = Query(events=_EVENTS, uids=frozenset({uid}), since=_stamp(min(starts)) if starts else "")
+    query = RecordQuery(events=_EVENTS, uids=frozenset({uid}), since=_stamp(min(starts)) if starts else "")
     try:
-        found = last(logs, query, Tally(), _MOST_RECORDS)
+        found = read_newest(logs, query, LineTally(), _MOST_RECORDS)
     except OSError:
         return Known(readable=False)
     return Known({process.pid: _of(process, found) for process in processes}, readable)
 
 
-def _of(process: GpuProcess, records: Iterable[Record]) -> tuple[Record, ...]:
+def _of(process: GpuProcess, records: Iterable[LoggedRecord]) -> tuple[LoggedRecord, ...]:
     """Those of this process, not of one that had its number before, or has it on another host."""
     since, host = "" if process.started is None else _stamp(process.started), os.uname().nodename
     return tuple(
@@ -77,7 +77,7 @@ def _of(process: GpuProcess, records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _stamp(seconds: float) -> str:
     """As in a record."""
-    return stamp(datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc))
+    return format_timestamp(datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc))
 
 
 # ---- logs
@@ -87,10 +87,10 @@ def _logs(uid: int, sinks: AuditSinks) -> tuple[list[Path], bool]:
     """The files that can be read, rotated ones too; and whether nothing kept us from reading one."""
     found: list[Path] = []
     readable = True
-    for name in log_names(sinks):
+    for name in list_log_names(sinks):
         try:
             path = Path(expand_path(name, find_home(uid), uid))
-            found += [log for log in with_rotated(path) if _is_log(log, uid)]
+            found += [log for log in find_log_files(path) if _is_log(log, uid)]
             path.stat()
         except RefusedLogError:  # a user without a home has no such log: silence says nothing
             readable = False

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tfenv.audit import record
 from tfenv.audit.sinks import AuditLog
-from tfenv.audit.summary import summary
+from tfenv.audit.stderr_line import format_policy_line
 from tfenv.config.document import Trust
 from tfenv.errors import Finding
 from tfenv.launchers.grant import read_current_grant
@@ -54,7 +54,7 @@ class State:
         if not self.decision.no_gpu:
             plan = replace(plan, findings=())  # they are told in full beside this line
         findings = self.loaded.findings if self.decision.no_gpu else ()
-        text = summary(self.loaded.subject, policy, plan, None, findings).removeprefix("tfgpu: ")
+        text = format_policy_line(self.loaded.subject, policy, plan, None, findings).removeprefix("tfgpu: ")
         return text or "nothing is declared about GPUs: TensorFlow is left as it is"
 
 
@@ -176,7 +176,7 @@ def _told(finding: Finding) -> tuple[object, ...]:
 def compare(before: State, after: State) -> Change | None:
     """The change from one state to the other; None when no file that has a say is another one."""
     files = tuple(_file_changes(_files(before.loaded), _files(after.loaded)))
-    change = Change(record.utc_now(), before, after, files, tuple(_differences(before.loaded, after.loaded)))
+    change = Change(record.make_timestamp(), before, after, files, tuple(_differences(before.loaded, after.loaded)))
     return change if files or change.alters_policy else None
 
 
@@ -269,6 +269,8 @@ def _both(old: AuditSinks, new: AuditSinks) -> AuditSinks:
 
 def _record(change: Change) -> record.AuditRecord:
     state, loaded = change.after, change.after.loaded
-    context = record.Context(record.Process.current(), loaded.subject, state.grant, loaded.sources, dict(loaded.hashes))
+    context = record.RecordContext(
+        record.ProcessFacts.collect(), loaded.subject, state.grant, loaded.sources, dict(loaded.hashes)
+    )
     differences = [difference.as_dict() for difference in change.differences]
-    return record.policy_changed(context, loaded.policy, state.decision.plan, differences, state.findings)
+    return record.make_changed_record(context, loaded.policy, state.decision.plan, differences, state.findings)
