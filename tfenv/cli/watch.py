@@ -26,8 +26,8 @@ from tfenv.cli.output import (
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import plan_as_dict
 from tfenv.pipeline import current_start
-from tfenv.watch.change import Change, ChangeLog, State, Written
-from tfenv.watch.follow import Watch
+from tfenv.watch.change import ChangeRecorder, PolicyChange, PolicyState, WrittenValue
+from tfenv.watch.follow import PolicyWatcher
 
 if TYPE_CHECKING:
     from tfenv.cli.output import SubParsers
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         say("watch", f"{args.project} is no directory")
         return USAGE
     start = current_start(None if args.project is None else os.path.abspath(args.project))
-    log, hook = ChangeLog(), _Hook(args.command, quiet_stdout=args.format == "json")
-    with Watch(start, lambda text: say("watch", text)) as watch:
+    log, hook = ChangeRecorder(), _Hook(args.command, quiet_stdout=args.format == "json")
+    with PolicyWatcher(start, lambda text: say("watch", text)) as watch:
 
         def end(*_: object) -> None:
             watch.stop()
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
         signal.signal(signal.SIGTERM, end)
         (_say_start if args.format == "json" else _print_start)(watch)
-        for change in watch.changes():
+        for change in watch.follow_changes():
             if change.alters_policy:
                 log.write(change)
             _tell(change, args.format)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 # ---- telling
 
 
-def _tell(change: Change, shape: str) -> None:
+def _tell(change: PolicyChange, shape: str) -> None:
     if shape == "json":
         print(json.dumps(_as_dict(change), ensure_ascii=True, separators=(",", ":")))
     else:
@@ -101,11 +101,11 @@ def _tell(change: Change, shape: str) -> None:
     sys.stdout.flush()
 
 
-def _say_start(watch: Watch) -> None:
+def _say_start(watch: PolicyWatcher) -> None:
     say("watch", f"watching {len(watch.places)} places. {_ONCE}")
 
 
-def _print_start(watch: Watch) -> None:
+def _print_start(watch: PolicyWatcher) -> None:
     loaded = watch.state.loaded
     folder = shown_path(loaded.start.cwd or "a deleted directory")
     print(f"{paint('Watching', 'strong')} the policy of {escape_for_terminal(loaded.subject.user)} in {folder}")
@@ -118,7 +118,7 @@ def _print_start(watch: Watch) -> None:
     print(f"  now: {watch.state.in_force}\n{_ONCE}", flush=True)
 
 
-def _print_change(change: Change) -> None:
+def _print_change(change: PolicyChange) -> None:
     files = ", ".join(f"{shown_path(file.path)} {file.what}" for file in change.files)
     print(f"\n{paint(_clock(change.timestamp), 'quiet')}  {paint(files or 'another policy', 'strong')}")
     known = set(change.before.findings)
@@ -134,7 +134,7 @@ def _print_change(change: Change) -> None:
         print(f"  {_lead(change)}: {change.after.in_force}")
 
 
-def _lead(change: Change) -> str:
+def _lead(change: PolicyChange) -> str:
     """Each process reads the files anew: of an invalid one it gets the rest, never what was there before."""
     if change.valid or change.after.decision.refused or change.after.disabled:
         return paint("now", "ok" if change.valid else "problem")
@@ -146,14 +146,14 @@ def _clock(timestamp: str) -> str:
     return f"{timestamp[:19].replace('T', ' ')} UTC"
 
 
-def _value(written: Written | None) -> str:
+def _value(written: WrittenValue | None) -> str:
     if written is None:
         return "not set"
     origin = shown_path(written.path) + ("" if written.line is None else f":{written.line}")
     return f"{escape_for_terminal(toml_text(written.value))} {paint(f'({origin})', 'quiet')}"
 
 
-def _as_dict(change: Change) -> dict[str, object]:
+def _as_dict(change: PolicyChange) -> dict[str, object]:
     """The change for JSON; the same that the command of --exec reads."""
     return {
         "timestamp": change.timestamp,
@@ -165,7 +165,7 @@ def _as_dict(change: Change) -> dict[str, object]:
     }
 
 
-def _force_as_dict(state: State) -> dict[str, object]:
+def _force_as_dict(state: PolicyState) -> dict[str, object]:
     return {
         "in_force": state.in_force,
         "disabled": state.disabled,
@@ -186,7 +186,7 @@ class _Hook:
         self._child: subprocess.Popen[str] | None = None
         self._stopped = False
 
-    def run(self, change: Change) -> None:
+    def run(self, change: PolicyChange) -> None:
         """Run it to its end, unless there is none or the change has a mistake."""
         if self._command is None or self._stopped or not change.valid:
             return
