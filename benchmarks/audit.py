@@ -21,45 +21,45 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 
-from tfenv.audit import duckdb_engine, query, usage
-from tfenv.audit.query import Group, Query, Tally
-from tfenv.audit.record import Context, Process, encode, policy_outcome
+from tfenv.audit import duckdb_engine, gpu_totals, query
+from tfenv.audit.query import LineTally, RecordGroup, RecordQuery
+from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
 from tfenv.policy.model import DeviceOutcome, Grant, Outcome, Source, Subject
 
 USERS, GPUS = 50, 8
 EVENTS = {"policy_loaded": 40, "policy_applied": 45, "policy_clamped": 10, "policy_failed": 5}
 STATUSES = {"policy_clamped": "clamped", "policy_failed": "failed"}
 RECORD_BYTES = 1000
-QUERY = Query(events=frozenset(EVENTS) - {"policy_loaded"})
+QUERY = RecordQuery(events=frozenset(EVENTS) - {"policy_loaded"})
 Answer = dict[tuple[str, str], tuple[int, int, int, int]]
 
 
 # ---- the log
 
 
-def template(user: str, gpu: int, event: str) -> str:
-    """A record of ours, with a place for pid and time, filled up to its size by the project's path."""
+def make_template(user: str, gpu: int, event: str) -> str:
+    """Make a record of ours, with a place for pid and time, filled up to its size by the project's path."""
     project = f"/home/{user}/"
     device = DeviceOutcome(0, str(gpu), f"GPU-{gpu:08x}-0000-4000-8000-000000000000", "NVIDIA H100", (4 + gpu) << 30)
     outcome = Outcome(STATUSES.get(event, "applied"), "TFE_ContextOptionsSetConfig", (device,), growth=True)  # type: ignore[arg-type]
     sources = (Source("machine", "/etc/tfgpu/tfgpu.toml"), Source("project", f"{project}tfgpu.toml"))
-    context = Context(
-        Process(7654321, 1, "node17.cluster", f"{project}train.py", "3.11.7", "tensorflow", "2.21.0"),
+    context = RecordContext(
+        ProcessFacts(7654321, 1, "node17.cluster", f"{project}train.py", "3.11.7", "tensorflow", "2.21.0"),
         Subject(user, 1000, project=project),
         Grant(tokens=("0", "1")),
         sources,
         {source.path: "ab" * 32 for source in sources},
     )
-    record = {**policy_outcome(context, outcome, 0.5).as_dict(), "event": event}
-    missing = RECORD_BYTES - len(encode(record))
-    return encode({**record, "project": project + "p" * missing}).decode("ascii")
+    record = {**make_outcome_record(context, outcome, 0.5).as_dict(), "event": event}
+    missing = RECORD_BYTES - len(encode_record(record))
+    return encode_record({**record, "project": project + "p" * missing}).decode("ascii")
 
 
 def write_log(path: Path, count: int) -> None:
-    """Records in the order of time, twenty a second; three in a row are of one process."""
+    """Write records in the order of time, twenty a second. Three in a row are of one process."""
     chosen = random.Random(1)
     templates = [
-        (template(f"user{user:03}", gpu, event), weight / USERS / GPUS)
+        (make_template(f"user{user:03}", gpu, event), weight / USERS / GPUS)
         for user in range(USERS)
         for gpu in range(GPUS)
         for event, weight in EVENTS.items()
@@ -76,9 +76,9 @@ def write_log(path: Path, count: int) -> None:
 # ---- the ways
 
 
-def ours(make_groups: Callable[..., Iterator[Group]]) -> Callable[[Path], Answer]:
+def summarize_by(make_groups: Callable[..., Iterator[RecordGroup]]) -> Callable[[Path], Answer]:
     def run(path: Path) -> Answer:
-        rows = usage.summarize(make_groups(path, QUERY, Tally()), QUERY)
+        rows = gpu_totals.summarize_groups(make_groups(path, QUERY, LineTally()), QUERY)
         return {
             (row.user, row.gpu): (len(row.processes), row.clamped, row.failed, row.given_bytes or 0) for row in rows
         }
@@ -86,7 +86,7 @@ def ours(make_groups: Callable[..., Iterator[Group]]) -> Callable[[Path], Answer
     return run
 
 
-def by_orjson(path: Path) -> Answer:
+def count_by_orjson(path: Path) -> Answer:
     import orjson
 
     rows: dict[tuple[str, str], list[int]] = {}
@@ -106,7 +106,7 @@ def by_orjson(path: Path) -> Answer:
     return {key: (len(processes[key]), *row) for key, row in rows.items()}  # type: ignore[misc]
 
 
-def by_polars(path: Path) -> Answer:
+def count_by_polars(path: Path) -> Answer:
     import polars as pl
 
     device = pl.List(pl.Struct({"uuid": pl.String, "limit_bytes": pl.Int64}))
@@ -128,18 +128,18 @@ def by_polars(path: Path) -> Answer:
     return {(user, uuid): tuple(row) for user, uuid, *row in rows.rows()}
 
 
-def by_command(path: Path) -> Answer:
+def run_command(path: Path) -> Answer:
     command = [sys.executable, "-m", "tfenv", "audit", "summary", "--format", "json", "--file", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return {}
 
 
 WAYS: dict[str, tuple[str, Callable[[Path], Answer]]] = {
-    "tfgpu audit summary": ("tfenv", by_command),
-    "DuckDB": ("duckdb", ours(duckdb_engine.groups)),
-    "plain reading": ("json", ours(query.groups)),
-    "orjson": ("orjson", by_orjson),
-    "polars": ("polars", by_polars),
+    "tfgpu audit summary": ("tfenv", run_command),
+    "DuckDB": ("duckdb", summarize_by(duckdb_engine.group_records)),
+    "plain reading": ("json", summarize_by(query.read_groups)),
+    "orjson": ("orjson", count_by_orjson),
+    "polars": ("polars", count_by_polars),
 }
 
 
@@ -147,21 +147,21 @@ WAYS: dict[str, tuple[str, Callable[[Path], Answer]]] = {
 
 
 def time_all(path: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each way in each round: by the clock, and of all processor cores together."""
+    """Return the seconds of each way in each round: by the clock, and of all processor cores together."""
     names = [name for name, (module, _) in WAYS.items() if find_spec(module) is not None]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     answers: dict[str, Answer] = {}
     for round_ in range(rounds):
         for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
-            wall, processor = perf_counter(), process_time() + _of_children()
+            wall, processor = perf_counter(), process_time() + _read_time_of_children()
             answers[name] = WAYS[name][1](path)
-            times[name].append((perf_counter() - wall, process_time() + _of_children() - processor))
+            times[name].append((perf_counter() - wall, process_time() + _read_time_of_children() - processor))
     if len({tuple(sorted(answer.items())) for answer in answers.values() if answer}) != 1:
         sys.exit("the ways do not agree")
     return times
 
 
-def _of_children() -> float:
+def _read_time_of_children() -> float:
     spent = os.times()
     return spent.children_user + spent.children_system
 

@@ -24,7 +24,7 @@ from statistics import median
 from tfenv.deploy import launch
 from tfenv.sharing.queue import Acquired, acquire
 from tfenv.sharing.request import Candidate, GpuRequest
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 REPOSITORY = Path(__file__).parents[1]
 BAR_MS = 100.0
@@ -101,7 +101,7 @@ def measure_listing(policy: str, folder: Path) -> tuple[float, float, str]:
     (folder / "tfgpu.toml").write_text(f'{policy}[audit]\nfile = "none"\nstderr = "none"\n')
     base = {key: value for key, value in os.environ.items() if not key.startswith(("TFGPU_", "CUDA_", "TF_"))}
     base |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    env = launch.build_environment(environment(parse_gpus("4x24GiB"), log=folder / "log", base=base))
+    env = launch.build_environment(build_environment(parse_gpus("4x24GiB"), log=folder / "log", base=base))
     done = subprocess.run(
         [sys.executable, "-c", LISTING], env=env, cwd=folder, capture_output=True, text=True, check=True
     )

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -44,6 +44,6 @@ def simulated_gpus() -> SimulatedGpus:
     ) -> dict[str, str]:
         base = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
         base |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        return environment(parse_gpus(gpus), log=log, processes=processes, base=base) | variables
+        return build_environment(parse_gpus(gpus), log=log, processes=processes, base=base) | variables
 
     return make

@@ -87,10 +87,10 @@ def assert_within(machine: Machine, loaded: pipeline.LoadedPolicy) -> None:
     assert len(tokens) <= 2
     assert plan.growth is True
     assert plan.allocator == "bfc"
-    assert _bytes(plan.limit) <= 20 * GIB
+    assert _count_bytes(plan.limit) <= 20 * GIB
     for device in plan.devices or ():
-        assert _bytes(device.limit) <= 20 * GIB
-        assert sum(_bytes(part) for part in device.logical_devices) <= 20 * GIB
+        assert _count_bytes(device.limit) <= 20 * GIB
+        assert sum(_count_bytes(part) for part in device.logical_devices) <= 20 * GIB
     assert loaded.policy.on_error == "fail"
     assert not loaded.policy.allow_disable
     for path in loaded.policy.audit.files:
@@ -98,14 +98,14 @@ def assert_within(machine: Machine, loaded: pipeline.LoadedPolicy) -> None:
 
 
 def assert_new_log(path: str, project: Path) -> None:
-    """A project's log is in the project, followed through links, and like none of its files by its name."""
+    """Check that a project\'s log is in the project, followed through links, and looks like none of its files."""
     for real in (Path(path), Path(path).resolve()):
         parts = real.relative_to(project).parts
         assert not any(part.startswith(".") for part in parts)
         assert real.suffix == ".jsonl"
 
 
-def _bytes(limit: MemoryLimit | None) -> int:
+def _count_bytes(limit: MemoryLimit | None) -> int:
     assert limit is not None
     size = limit.on(40 * GIB)
     assert size is not None

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.simulate.build import library_folder
+from tfenv.simulate.build import build_libraries
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -163,7 +163,7 @@ class SharedMachine:
 def _find_needed_folders() -> list[Path]:
     """Return this interpreter, its packages, the checkout, and the libraries of the simulated GPUs."""
     packages = [Path(entry) for entry in sys.path if entry.endswith("site-packages")]
-    return [Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, *packages, library_folder()]
+    return [Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, *packages, build_libraries()]
 
 
 def _is_closed(path: Path) -> bool:

@@ -16,7 +16,7 @@ import tomli
 from tests.machine import ME, Machine
 from tests.pages import DOCS, PAGES, ROOT, Block, Command, all_commands, blocks, commands, file_name
 from tfenv import pipeline
-from tfenv.audit.summary import summary
+from tfenv.audit.stderr_line import format_policy_line
 from tfenv.cli.main import COMMANDS, make_parser
 from tfenv.config.discover import PYPROJECT_TABLE
 from tfenv.config.document import Document, Trust
@@ -94,7 +94,7 @@ class Example:
             for finding in plan.findings
             if finding.code == "clamped" and "gpu" in (finding.key or "").split(".")
         ]
-        return [summary(loaded.subject, loaded.policy, plan, findings=loaded.findings), *clamps]
+        return [format_policy_line(loaded.subject, loaded.policy, plan, findings=loaded.findings), *clamps]
 
     def _take_seats(self, command: Command, plan: Plan) -> tuple[Allocation, ...] | str:
         """The places the program takes beside those of the section that run already, or what it says while it waits."""

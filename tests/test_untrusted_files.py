@@ -192,6 +192,6 @@ def test_a_machine_folder_that_cannot_be_read_is_a_finding(shared_machine: Share
     """An /etc/tfgpu that is locked for users hides no policy silently."""
     shared_machine.policy({"tfgpu.toml": POLICY})
     shared_machine.path("/etc/tfgpu").chmod(0o700)
-    # tfgpu.toml, alice's own file, and those of her two groups.
-    assert ask(shared_machine, ALICE, [("/", None, None)]) == [(["unreadable"] * 4, False)]
+    # tfgpu.toml, alice's own file, and those of her three groups.
+    assert ask(shared_machine, ALICE, [("/", None, None)]) == [(["unreadable"] * 5, False)]
     assert ask(shared_machine, ROOT, [("/", None, None)]) == [COUNTS]

@@ -119,7 +119,7 @@ def status() -> Status:
 
 
 def _make_status(process: ProcessPolicy) -> Status:
-    from tfenv.audit.summary import summary
+    from tfenv.audit.stderr_line import format_policy_line
 
     loaded, reporter = process.loaded, process.reporter
     first = next(iter(process.frameworks.values()))
@@ -144,7 +144,7 @@ def _make_status(process: ProcessPolicy) -> Status:
         plan=first.plan,
         outcomes=outcomes,
         findings=tuple(dict.fromkeys(findings)),
-        summary=summary(loaded.subject, loaded.policy, first.plan, last, loaded.findings),
+        summary=format_policy_line(loaded.subject, loaded.policy, first.plan, last, loaded.findings),
     )
 
 

@@ -10,7 +10,7 @@ import pwd
 from collections.abc import Iterable
 from typing import Literal
 
-from tfenv.audit.sinks import log_names
+from tfenv.audit.sinks import list_log_names
 from tfenv.config.discover import FILE_NAME
 from tfenv.config.document import Trust, read
 from tfenv.config.schema import validate
@@ -309,7 +309,7 @@ def _explain_loaded(
         settings=tuple(_explain_settings(loaded, plan)),
         ceilings=tuple(_explain_ceilings(loaded)),
         on_error=loaded.policy.on_error,
-        logs=log_names(loaded.policy.audit),
+        logs=list_log_names(loaded.policy.audit),
         grant=grant,
         inventory=inventory,
         plan=plan,

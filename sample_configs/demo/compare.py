@@ -23,8 +23,8 @@ from rich.table import Table
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import TfenvError
 from tfenv.policy.units import MIB, format_bytes, parse_limit
-from tfenv.simulate.environment import environment, parse_gpus
-from tfenv.simulate.requests import read_requests, summarise
+from tfenv.simulate.driver_requests import read_requests, summarise_requests
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 FOLDER = Path(__file__).resolve().parent
 SIMULATED_GPUS = "4x24GiB"
@@ -101,10 +101,12 @@ def train_simulated(variables: Mapping[str, str]) -> Run:
     with tempfile.TemporaryDirectory(prefix="tfgpu-demo-") as folder:
         log = Path(folder) / "requests.jsonl"
         with (Path(folder) / "output").open("w+b") as output:
-            child = start({**environment(parse_gpus(SIMULATED_GPUS), log=log, base=base), **variables}, output.fileno())
+            child = start(
+                {**build_environment(parse_gpus(SIMULATED_GPUS), log=log, base=base), **variables}, output.fileno()
+            )
             status = child.wait()
             said = read_back(Path(output.name))
-        taken = {gpu: requests.peak_process for gpu, requests in summarise(read_requests(log)).items()}
+        taken = {gpu: requests.peak_process for gpu, requests in summarise_requests(read_requests(log)).items()}
     return Run(status, said, taken)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from tfenv.audit.record import Context, Process, encode, policy_applied
+from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
 from tfenv.audit.sinks import COMPLAINED_VARIABLE
-from tfenv.audit.summary import SHOWN_VARIABLE
+from tfenv.audit.stderr_line import SHOWN_VARIABLE
 from tfenv.policy.model import DeviceOutcome, Grant, Outcome, Source, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test makes this process say does not silence the next."""
+    """Forget what this process said: what one test makes it say does not silence the next."""
     for variable in (COMPLAINED_VARIABLE, SHOWN_VARIABLE):
         monkeypatch.setenv(variable, "")  # so that it is removed at the end, whoever sets it meanwhile
         monkeypatch.delenv(variable)
@@ -31,17 +31,17 @@ def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def schema() -> dict[str, Any]:
-    """The published schema of a record."""
+    """Return the published schema of a record."""
     loaded: dict[str, Any] = json.loads((ROOT / "schemas" / "audit.schema.json").read_text(encoding="utf-8"))
     return loaded
 
 
 @pytest.fixture
-def context() -> Context:
-    """A program of this user, with a file in its project."""
+def context() -> RecordContext:
+    """Describe a program of this user, with a file in its project."""
     path = "/srv/vision/tfgpu.toml"
-    return Context(
-        process=Process.current("tensorflow", "2.21.0"),
+    return RecordContext(
+        process=ProcessFacts.collect("tensorflow", "2.21.0"),
         subject=Subject("alice", os.geteuid(), project="/srv/vision"),
         grant=Grant(tokens=("0", "1")),
         sources=(Source("project", path),),
@@ -51,20 +51,20 @@ def context() -> Context:
 
 @pytest.fixture
 def outcome() -> Outcome:
-    """One GPU with a limit."""
+    """Make an outcome of one GPU with a limit."""
     device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "NVIDIA H100", limit=8 << 30)
     return Outcome("applied", "TFE_ContextOptionsSetConfig", (device,), growth=True)
 
 
 @pytest.fixture
-def applied(context: Context, outcome: Outcome) -> Any:
-    """A record."""
-    return policy_applied(context, outcome, 0.5)
+def applied(context: RecordContext, outcome: Outcome) -> Any:
+    """Make a record of that outcome."""
+    return make_outcome_record(context, outcome, 0.5)
 
 
 @pytest.fixture
-def valid(schema: dict[str, Any]) -> Callable[[bytes], dict[str, Any]]:
-    """Checks one line against all that is promised of a record, and gives it parsed."""
+def check_line(schema: dict[str, Any]) -> Callable[[bytes], dict[str, Any]]:
+    """Return a function that checks one line against all that is promised of a record, and parses it."""
     validator = Draft7Validator(schema)
 
     def check(line: bytes) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def valid(schema: dict[str, Any]) -> Callable[[bytes], dict[str, Any]]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program in a fresh interpreter that finds this checkout."""
+    """Return a function that runs a program in a fresh interpreter that finds this checkout."""
 
     def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
@@ -93,13 +93,13 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def write_log(context: Context) -> Callable[..., list[dict[str, Any]]]:
-    """Writes records with the given differences to a log and returns them."""
+def write_log(context: RecordContext) -> Callable[..., list[dict[str, Any]]]:
+    """Return a function that writes records with the given differences to a log and returns them."""
 
     def write(path: Path, *differences: dict[str, Any]) -> list[dict[str, Any]]:
-        plain = policy_applied(context, Outcome("applied")).as_dict()
+        plain = make_outcome_record(context, Outcome("applied")).as_dict()
         records = [{**plain, **difference} for difference in differences]
-        path.write_bytes(b"".join(encode(record) for record in records))
+        path.write_bytes(b"".join(encode_record(record) for record in records))
         return records
 
     return write

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tfenv.audit import prometheus
-from tfenv.audit.prometheus import ForeignFileError, export
-from tfenv.audit.query import Tally
+from tfenv.audit.prometheus import ForeignFileError, export_totals
+from tfenv.audit.query import LineTally
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
 Figures = Callable[[], dict[str, str]]
@@ -32,22 +32,22 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def figures(log: Path, target: Path) -> Figures:
-    """Exports, and gives each series with its value."""
+    """Export, and return each series with its value."""
     target.parent.mkdir()
 
     def run() -> dict[str, str]:
-        assert export(target, [log], Tally()) == []
+        assert export_totals(target, [log], LineTally()) == []
         lines = [line for line in target.read_text().split("\n") if line and not line.startswith("#")]
         return dict(line.rsplit(" ", 1) for line in lines)
 
     return run
 
 
-def applied(figures: Figures) -> str | None:
+def count_applied(figures: Figures) -> str | None:
     return figures().get('tfgpu_policy_applied_total{user="alice",gpu="GPU-a"}')
 
 
-def append(log: Path, write_log: WriteLog, *differences: dict[str, Any]) -> None:
+def append_records(log: Path, write_log: WriteLog, *differences: dict[str, Any]) -> None:
     new = log.with_name("new")
     write_log(new, *differences)
     with log.open("ab") as file:
@@ -55,7 +55,7 @@ def append(log: Path, write_log: WriteLog, *differences: dict[str, Any]) -> None
 
 
 def test_each_event_has_its_counter(log: Path, write_log: WriteLog, figures: Figures) -> None:
-    """Records are counted by user and GPU, one with two GPUs once for each; losses and the newest time are there."""
+    """Records are counted by user and GPU, one with two GPUs once for each. Losses and the newest time are there."""
     write_log(
         log,
         {"devices": [GPU, {**GPU, "uuid": "GPU-b"}], "timestamp": "2026-11-05T08:00:00.500000Z"},
@@ -103,21 +103,21 @@ def test_names_come_back_as_they_were(log: Path, write_log: WriteLog, figures: F
     """What has to be escaped in a label goes on being one series."""
     names = ["\ud800", 'a"b', "back\\slash\\", "back\\nslash", "line\nbreak", "}", "a,b", "\u2028", "\x85"]
     for times in ("1", "2", "3"):
-        append(log, write_log, *({"user": name, "devices": [GPU]} for name in names))
+        append_records(log, write_log, *({"user": name, "devices": [GPU]} for name in names))
         counted = [value for name, value in figures().items() if name.startswith("tfgpu_policy_applied_total")]
         assert counted == [times] * len(names)
 
 
 def test_only_what_is_new_is_counted(log: Path, write_log: WriteLog, figures: Figures) -> None:
-    """Exporting again adds nothing; a record that was added is added once; half a line is left for the next time."""
-    append(log, write_log, {"devices": [GPU]})
-    assert [applied(figures), applied(figures)] == ["1", "1"]
-    append(log, write_log, {"devices": [GPU]}, {"devices": [GPU]})
+    """Exporting again adds nothing. A record that was added is added once. Half a line is left for the next time."""
+    append_records(log, write_log, {"devices": [GPU]})
+    assert [count_applied(figures), count_applied(figures)] == ["1", "1"]
+    append_records(log, write_log, {"devices": [GPU]}, {"devices": [GPU]})
     whole = log.read_bytes()
     log.write_bytes(whole[:-100])
-    assert applied(figures) == "2"
+    assert count_applied(figures) == "2"
     log.write_bytes(whole)
-    assert applied(figures) == "3"
+    assert count_applied(figures) == "3"
     assert figures()["tfgpu_unreadable_lines_total"] == "0"
 
 
@@ -140,27 +140,27 @@ def test_rotation_counts_nothing_twice_and_nothing_away(
     log: Path, write_log: WriteLog, figures: Figures, rotate: Callable[[Path], None]
 ) -> None:
     """What was counted stays counted wherever it goes, what was added before the rotation is counted behind it."""
-    append(log, write_log, {"devices": [GPU], "pid": 1})
-    assert applied(figures) == "1"
-    append(log, write_log, {"devices": [GPU], "pid": 2})
+    append_records(log, write_log, {"devices": [GPU], "pid": 1})
+    assert count_applied(figures) == "1"
+    append_records(log, write_log, {"devices": [GPU], "pid": 2})
     rotate(log)
-    append(log, write_log, {"devices": [GPU], "pid": 3})
-    assert applied(figures) == "3"
+    append_records(log, write_log, {"devices": [GPU], "pid": 3})
+    assert count_applied(figures) == "3"
     for old in log.parent.glob("audit.jsonl.*"):
         old.unlink()  # logrotate's oldest
-    append(log, write_log, {"devices": [GPU], "pid": 4})
-    assert applied(figures) == "4"
+    append_records(log, write_log, {"devices": [GPU], "pid": 4})
+    assert count_applied(figures) == "4"
 
 
 def test_two_logs_with_the_same_records_are_two(log: Path, target: Path, write_log: WriteLog, figures: Figures) -> None:
-    """How far a log is read is kept by its path; one that is not named this time is not forgotten."""
+    """How far a log is read is kept by its path. One that is not named this time is not forgotten."""
     other = log.with_name("other.jsonl")
     for path in (log, other):
         write_log(path, {"devices": [GPU], "pid": 1, "timestamp": "2026-11-05T08:00:00.500000Z"})
-    assert applied(figures) == "1"
-    export(target, [other], Tally())
-    export(target, [log, other], Tally())
-    assert applied(figures) == "2"
+    assert count_applied(figures) == "1"
+    export_totals(target, [other], LineTally())
+    export_totals(target, [log, other], LineTally())
+    assert count_applied(figures) == "2"
 
 
 def test_a_damaged_log_is_counted_once(log: Path, write_log: WriteLog, figures: Figures) -> None:
@@ -175,11 +175,11 @@ def test_a_damaged_log_is_counted_once(log: Path, write_log: WriteLog, figures: 
 
 
 def test_the_file_is_replaced_in_one_step(target: Path, log: Path, write_log: WriteLog, figures: Figures) -> None:
-    """Who reads the old file while the new one is written sees all of it; nothing else is left in the directory."""
-    append(log, write_log, {"devices": [GPU]})
+    """Who reads the old file while the new one is written sees all of it. Nothing else is left in the directory."""
+    append_records(log, write_log, {"devices": [GPU]})
     figures()
     with target.open() as before:
-        append(log, write_log, {"devices": [GPU]})
+        append_records(log, write_log, {"devices": [GPU]})
         figures()
         assert 'gpu="GPU-a"} 1\n' in before.read()
     assert [path.name for path in target.parent.iterdir()] == ["tfgpu.prom"]
@@ -190,10 +190,10 @@ def test_a_directory_that_is_full_keeps_the_old_figures(
     target: Path, log: Path, write_log: WriteLog, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the new file cannot be written, the old one stays as it was, with nothing beside it."""
-    append(log, write_log, {"devices": [GPU]})
+    append_records(log, write_log, {"devices": [GPU]})
     figures()
     before = target.read_bytes()
-    append(log, write_log, {"devices": [GPU]})
+    append_records(log, write_log, {"devices": [GPU]})
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -203,7 +203,7 @@ def test_a_directory_that_is_full_keeps_the_old_figures(
         figures()
     assert (target.read_bytes(), len(list(target.parent.iterdir()))) == (before, 1)
     monkeypatch.undo()
-    assert applied(figures) == "2"
+    assert count_applied(figures) == "2"
 
 
 @pytest.mark.parametrize("content", ["import tensorflow\n", "# HELP node_x y\n"])
@@ -226,10 +226,10 @@ def test_a_file_that_was_changed_by_hand_is_refused(log: Path, target: Path, fig
 
 
 def test_labels_are_bounded(log: Path, write_log: WriteLog, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many users there are, a counter has a bounded number of series; what comes later is counted together."""
+    """However many users there are, a counter has a bounded number of series. What comes later is counted together."""
     monkeypatch.setattr(prometheus, "_MOST_SERIES", 3)
     for _ in range(2):
-        append(log, write_log, *({"user": f"user{number}", "devices": [GPU]} for number in range(6)))
+        append_records(log, write_log, *({"user": f"user{number}", "devices": [GPU]} for number in range(6)))
     found = {name: value for name, value in figures().items() if "applied" in name}
     assert len(found) == 4
     assert found['tfgpu_policy_applied_total{user="other",gpu="other"}'] == "6"

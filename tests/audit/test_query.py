@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfenv.audit.query import Query, Tally, last, parse_moment, read, select
-from tfenv.audit.record import encode
+from tfenv.audit.query import LineTally, RecordQuery, parse_moment, read_newest, read_records, select_records
+from tfenv.audit.record import encode_record
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
-ALL = Query()
+ALL = RecordQuery()
 
 
-def pids(path: Path, query: Query = ALL, tally: Tally | None = None) -> list[int]:
-    return [record["pid"] for record in read([path], query, tally or Tally())]
+def read_pids(path: Path, query: RecordQuery = ALL, tally: LineTally | None = None) -> list[int]:
+    return [record["pid"] for record in read_records([path], query, tally or LineTally())]
 
 
 @pytest.fixture
@@ -51,30 +51,30 @@ def log(tmp_path: Path, write_log: WriteLog) -> Path:
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        (Query(), [1, 2, 3, 4]),
-        (Query(events=frozenset({"policy_loaded"})), [1]),
-        (Query(users=frozenset({"böb"})), [2]),
-        (Query(users=frozenset({"böb", "alice"})), [1, 2, 3, 4]),
-        (Query(uids=frozenset({77})), [2]),
-        (Query(uids=frozenset({7})), []),
-        (Query(outcomes=frozenset({"clamped", "failed"})), [1, 2]),
-        (Query(project="/srv/vision"), [1, 2, 4]),
-        (Query(project="/"), [1, 2, 3, 4]),
-        (Query(script="train.py"), [4]),
-        (Query(script="/opt/*"), [3]),
-        (Query(since="2026-11-05T10:00:00.000000Z"), [3, 4]),
-        (Query(until="2026-11-05T10:00:00.000000Z"), [1, 2]),
-        (Query(since="2026-11-05T09:00:00.000000Z", until="2026-11-05T11:00:00.000000Z"), [2, 3]),
-        (Query(gpus=frozenset({"GPU-abc"})), [4]),
-        (Query(gpus=frozenset({"7", "name:*H1*"})), [3, 4]),
-        (Query(gpus=frozenset({"GPU-"}), users=frozenset({"böb"})), []),
-        (Query(since="2026-11-05T08:30:00.000000Z", users=frozenset({"alice"})), [3, 4]),
+        (RecordQuery(), [1, 2, 3, 4]),
+        (RecordQuery(events=frozenset({"policy_loaded"})), [1]),
+        (RecordQuery(users=frozenset({"böb"})), [2]),
+        (RecordQuery(users=frozenset({"böb", "alice"})), [1, 2, 3, 4]),
+        (RecordQuery(uids=frozenset({77})), [2]),
+        (RecordQuery(uids=frozenset({7})), []),
+        (RecordQuery(outcomes=frozenset({"clamped", "failed"})), [1, 2]),
+        (RecordQuery(project="/srv/vision"), [1, 2, 4]),
+        (RecordQuery(project="/"), [1, 2, 3, 4]),
+        (RecordQuery(script="train.py"), [4]),
+        (RecordQuery(script="/opt/*"), [3]),
+        (RecordQuery(since="2026-11-05T10:00:00.000000Z"), [3, 4]),
+        (RecordQuery(until="2026-11-05T10:00:00.000000Z"), [1, 2]),
+        (RecordQuery(since="2026-11-05T09:00:00.000000Z", until="2026-11-05T11:00:00.000000Z"), [2, 3]),
+        (RecordQuery(gpus=frozenset({"GPU-abc"})), [4]),
+        (RecordQuery(gpus=frozenset({"7", "name:*H1*"})), [3, 4]),
+        (RecordQuery(gpus=frozenset({"GPU-"}), users=frozenset({"böb"})), []),
+        (RecordQuery(since="2026-11-05T08:30:00.000000Z", users=frozenset({"alice"})), [3, 4]),
     ],
-    ids=lambda value: "query" if isinstance(value, Query) else str(value),  # the order of a set is no name
+    ids=lambda value: "query" if isinstance(value, RecordQuery) else str(value),  # the order of a set is no name
 )
-def test_a_query_finds_what_it_asks_for(log: Path, query: Query, found: list[int]) -> None:
+def test_a_query_finds_what_it_asks_for(log: Path, query: RecordQuery, found: list[int]) -> None:
     """Every filter alone, and two together."""
-    assert pids(log, query) == found
+    assert read_pids(log, query) == found
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -83,17 +83,17 @@ def test_the_quick_look_at_the_bytes_never_changes_the_answer(user: str, other: 
     """What is skipped without parsing would not have matched, whatever the names and however JSON is spaced."""
     record = {"timestamp": "2026-11-05T08:00:00.000000Z", "event": "policy_applied", "user": user, "uid": uid}
     line = json.dumps(record, ensure_ascii=not spaced, separators=(", ", ": ") if spaced else (",", ":"))
-    for query in (Query(users=frozenset({other})), Query(users=frozenset({user}), uids=frozenset({uid}))):
-        assert bool(list(select([line.encode()], query, Tally()))) == query.matches(record)
+    for query in (RecordQuery(users=frozenset({other})), RecordQuery(users=frozenset({user}), uids=frozenset({uid}))):
+        assert bool(list(select_records([line.encode()], query, LineTally()))) == query.matches(record)
 
 
 def test_torn_and_foreign_lines_are_counted_and_skipped(log: Path) -> None:
-    """Half records, other programs' lines, zeros and JSON that is no record are counted; empty lines are not."""
+    """Half records, other programs' lines, zeros and JSON that is no record are counted. Empty lines are not."""
     whole = log.read_bytes()
     junk = [b"hello", b'{"a":1}', b"[]", b"\0" * 50, b"\xff\xfe", b"[" * 9000, whole[:90]]
     log.write_bytes(b"\n".join([*junk, b"", b"  "]) + b"\n" + whole)
-    tally = Tally()
-    assert pids(log, ALL, tally) == [1, 2, 3, 4]
+    tally = LineTally()
+    assert read_pids(log, ALL, tally) == [1, 2, 3, 4]
     assert tally.unreadable == len(junk)
 
 
@@ -101,8 +101,8 @@ def test_a_record_behind_a_torn_one_is_found(log: Path) -> None:
     """Where a killed writer left half a line, the whole record that follows on the same line is read."""
     first, *others = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(first[:120] + b"".join([first, *others]))
-    tally = Tally()
-    assert pids(log, ALL, tally) == [1, 2, 3, 4]
+    tally = LineTally()
+    assert read_pids(log, ALL, tally) == [1, 2, 3, 4]
     assert tally.unreadable == 1
 
 
@@ -110,15 +110,15 @@ def test_a_record_in_time_behind_a_torn_one_that_is_not(log: Path) -> None:
     """`since` and `until` go by each record's own time."""
     records = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(records[0][:120] + records[3] + records[3][:120] + records[0])
-    tally = Tally()
-    assert pids(log, Query(since="2026-11-05T10:30:00.000000Z"), tally) == [4]
-    assert pids(log, Query(until="2026-11-05T08:30:00.000000Z"), tally) == [1]
+    tally = LineTally()
+    assert read_pids(log, RecordQuery(since="2026-11-05T10:30:00.000000Z"), tally) == [4]
+    assert read_pids(log, RecordQuery(until="2026-11-05T08:30:00.000000Z"), tally) == [1]
 
 
 def test_the_last_line_needs_no_newline(log: Path) -> None:
     """A log that was copied without its last byte keeps its last record."""
     log.write_bytes(log.read_bytes()[:-1])
-    assert pids(log) == [1, 2, 3, 4]
+    assert read_pids(log) == [1, 2, 3, 4]
 
 
 def test_a_file_of_zeros_is_read_without_collecting_it(tmp_path: Path, log: Path) -> None:
@@ -128,16 +128,18 @@ def test_a_file_of_zeros_is_read_without_collecting_it(tmp_path: Path, log: Path
         file.truncate(50 << 20)
         file.seek(0, os.SEEK_END)
         file.write(b"\n" + whole)
-    tally = Tally()
-    assert pids(log, ALL, tally)[-4:] == [1, 2, 3, 4]
+    tally = LineTally()
+    assert read_pids(log, ALL, tally)[-4:] == [1, 2, 3, 4]
     assert tally.unreadable > 0
-    assert [record["pid"] for record in last([log], ALL, Tally(), 4)] == [1, 2, 3, 4]
+    assert [record["pid"] for record in read_newest([log], ALL, LineTally(), 4)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 9])
 def test_last_is_the_newest_oldest_first(log: Path, count: int) -> None:
     """The newest records, in the order of time."""
-    assert [record["pid"] for record in last([log], ALL, Tally(), count)] == [1, 2, 3, 4][max(0, 4 - count) :]
+    assert [record["pid"] for record in read_newest([log], ALL, LineTally(), count)] == [1, 2, 3, 4][
+        max(0, 4 - count) :
+    ]
 
 
 def test_last_of_a_long_log_reads_only_its_end(tmp_path: Path, write_log: WriteLog) -> None:
@@ -145,8 +147,8 @@ def test_last_of_a_long_log_reads_only_its_end(tmp_path: Path, write_log: WriteL
     path = tmp_path / "log"
     write_log(path, *({"pid": number, "project": "p" * 900} for number in range(500)))
     path.write_bytes(b"damage\n" + path.read_bytes())
-    tally = Tally()
-    assert [record["pid"] for record in last([path], ALL, tally, 200)] == list(range(300, 500))
+    tally = LineTally()
+    assert [record["pid"] for record in read_newest([path], ALL, tally, 200)] == list(range(300, 500))
     assert tally.unreadable == 0
 
 
@@ -154,17 +156,17 @@ def test_last_of_several_logs_is_merged_by_time(tmp_path: Path, write_log: Write
     """Records of two logs come in one order."""
     for name, hours in (("a", (1, 3)), ("b", (2, 4))):
         write_log(tmp_path / name, *({"pid": hour, "timestamp": f"2026-11-05T0{hour}:00:00.0Z"} for hour in hours))
-    assert [record["pid"] for record in last([tmp_path / "a", tmp_path / "b"], ALL, Tally(), 3)] == [2, 3, 4]
+    assert [record["pid"] for record in read_newest([tmp_path / "a", tmp_path / "b"], ALL, LineTally(), 3)] == [2, 3, 4]
 
 
 def test_a_log_that_was_last_changed_too_long_ago_is_not_read(log: Path) -> None:
     """No record is younger than the file's last change, give or take what two machines' clocks may differ by."""
-    since = Query(since="2026-11-05T09:30:00.000000Z")
+    since = RecordQuery(since="2026-11-05T09:30:00.000000Z")
     for changed, found in (("08:29", []), ("08:31", [3, 4])):
         moment = datetime.fromisoformat(f"2026-11-05T{changed}:00+00:00").timestamp()
         os.utime(log, (moment, moment))
-        assert pids(log, since) == found
-        assert [record["pid"] for record in last([log], since, Tally(), 9)] == found
+        assert read_pids(log, since) == found
+        assert [record["pid"] for record in read_newest([log], since, LineTally(), 9)] == found
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_log_that_was_last_changed_too_long_ago_is_not_read(log: Path) -> None
     ],
 )
 def test_since(text: str, moment: str) -> None:
-    """A duration counts back from now; a time keeps its zone."""
+    """A duration counts back from now. A time keeps its zone."""
     assert parse_moment(text, datetime(2026, 11, 5, 12, tzinfo=timezone.utc)) == moment
 
 
@@ -191,4 +193,4 @@ def test_since_says_what_would_be_right(text: str) -> None:
 
 def test_reading_gives_back_what_was_written(log: Path) -> None:
     """A record that is read and encoded again is the same line."""
-    assert b"".join(encode(record) for record in read([log], ALL, Tally())) == log.read_bytes()
+    assert b"".join(encode_record(record) for record in read_records([log], ALL, LineTally())) == log.read_bytes()

@@ -17,16 +17,14 @@ from tfenv.audit import record as module
 from tfenv.audit.record import (
     MAX_RECORD_BYTES,
     AuditRecord,
-    Context,
-    Process,
-    encode,
-    policy_applied,
-    policy_changed,
-    policy_clamped,
-    policy_disabled,
-    policy_failed,
-    policy_loaded,
-    policy_outcome,
+    ProcessFacts,
+    RecordContext,
+    encode_record,
+    make_changed_record,
+    make_disabled_record,
+    make_failed_record,
+    make_loaded_record,
+    make_outcome_record,
 )
 from tfenv.errors import Finding
 from tfenv.policy.model import (
@@ -44,16 +42,16 @@ from tfenv.policy.model import (
 )
 from tfenv.values import replace
 
-Valid = Callable[[bytes], dict[str, Any]]
+CheckLine = Callable[[bytes], dict[str, Any]]
 HOSTILE = "a\nb\x1b[31mc\u2028d\u2029e\x85f\udcffg\x00\U0001f600"
 
 
-def line_of(record: AuditRecord) -> bytes:
-    return encode(record.as_dict())
+def encode_as_line(record: AuditRecord) -> bytes:
+    return encode_record(record.as_dict())
 
 
 def test_every_event_is_valid_against_the_schema(
-    context: Context, outcome: Outcome, valid: Valid, schema: dict[str, Any]
+    context: RecordContext, outcome: Outcome, check_line: CheckLine, schema: dict[str, Any]
 ) -> None:
     """Each event makes a record that the published schema accepts, and the schema knows no others."""
     policy, plan, finding = (
@@ -63,24 +61,26 @@ def test_every_event_is_valid_against_the_schema(
     )
     change = {"key": "gpu.memory_growth", "old": None, "new": True, "old_origin": None, "new_origin": "/a:2"}
     records = [
-        policy_loaded(context, policy, plan, (finding,), 1.25),
-        policy_applied(context, outcome),
-        policy_clamped(context, outcome),
-        policy_failed(context, (finding,), policy, outcome),
-        policy_disabled(context),
-        policy_changed(context, policy, plan, [change], (finding,)),
+        make_loaded_record(context, policy, plan, (finding,), 1.25),
+        make_outcome_record(context, outcome),
+        make_outcome_record(context, replace(outcome, status="clamped")),
+        make_failed_record(context, (finding,), policy, outcome),
+        make_disabled_record(context),
+        make_changed_record(context, policy, plan, [change], (finding,)),
     ]
-    events = [valid(line_of(record))["event"] for record in records]
+    events = [check_line(encode_as_line(record))["event"] for record in records]
     assert events == schema["properties"]["event"]["enum"]
 
 
-def test_a_plan_is_recorded_in_tensorflows_own_numbers(context: Context, valid: Valid) -> None:
+def test_a_plan_is_recorded_in_tensorflows_own_numbers(context: RecordContext, check_line: CheckLine) -> None:
     """Devices of a plan are numbered as TensorFlow will number them, with limits in bytes or as a fraction."""
     devices = (
         PlannedDevice("2", Device(2, "GPU-a", "H100", 80 << 30), MemoryLimit(bytes=8 << 30)),
         PlannedDevice("3", None, MemoryLimit(fraction=0.4)),
     )
-    record = valid(line_of(policy_loaded(context, EffectivePolicy(), Plan("2,3", devices=devices, growth=True))))
+    record = check_line(
+        encode_as_line(make_loaded_record(context, EffectivePolicy(), Plan("2,3", devices=devices, growth=True)))
+    )
     assert [device["index"] for device in record["devices"]] == [0, 1]
     assert [device["limit_bytes"] for device in record["devices"]] == [8 << 30, None]
     assert [device["limit_fraction"] for device in record["devices"]] == [None, 0.4]
@@ -88,12 +88,12 @@ def test_a_plan_is_recorded_in_tensorflows_own_numbers(context: Context, valid: 
     assert record["sources"] == [{"layer": "project", "path": "/srv/vision/tfgpu.toml", "sha256": "ab" * 32}]
 
 
-def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: Context, valid: Valid) -> None:
+def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: RecordContext, check_line: CheckLine) -> None:
     """Unset CUDA_VISIBLE_DEVICES (all GPUs) and an empty one (none) stay apart in the log."""
-    unset = policy_disabled(replace(context, grant=Grant(tokens=None)))
-    empty = policy_disabled(replace(context, grant=Grant(tokens=())))
-    assert valid(line_of(unset))["grant"] is None
-    assert valid(line_of(empty))["grant"] == []
+    unset = make_disabled_record(replace(context, grant=Grant(tokens=None)))
+    empty = make_disabled_record(replace(context, grant=Grant(tokens=())))
+    assert check_line(encode_as_line(unset))["grant"] is None
+    assert check_line(encode_as_line(empty))["grant"] == []
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,20 @@ def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: Context
         ("cpu", "policy_failed", "error"),
     ],
 )
-def test_an_outcome_finds_its_event(context: Context, status: OutcomeStatus, event: str, level: str) -> None:
+def test_an_outcome_finds_its_event(context: RecordContext, status: OutcomeStatus, event: str, level: str) -> None:
     """The status of an outcome decides the event, and a policy that is not in force is an error."""
-    record = policy_outcome(context, Outcome(status))
+    record = make_outcome_record(context, Outcome(status))
     assert (record.event, record.level) == (event, level)
 
 
-def test_the_level_follows_the_worst_finding(context: Context) -> None:
+def test_the_level_follows_the_worst_finding(context: RecordContext) -> None:
     """A note leaves a record at info, a warning makes it a warning, an error an error."""
     for severity, level in (("note", "info"), ("warning", "warning"), ("error", "error")):
-        record = policy_loaded(context, EffectivePolicy(), Plan(), (Finding("x", "y", severity),))  # type: ignore[arg-type]
+        record = make_loaded_record(context, EffectivePolicy(), Plan(), (Finding("x", "y", severity),))  # type: ignore[arg-type]
         assert record.level == level
 
 
-def test_hostile_names_stay_inside_one_ascii_line(context: Context, valid: Valid) -> None:
+def test_hostile_names_stay_inside_one_ascii_line(context: RecordContext, check_line: CheckLine) -> None:
     """Newlines, ANSI escapes, U+2028 and bytes that are not UTF-8 in names neither break nor colour the line."""
     hostile = replace(
         context,
@@ -128,47 +128,47 @@ def test_hostile_names_stay_inside_one_ascii_line(context: Context, valid: Valid
         subject=Subject(HOSTILE, 1, project=HOSTILE),
         sources=(Source("user", HOSTILE),),
     )
-    record = valid(line_of(policy_failed(hostile, (Finding("x", HOSTILE, path=HOSTILE),))))
+    record = check_line(encode_as_line(make_failed_record(hostile, (Finding("x", HOSTILE, path=HOSTILE),))))
     assert record["user"] == HOSTILE.replace("\udcff", "\\udcff")
     assert "\udcff" not in json.dumps(record, ensure_ascii=False)
 
 
-def test_the_timestamp_is_the_moment_of_the_event_in_utc(context: Context) -> None:
+def test_the_timestamp_is_the_moment_of_the_event_in_utc(context: RecordContext) -> None:
     """A record carries the time it was made, in UTC with microseconds and a Z."""
     before = datetime.now(timezone.utc)
-    stamp = policy_disabled(context).timestamp
+    stamp = make_disabled_record(context).timestamp
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", stamp)
     assert before <= datetime.fromisoformat(stamp.replace("Z", "+00:00")) <= datetime.now(timezone.utc)
 
 
-def test_what_json_cannot_hold_becomes_text(context: Context, valid: Valid) -> None:
+def test_what_json_cannot_hold_becomes_text(context: RecordContext, check_line: CheckLine) -> None:
     """NaN, infinity, bytes and objects in what a program asked for do not make the record unreadable."""
     asked: Any = {"fraction": float("nan"), 3: float("inf"), "raw": b"\xff", "nested": {"list": (1, {2})}}
-    record = valid(line_of(policy_applied(context, Outcome("applied", asked=asked))))
+    record = check_line(encode_as_line(make_outcome_record(context, Outcome("applied", asked=asked))))
     assert record["asked"] == {"fraction": "nan", "3": "inf", "raw": "b'\\xff'", "nested": {"list": [1, [2]]}}
 
 
 def test_process_facts_come_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """pid, parent, host and version are the kernel's and the interpreter's."""
-    process = Process.current("tensorflow", "2.21.0")
+    process = ProcessFacts.collect("tensorflow", "2.21.0")
     assert (process.pid, process.ppid, process.host) == (os.getpid(), os.getppid(), os.uname().nodename)
     assert sys.version.startswith(process.python)
     monkeypatch.setattr(sys, "argv", ["train.py", "--token=secret"])
-    assert "secret" not in repr(Process.current())
+    assert "secret" not in repr(ProcessFacts.collect())
 
 
 def test_only_known_scheduler_ids_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids of schedulers are recorded; a token in the environment, or a JOB_ID of nobody knows what, is not."""
+    """Ids of schedulers are recorded. A token in the environment, or a JOB_ID of nobody knows what, is not."""
     for name in os.environ:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_JWT", "secret")
     monkeypatch.setenv("JOB_ID", "7")
     monkeypatch.setenv("HOSTNAME", "pod-1")
-    assert Process.current().scheduler == {"SLURM_JOB_ID": "42"}
+    assert ProcessFacts.collect().scheduler == {"SLURM_JOB_ID": "42"}
     monkeypatch.setenv("SGE_ROOT", "/opt/sge")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert Process.current().scheduler == {"SLURM_JOB_ID": "42", "JOB_ID": "7", "KUBERNETES_POD": "pod-1"}
+    assert ProcessFacts.collect().scheduler == {"SLURM_JOB_ID": "42", "JOB_ID": "7", "KUBERNETES_POD": "pod-1"}
 
 
 def test_the_schema_knows_the_scheduler_ids(schema: dict[str, Any]) -> None:
@@ -192,27 +192,27 @@ def test_the_schema_describes_every_field(schema: dict[str, Any]) -> None:
     check(schema, "")
 
 
-def test_long_messages_go_first_and_the_record_says_so(context: Context, valid: Valid) -> None:
+def test_long_messages_go_first_and_the_record_says_so(context: RecordContext, check_line: CheckLine) -> None:
     """A record that is too long loses the ends of its findings' messages before anything else."""
     findings = tuple(Finding("x", "m" * 900, path="/f", line=n) for n in range(1, 7))
-    record = valid(line_of(policy_failed(context, findings)))
+    record = check_line(encode_as_line(make_failed_record(context, findings)))
     assert record["truncated"] is True
     assert len(record["findings"]) == 6
     assert record["sources"]
     assert record["dropped"] == {}
 
 
-def test_dropped_findings_are_counted(context: Context, valid: Valid) -> None:
+def test_dropped_findings_are_counted(context: RecordContext, check_line: CheckLine) -> None:
     """Findings that do not fit are dropped from the end, and their number is kept."""
     findings = tuple(Finding("x", "m" * 50, path=f"/f{n}") for n in range(100))
-    record = valid(line_of(policy_failed(context, findings)))
+    record = check_line(encode_as_line(make_failed_record(context, findings)))
     assert record["findings"][0]["path"] == "/f0"
     assert len(record["findings"]) + record["dropped"]["findings"] == 100
 
 
-def test_a_record_that_fits_is_not_touched(applied: AuditRecord, valid: Valid) -> None:
+def test_a_record_that_fits_is_not_touched(applied: AuditRecord, check_line: CheckLine) -> None:
     """`truncated` appears only on a record that was shortened."""
-    record = valid(line_of(applied))
+    record = check_line(encode_as_line(applied))
     assert "truncated" not in record
     assert record["devices"][0]["uuid"] == "GPU-8932f937-d72c"
 
@@ -247,23 +247,28 @@ devices_ = st.builds(
     st.dictionaries(texts, plain, max_size=5),
 )
 def test_a_record_of_anything_is_one_valid_line_of_at_most_4_kib(
-    valid: Valid, text: str, tokens: list[str], findings: list[Finding], devices: list[DeviceOutcome], asked: Any
+    check_line: CheckLine,
+    text: str,
+    tokens: list[str],
+    findings: list[Finding],
+    devices: list[DeviceOutcome],
+    asked: Any,
 ) -> None:
     """Whatever the names, findings and wishes are: one line, valid JSON, valid against the schema, at most 4 KiB."""
     ids = dict.fromkeys([*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"], text)
-    process = Process(1, 2, text, text, text, text, text, ids)
-    context = Context(process, Subject(text, 3, project=text), Grant(tuple(tokens)), (Source("user", text),) * 9)
+    process = ProcessFacts(1, 2, text, text, text, text, text, ids)
+    context = RecordContext(process, Subject(text, 3, project=text), Grant(tuple(tokens)), (Source("user", text),) * 9)
     outcome = Outcome("clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings))
-    full = policy_clamped(context, outcome)
-    assert len(line_of(full)) <= MAX_RECORD_BYTES
-    valid(line_of(full))
+    full = make_outcome_record(context, outcome)
+    assert len(encode_as_line(full)) <= MAX_RECORD_BYTES
+    check_line(encode_as_line(full))
 
 
 def test_nothing_of_the_environment_or_arguments_reaches_a_record(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+    context: RecordContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A secret in a variable or an argument is not in the record."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setattr(sys, "argv", ["x", "hunter2"])
-    record = policy_disabled(replace(context, process=Process.current()))
-    assert b"hunter2" not in line_of(record)
+    record = make_disabled_record(replace(context, process=ProcessFacts.collect()))
+    assert b"hunter2" not in encode_as_line(record)

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from tfenv.audit.query import Query, Tally, last, read
-from tfenv.audit.rotation import Tail, can_open, open_log, unique_logs, with_rotated
+from tfenv.audit.query import LineTally, RecordQuery, read_newest, read_records
+from tfenv.audit.rotation import LogTail, can_open, find_all_log_files, find_log_files, open_log
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
-ALL = Query()
+ALL = RecordQuery()
 
 
 def test_rotated_logs_come_oldest_first(tmp_path: Path) -> None:
-    """Numbers count down, dates up, the log itself is last; other files are not taken for logs."""
+    """Numbers count down, dates up, the log itself is last. Other files are not taken for logs."""
     names = [
         "log.10.gz",
         "log.3.zst",
@@ -32,19 +32,19 @@ def test_rotated_logs_come_oldest_first(tmp_path: Path) -> None:
     ]
     for name in [*names, "log.old", "log.1.swp", "log.1.zip", "other.1"]:
         (tmp_path / name).touch()
-    assert [path.name for path in with_rotated(tmp_path / "log")] == names
+    assert [path.name for path in find_log_files(tmp_path / "log")] == names
 
 
 def test_a_log_is_read_once_however_it_was_named(tmp_path: Path) -> None:
-    """`--file log*` names a log and what was rotated away from it; one that is not there stays, and is an error."""
+    """`--file log*` names a log and what was rotated away from it. One that is not there stays, and is an error."""
     for name in ("log", "log.1", "log.2.gz"):
         (tmp_path / name).touch()
     named = [tmp_path / name for name in ("log", "log.1", "log.2.gz", "gone")]
-    assert unique_logs(named) == [tmp_path / name for name in ("log.2.gz", "log.1", "log", "gone")]
+    assert find_all_log_files(named) == [tmp_path / name for name in ("log.2.gz", "log.1", "log", "gone")]
 
 
 def compress_zstd(data: bytes) -> bytes:
-    zstd = pytest.importorskip("backports.zstd", reason="Python 3.14 or tfenv[audit] brings it")
+    zstd = pytest.importorskip("backports.zstd", reason="RunProgram 3.14 or tfenv[audit] brings it")
     packed: bytes = zstd.compress(data)
     return packed
 
@@ -57,18 +57,18 @@ def compress_zstd(data: bytes) -> bytes:
 def test_compressed_logs_are_read(
     tmp_path: Path, write_log: WriteLog, suffix: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """Each compression is read like the log itself; a file that is cut off gives what it holds, and is counted."""
+    """Each compression is read like the log itself. A file that is cut off gives what it holds, and is counted."""
     log, packed = tmp_path / "log", tmp_path / f"log.1{suffix}"
     write_log(log, *({"pid": pid, "project": f"p{pid}" * 90} for pid in range(40)))
     packed.write_bytes(compress(log.read_bytes()))
-    assert [record["pid"] for record in read([packed], ALL, Tally())] == list(range(40))
-    assert [record["pid"] for record in last([packed, log], ALL, Tally(), 80)][-1] == 39
+    assert [record["pid"] for record in read_records([packed], ALL, LineTally())] == list(range(40))
+    assert [record["pid"] for record in read_newest([packed, log], ALL, LineTally(), 80)][-1] == 39
     packed.write_bytes(packed.read_bytes()[:-15])
-    tally = Tally()
-    assert len(list(read([packed], ALL, tally))) <= 40
+    tally = LineTally()
+    assert len(list(read_records([packed], ALL, tally))) <= 40
     assert tally.unreadable >= 1
     packed.write_bytes(b"not compressed")
-    assert list(read([packed], ALL, tally)) == []
+    assert list(read_records([packed], ALL, tally)) == []
 
 
 def test_a_log_that_nothing_here_can_decompress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,17 +89,17 @@ def test_old_compressed_logs_are_left_alone(tmp_path: Path, write_log: WriteLog)
     old = tmp_path / "log.1.gz"
     old.write_bytes(b"not compressed")
     os.utime(old, (0, 0))
-    tally = Tally()
-    assert len(last([old, tmp_path / "log"], ALL, tally, 5)) == 5
+    tally = LineTally()
+    assert len(read_newest([old, tmp_path / "log"], ALL, tally, 5)) == 5
     assert tally.unreadable == 0
-    last([old, tmp_path / "log"], ALL, tally, 6)
+    read_newest([old, tmp_path / "log"], ALL, tally, 6)
     assert tally.unreadable == 1
 
 
 def test_a_tail_gives_what_is_appended(tmp_path: Path) -> None:
     """Only whole lines, only new ones, also of a log that does not exist yet."""
     path = tmp_path / "log"
-    tail = Tail(path)
+    tail = LogTail(path)
     assert tail.poll() == []
     path.write_bytes(b"1\n2")
     assert tail.poll() == [b"1"]
@@ -113,7 +113,7 @@ def test_a_tail_begins_at_the_end(tmp_path: Path) -> None:
     """What was there before is not repeated."""
     path = tmp_path / "log"
     path.write_bytes(b"old\n")
-    tail = Tail(path)
+    tail = LogTail(path)
     assert (tail.poll(), tail.position) == ([], 4)
     tail.close()
 
@@ -122,7 +122,7 @@ def test_a_tail_survives_rotation(tmp_path: Path) -> None:
     """After rename and create: the rest of the old file, what a late writer adds to it, then the new one."""
     path = tmp_path / "log"
     path.write_bytes(b"old\n")
-    tail = Tail(path)
+    tail = LogTail(path)
     late = path.open("ab", buffering=0)
     late.write(b"1\n")
     path.rename(tmp_path / "log.1")
@@ -140,7 +140,7 @@ def test_a_tail_survives_copytruncate(tmp_path: Path) -> None:
     """A log that became shorter is read from its beginning."""
     path = tmp_path / "log"
     path.write_bytes(b"a long line\n")
-    tail = Tail(path)
+    tail = LogTail(path)
     path.write_bytes(b"1\n")
     assert tail.poll() == [b"1"]
     tail.close()

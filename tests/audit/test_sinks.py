@@ -19,9 +19,9 @@ import structlog
 
 from tests.conftest import SimulatedGpus
 from tfenv.audit import sinks as module
-from tfenv.audit.query import Query, Tally, read
-from tfenv.audit.record import AuditRecord, Context, encode, policy_disabled
-from tfenv.audit.rotation import with_rotated
+from tfenv.audit.query import LineTally, RecordQuery, read_records
+from tfenv.audit.record import AuditRecord, RecordContext, encode_record, make_disabled_record
+from tfenv.audit.rotation import find_log_files
 from tfenv.audit.sinks import (
     COMPLAINED_VARIABLE,
     DEFAULT_LOG,
@@ -30,26 +30,26 @@ from tfenv.audit.sinks import (
     SyslogSink,
     append_line,
     expand_path,
-    log_names,
+    list_log_names,
 )
 from tfenv.policy.model import AuditSinks
 
-Valid = Callable[[bytes], dict[str, Any]]
-Python = Callable[..., "subprocess.CompletedProcess[str]"]
+CheckLine = Callable[[bytes], dict[str, Any]]
+RunProgram = Callable[..., "subprocess.CompletedProcess[str]"]
 LINE = b'{"timestamp":"x"}\n'
 UID = os.geteuid()
 as_root = pytest.mark.skipif(UID != 0, reason="needs root, to be somebody else or to mount a file system")
 
 
-def open_log(*paths: Path, **more: Any) -> AuditLog:
+def make_log(*paths: Path, **more: Any) -> AuditLog:
     sinks = AuditSinks(stderr="none", files=tuple(map(str, paths)), default_file=False, **more)
     return AuditLog(sinks, home=None, uid=UID)
 
 
-def whole_records(*paths: Path) -> list[dict[str, Any]]:
-    """All records; fails if any line is not one."""
-    tally = Tally()
-    records = list(read(paths, Query(), tally))
+def read_whole_records(*paths: Path) -> list[dict[str, Any]]:
+    """Return all records. Fail if any line is not one."""
+    tally = LineTally()
+    records = list(read_records(paths, RecordQuery(), tally))
     assert tally.unreadable == 0
     return [dict(record) for record in records]
 
@@ -57,15 +57,15 @@ def whole_records(*paths: Path) -> list[dict[str, Any]]:
 # ---- one event, one write
 
 
-def test_an_event_is_one_valid_line(tmp_path: Path, applied: AuditRecord, valid: Valid) -> None:
+def test_an_event_is_one_valid_line(tmp_path: Path, applied: AuditRecord, check_line: CheckLine) -> None:
     """A record arrives in the log as one line that the schema accepts, in a file only its owner may read."""
     path = tmp_path / "audit.jsonl"
-    open_log(path).emit(applied)
-    assert valid(path.read_bytes())["event"] == "policy_applied"
+    make_log(path).emit(applied)
+    assert check_line(path.read_bytes())["event"] == "policy_applied"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_an_event_is_one_write(tmp_path: Path, python: Python) -> None:
+def test_an_event_is_one_write(tmp_path: Path, python: RunProgram) -> None:
     """Each event reaches the kernel by exactly one write to the log, as an audit hook of the kernel would see it."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
@@ -73,7 +73,7 @@ def test_an_event_is_one_write(tmp_path: Path, python: Python) -> None:
     trace = tmp_path / "trace"
     program = f"{EMIT}\nfor _ in range(3): log.emit(record)"
     command = ["strace", "-f", "-e", "trace=write,pwrite64,writev", "-P", str(path), "-o", str(trace)]
-    run = subprocess.run([*command, sys.executable, "-c", program, str(path)], check=False, env=checkout(), timeout=60)
+    run = subprocess.run([*command, sys.executable, "-c", program, str(path)], check=False, env=make_env(), timeout=60)
     if run.returncode:
         pytest.skip("strace may not trace here")
     assert trace.read_text().count("write(") == 3
@@ -82,26 +82,26 @@ def test_an_event_is_one_write(tmp_path: Path, python: Python) -> None:
 def test_records_without_structlog_are_the_same_bytes(tmp_path: Path, applied: AuditRecord) -> None:
     """A kept record is written at exit without structlog, byte for byte as with it."""
     with_it, without = tmp_path / "with", tmp_path / "without"
-    open_log(with_it).emit(applied)
-    log = open_log(without)
+    make_log(with_it).emit(applied)
+    log = make_log(without)
     log.keep(applied)
     log.flush()
-    assert log._loggers is None
-    assert with_it.read_bytes() == without.read_bytes() == encode(applied.as_dict())
+    assert log._structlog_loggers is None
+    assert with_it.read_bytes() == without.read_bytes() == encode_record(applied.as_dict())
 
 
 def test_all_sinks_get_every_record(tmp_path: Path, applied: AuditRecord) -> None:
     """Sinks of all layers add up: each log has the record, a log named twice has it once."""
     paths = [tmp_path / name for name in ("a", "b")]
-    open_log(*paths, required_files=(str(paths[0]),)).emit(applied)
-    assert [len(whole_records(path)) for path in paths] == [1, 1]
+    make_log(*paths, required_files=(str(paths[0]),)).emit(applied)
+    assert [len(read_whole_records(path)) for path in paths] == [1, 1]
 
 
 def test_one_bad_log_does_not_silence_the_others(tmp_path: Path, applied: AuditRecord) -> None:
     """A log that cannot be written leaves the others as they are."""
     good = tmp_path / "good"
-    open_log(tmp_path / "missing" / "bad", good).emit(applied)
-    assert len(whole_records(good)) == 1
+    make_log(tmp_path / "missing" / "bad", good).emit(applied)
+    assert len(read_whole_records(good)) == 1
 
 
 def test_the_default_log_is_made_in_the_home_of_the_account(
@@ -113,7 +113,7 @@ def test_the_default_log_is_made_in_the_home_of_the_account(
     home.mkdir()
     AuditLog(AuditSinks("none"), str(home), UID).emit(applied)
     folder = home / ".local/state/tfgpu"
-    assert len(whole_records(folder / "audit.jsonl")) == 1
+    assert len(read_whole_records(folder / "audit.jsonl")) == 1
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not (tmp_path / "forged").exists()
 
@@ -122,7 +122,7 @@ def test_the_default_log_comes_with_a_projects_own(tmp_path: Path, applied: Audi
     """A project's log is one more: the user's own still has the record."""
     path = tmp_path / "log"
     AuditLog(AuditSinks("none", (str(path),)), str(tmp_path), UID).emit(applied)
-    assert len(whole_records(path)) == len(whole_records(tmp_path / ".local/state/tfgpu/audit.jsonl")) == 1
+    assert len(read_whole_records(path)) == len(read_whole_records(tmp_path / ".local/state/tfgpu/audit.jsonl")) == 1
 
 
 def test_without_a_default_log_none_is_made(tmp_path: Path, applied: AuditRecord) -> None:
@@ -134,9 +134,9 @@ def test_without_a_default_log_none_is_made(tmp_path: Path, applied: AuditRecord
 
 def test_the_logs_are_named_in_order_and_once() -> None:
     """The administrator's log comes first, the default last, and a log named twice is one."""
-    assert log_names(AuditSinks(files=("/u", "/m"), required_files=("/m",))) == ("/m", "/u", DEFAULT_LOG)
-    assert log_names(AuditSinks(files=("/u", DEFAULT_LOG))) == ("/u", DEFAULT_LOG)
-    assert log_names(AuditSinks(default_file=False)) == ()
+    assert list_log_names(AuditSinks(files=("/u", "/m"), required_files=("/m",))) == ("/m", "/u", DEFAULT_LOG)
+    assert list_log_names(AuditSinks(files=("/u", DEFAULT_LOG))) == ("/u", DEFAULT_LOG)
+    assert list_log_names(AuditSinks(default_file=False)) == ()
 
 
 @pytest.mark.parametrize("home", [None, "nonexistent"])
@@ -205,7 +205,7 @@ def test_a_planted_path_is_refused(
     """A symlink, FIFO, hard link, directory or device in place of the log is not written to and does not hang."""
     path = tmp_path / "log"
     plant(path)
-    log = open_log(path)
+    log = make_log(path)
     log.emit(applied)
     assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "warning")]
     assert capfd.readouterr().err.count("\n") == 1
@@ -225,7 +225,7 @@ def test_a_fifo_with_a_reader_is_refused_too(tmp_path: Path) -> None:
 
 
 @as_root
-def test_a_fifo_that_may_only_be_written_does_not_hang(tmp_path: Path, python: Python) -> None:
+def test_a_fifo_that_may_only_be_written_does_not_hang(tmp_path: Path, python: RunProgram) -> None:
     """Nobody reads the FIFO, and opening it for writing alone would wait for a reader for ever."""
     path = Path(f"/tmp/tfenv-test-fifo-{os.getpid()}")  # tmp_path is closed to the other user
     os.mkfifo(path)
@@ -245,7 +245,7 @@ def test_character_devices_are_refused() -> None:
 
 @as_root
 def test_a_strangers_file_is_refused(tmp_path: Path) -> None:
-    """A log that belongs to neither me nor root is refused; root's is not."""
+    """A log that belongs to neither me nor root is refused. Root's is not."""
     path = tmp_path / "log"
     path.touch()
     os.chown(path, 4242, -1)
@@ -260,7 +260,7 @@ def test_a_log_that_the_machine_asks_for_is_an_error_when_it_is_refused(tmp_path
     """Severity tells on_error whether a log that failed was the administrator's."""
     path = tmp_path / "log"
     path.symlink_to("victim")
-    log = open_log(path, required_files=(str(path),))
+    log = make_log(path, required_files=(str(path),))
     log.emit(applied)
     assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "error")]
 
@@ -285,7 +285,7 @@ def test_a_file_of_something_else_is_refused(
     """A project that names its own train.py as the log gets no line into it."""
     path = tmp_path / "train.py"
     path.write_bytes(content)
-    log = open_log(path)
+    log = make_log(path)
     log.emit(applied)
     log.open_now()
     assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "warning")]
@@ -300,12 +300,12 @@ def test_a_log_whose_first_record_was_torn_is_still_a_log(tmp_path: Path, applie
     path.write_bytes(begin)
     for _ in range(3):
         module._known_logs.clear()
-        open_log(path).emit(applied)
-    assert path.read_bytes().count(encode(applied.as_dict())) == 3
+        make_log(path).emit(applied)
+    assert path.read_bytes().count(encode_record(applied.as_dict())) == 3
 
 
-def test_a_log_is_looked_at_once_and_a_new_one_anew(tmp_path: Path, python: Python) -> None:
-    """Not every event reads the beginning of the log; a file that takes its place is read again."""
+def test_a_log_is_looked_at_once_and_a_new_one_anew(tmp_path: Path, python: RunProgram) -> None:
+    """Not every event reads the beginning of the log. A file that takes its place is read again."""
     path = tmp_path / "log"
     program = f"""{EMIT}
 reads = []
@@ -327,11 +327,11 @@ print(len(reads), log.findings[0].code)
 def test_open_now_writes_what_was_kept(tmp_path: Path, applied: AuditRecord) -> None:
     """The record of the import is in the log before devices are created, once."""
     path = tmp_path / "log"
-    log = open_log(path, required_files=(str(path),))
+    log = make_log(path, required_files=(str(path),))
     log.keep(applied)
     log.open_now()
     log.open_now()
-    assert path.read_bytes() == encode(applied.as_dict())
+    assert path.read_bytes() == encode_record(applied.as_dict())
     assert log.findings == ()
 
 
@@ -339,9 +339,9 @@ def test_open_now_writes_what_was_kept(tmp_path: Path, applied: AuditRecord) -> 
 def test_open_now_shows_that_a_required_log_cannot_be_written(
     tmp_path: Path, applied: AuditRecord, *, kept: bool
 ) -> None:
-    """Also where nothing was kept, as in a forked child, the administrator's log is found missing; others are not."""
+    """Also where nothing was kept, as in a forked child, the administrator's log is found missing. Others are not."""
     required, other = tmp_path / "missing" / "log", tmp_path / "nowhere" / "log"
-    log = open_log(other, required_files=(str(required),))
+    log = make_log(other, required_files=(str(required),))
     if kept:
         log.keep(applied)
     log.open_now()
@@ -353,7 +353,7 @@ def test_open_now_shows_that_a_required_log_cannot_be_written(
 def test_open_now_leaves_no_trace_but_the_file(tmp_path: Path) -> None:
     """Trying a required log out makes the file and no record."""
     path = tmp_path / "log"
-    log = open_log(required_files=(str(path),))
+    log = make_log(required_files=(str(path),))
     log.open_now()
     assert (path.read_bytes(), log.findings) == (b"", ())
 
@@ -361,22 +361,25 @@ def test_open_now_leaves_no_trace_but_the_file(tmp_path: Path) -> None:
 # ---- what goes wrong
 
 
-def checkout() -> dict[str, str]:
+def make_env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 
 #: A program that has a `log` on the file named by its first argument, and a `record`.
 EMIT = """
 import os, sys, resource, signal
-from tfenv.audit.record import Context, Process, policy_disabled
+from tfenv.audit.record import RecordContext, ProcessFacts, make_disabled_record
 from tfenv.audit.sinks import AuditLog
 from tfenv.policy.model import AuditSinks, Subject
 log = AuditLog(AuditSinks("none", (sys.argv[1],), default_file=False), None, os.geteuid())
-record = policy_disabled(Context(Process.current("tensorflow"), Subject("alice", os.geteuid(), project="p" * 600)))
+subject = Subject("alice", os.geteuid(), project="p" * 600)
+record = make_disabled_record(RecordContext(ProcessFacts.collect("tensorflow"), subject))
 """
 
 
-def test_a_full_disk_is_one_line_on_stderr_and_a_count_later(tmp_path: Path, python: Python, valid: Valid) -> None:
+def test_a_full_disk_is_one_line_on_stderr_and_a_count_later(
+    tmp_path: Path, python: RunProgram, check_line: CheckLine
+) -> None:
     """When the file may not grow, the program goes on, says so once, and the next record counts what was lost."""
     path = tmp_path / "log"
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
@@ -393,11 +396,11 @@ print("went on")
     assert run.stderr.count("\n") == 1
     assert "the program goes on" in run.stderr
     first, torn, healed, last = path.read_bytes().splitlines(keepends=True)
-    valid(first)
+    check_line(first)
     with pytest.raises(ValueError, match="Invalid control character"):
         json.loads(torn)
-    assert valid(healed)["lost"] == 3
-    assert "lost" not in valid(last)
+    assert check_line(healed)["lost"] == 3
+    assert "lost" not in check_line(last)
 
 
 @as_root
@@ -407,11 +410,11 @@ def test_a_disk_without_space_loses_records_and_nothing_else(tmp_path: Path, app
     if mounted.returncode:
         pytest.skip("may not mount here")
     try:
-        log = open_log(tmp_path / "log")
+        log = make_log(tmp_path / "log")
         for _ in range(50):
             log.emit(applied)
-        tally = Tally()
-        kept = list(read([tmp_path / "log"], Query(), tally))
+        tally = LineTally()
+        kept = list(read_records([tmp_path / "log"], RecordQuery(), tally))
         assert 0 < len(kept) < 50
         assert tally.unreadable <= 1
         assert [finding.code for finding in log.findings] == ["log-not-written"]
@@ -445,7 +448,7 @@ def may_mount() -> bool:
     ids=["full", "read-only"],
 )
 def test_a_file_system_that_takes_nothing(
-    tmp_path: Path, valid: Valid, break_it: str, mend_it: str, reason: str
+    tmp_path: Path, check_line: CheckLine, break_it: str, mend_it: str, reason: str
 ) -> None:
     """Full or read-only: one line on stderr, and the next record that gets through counts what was lost."""
     if not may_mount():
@@ -462,18 +465,18 @@ print(open(sys.argv[1]).read())
 """
     path = str(tmp_path / "log")
     command = [*IN_NAMESPACE, str(tmp_path), sys.executable, "-c", program, path]
-    run = subprocess.run(command, env=checkout(), capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run(command, env=make_env(), capture_output=True, text=True, check=False, timeout=60)
     assert (run.returncode, run.stderr.count("\n")) == (0, 1), run.stderr
     assert reason in run.stderr
     assert run.stderr.endswith("the program goes on\n")
     lines = run.stdout.rstrip().splitlines(keepends=True)
-    records = [valid(line.rstrip().encode() + b"\n") for line in lines if is_whole(line)]
+    records = [check_line(line.rstrip().encode() + b"\n") for line in lines if is_whole_line(line)]
     assert len(lines) - len(records) <= 1
     lost = [record["lost"] for record in records if "lost" in record]
     assert (len(lost), sum(lost) + len(records)) == (1, 23)
 
 
-def is_whole(line: str) -> bool:
+def is_whole_line(line: str) -> bool:
     try:
         json.loads(line)
     except ValueError:
@@ -482,7 +485,7 @@ def is_whole(line: str) -> bool:
 
 
 @as_root
-def test_a_log_without_permission_is_one_line_on_stderr(tmp_path: Path, python: Python) -> None:
+def test_a_log_without_permission_is_one_line_on_stderr(tmp_path: Path, python: RunProgram) -> None:
     """EACCES: the program goes on, with one line for any number of events."""
     os.chmod(tmp_path, 0o700)
     program = f"{EMIT}\nos.seteuid(4242)\nfor _ in range(3): log.emit(record)\nprint('on')"
@@ -491,7 +494,7 @@ def test_a_log_without_permission_is_one_line_on_stderr(tmp_path: Path, python: 
     assert "Permission denied" in run.stderr
 
 
-def test_children_do_not_repeat_the_complaint(tmp_path: Path, python: Python) -> None:
+def test_children_do_not_repeat_the_complaint(tmp_path: Path, python: RunProgram) -> None:
     """What the parent said about a log that failed, neither its forked nor its spawned children say again."""
     program = f"""{EMIT}
 import subprocess
@@ -505,7 +508,7 @@ if len(sys.argv) == 2:
     path = str(tmp_path / "missing" / "log")
     command = [sys.executable, "-c", program, path]
     run = subprocess.run(
-        command, input=program, env=checkout(), capture_output=True, text=True, check=False, timeout=60
+        command, input=program, env=make_env(), capture_output=True, text=True, check=False, timeout=60
     )
     assert (run.stdout, run.stderr.count("the program goes on")) == ("on\n", 1)
     alone = python(program, path, "child")
@@ -514,7 +517,7 @@ if len(sys.argv) == 2:
 
 def test_a_path_with_a_nul_is_lost_like_any_other(applied: AuditRecord) -> None:
     """A path that no system call takes raises nothing."""
-    log = open_log(Path("/tmp/a\x00b"))
+    log = make_log(Path("/tmp/a\x00b"))
     log.emit(applied)
     assert [finding.code for finding in log.findings] == ["log-not-written"]
 
@@ -523,18 +526,18 @@ def test_a_name_in_the_complaint_cannot_steer_the_terminal(
     tmp_path: Path, applied: AuditRecord, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The line about a log that failed escapes what is in its path."""
-    open_log(tmp_path / "missing\x1b[31m\n" / "log").emit(applied)
+    make_log(tmp_path / "missing\x1b[31m\n" / "log").emit(applied)
     complaint = capfd.readouterr().err
     assert "\x1b" not in complaint
     assert complaint.count("\n") == 1
 
 
-def test_closed_descriptors_do_not_matter(tmp_path: Path, python: Python) -> None:
+def test_closed_descriptors_do_not_matter(tmp_path: Path, python: RunProgram) -> None:
     """A program that closes every descriptor (a daemon) and goes on logging loses nothing and raises nothing."""
     path = tmp_path / "log"
     run = python(f"{EMIT}\nlog.emit(record)\nos.closerange(0, 256)\nlog.emit(record)\nos._exit(0)", str(path))
     assert run.returncode == 0
-    assert len(whole_records(path)) == 2
+    assert len(read_whole_records(path)) == 2
 
 
 #: Runs a program where /etc has a tfgpu.toml, without touching the machine's own.
@@ -577,14 +580,14 @@ print(os.path.exists(sys.argv[1]) and "cuInit" in open(sys.argv[1]).read())
 
 
 def write_many(path: Path, processes: int, records: int) -> list[int]:
-    """Fork writers, and give the pids."""
+    """Fork writers, and return the pids."""
     program = f"""{EMIT}
 log.emit(record)
 pids = []
 for _ in range({processes}):
     pid = os.fork()
     if not pid:
-        record = policy_disabled(Context(Process.current(), Subject("alice", os.geteuid(), project="p" * 500)))
+        record = make_disabled_record(RecordContext(ProcessFacts.collect(), subject))
         for _ in range({records}): log.emit(record)
         os._exit(0)
     pids.append(pid)
@@ -592,7 +595,7 @@ print(*pids)
 for pid in pids: assert os.waitpid(pid, 0)[1] == 0
 """
     command = [sys.executable, "-c", program, str(path)]
-    run = subprocess.run(command, env=checkout(), capture_output=True, text=True, check=True, timeout=120)
+    run = subprocess.run(command, env=make_env(), capture_output=True, text=True, check=True, timeout=120)
     return [int(pid) for pid in run.stdout.split()]
 
 
@@ -603,14 +606,14 @@ def test_many_processes_tear_and_lose_nothing(tmp_path: Path, processes: int, re
     """Processes that write to one log at once: every record of every one is there, whole."""
     path = tmp_path / "log"
     pids = write_many(path, processes, records)
-    written = [record["pid"] for record in whole_records(path)]
+    written = [record["pid"] for record in read_whole_records(path)]
     assert [written.count(pid) for pid in pids] == [records] * processes
 
 
 def test_threads_tear_and_lose_nothing(tmp_path: Path, applied: AuditRecord) -> None:
     """Threads that share one AuditLog write every record once."""
     path = tmp_path / "log"
-    log = open_log(path)
+    log = make_log(path)
 
     def emit_many() -> None:
         for _ in range(100):
@@ -621,24 +624,24 @@ def test_threads_tear_and_lose_nothing(tmp_path: Path, applied: AuditRecord) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(whole_records(path)) == 800
+    assert len(read_whole_records(path)) == 800
 
 
 def test_sigkill_while_writing_leaves_a_readable_log(tmp_path: Path) -> None:
-    """Killed at random moments, a writer loses at most the line it was writing; what it had written is all there."""
+    """Killed at random moments, a writer loses at most the line it was writing. What it had written is all there."""
     path = tmp_path / "log"
     program = f"{EMIT}\nwhile True:\n log.emit(record)\n os.write(1, b'.')"
     written = 0
     for _ in range(5):
         before = path.stat().st_size if path.exists() else 0
         command = [sys.executable, "-c", program, str(path)]
-        writer = subprocess.Popen(command, env=checkout(), stdout=subprocess.PIPE)
+        writer = subprocess.Popen(command, env=make_env(), stdout=subprocess.PIPE)
         wait_for_growth(path, before + 1)
         time.sleep(random.uniform(0, 0.02))
         writer.kill()
         written += len(writer.communicate()[0])
-        tally = Tally()
-        assert written <= len(list(read([path], Query(), tally))) <= written + 5
+        tally = LineTally()
+        assert written <= len(list(read_records([path], RecordQuery(), tally))) <= written + 5
         assert tally.unreadable <= 5
     assert written > 5
 
@@ -646,8 +649,8 @@ def test_sigkill_while_writing_leaves_a_readable_log(tmp_path: Path) -> None:
 def test_a_torn_end_does_not_swallow_the_next_record(tmp_path: Path, applied: AuditRecord) -> None:
     """After a half record, where a writer was killed, the next one starts on its own line."""
     path = tmp_path / "log"
-    path.write_bytes(encode(applied.as_dict())[:100])
-    open_log(path).emit(applied)
+    path.write_bytes(encode_record(applied.as_dict())[:100])
+    make_log(path).emit(applied)
     torn, whole = path.read_bytes().splitlines()
     assert (len(torn), json.loads(whole)["event"]) == (100, "policy_applied")
 
@@ -657,7 +660,7 @@ def test_a_torn_end_does_not_swallow_the_next_record(tmp_path: Path, applied: Au
 
 @pytest.fixture
 def writers(tmp_path: Path) -> Iterator[Callable[[], int]]:
-    """Two programs that write all the time; calling it stops them and gives how many records they wrote."""
+    """Two programs that write all the time. Calling it stops them and gives how many records they wrote."""
     program = f"{EMIT}\nsignal.signal(signal.SIGTERM, lambda *_: (print(count), sys.stdout.flush(), os._exit(0)))\n"
     program += (
         "import time\ncount = 0\nwhile True:\n"
@@ -665,7 +668,7 @@ def writers(tmp_path: Path) -> Iterator[Callable[[], int]]:
         " signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]); time.sleep(0.0005)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "log")]
-    running = [subprocess.Popen(command, env=checkout(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    running = [subprocess.Popen(command, env=make_env(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
 
     def stop() -> int:
         for writer in running:
@@ -702,23 +705,23 @@ def test_logrotate_loses_nothing(tmp_path: Path, writers: Callable[[], int], opt
         rotate(tmp_path, options)
     wait_for_growth(tmp_path / "log")
     written = writers()
-    logs = with_rotated(tmp_path / "log")
+    logs = find_log_files(tmp_path / "log")
     # A writer may be faster than logrotate's own `create`, which then moves what it wrote aside.
     assert len([log for log in logs if log.suffix != ".backup"]) == 6
-    assert len(whole_records(*logs)) == written
+    assert len(read_whole_records(*logs)) == written
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/sbin/logrotate"), reason="logrotate is not installed")
 def test_copytruncate_leaves_no_hole_and_tears_nothing(tmp_path: Path, writers: Callable[[], int]) -> None:
-    """copytruncate loses by its nature what comes between copy and truncation; all that was there before it is kept."""
+    """copytruncate loses by its nature what comes between copy and truncation. All that was there before it is kept."""
     os.chmod(tmp_path, 0o700)
     for _ in range(3):
         wait_for_growth(tmp_path / "log")
         rotate(tmp_path, "copytruncate")
     wait_for_growth(tmp_path / "log")
     written = writers()
-    tally = Tally()
-    kept = len(list(read(with_rotated(tmp_path / "log"), Query(), tally)))
+    tally = LineTally()
+    kept = len(list(read_records(find_log_files(tmp_path / "log"), RecordQuery(), tally)))
     assert tally.unreadable <= 3  # the copy may end in the middle of a record
     assert b"\0" not in (tmp_path / "log").read_bytes()
     assert 4 * (20_000 // 1000) <= kept <= written  # four times there were 20,000 bytes, of records below 1000
@@ -727,36 +730,38 @@ def test_copytruncate_leaves_no_hole_and_tears_nothing(tmp_path: Path, writers: 
 # ---- kept records
 
 
-def test_a_kept_record_comes_before_the_next_event(tmp_path: Path, context: Context, applied: AuditRecord) -> None:
+def test_a_kept_record_comes_before_the_next_event(
+    tmp_path: Path, context: RecordContext, applied: AuditRecord
+) -> None:
     """What was kept at import is written first, with the time at which it happened."""
     path = tmp_path / "log"
-    log = open_log(path)
-    loaded = policy_disabled(context)
+    log = make_log(path)
+    loaded = make_disabled_record(context)
     log.keep(loaded)
     assert not path.exists()
     log.emit(applied)
     log.flush()
-    records = whole_records(path)
+    records = read_whole_records(path)
     assert [record["event"] for record in records] == ["policy_disabled", "policy_applied"]
     assert records[0]["timestamp"] == loaded.timestamp
 
 
-def test_a_kept_record_is_written_at_exit_without_structlog(tmp_path: Path, python: Python) -> None:
+def test_a_kept_record_is_written_at_exit_without_structlog(tmp_path: Path, python: RunProgram) -> None:
     """A program that ends after the import leaves its record, and does not pay for structlog."""
     path = tmp_path / "log"
     program = f"{EMIT}\nimport atexit\natexit.register(lambda: print('structlog' in sys.modules))\nlog.keep(record)"
     assert python(program, str(path)).stdout == "False\n"
-    assert len(whole_records(path)) == 1
+    assert len(read_whole_records(path)) == 1
 
 
-def test_a_kept_record_is_written_after_an_uncaught_exception(tmp_path: Path, python: Python) -> None:
+def test_a_kept_record_is_written_after_an_uncaught_exception(tmp_path: Path, python: RunProgram) -> None:
     """A traceback of the program does not cost its record."""
     path = tmp_path / "log"
     assert python(f"{EMIT}\nlog.keep(record)\nraise SystemError", str(path)).returncode == 1
-    assert len(whole_records(path)) == 1
+    assert len(read_whole_records(path)) == 1
 
 
-def test_a_forked_child_does_not_write_its_parents_record_again(tmp_path: Path, python: Python) -> None:
+def test_a_forked_child_does_not_write_its_parents_record_again(tmp_path: Path, python: RunProgram) -> None:
     """Children that exit normally, or pass an entry point, leave the kept record to the process that made it."""
     path = tmp_path / "log"
     program = f"""{EMIT}
@@ -769,10 +774,10 @@ for passed in (False, True):
     os.waitpid(pid, 0)
 """
     assert python(program, str(path)).returncode == 0
-    assert len(whole_records(path)) == 2  # one child's own event, and the parent's at its exit
+    assert len(read_whole_records(path)) == 2  # one child's own event, and the parent's at its exit
 
 
-def test_a_child_does_not_report_its_parents_losses(tmp_path: Path, python: Python) -> None:
+def test_a_child_does_not_report_its_parents_losses(tmp_path: Path, python: RunProgram) -> None:
     """`lost` counts what this process lost."""
     path = tmp_path / "later" / "log"
     program = f"""{EMIT}
@@ -783,30 +788,30 @@ log.emit(record)
 if pid: os.waitpid(pid, 0)
 """
     assert python(program, str(path)).returncode == 0
-    assert sorted(record.get("lost", 0) for record in whole_records(path)) == [0, 1]
+    assert sorted(record.get("lost", 0) for record in read_whole_records(path)) == [0, 1]
 
 
 # ---- structlog, gc, other sinks
 
 
-def test_the_programs_structlog_is_left_alone(tmp_path: Path, applied: AuditRecord, valid: Valid) -> None:
+def test_the_programs_structlog_is_left_alone(tmp_path: Path, applied: AuditRecord, check_line: CheckLine) -> None:
     """Logging configures nothing global, and a configuration of the program changes no record."""
     assert not structlog.is_configured()
     path = tmp_path / "log"
-    log = open_log(path)
+    log = make_log(path)
     log.emit(applied)
     assert not structlog.is_configured()
     structlog.configure(processors=[lambda *_: "mine"], cache_logger_on_first_use=True)
     try:
         log.emit(applied)
-        open_log(path).emit(applied)
+        make_log(path).emit(applied)
     finally:
         structlog.reset_defaults()
-    assert [valid(line)["event"] for line in path.read_bytes().splitlines(keepends=True)] == ["policy_applied"] * 3
+    assert [check_line(line)["event"] for line in path.read_bytes().splitlines(keepends=True)] == ["policy_applied"] * 3
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_is_as_it_was(tmp_path: Path, python: Python, enabled: bool) -> None:
+def test_the_collector_is_as_it_was(tmp_path: Path, python: RunProgram, enabled: bool) -> None:
     """The import of structlog pauses the garbage collector and leaves it as the program had it."""
     switch = "enable" if enabled else "disable"
     program = f"{EMIT}\nimport gc\ngc.{switch}()\nassert 'structlog' not in sys.modules\nlog.emit(record)\n"
@@ -814,7 +819,7 @@ def test_the_collector_is_as_it_was(tmp_path: Path, python: Python, enabled: boo
     assert python(program, str(tmp_path / "log")).stdout == f"True {enabled}\n"
 
 
-def test_no_collection_runs_while_structlog_is_imported(tmp_path: Path, python: Python) -> None:
+def test_no_collection_runs_while_structlog_is_imported(tmp_path: Path, python: RunProgram) -> None:
     """However full the memory is, the import of structlog sets off no collection."""
     program = f"""{EMIT}
 import gc
@@ -832,15 +837,17 @@ print(" done")
     assert python(program.format("sinks._import_structlog()"), path).stdout == " done\n"
 
 
-def test_without_structlog_the_log_is_written_all_the_same(tmp_path: Path, python: Python, valid: Valid) -> None:
+def test_without_structlog_the_log_is_written_all_the_same(
+    tmp_path: Path, python: RunProgram, check_line: CheckLine
+) -> None:
     """In a half uninstalled environment records still arrive."""
     path = tmp_path / "log"
     run = python(f"{EMIT}\nsys.modules['structlog'] = None\nlog.emit(record)", str(path))
     assert (run.returncode, run.stderr) == (0, "")
-    valid(path.read_bytes())
+    check_line(path.read_bytes())
 
 
-def test_importing_the_audit_imports_nothing_heavy(python: Python) -> None:
+def test_importing_the_audit_imports_nothing_heavy(python: RunProgram) -> None:
     """structlog, jsonschema, rich and socket are not imported with the audit."""
     heavy = "{'structlog', 'jsonschema', 'rich', 'socket', 'logging', 'syslog', 'gzip'}"
     assert python(f"{EMIT}\nprint({heavy} & set(sys.modules))", "/x").stdout == "set()\n"
@@ -853,15 +860,17 @@ def test_json_on_stderr_is_the_record(applied: AuditRecord, tmp_path: Path, caps
     assert capsys.readouterr().err.encode() == path.read_bytes()
 
 
-def test_syslog_gets_a_datagram_with_priority_and_tag(tmp_path: Path, applied: AuditRecord, valid: Valid) -> None:
+def test_syslog_gets_a_datagram_with_priority_and_tag(
+    tmp_path: Path, applied: AuditRecord, check_line: CheckLine
+) -> None:
     """A record arrives at the system's log socket with facility user, the level's severity, and our name."""
     address = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(address)
-        SyslogSink(address).write(encode(applied.as_dict()), "warning")
+        SyslogSink(address).write(encode_record(applied.as_dict()), "warning")
         head, _, body = server.recv(8192).partition(b": ")
     assert head == b"<12>tfgpu[%d]" % os.getpid()
-    assert valid(body + b"\n")["event"] == "policy_applied"
+    assert check_line(body + b"\n")["event"] == "policy_applied"
 
 
 @pytest.mark.parametrize(("required", "severity"), [(True, "error"), (False, "warning")])
@@ -874,14 +883,14 @@ def test_a_syslog_that_is_not_there(
     required: bool,
     severity: str,
 ) -> None:
-    """Without a daemon the program goes on, with one line; it is an error where the machine asks for syslog."""
+    """Without a daemon the program goes on, with one line. It is an error where the machine asks for syslog."""
     monkeypatch.setattr(module, "SYSLOG_SOCKET", str(tmp_path / "socket"))
-    log = open_log(tmp_path / "log", syslog=True, required_syslog=required)
+    log = make_log(tmp_path / "log", syslog=True, required_syslog=required)
     log.emit(applied)
     log.emit(applied)
     assert [(finding.code, finding.severity) for finding in log.findings] == [("log-not-written", severity)]
     assert capfd.readouterr().err.count("\n") == 1
-    assert len(whole_records(tmp_path / "log")) == 2
+    assert len(read_whole_records(tmp_path / "log")) == 2
 
 
 @pytest.mark.parametrize("listening", [True, False])
@@ -894,7 +903,7 @@ def test_open_now_asks_whether_a_required_syslog_listens(
         server.setblocking(False)
         if listening:
             server.bind(module.SYSLOG_SOCKET)
-        log = open_log(syslog=True, required_syslog=True)
+        log = make_log(syslog=True, required_syslog=True)
         log.open_now()
         assert [finding.severity for finding in log.findings] == ["error"] * (not listening)
         with pytest.raises(BlockingIOError):
@@ -902,18 +911,18 @@ def test_open_now_asks_whether_a_required_syslog_listens(
 
 
 def test_syslog_counts_what_it_lost(
-    tmp_path: Path, applied: AuditRecord, valid: Valid, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, applied: AuditRecord, check_line: CheckLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the daemon was away records were lost; the first one after that says how many."""
+    """While the daemon was away records were lost. The first one after that says how many."""
     monkeypatch.setattr(module, "SYSLOG_SOCKET", str(tmp_path / "socket"))
-    log = open_log(syslog=True)
+    log = make_log(syslog=True)
     for _ in range(3):
         log.emit(applied)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(module.SYSLOG_SOCKET)
         log.emit(applied)
         log.emit(applied)
-        first, second = (valid(server.recv(8192).partition(b": ")[2] + b"\n") for _ in range(2))
+        first, second = (check_line(server.recv(8192).partition(b": ")[2] + b"\n") for _ in range(2))
     assert (first["lost"], "lost" in second) == (3, False)
 
 
@@ -922,6 +931,6 @@ def test_a_syslog_that_does_not_read_never_blocks(tmp_path: Path, applied: Audit
     address = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(address)
-        sink, line = SyslogSink(address), encode(applied.as_dict())
+        sink, line = SyslogSink(address), encode_record(applied.as_dict())
         with pytest.raises(BlockingIOError):
             any(sink.write(line, "info") for _ in range(10_000))  # type: ignore[func-returns-value]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TFGPU, Tfgpu, run_on_terminal
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def held(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def env(variables: dict[str, str], held: Path) -> dict[str, str]:
-    return variables | environment(parse_gpus("1x24GiB"), processes=held, base={})
+    return variables | build_environment(parse_gpus("1x24GiB"), processes=held, base={})
 
 
 @pytest.mark.parametrize("shape", ["text", "json"])

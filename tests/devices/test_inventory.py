@@ -1,4 +1,4 @@
-"""The machine's GPUs, asked of a simulated NVML by the real nvidia-ml-py; and what it says where NVML cannot answer."""
+"""The machine's GPUs, asked of a simulated NVML by the real nvidia-ml-py, and what is said where it cannot answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOST, MISMATCH, NOT_LOADED, NO_PERMISSION, NOT_SUPPORTED = 15, 18, 9, 4, 3
 
 
 def ask(env: dict[str, str], **answers: int | str) -> Any:
-    """The inventory; `answers` are what NVML says instead, as machine.h describes it."""
+    """Return the inventory. `answers` are what NVML says instead, as machine.h describes it."""
     env["TFGPU_SIMULATE"] = "".join(f"{key}={value}," for key, value in answers.items()) + env["TFGPU_SIMULATE"]
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -44,7 +44,7 @@ def test_instances_stand_for_their_gpu(simulated_gpus: SimulatedGpus) -> None:
 
 
 def test_a_lost_card_hides_no_other(simulated_gpus: SimulatedGpus) -> None:
-    """A card that fell off the bus is told with its reason; the others keep their numbers."""
+    """A card that fell off the bus is told with its reason. The others keep their numbers."""
     devices, problem, lost = ask(simulated_gpus("3x24GiB"), error=f"0:{LOST}:0")
     assert [device["index"] for device in devices] == [0, 2]
     assert problem is None

@@ -6,14 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tfenv.devices.memory import read_memory
+from tfenv.policy.model import MemoryUse
+
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
 
-pytest.importorskip("pynvml")
+pynvml = pytest.importorskip("pynvml")
 
 FIRST, SECOND = (f"GPU-a{number}fa4e00-0000-4000-8000-00000000000{number}" for number in (0, 1))
 PROGRAM = """
@@ -26,7 +30,7 @@ NOT_SUPPORTED, NOT_LOADED = 3, 9
 
 
 def ask(env: dict[str, str], *uuids: str, **answers: int | str) -> Any:
-    """[bytes in use, by pid] of each GPU; `answers` are what NVML says instead, as machine.h describes it."""
+    """Return [bytes in use, by pid] of each GPU. `answers` are what NVML says instead, as machine.h describes it."""
     env["TFGPU_SIMULATE"] = "".join(f"{key}={value}," for key, value in answers.items()) + env["TFGPU_SIMULATE"]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *uuids], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -34,14 +38,14 @@ def ask(env: dict[str, str], *uuids: str, **answers: int | str) -> Any:
 
 @pytest.fixture
 def busy(simulated_gpus: SimulatedGpus, tmp_path: Path) -> dict[str, str]:
-    """Two GPUs; on the first two processes hold memory."""
+    """Simulate two GPUs. On the first, two processes hold memory."""
     held = tmp_path / "processes"
     held.write_text("0 4711 1000\n0 4712 500\n")
     return simulated_gpus("2x24GiB", processes=held)
 
 
 def test_memory_is_told_by_process(busy: dict[str, str]) -> None:
-    """The sum, and what each process has of it; a GPU that nobody uses has none."""
+    """The sum, and what each process has of it. A GPU that nobody uses has none."""
     assert ask(busy, FIRST, SECOND) == {
         FIRST: [1500 * MIB, {"4711": 1000 * MIB, "4712": 500 * MIB}],
         SECOND: [0, {}],
@@ -70,6 +74,32 @@ def test_a_card_that_does_not_say(busy: dict[str, str]) -> None:
     assert ask(busy, FIRST, SECOND, memory_error=NOT_SUPPORTED) == {
         FIRST: [1500 * MIB, {"4711": 1000 * MIB, "4712": 500 * MIB}]
     }
+
+
+@pytest.mark.parametrize(
+    ("processes", "used", "by_pid"),
+    [([(4711, 700)], 700, {4711: 700}), ([], 1 << 30, None)],
+    ids=["processes", "no processes"],
+)
+def test_an_older_driver_counts_its_reserve_as_used(
+    monkeypatch: pytest.MonkeyPatch, processes: list[tuple[int, int]], used: int, by_pid: dict[int, int] | None
+) -> None:
+    """There the processes' own sum is taken, and what the driver says only where no process is to be seen."""
+
+    def refuse_version_2(_handle: object, version: int | None = None) -> SimpleNamespace:
+        if version is not None:
+            raise pynvml.NVMLError_FunctionNotFound
+        return SimpleNamespace(total=24 << 30, used=1 << 30)
+
+    entries = [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in processes]
+    answers = {
+        "Init": None, "Shutdown": None, "DeviceGetHandleByUUID": "handle",
+        "DeviceGetComputeRunningProcesses": entries, "DeviceGetGraphicsRunningProcesses": [],
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, f"nvml{name}", lambda *_, answer=answer: answer)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", refuse_version_2)
+    assert read_memory([FIRST]) == {FIRST: MemoryUse(used, by_pid)}
 
 
 def test_without_a_driver(busy: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ def ask(env: dict[str, str]) -> Any:
 
 
 def test_processes_by_gpu(simulated_gpus: Callable[..., dict[str, str]], tmp_path: Path) -> None:
-    """Each process comes with GPU, memory, owner and name; one that is not to be seen here keeps pid and memory."""
+    """Each process comes with GPU, memory, owner and name. One that is not to be seen here keeps pid and memory."""
     held = tmp_path / "processes"
     held.write_text(f"1 {NOBODY} 100\n0 {os.getpid()} 200\n")
     mine, other = ask(simulated_gpus("2x24GiB", processes=held))
@@ -60,19 +60,19 @@ from tfenv.devices.usage import read_usage
 usage = read_usage()
 print(json.dumps({**vars(usage), "gpus": [dict(vars(g), label=g.label) for g in usage.gpus],
     "processes": [dict(vars(p), label=p.label) for p in usage.processes], "driver": vars(usage.driver),
-    "unseen": usage.unseen()}))
+    "unseen": usage.list_unseen()}))
 """
 
 
 def look(env: dict[str, str], **answers: int | str) -> Any:
-    """What is seen; `answers` are what the driver says instead, as machine.h describes it."""
+    """Return what is seen. `answers` are what the driver says instead, as machine.h describes it."""
     env["TFGPU_SIMULATE"] = "".join(f"{key}={value}," for key, value in answers.items()) + env["TFGPU_SIMULATE"]
     done = subprocess.run([sys.executable, "-c", LOOK], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def test_gpus_and_their_instances(simulated_gpus: Callable[..., dict[str, str]], tmp_path: Path) -> None:
-    """A split GPU stands before its instances; memory, utilisation and processes are those of each."""
+    """A split GPU stands before its instances. Memory, utilisation and processes are those of each."""
     held = tmp_path / "held"
     held.write_text(f"0 {NOBODY} 100\n1:1 {NOBODY} 200\n")
     usage = look(simulated_gpus("1x24GiB,1x40GiB/mig=2x20GiB", processes=held), driver=12040, release="550.54")
@@ -88,7 +88,7 @@ def test_gpus_and_their_instances(simulated_gpus: Callable[..., dict[str, str]],
 
 
 def test_a_lost_card_hides_no_other(simulated_gpus: Callable[..., dict[str, str]]) -> None:
-    """A card that does not answer is listed with the reason; the others are as ever."""
+    """A card that does not answer is listed with the reason. The others are as ever."""
     usage = look(simulated_gpus("2x24GiB"), error="15:0")
     assert [(g["index"], bool(g["problem"]), g["uuid"] is not None) for g in usage["gpus"]] == [
         (0, True, False),

@@ -19,8 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tfenv.deploy import launch
-from tfenv.simulate.environment import environment, parse_gpus
-from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+from tfenv.simulate.driver_requests import (
+    DriverRequest,
+    GpuRequestTotals,
+    find_cuda_processes,
+    read_requests,
+    summarise_requests,
+)
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 REPOSITORY = Path(__file__).parents[2]
 ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -88,14 +94,14 @@ class Report:
     status: int = 0
     results: list[Any] = field(default_factory=list)
     error: dict[str, Any] | None = None
-    requests: tuple[Request, ...] = ()
+    requests: tuple[DriverRequest, ...] = ()
     records: tuple[dict[str, Any], ...] = ()
     stdout: str = ""
     stderr: str = ""
 
     @property
     def cuda_opened(self) -> bool:
-        return bool(opened_cuda(self.requests))
+        return bool(find_cuda_processes(self.requests))
 
     @property
     def visible(self) -> set[int]:
@@ -103,9 +109,9 @@ class Report:
         return {request.bytes for request in self.requests if request.op == "cuInit"}
 
     @property
-    def gpus(self) -> dict[int, GpuRequests]:
+    def gpus(self) -> dict[int, GpuRequestTotals]:
         """What was asked of each GPU memory was asked of, by its number in the machine."""
-        return summarise(self.requests)
+        return summarise_requests(self.requests)
 
     def peak_mib(self, gpu: int) -> float:
         """The most that one process held on the GPU, in MiB; 0 where it asked for nothing."""
@@ -128,7 +134,7 @@ class Report:
 def child_environment(world: World) -> dict[str, str]:
     """The environment a program of that World starts with."""
     base = _ENVIRONMENT | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
-    env = environment(parse_gpus(world.gpus), base=base)
+    env = build_environment(parse_gpus(world.gpus), base=base)
     if world.armed:
         env = launch.build_environment(env | {"PYTHONPATH": str(REPOSITORY)})
     return env | dict(world.inherited)
@@ -257,7 +263,7 @@ class Ended:
     stdout: str
     stderr: str
     ours: tuple[str, ...]
-    requests: tuple[Request, ...]
+    requests: tuple[DriverRequest, ...]
     records: tuple[dict[str, Any], ...]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SimulatedGpus
-from tfenv.simulate.requests import read_requests, summarise
+from tfenv.simulate.driver_requests import read_requests, summarise_requests
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -87,7 +87,7 @@ def test_a_notebook_is_governed(tmp_path: Path, simulated_gpus: SimulatedGpus, n
     assert table.startswith("<table>")
     assert "GPU:0 Simulated GPU (0): at most 2.0 GiB" in table
     assert "applied at TFE_ContextOptionsSetConfig" in table
-    requests = summarise(read_requests(tmp_path / "requests"))
+    requests = summarise_requests(read_requests(tmp_path / "requests"))
     assert [number for number, gpu in requests.items() if gpu.allocations] == [0]
     assert requests[0].peak_process < 1 << 30
 

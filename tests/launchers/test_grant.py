@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tfenv.launchers.grant import read_grant
-from tfenv.launchers.parent import VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
+from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
 
 BOOT = "b0"
 
@@ -15,7 +15,7 @@ BOOT = "b0"
     [(None, None), ("", ()), (" ", ()), ("0,1", ("0", "1")), ("MIG-x/1/0", ("MIG-x/1/0",)), ("-1", ("-1",))],
 )
 def test_the_variable_is_split_and_kept_verbatim(value: str | None, tokens: tuple[str, ...] | None) -> None:
-    """Unset means all GPUs, empty none; tokens are opaque."""
+    """Unset means all GPUs, empty none. Tokens are opaque."""
     assert split_tokens(value) == tokens
 
 
@@ -27,7 +27,7 @@ def test_the_current_list_is_the_grant() -> None:
 
 
 def start(carried: InheritedGrant, boot: str = BOOT, **variables: str) -> dict[str, str]:
-    return {VARIABLE: encode_grant(carried, boot), **variables}
+    return {GRANT_VARIABLE: encode_grant(carried, boot), **variables}
 
 
 def test_a_child_gets_the_grant_of_its_parent() -> None:
@@ -47,7 +47,7 @@ def test_a_child_knows_the_leases_of_its_ancestors() -> None:
 
 @pytest.mark.parametrize(("boot", "current"), [("another boot", "1"), (BOOT, "3"), ("", "1")])
 def test_a_carried_grant_is_dropped_elsewhere_and_where_others_were_given(boot: str, current: str) -> None:
-    """ssh and sbatch carry environments to other hosts; a list with other GPUs is a new grant."""
+    """ssh and sbatch carry environments to other hosts. A list with other GPUs is a new grant."""
     carried = InheritedGrant("0,1,2", None, "1")
     grant, _ = read_grant(start(carried, boot, CUDA_VISIBLE_DEVICES=current), {}, BOOT)
     assert grant.tokens == split_tokens(current)
@@ -81,7 +81,7 @@ def test_a_parents_own_list_for_a_child_is_a_request(given: str | None, current:
 )
 def test_a_forged_or_broken_carrier_is_ignored(text: str) -> None:
     """Whatever stands in the variable, reading it never raises."""
-    grant, _ = read_grant({VARIABLE: text, "CUDA_VISIBLE_DEVICES": "1"}, {}, BOOT)
+    grant, _ = read_grant({GRANT_VARIABLE: text, "CUDA_VISIBLE_DEVICES": "1"}, {}, BOOT)
     assert grant.tokens == ("1",)
 
 
@@ -95,6 +95,6 @@ def test_the_launcher_nearest_to_the_process_names_the_rank() -> None:
 
 
 def test_the_boot_id_is_read_and_may_be_missing() -> None:
-    """Linux tells it in /proc; where it does not, nothing is carried."""
+    """Linux tells it in /proc. Where it does not, nothing is carried."""
     assert len(read_boot_id()) == 36
     assert read_boot_id("/nonexistent") == ""

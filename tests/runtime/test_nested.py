@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import SimulatedGpus
 from tfenv.deploy import launch
-from tfenv.launchers.parent import VARIABLE, InheritedGrant, encode_grant, read_boot_id
+from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant, read_boot_id
 
 #: Imports the framework, says what it may see, and starts the next generation in the way named first.
 PROGRAM = """
@@ -30,7 +30,7 @@ def generation(ways):
     command = [sys.executable, __file__, *rest]
     if way == "spawn":
         import multiprocessing
-        child = multiprocessing.get_context("spawn").Process(target=generation, args=(rest,))
+        child = multiprocessing.get_context("spawn").ProcessFacts(target=generation, args=(rest,))
         child.start()
         child.join()
         assert child.exitcode == 0
@@ -146,7 +146,7 @@ def test_a_carried_grant_holds_on_this_boot_and_until_it_is_changed(
 ) -> None:
     """sbatch and ssh carry environments elsewhere; a list with other GPUs than were granted is a new grant."""
     carried = encode_grant(InheritedGrant("3,2,1", None, "2"), boot or read_boot_id())
-    variables = {VARIABLE: carried, "CUDA_VISIBLE_DEVICES": current}
+    variables = {GRANT_VARIABLE: carried, "CUDA_VISIBLE_DEVICES": current}
     assert family.seen("[0]", **variables) == [seen]
 
 

@@ -17,7 +17,7 @@ from tests.sharing.conftest import Crowd
 from tests.sharing.holders import AS_ROOT, NOBODY
 from tfenv.deploy import launch
 from tfenv.sharing.lease import open_lease_directories, read_entries, read_leases
-from tfenv.simulate.requests import read_requests
+from tfenv.simulate.driver_requests import read_requests
 
 GIB = 1 << 30
 TOTAL = 24 * GIB

@@ -17,7 +17,7 @@ class RunPython(Protocol):
 
 @pytest.fixture(scope="session")
 def run_python() -> RunPython:
-    """`run_python(program, env, *arguments)`: what the program prints; it must end with status 0."""
+    """`run_python(program, env, *arguments)`: what the program prints. It must end with status 0."""
 
     def run(program: str, env: Mapping[str, str], *arguments: str) -> str:
         command = [sys.executable, "-c", textwrap.dedent(program), *arguments]

@@ -20,9 +20,9 @@ SONAMES = {
 }  # fmt: skip
 PROGRAM = """
 import json, os
-from tfenv.simulate.build import SimulationError, library_folder
+from tfenv.simulate.build import SimulationError, build_libraries
 try:
-    folder = library_folder()
+    folder = build_libraries()
     print(json.dumps([str(folder), sorted(os.listdir(folder))]))
 except SimulationError as error:
     print(json.dumps(str(error)))
@@ -35,7 +35,7 @@ def build_in_child(cache: Path, **variables: str) -> tuple[str, set[str]]:
     return answer[0], set(answer[1])
 
 
-def error_in_child(cache: Path, **variables: str) -> str:
+def fail_in_child(cache: Path, **variables: str) -> str:
     answer = run_child({**os.environ, "XDG_CACHE_HOME": str(cache), **variables})
     assert isinstance(answer, str), answer
     return answer
@@ -47,7 +47,7 @@ def run_child(env: dict[str, str]) -> object:
     return json.loads(result.stdout)
 
 
-def fake_compiler(tmp_path: Path, body: str) -> str:
+def write_compiler(tmp_path: Path, body: str) -> str:
     compiler = tmp_path / "fake-cc"
     compiler.write_text(f"#!/bin/sh\n{body}\n")
     compiler.chmod(0o755)
@@ -65,7 +65,7 @@ def test_builds_every_library_tensorflow_opens(tmp_path: Path) -> None:
 def test_warnings_are_errors(tmp_path: Path) -> None:
     """The compiler is asked for all warnings, and to treat them as errors, for each library."""
     said = tmp_path / "said"
-    compiler = fake_compiler(tmp_path, f'echo "$@" >> {said}\nexec cc "$@"')
+    compiler = write_compiler(tmp_path, f'echo "$@" >> {said}\nexec cc "$@"')
     build_in_child(tmp_path / "cache", CC=compiler)
     calls = said.read_text().splitlines()
     assert len(calls) == len(SONAMES)
@@ -75,7 +75,7 @@ def test_warnings_are_errors(tmp_path: Path) -> None:
 def test_second_call_compiles_nothing(tmp_path: Path) -> None:
     """Once built, the libraries are found again without running the compiler."""
     said = tmp_path / "said"
-    compiler = fake_compiler(tmp_path, f'echo called >> {said}\nexec cc "$@"')
+    compiler = write_compiler(tmp_path, f'echo called >> {said}\nexec cc "$@"')
     first = build_in_child(tmp_path / "cache", CC=compiler)
     said.unlink()
     assert build_in_child(tmp_path / "cache", CC=compiler) == first
@@ -101,15 +101,15 @@ def test_two_builders_at_once(tmp_path: Path) -> None:
 
 def test_missing_compiler(tmp_path: Path) -> None:
     """Without cc on PATH the error says what to install."""
-    text = error_in_child(tmp_path / "cache", PATH=str(tmp_path))
+    text = fail_in_child(tmp_path / "cache", PATH=str(tmp_path))
     assert text.startswith('no C compiler: "cc" is not on PATH')
     assert "apt install gcc" in text
 
 
 def test_failing_compiler(tmp_path: Path) -> None:
     """The compiler's own words are in the error, and nothing half-built is left."""
-    compiler = fake_compiler(tmp_path, "echo 'stdio.h: No such file or directory' >&2; exit 3")
-    text = error_in_child(tmp_path / "cache", CC=compiler)
+    compiler = write_compiler(tmp_path, "echo 'stdio.h: No such file or directory' >&2; exit 3")
+    text = fail_in_child(tmp_path / "cache", CC=compiler)
     assert "exit status 3" in text
     assert "stdio.h: No such file or directory" in text
     assert list((tmp_path / "cache" / "tfgpu").iterdir()) == []

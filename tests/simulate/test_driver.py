@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tfenv.simulate.requests import read_requests
+from tfenv.simulate.driver_requests import read_requests
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -77,7 +77,7 @@ NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY = 100, 3, 2
 def test_cuda_visible_devices(
     simulated_gpus: SimulatedGpus, run_python: RunPython, value: str | None, gpus: list[int]
 ) -> None:
-    """Numbers and beginnings of UUIDs choose; the first bad entry ends the list; a GPU named twice gives none."""
+    """Numbers and beginnings of UUIDs choose. The first bad entry ends the list. A GPU named twice gives none."""
     env = simulated_gpus() if value is None else simulated_gpus(CUDA_VISIBLE_DEVICES=value)
     assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == gpus
 
@@ -109,7 +109,7 @@ def test_requests_are_written_down(simulated_gpus: SimulatedGpus, run_python: Ru
 
 
 def test_memory_is_shared_among_processes(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
-    """What a live process holds is not free for others; it is free again when that process has ended."""
+    """What a live process holds is not free for others. It is free again when that process has ended."""
     env = simulated_gpus("1x1000MiB", log=tmp_path / "log")
     holder = CUDA + "visible(); select(0); allocate(600); print('held', flush=True); input()"
     look = CUDA + "visible(); select(0); print(json.dumps([free_mib(), allocate(500) == 2]))"
@@ -127,7 +127,7 @@ def test_memory_is_shared_among_processes(simulated_gpus: SimulatedGpus, run_pyt
 def test_other_users_processes_hold_memory(
     simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path
 ) -> None:
-    """Memory in the list of processes is not free; the list may change while the program runs."""
+    """Memory in the list of processes is not free. The list may change while the program runs."""
     others = tmp_path / "processes"
     others.write_text("0 4242 900\n1 4243 100\n")
     env = simulated_gpus("2x1000MiB", processes=others, others=str(others))
@@ -139,7 +139,7 @@ def test_other_users_processes_hold_memory(
 
 
 def test_cuda_does_not_survive_fork(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
-    """A child forked before cuInit can open CUDA; one forked after it gets CUDA_ERROR_NOT_INITIALIZED."""
+    """A child forked before cuInit can open CUDA. One forked after it gets CUDA_ERROR_NOT_INITIALIZED."""
     program = CUDA + (
         "def in_child():\n"
         "    pid = os.fork()\n"

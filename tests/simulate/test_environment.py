@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tfenv.policy.units import MIB
-from tfenv.simulate.environment import MAX_GPUS, SimulatedGpu, environment, parse_gpus
+from tfenv.simulate.environment import MAX_GPUS, SimulatedGpu, build_environment, parse_gpus
 
 GIB = 1024 * MIB
 
@@ -53,9 +53,9 @@ def test_says_what_would_be_right(text: str, message: str) -> None:
 
 
 def test_child_environment() -> None:
-    """The child inherits what is there; the libraries come first on its library path."""
+    """The child inherits what is there. The libraries come first on its library path."""
     gpus = [SimulatedGpu(24 * GIB), SimulatedGpu(80 * GIB, "H100")]
-    result = environment(gpus, log=Path("log"), base={"A": "b", "LD_LIBRARY_PATH": "/lib"})
+    result = build_environment(gpus, log=Path("log"), base={"A": "b", "LD_LIBRARY_PATH": "/lib"})
     folder, _, rest = result["LD_LIBRARY_PATH"].partition(":")
     assert Path(folder, "libcuda.so.1").is_file()
     assert (rest, result["A"]) == ("/lib", "b")
@@ -66,7 +66,7 @@ def test_child_environment() -> None:
 def test_environment_of_a_simulation_is_not_inherited() -> None:
     """A simulation inside a simulation has its own log and its own list of processes."""
     base = {"TFGPU_SIMULATE_LOG": "/x", "TFGPU_SIMULATE_PROCESSES": "/y", "TFGPU_SIMULATE": "count=1"}
-    result = environment([], base=base)
+    result = build_environment([], base=base)
     assert not {"TFGPU_SIMULATE_LOG", "TFGPU_SIMULATE_PROCESSES"} & set(result)
     assert result["TFGPU_SIMULATE"].startswith("count=0,")
 

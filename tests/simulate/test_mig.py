@@ -13,8 +13,8 @@ import pytest
 from tests.simulate.test_driver import CUDA, MIB
 from tests.simulate.test_nvml import NVML
 from tfenv.policy.units import MIB as ONE_MIB
+from tfenv.simulate.driver_requests import read_requests, summarise_requests
 from tfenv.simulate.environment import MAX_INSTANCES, SimulatedGpu, parse_gpus
-from tfenv.simulate.requests import read_requests, summarise
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -53,7 +53,7 @@ def seen():
     ],
 )
 def test_reads_instances(text: str, instances: tuple[int, ...]) -> None:
-    """The instances of a GPU follow its size, joined by "+"; a name comes last and may hold what it likes."""
+    """The instances of a GPU follow its size, joined by "+". A name comes last and may hold what it likes."""
     assert parse_gpus(text)[0].instances == instances
 
 
@@ -108,7 +108,7 @@ def test_c_sources_agree_on_the_limit() -> None:
 def test_cuda_shows_one_instance(
     simulated_gpus: SimulatedGpus, run_python: RunPython, value: str | None, expected: list[list[object]]
 ) -> None:
-    """A process sees one MIG instance, the first it names, and no whole GPU beside it; a split GPU is its first."""
+    """A process sees one MIG instance, the first it names, and no whole GPU beside it. A split GPU is its first."""
     env = simulated_gpus(GPUS) if value is None else simulated_gpus(GPUS, CUDA_VISIBLE_DEVICES=value)
     assert json.loads(run_python(SEEN + "print(json.dumps(seen()))", env)) == expected
 
@@ -116,7 +116,7 @@ def test_cuda_shows_one_instance(
 def test_instances_have_memory_of_their_own(
     simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path
 ) -> None:
-    """What one instance holds is free on the other; the log names GPU and instance, and sums up the GPU."""
+    """What one instance holds is free on the other. The log names GPU and instance, and sums up the GPU."""
     log = tmp_path / "log"
     first, second = (simulated_gpus(GPUS, log=log, CUDA_VISIBLE_DEVICES=token) for token in (FIRST, SECOND))
     holder = CUDA + "visible(); select(0); allocate(9000); print('held', flush=True); input()"
@@ -130,7 +130,7 @@ def test_instances_have_memory_of_their_own(
         process.kill()
     allocations = [(r.op, r.gpu, r.instance, r.held // MIB) for r in read_requests(log) if r.op != "cuInit"]
     assert allocations == [("alloc", 0, 1, 9000), ("alloc", 0, 0, 29000), ("oom", 0, 0, 29000)]
-    assert summarise(read_requests(log))[0].peak == 29000 * MIB
+    assert summarise_requests(read_requests(log))[0].peak == 29000 * MIB
 
 
 # ---- NVML
@@ -164,7 +164,7 @@ print(json.dumps([
 def test_nvml_lists_instances_below_their_gpu(
     simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path
 ) -> None:
-    """MIG is on for the split GPU alone; its instances have UUIDs, memory and processes, the GPU all of theirs."""
+    """MIG is on for the split GPU alone. Its instances have UUIDs, memory and processes, the GPU all of theirs."""
     held = tmp_path / "held"
     held.write_text("0:1 4242 1000\n0:0 4243 500\n1 77 -1\n0:5 4244 100\n")
     assert json.loads(run_python(LOOK, simulated_gpus(GPUS, processes=held))) == [
@@ -222,4 +222,4 @@ def test_tensorflow_keeps_a_share_of_an_instance(simulated_gpus: SimulatedGpus, 
     assert json.loads(done.stdout) == [SECOND, "ResourceExhaustedError", SECOND]
     requests = [request for request in read_requests(tmp_path / "log") if request.op == "alloc"]
     assert {(request.gpu, request.instance) for request in requests} == {(0, 1)}
-    assert summarise(requests)[0].peak_process == 5 * GIB
+    assert summarise_requests(requests)[0].peak_process == 5 * GIB

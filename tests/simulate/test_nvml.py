@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,7 @@ def test_describes_the_gpus(simulated_gpus: SimulatedGpus, run_python: RunPython
 
 
 def test_finds_gpus_by_uuid_and_bus(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
-    """A UUID or a PCI address leads to its GPU; an unknown one is NotFound, a bad index InvalidArgument."""
+    """A UUID or a PCI address leads to its GPU. An unknown one is NotFound, a bad index InvalidArgument."""
     program = NVML + (
         "found = [n.nvmlDeviceGetIndex(n.nvmlDeviceGetHandleByUUID(n.nvmlDeviceGetUUID(handles[2]))),\n"
         "         n.nvmlDeviceGetIndex(n.nvmlDeviceGetHandleByPciBusId('0000:04:00.0'))]\n"
@@ -91,6 +93,19 @@ def test_shows_what_this_process_allocated(
     )
     answer = json.loads(run_python(program, simulated_gpus("2x8GiB", log=tmp_path / "log")))
     assert answer == [True, [8192, 0, []], True]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("absent", "No such file or directory"), (".", "Is a directory")])
+def test_a_list_of_processes_that_cannot_be_read_is_told(
+    simulated_gpus: SimulatedGpus, tmp_path: Path, name: str, reason: str
+) -> None:
+    """A list that is not there, or is no file, is taken as empty, and one line on stderr says so."""
+    others = tmp_path / name
+    program = NVML + "print(json.dumps([used(handle) for handle in handles]))"
+    env = simulated_gpus("2x8GiB", processes=others)
+    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == [[8192, 0, []]] * 2
+    assert result.stderr == f"tfgpu simulate: cannot read {others}: {reason}\n"
 
 
 def test_utilisation(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:

@@ -1,6 +1,6 @@
 """Real TensorFlow on simulated GPUs: what it asks the driver for.
 
-TensorFlow is imported once; each case runs in a process forked from there, with its own log. That this
+TensorFlow is imported once. Each case runs in a process forked from there, with its own log. That this
 works at all shows that the import opens no CUDA: CUDA does not survive fork().
 """
 
@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+from tfenv.simulate.driver_requests import (
+    DriverRequest,
+    GpuRequestTotals,
+    find_cuda_processes,
+    read_requests,
+    summarise_requests,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -92,10 +98,10 @@ class Cases:
         self.requests = {name: read_requests(folder / str(number)) for number, name in enumerate(CASES)}
         self.at_import = read_requests(folder / "import")
 
-    def summary(self, name: str) -> dict[int, GpuRequests]:
-        return summarise(self.requests[name])
+    def summarise(self, name: str) -> dict[int, GpuRequestTotals]:
+        return summarise_requests(self.requests[name])
 
-    def allocations(self, name: str) -> list[Request]:
+    def list_allocations(self, name: str) -> list[DriverRequest]:
         return [request for request in self.requests[name] if request.op == "alloc"]
 
 
@@ -114,22 +120,22 @@ def test_lists_all_gpus(cases: Cases) -> None:
 
 
 def test_import_opens_no_cuda(cases: Cases) -> None:
-    """`import tensorflow` calls cuInit nowhere; listing devices does, and asks for no memory."""
+    """`import tensorflow` calls cuInit nowhere. Listing devices does, and asks for no memory."""
     assert cases.at_import == ()
-    assert len(opened_cuda(cases.requests["list"])) == 1
-    assert cases.summary("list") == {}
+    assert len(find_cuda_processes(cases.requests["list"])) == 1
+    assert cases.summarise("list") == {}
 
 
 def test_default_takes_nearly_all(cases: Cases) -> None:
     """Without a policy the first operation takes 23040 of 24576 MiB of its GPU at once."""
     assert cases.results["default"] is None
-    assert [(request.gpu, request.bytes) for request in cases.allocations("default")] == [(0, 23040 * MIB)]
+    assert [(request.gpu, request.bytes) for request in cases.list_allocations("default")] == [(0, 23040 * MIB)]
 
 
 def test_growth_starts_small(cases: Cases) -> None:
     """With growth the first request is for 2 MiB, and a tensor of 1200 MiB asks for more."""
     assert cases.results["growth"] is None
-    summary = cases.summary("growth")
+    summary = cases.summarise("growth")
     assert set(summary) == {0}
     assert summary[0].first == 2 * MIB
     assert 1200 * MIB < summary[0].peak < 4096 * MIB
@@ -138,27 +144,27 @@ def test_growth_starts_small(cases: Cases) -> None:
 def test_limit_holds(cases: Cases) -> None:
     """With a limit of 1000 MiB never more is asked for, and a tensor beyond it is a ResourceExhaustedError."""
     assert cases.results["limit"] == "ResourceExhaustedError"
-    assert cases.summary("limit")[0].peak == 1000 * MIB
-    assert set(cases.summary("limit")) == {0}
+    assert cases.summarise("limit")[0].peak == 1000 * MIB
+    assert set(cases.summarise("limit")) == {0}
 
 
 def test_requests_name_the_gpu_of_the_machine(cases: Cases) -> None:
     """A program that sees only the third GPU allocates there."""
     assert cases.results["other_gpu"] is None
-    assert set(cases.summary("other_gpu")) == {2}
+    assert set(cases.summarise("other_gpu")) == {2}
 
 
 def test_fraction_above_one_is_managed_memory(cases: Cases) -> None:
     """A v1 Session with fraction 1.5 gets 36864 MiB of managed memory, more than the card has."""
     assert cases.results["fraction"] == [1.0, 2.0]
-    (request,) = [request for request in cases.allocations("fraction") if request.gpu == 0]
+    (request,) = [request for request in cases.list_allocations("fraction") if request.gpu == 0]
     assert (request.bytes, request.call) == (36864 * MIB, "cuMemAllocManaged")
 
 
 def test_memory_pools(cases: Cases) -> None:
     """TF_GPU_ALLOCATOR=cuda_malloc_async asks a pool, whose calls are simulated too."""
     assert cases.results["async"] is None
-    assert {request.call for request in cases.allocations("async")} == {"cuMemAllocFromPoolAsync"}
+    assert {request.call for request in cases.list_allocations("async")} == {"cuMemAllocFromPoolAsync"}
 
 
 def test_other_ways_in(cases: Cases) -> None:
@@ -170,13 +176,13 @@ def test_other_ways_in(cases: Cases) -> None:
 def test_keras_trains(cases: Cases) -> None:
     """A Keras model compiles and fits to the end, whatever numbers come out."""
     assert cases.results["fit"] == "fitted"
-    assert 0 in cases.summary("fit")
+    assert 0 in cases.summarise("fit")
 
 
 def test_mirrored_strategy_uses_all_gpus(cases: Cases) -> None:
     """MirroredStrategy places a replica, and asks for memory, on each GPU."""
     assert cases.results["mirrored"] == GPUS
-    assert set(cases.summary("mirrored")) == {0, 1, 2, 3}
+    assert set(cases.summarise("mirrored")) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,6 @@ def test_two_processes_share_a_gpu(simulated_gpus: SimulatedGpus, run_python: Ru
     """
     log = tmp_path / "log"
     run_python(textwrap.dedent(program), simulated_gpus("2x24GiB", log=log, processes=others))
-    summary = summarise(read_requests(log))
+    summary = summarise_requests(read_requests(log))
     assert summary[1].peak == 23040 * MIB
     assert all(request.bytes < 600 * MIB for request in read_requests(log) if request.gpu == 0)

@@ -16,42 +16,42 @@ from tfenv.audit.record import MAX_RECORD_BYTES
 from tfenv.config.document import Trust
 from tfenv.policy.model import AuditSinks
 from tfenv.values import replace
-from tfenv.watch.change import Change, ChangeLog, State, _both, compare, look
+from tfenv.watch.change import ChangeRecorder, PolicyChange, PolicyState, _join_sinks, compare_states, read_state
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/audit.schema.json").read_text())
-Edit = Callable[..., "Change | None"]
+Edit = Callable[..., "PolicyChange | None"]
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A machine whose user's log is in the test's own folder."""
+    """Make a machine whose user\'s log is in the test\'s own folder."""
     machine = Machine(tmp_path)
     machine.write("home/.config/tfgpu/tfgpu.toml", f'[audit]\nfile = "{tmp_path}/log.jsonl"\n')
     return machine
 
 
-def state(machine: Machine) -> State:
+def read_machine_state(machine: Machine) -> PolicyState:
     trust = Trust(ME, administrator=ME, checked_from=str(machine.root))
-    return look(machine.start, machine.subject, str(machine.etc), trust)
+    return read_state(machine.start, machine.subject, str(machine.etc), trust)
 
 
 @pytest.fixture
 def edit(machine: Machine) -> Edit:
     """`edit("home/project/tfgpu.toml", "…")` writes a file, or with None removes it, and tells what that means."""
 
-    def change(name: str, text: str | None) -> Change | None:
-        before = state(machine)
+    def change(name: str, text: str | None) -> PolicyChange | None:
+        before = read_machine_state(machine)
         if text is None:
             (machine.root / name).unlink()
         else:
             machine.write(name, text)
-        return compare(before, state(machine))
+        return compare_states(before, read_machine_state(machine))
 
     return change
 
 
-def told(change: Change | None) -> list[tuple[str, object, object]]:
-    """Each difference with its old and new value."""
+def list_values(change: PolicyChange | None) -> list[tuple[str, object, object]]:
+    """Return each difference with its old and new value."""
     assert change is not None
     values = [difference.as_dict() for difference in change.differences]
     return [(str(value["key"]), value["old"], value["new"]) for value in values]
@@ -80,12 +80,12 @@ def test_a_value_is_told_with_both_origins(machine: Machine, edit: Edit) -> None
 
 
 def test_a_file_that_comes_and_goes(machine: Machine, edit: Edit) -> None:
-    """What a new file sets was not set before; what a removed one set falls back to the farther layer's value."""
+    """What a new file sets was not set before. What a removed one set falls back to the farther layer's value."""
     machine.write("home/.config/tfgpu/tfgpu.toml", '[gpu]\nmemory_limit = "4GiB"\n')
     come = edit(PROJECT, '[gpu]\nmemory_limit = "2GiB"\nmemory_growth = true\n')
-    assert told(come) == [("gpu.memory_limit", "4GiB", "2GiB"), ("gpu.memory_growth", None, True)]
+    assert list_values(come) == [("gpu.memory_limit", "4GiB", "2GiB"), ("gpu.memory_growth", None, True)]
     gone = edit(PROJECT, None)
-    assert told(gone) == [("gpu.memory_limit", "2GiB", "4GiB"), ("gpu.memory_growth", True, None)]
+    assert list_values(gone) == [("gpu.memory_limit", "2GiB", "4GiB"), ("gpu.memory_growth", True, None)]
     assert [file.what for change in (come, gone) if change for file in change.files] == ["new", "gone"]
 
 
@@ -109,7 +109,7 @@ def test_every_part_of_a_policy_is_compared(
     edit: Edit, name: str, text: str, expected: tuple[str, object, object]
 ) -> None:
     """Ceilings, on_error, logs and the machine's own switches are told like settings."""
-    assert told(edit(name, text)) == [expected]
+    assert list_values(edit(name, text)) == [expected]
 
 
 def test_what_has_no_say_is_no_difference(machine: Machine, edit: Edit) -> None:
@@ -121,7 +121,7 @@ def test_what_has_no_say_is_no_difference(machine: Machine, edit: Edit) -> None:
 
 
 def test_another_comment_is_no_change_of_the_policy(machine: Machine, edit: Edit) -> None:
-    """A file with other bytes and the same policy is named, and the policy is the same; so is a finding that moved."""
+    """A file with other bytes and the same policy is named, and the policy is the same. So is a finding that moved."""
     machine.write(PROJECT, "[gpu]\nmemory_growth = true\nmemory_groth = true\n")
     change = edit(PROJECT, "# why\n[gpu]\nmemory_growth = true\nmemory_groth = true\n")
     assert change is not None
@@ -132,30 +132,30 @@ def test_another_comment_is_no_change_of_the_policy(machine: Machine, edit: Edit
 def test_a_touch_is_nothing(machine: Machine) -> None:
     """A new time stamp, or the same bytes in another file, is no change."""
     path = machine.write(PROJECT, "[gpu]\nmemory_growth = true\n")
-    before = state(machine)
+    before = read_machine_state(machine)
     path.touch()
-    assert compare(before, state(machine)) is None
+    assert compare_states(before, read_machine_state(machine)) is None
     path.rename(path.with_suffix(".old"))
     machine.write(PROJECT, "[gpu]\nmemory_growth = true\n")
-    assert compare(before, state(machine)) is None
+    assert compare_states(before, read_machine_state(machine)) is None
 
 
 def test_a_bad_key_costs_itself_alone(machine: Machine, edit: Edit) -> None:
     """Of a file that parses the bad key is not set any more, and a new process gets the rest: not the old value."""
     machine.write(PROJECT, '[gpu]\nmemory_limit = "8GiB"\n')
     change = edit(PROJECT, '[gpu]\nmemory_limit = "16 gigs"\nmemory_growth = true\n')
-    assert told(change) == [("gpu.memory_limit", "8GiB", None), ("gpu.memory_growth", None, True)]
+    assert list_values(change) == [("gpu.memory_limit", "8GiB", None), ("gpu.memory_growth", None, True)]
     assert change is not None
     assert [error.code for error in change.errors] == ["invalid-value"]
     assert change.after.in_force.startswith("all GPUs, growth on (")
 
 
 def test_a_file_that_does_not_parse_is_out_as_a_whole(machine: Machine, edit: Edit) -> None:
-    """Nothing of it holds for a new process; the user's own file still does. A second mistake is another change."""
+    """Nothing of it holds for a new process. The user's own file still does. A second mistake is another change."""
     machine.write("home/.config/tfgpu/tfgpu.toml", '[gpu]\nmemory_limit = "4GiB"\n')
     machine.write(PROJECT, '[gpu]\nmemory_limit = "8GiB"\n')
     change = edit(PROJECT, '[gpu]\nmemory_limit = "8GiB"\n[gpu\n')
-    assert told(change) == [("gpu.memory_limit", "8GiB", "4GiB")]
+    assert list_values(change) == [("gpu.memory_limit", "8GiB", "4GiB")]
     assert change is not None
     assert [file.what for file in change.files] == ["left out"]
     assert not change.valid
@@ -165,10 +165,10 @@ def test_a_file_that_does_not_parse_is_out_as_a_whole(machine: Machine, edit: Ed
 def test_a_file_that_everybody_may_write_is_out(machine: Machine) -> None:
     """A change of permissions alone is a change: the file does not count any more."""
     path = machine.write(PROJECT, "[gpu]\nmemory_growth = true\n")
-    before = state(machine)
+    before = read_machine_state(machine)
     path.chmod(0o666)
-    change = compare(before, state(machine))
-    assert told(change) == [("gpu.memory_growth", True, None)]
+    change = compare_states(before, read_machine_state(machine))
+    assert list_values(change) == [("gpu.memory_growth", True, None)]
     assert change is not None
     assert [file.what for file in change.files] == ["left out"]
 
@@ -180,11 +180,11 @@ def test_what_on_error_makes_of_a_mistake(machine: Machine, edit: Edit) -> None:
     assert change is not None
     assert change.after.in_force == '`import tensorflow` raises PolicyError: on_error is "fail"'
     machine.write("etc/tfgpu.toml", 'on_error = "cpu"\n')
-    assert state(machine).in_force.startswith("NO GPU: ")
+    assert read_machine_state(machine).in_force.startswith("NO GPU: ")
 
 
 def test_a_mistake_elsewhere_is_not_this_changes(machine: Machine, edit: Edit) -> None:
-    """A change is valid when the files that changed are; what was wrong with another file is not its fault."""
+    """A change is valid when the files that changed are. What was wrong with another file is not its fault."""
     machine.write("home/.config/tfgpu/tfgpu.toml", "[gpu\n")
     change = edit(PROJECT, "[gpu]\nmemory_growth = true\n")
     assert change is not None
@@ -204,18 +204,18 @@ def test_a_configured_file_that_is_not_there_yet(machine: Machine, tmp_path: Pat
     """The file TFGPU_CONFIG names is new when it comes and gone when it goes, though it was missed before."""
     config = tmp_path / "job" / "tfgpu.toml"
     machine.start = replace(machine.start, config=str(config))
-    before = state(machine)
+    before = read_machine_state(machine)
     machine.write("job/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
-    there = state(machine)
+    there = read_machine_state(machine)
     config.unlink()
-    changes = [compare(before, there), compare(there, state(machine))]
+    changes = [compare_states(before, there), compare_states(there, read_machine_state(machine))]
     assert [file.what for change in changes if change for file in change.files] == ["new", "gone"]
 
 
 # ---- the record
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def read_valid_records(path: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in path.read_text().splitlines()]
     for record in found:
         assert not list(Draft7Validator(SCHEMA).iter_errors(record))
@@ -226,10 +226,10 @@ def test_the_record(machine: Machine, edit: Edit, tmp_path: Path) -> None:
     """`policy_changed` says what changed and what is planned now, and fits the published schema."""
     change = edit(PROJECT, '[gpu]\nvisible_devices = [1]\nmemory_limit = "8GiB"\n')
     assert change is not None
-    ChangeLog().write(change)
-    (record,) = records(tmp_path / "log.jsonl")
+    ChangeRecorder().write(change)
+    (record,) = read_valid_records(tmp_path / "log.jsonl")
     assert (record["event"], record["level"], record["pid"]) == ("policy_changed", "info", os.getpid())
-    assert [(entry["key"], entry["old"], entry["new"]) for entry in record["changes"]] == told(change)
+    assert [(entry["key"], entry["old"], entry["new"]) for entry in record["changes"]] == list_values(change)
     assert record["changes"][1]["new_origin"] == f"{machine.root / PROJECT}:3"
     assert [source["layer"] for source in record["sources"]] == ["user", "project"]
     assert record["visible"] == "1"
@@ -240,8 +240,8 @@ def test_a_log_that_is_taken_away_is_told_so(machine: Machine, edit: Edit) -> No
     machine.write(PROJECT, '[audit]\nfile = "old.jsonl"\n')
     change = edit(PROJECT, '[audit]\nfile = "new.jsonl"\n')
     assert change is not None
-    ChangeLog().write(change)
-    assert [len(records(machine.project / name)) for name in ("old.jsonl", "new.jsonl")] == [1, 1]
+    ChangeRecorder().write(change)
+    assert [len(read_valid_records(machine.project / name)) for name in ("old.jsonl", "new.jsonl")] == [1, 1]
 
 
 def test_logs_of_before_and_after_add_up() -> None:
@@ -249,7 +249,7 @@ def test_logs_of_before_and_after_add_up() -> None:
     old = AuditSinks(files=("/a",), required_files=("/a",), syslog=True, default_file=False, stderr="json")
     new = AuditSinks(files=("/b", "/a"), required_files=("/b",))
     expected = AuditSinks(files=("/a", "/b"), required_files=("/a", "/b"), syslog=True, stderr="none")
-    assert (_both(old, new), _both(new, new).syslog, expected.default_file) == (expected, False, True)
+    assert (_join_sinks(old, new), _join_sinks(new, new).syslog, expected.default_file) == (expected, False, True)
 
 
 def test_a_record_of_many_changes_is_one_line(machine: Machine, edit: Edit, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_record_of_many_changes_is_one_line(machine: Machine, edit: Edit, tmp_
     machine.write("etc/tfgpu.toml", f"[gpu]\nmemory_growth = true\n{names}")
     change = edit(PROJECT, f"[gpu]\nmemory_growth = false\nmemory_limit = '2GiB'\n{names}")
     assert change is not None
-    ChangeLog().write(change)
-    (record,) = records(tmp_path / "log.jsonl")
+    ChangeRecorder().write(change)
+    (record,) = read_valid_records(tmp_path / "log.jsonl")
     assert record["truncated"] is True
     assert all(len(line) < MAX_RECORD_BYTES for line in (tmp_path / "log.jsonl").read_bytes().splitlines())

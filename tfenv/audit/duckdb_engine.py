@@ -1,7 +1,7 @@
-"""Grouping a long log with DuckDB, which reads and parses on all cores: an optional library, tfenv[audit].
+"""Groups a long log with DuckDB, which reads and parses on all cores: an optional library, tfenv[audit].
 
 DuckDB only reduces many records to few: it puts together those that are equal but for their time and process. What a
-record means is decided where it is decided for every record, in Python; what DuckDB cannot read goes there, too, line
+record means is decided where it is decided for every record, in Python. What DuckDB cannot read goes there, too, line
 by line, or as a whole file. So both ways of reading give the same answer, but for what JSON readers never agreed on: a
 key twice in one object, as in two records melted into one, and a bare nan.
 """
@@ -14,13 +14,21 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from tfenv.audit.query import BEGIN, TIMESTAMP_BYTES, Group, Query, Tally, group_of, select
-from tfenv.audit.query import groups as plain_groups
+from tfenv.audit.query import (
+    RECORD_BEGIN,
+    TIMESTAMP_BYTES,
+    LineTally,
+    RecordGroup,
+    RecordQuery,
+    make_group,
+    read_groups,
+    select_records,
+)
 from tfenv.dependencies import import_dependency
 
-__all__ = ["groups", "is_there"]
+__all__ = ["group_records", "is_installed"]
 
-#: What DuckDB decompresses itself, by the suffix; everything else is taken as it is.
+#: What DuckDB decompresses itself, by the suffix. Everything else is taken as it is.
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _COMPRESSED_OTHERWISE = (".bz2", ".xz")
 
@@ -41,8 +49,8 @@ _FILTERED = ("uid", "status", "project", "script")
 # A line is a text between two newlines: no delimiter that a text could have, no quotes, no header. What is not ours
 # from its first byte on, what JSON readers do not agree on (a comma before a bracket), and what DuckDB cannot parse is
 # odd: it comes back as it is, each different line once.
-# Other than plans, which are half of a log, events are not chosen here: a condition on a field would make DuckDB parse
-# each line twice.
+# Plans, which are half of a log, are left out here. Other events are not: a condition on a field would make DuckDB
+# parse each line twice.
 _SQL = """
 WITH line AS (
     SELECT line, starts_with(line, $begin) AS ours
@@ -59,8 +67,8 @@ WITH line AS (
 )
 SELECT odd, count(*), max(field[1]), list(DISTINCT field[3]), field[2], field[4:] FROM checked GROUP BY ALL
 """
-#: Whole plans as they are written, where they are not wanted; nothing has this form where they are.
-_PLANS = BEGIN.decode() + "_" * TIMESTAMP_BYTES + '","event":"policy_loaded",%}'
+#: Whole plans as they are written, where they are not wanted. Where they are wanted, a form that nothing has.
+_PLANS = RECORD_BEGIN.decode() + "_" * TIMESTAMP_BYTES + '","event":"policy_loaded",%}'
 _NO_PLANS = ""
 # Compared as a whole, lines come in the order of their timestamps. Behind a torn line that is out of time a whole
 # record may follow; a line without its first brace that begins a record has another one in it.
@@ -68,39 +76,39 @@ _OUT_OF_TIME = """(starts_with(line, $begin) AND (line < $begin || $since OR lin
     AND NOT contains(ltrim(line, '{'), $begin))"""
 
 
-def is_there() -> bool:
-    """Whether DuckDB is installed."""
+def is_installed() -> bool:
+    """Tell whether DuckDB is installed."""
     return PathFinder.find_spec("duckdb") is not None
 
 
-def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
-    """The wanted records of a log, put together where they differ in nothing but time and process.
+def group_records(log: Path, query: RecordQuery, tally: LineTally) -> Iterator[RecordGroup]:
+    """Yield the wanted records of a log, put together where they differ in nothing but time and process.
 
     Raises:
         OSError: The log cannot be read.
     """
-    rows = None if _is_for_python(log) else _rows(log, query)
+    rows = None if _is_for_python(log) else _read_rows(log, query)
     if rows is None:
-        yield from plain_groups(log, query, tally)
+        yield from read_groups(log, query, tally)
         return
-    names = _names(query)[3:]
-    for odd, times, timestamp, pids, event, fields in rows:
-        if odd is None:
-            group = _group(dict(zip(names, fields, strict=True)), event, timestamp, times, pids)
+    names = _list_fields(query)[3:]
+    for odd_line, times, timestamp, pids, event, fields in rows:
+        if odd_line is None:
+            group = _make_group(dict(zip(names, fields, strict=True)), event, timestamp, times, pids)
             if query.matches(group.record):
                 yield group
         else:
-            yield from map(group_of, select([odd.encode()] * times, query, tally))
+            yield from map(make_group, select_records([odd_line.encode()] * times, query, tally))
 
 
 def _is_for_python(log: Path) -> bool:
-    """Compressed in another way, a pipe, or a path that DuckDB would take for a pattern."""
+    """Tell whether the log is compressed in another way, a pipe, or at a path that DuckDB would take for a pattern."""
     return log.suffix in _COMPRESSED_OTHERWISE or not log.is_file() or any(sign in str(log) for sign in "*?[")
 
 
-def _rows(log: Path, query: Query) -> Sequence[Any] | None:
-    """What DuckDB makes of the log; None where it does not take it: bytes that are no text, a damaged end."""
-    log.open("rb").close()  # whether it can be read is said in Python's words
+def _read_rows(log: Path, query: RecordQuery) -> Sequence[Any] | None:
+    """Return what DuckDB makes of the log. None where it does not take it: bytes that are no text, a damaged end."""
+    log.open("rb").close()  # so that a log that cannot be read is Python's error
     try:
         duckdb = import_dependency("duckdb")
     except ImportError:  # half uninstalled, or made for another Python
@@ -108,7 +116,7 @@ def _rows(log: Path, query: Query) -> Sequence[Any] | None:
     parameters = {
         "path": str(log.absolute()),
         "compression": _COMPRESSION.get(log.suffix, "none"),
-        "begin": BEGIN.decode(),
+        "begin": RECORD_BEGIN.decode(),
         "quoted_timestamp": TIMESTAMP_BYTES + 2,
         "plans": _PLANS if query.events and "policy_loaded" not in query.events else _NO_PLANS,
     }
@@ -116,7 +124,7 @@ def _rows(log: Path, query: Query) -> Sequence[Any] | None:
     if query.since or query.until:
         out_of_time = _OUT_OF_TIME
         parameters |= {"since": query.since, "until": query.until or "~"}
-    sql = _SQL.format(out_of_time=out_of_time, paths=_paths(query))
+    sql = _SQL.format(out_of_time=out_of_time, paths=_list_paths(query))
     try:
         with duckdb.connect(config=_CONFIGURATION) as connection:
             rows: list[Any] = connection.execute(sql, parameters).fetchall()
@@ -125,7 +133,7 @@ def _rows(log: Path, query: Query) -> Sequence[Any] | None:
     return rows
 
 
-#: In memory, without files beside the program; and nothing is fetched from anywhere.
+#: In memory, without files beside the program. Nothing is fetched from anywhere.
 _CONFIGURATION = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -133,8 +141,8 @@ _CONFIGURATION = {
 }
 
 
-def _names(query: Query) -> list[str]:
-    """The fields to group by. One that tells more records apart than the query needs would make many groups of few."""
+def _list_fields(query: RecordQuery) -> list[str]:
+    """Name the fields to group by: those the query needs. With others there would be many groups of few records."""
     needed = {
         "uid": bool(query.uids),
         "status": bool(query.outcomes),
@@ -144,18 +152,18 @@ def _names(query: Query) -> list[str]:
     return [*_FIELDS, *(name for name in _FILTERED if needed[name])]
 
 
-def _paths(query: Query) -> list[str]:
-    """Where the fields are, as SQL spells a list: as a parameter it would be looked at anew for each line."""
-    return [_FIELDS.get(name, f"$.{name}") for name in _names(query)]
+def _list_paths(query: RecordQuery) -> list[str]:
+    """Name the fields' places as SQL spells a list: as a parameter it would be looked at anew for each line."""
+    return [_FIELDS.get(name, f"$.{name}") for name in _list_fields(query)]
 
 
-def _group(texts: dict[str, str | None], event: str, timestamp: str, times: int, pids: list[str | None]) -> Group:
-    """A record with the fields that were asked for, from their JSON."""
+def _make_group(texts: dict[str, str | None], event: str, timestamp: str, times: int, pids: list[Any]) -> RecordGroup:
+    """Make a record with the fields that were asked for, from their JSON."""
     fields = {name: json.loads(text) for name, text in texts.items() if text is not None}
     fields["asked"] = {name: fields.pop(name) for name in _ASKED if name in fields}
     record = {**fields, "event": json.loads(event), "timestamp": json.loads(timestamp)}
-    return Group(record, times, tuple(_pid(text) for text in pids))
+    return RecordGroup(record, times, tuple(_parse_pid(text) for text in pids))
 
 
-def _pid(text: str | None) -> str:
+def _parse_pid(text: str | None) -> str:
     return text if text is not None and text.isdecimal() else str(json.loads(text or "null"))

@@ -3,7 +3,7 @@
 A counter must not fall when logrotate deletes an old log, so totals are kept in that file and only what is new in the
 logs is added. How far each log was read stands in a comment of the same file: one renaming changes both.
 
-The text format is this small; prometheus_client would bring what a program needs that is asked over HTTP:
+The text format is this small. prometheus_client would bring what a program needs that is asked over HTTP:
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -19,63 +19,65 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, select
-from tfenv.audit.rotation import can_open, is_damage, open_log, with_rotated
+from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, get_gpu_id, list_logged_devices, select_records
+from tfenv.audit.rotation import can_open, find_log_files, is_damage, open_log
 from tfenv.files import replace_file
 from tfenv.values import as_dict, frozen
 
-__all__ = ["ForeignFileError", "Totals", "export"]
+__all__ = ["ForeignFileError", "MetricTotals", "export_totals"]
 
 _FIRST_LINE = "# Written by `tfgpu audit export`; totals go on from what is here."
 _READ_SO_FAR = "# tfgpu read so far: "
-#: Label values that one counter may have; what comes later is counted together, as "other".
+#: Label values that one counter may have. What comes later is counted together, as "other".
 _MOST_SERIES = 1000
 _OTHER = "other"
 _LONGEST_LINE_BYTES = 1 << 16
 
 
 @frozen
-class _Metric:
+class _MetricFamily:
     name: str
     kind: str
     labels: tuple[str, ...]
     help: str
 
 
-#: The counter of each event; one with a GPU counts a record once for each of its GPUs.
+#: The counter of each event. One with a GPU counts a record once for each of its GPUs.
 _EVENTS = {
-    "policy_loaded": _Metric("tfgpu_policy_loaded_total", "counter", ("user",), "Processes that found a policy."),
-    "policy_applied": _Metric(
+    "policy_loaded": _MetricFamily("tfgpu_policy_loaded_total", "counter", ("user",), "Processes that found a policy."),
+    "policy_applied": _MetricFamily(
         "tfgpu_policy_applied_total", "counter", ("user", "gpu"), "GPUs that were opened as policy and program wanted."
     ),
-    "policy_clamped": _Metric(
+    "policy_clamped": _MetricFamily(
         "tfgpu_policy_clamped_total", "counter", ("user", "gpu"), "GPUs of which a program got less than it asked for."
     ),
-    "policy_failed": _Metric(
+    "policy_failed": _MetricFamily(
         "tfgpu_policy_failed_total", "counter", ("user", "gpu"), "Times that a policy was not in force."
     ),
-    "policy_disabled": _Metric(
+    "policy_disabled": _MetricFamily(
         "tfgpu_policy_disabled_total", "counter", ("user",), "Processes for which TFGPU_DISABLE switched it off."
     ),
-    "policy_changed": _Metric(
+    "policy_changed": _MetricFamily(
         "tfgpu_policy_changed_total", "counter", ("user",), "Changes of the policy that tfgpu watch saw."
     ),
 }
-_LOST = _Metric("tfgpu_records_lost_total", "counter", (), "Records that could not be written, as later ones say.")
-_UNREADABLE = _Metric("tfgpu_unreadable_lines_total", "counter", (), "Lines of the logs that are no records.")
-_LAST = _Metric("tfgpu_last_record_timestamp_seconds", "gauge", (), "When the newest record was made.")
+_LOST = _MetricFamily(
+    "tfgpu_records_lost_total", "counter", (), "Records that could not be written, as later ones say."
+)
+_UNREADABLE = _MetricFamily("tfgpu_unreadable_lines_total", "counter", (), "Lines of the logs that are no records.")
+_LAST = _MetricFamily("tfgpu_last_record_timestamp_seconds", "gauge", (), "When the newest record was made.")
 _METRICS = (*_EVENTS.values(), _LOST, _UNREADABLE, _LAST)
 
 
 class ForeignFileError(Exception):
-    """The file is not one to overwrite; its text says why."""
+    """The file is not one to overwrite. Its text says why."""
 
 
 # ---- totals
 
 
 @dataclass
-class Totals:
+class MetricTotals:
     """The figures so far.
 
     Attributes:
@@ -86,37 +88,38 @@ class Totals:
         default_factory=lambda: {metric.name: {} if metric.labels else {(): 0} for metric in _METRICS}
     )
 
-    def add(self, record: Record) -> None:
+    def add(self, record: LoggedRecord) -> None:
         """Count a record."""
         metric = _EVENTS.get(record["event"])
         if metric is not None:
-            user = _label(str(record.get("user")))
-            gpus = [_label(gpu_name(device)) for device in devices_of(record)] or [""]
+            user = _make_label(str(record.get("user")))
+            gpus = [_make_label(get_gpu_id(device)) for device in list_logged_devices(record)] or [""]
             for labels in [(user, gpu) for gpu in gpus] if "gpu" in metric.labels else [(user,)]:
                 self._increase(metric, labels, 1)
         lost = record.get("lost")
         if isinstance(lost, int):
             self._increase(_LOST, (), lost)
         newest = self.values[_LAST.name]
-        newest[()] = max(newest[()], _seconds(record["timestamp"]))
+        newest[()] = max(newest[()], _parse_timestamp(record["timestamp"]))
 
     def add_unreadable(self, lines: int) -> None:
         """Count lines that are no records."""
         self._increase(_UNREADABLE, (), lines)
 
-    def _increase(self, metric: _Metric, labels: tuple[str, ...], by: float) -> None:
+    def _increase(self, metric: _MetricFamily, labels: tuple[str, ...], by: float) -> None:
         series = self.values[metric.name]
         if labels not in series and len(series) >= _MOST_SERIES:
             labels = tuple(_OTHER for _ in labels)
         series[labels] = series.get(labels, 0) + by
 
 
-def _label(text: str) -> str:
-    """A name that is no text, with a lone surrogate in it, as it would be written."""
+def _make_label(text: str) -> str:
+    """Spell out lone surrogates, which a name that is not UTF-8 has, and which cannot be written."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _seconds(timestamp: str) -> float:
+def _parse_timestamp(timestamp: str) -> float:
+    """Return seconds since the epoch. 0 for what is no time."""
     try:
         return datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
     except ValueError:  # of another program
@@ -127,12 +130,12 @@ def _seconds(timestamp: str) -> float:
 
 
 @frozen
-class _Position:
+class _ReadPosition:
     """How far one file of a log was read.
 
     Attributes:
         read: Bytes, decompressed.
-        size: Of the file then; with `changed` it tells whether there can be more.
+        size: Of the file then. With `changed` it tells whether there can be more.
         changed: Time of its last change, in nanoseconds.
     """
 
@@ -142,20 +145,20 @@ class _Position:
 
 
 #: Of the files of one log: by the hash of the first line, which stays the same through renaming, copying, compressing.
-_Positions = dict[str, _Position]
+_Positions = dict[str, _ReadPosition]
 
 
-def _write_text(totals: Totals, read_so_far: Mapping[str, _Positions]) -> str:
+def _format_file(totals: MetricTotals, read_so_far: Mapping[str, _Positions]) -> str:
     plain = {log: {head: as_dict(place) for head, place in places.items()} for log, places in read_so_far.items()}
     lines = [_FIRST_LINE, _READ_SO_FAR + json.dumps(plain)]
     for metric in _METRICS:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
         for labels, value in sorted(totals.values[metric.name].items()):
-            lines.append(f"{metric.name}{_labels_text(metric.labels, labels)} {value!r}")
+            lines.append(f"{metric.name}{_format_labels(metric.labels, labels)} {value!r}")
     return "\n".join(lines) + "\n"
 
 
-def _labels_text(names: Sequence[str], values: Sequence[str]) -> str:
+def _format_labels(names: Sequence[str], values: Sequence[str]) -> str:
     pairs = ",".join(f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True))
     return f"{{{pairs}}}" if pairs else ""
 
@@ -168,8 +171,8 @@ def _escape(text: str) -> str:
     return re.sub(r'[\\"\n]', lambda found: _ESCAPES[found[0]], text)
 
 
-def _read_totals(text: str) -> Totals:
-    totals = Totals()
+def _parse_totals(text: str) -> MetricTotals:
+    totals = MetricTotals()
     for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
         if name in totals.values:
             quoted = re.findall(r'\w+="((?:[^"\\]|\\.)*)"', labels)
@@ -179,7 +182,7 @@ def _read_totals(text: str) -> Totals:
 
 
 def _read_file(path: Path) -> str:
-    """What was written the last time.
+    """Return what was written the last time. "" when that is nothing.
 
     Raises:
         ForeignFileError: It holds something else.
@@ -196,7 +199,7 @@ def _read_file(path: Path) -> str:
 # ---- reading on
 
 
-def export(target: Path, logs: Iterable[Path], tally: Tally) -> list[Path]:
+def export_totals(target: Path, logs: Iterable[Path], tally: LineTally) -> list[Path]:
     """Add what is new in the logs, and in what was rotated away from them, to the totals in a file.
 
     Args:
@@ -212,61 +215,60 @@ def export(target: Path, logs: Iterable[Path], tally: Tally) -> list[Path]:
         OSError: A log cannot be read, or the target not be written.
     """
     text = _read_file(target)
-    totals, before = _read_totals(text), _read_positions(text)
+    totals, before = _parse_totals(text), _parse_positions(text)
     after: dict[str, _Positions] = {}
     unread: list[Path] = []
     for log in logs:
         known = before.get(str(log.absolute()), {})
-        files = with_rotated(log) or [log]
+        files = find_log_files(log) or [log]
         unread += [file for file in files if not can_open(file)]
         after[str(log.absolute())] = _read_on([file for file in files if can_open(file)], known, totals, tally)
     totals.add_unreadable(tally.unreadable)
     # A log that is not named this time may be named the next time.
-    # The exporter is another user, and never sees half a file.
-    replace_file(target, _write_text(totals, {**before, **after}), 0o644)
+    replace_file(target, _format_file(totals, {**before, **after}), 0o644)
     return unread
 
 
-def _read_positions(text: str) -> dict[str, _Positions]:
+def _parse_positions(text: str) -> dict[str, _Positions]:
     found = re.search(rf"^{re.escape(_READ_SO_FAR)}(.*)$", text, re.MULTILINE)
     try:
         logs = json.loads(found[1]) if found else {}
-        return {log: {head: _Position(**place) for head, place in places.items()} for log, places in logs.items()}
+        return {log: {head: _ReadPosition(**place) for head, place in places.items()} for log, places in logs.items()}
     except (ValueError, TypeError, AttributeError):
         raise ForeignFileError("it was changed by something else; remove it, and the totals begin anew") from None
 
 
-def _read_on(files: Iterable[Path], known: _Positions, totals: Totals, tally: Tally) -> _Positions:
-    """Count what is new in the files of one log, and tell how far they are read now."""
+def _read_on(files: Iterable[Path], known: _Positions, totals: MetricTotals, tally: LineTally) -> _Positions:
+    """Count what is new in the files of one log, and return how far they are read now."""
     places = dict(known)
     kept: _Positions = {}
     for path in files:
         status = path.stat()
-        head = _unchanged(known, status)
+        head = _find_unchanged(known, status)
         if head is None:
-            lines = _Lines(path, places, tally)
-            for record in select(lines, Query(), tally):
+            lines = _NewLineReader(path, places, tally)
+            for record in select_records(lines, RecordQuery(), tally):
                 totals.add(record)
             head = lines.head
-            places[head] = _Position(lines.position, status.st_size, status.st_mtime_ns)
+            places[head] = _ReadPosition(lines.position, status.st_size, status.st_mtime_ns)
         kept[head] = places[head]
     return kept
 
 
-def _unchanged(known: _Positions, status: os.stat_result) -> str | None:
+def _find_unchanged(known: _Positions, status: os.stat_result) -> str | None:
     stamp = (status.st_size, status.st_mtime_ns)
     return next((head for head, place in known.items() if (place.size, place.changed) == stamp), None)
 
 
-class _Lines:
-    """The lines of a file that were not read before; one without its end is left for the next time.
+class _NewLineReader:
+    """Reads the lines of a file that were not read before. One without its end is left for the next time.
 
     Attributes:
-        head: Hash of the first line; "" while there is no whole one.
+        head: Hash of the first line. "" while there is no whole one.
         position: How far the file is read, in bytes, decompressed.
     """
 
-    def __init__(self, path: Path, known: _Positions, tally: Tally) -> None:
+    def __init__(self, path: Path, known: _Positions, tally: LineTally) -> None:
         self.head = ""
         self.position = 0
         self._path, self._known, self._tally = path, known, tally
@@ -281,19 +283,19 @@ class _Lines:
                 self._tally.unreadable += 1
 
     def _read(self, file: IO[bytes]) -> Iterator[bytes]:
-        first = _whole_line(file)
+        first = _read_whole_line(file)
         self.head = hashlib.sha256(first).hexdigest()[:16] if first else ""
         if self.head in self._known:
             self.position = file.seek(self._known[self.head].read)
         elif first:
             self.position = len(first)
             yield first.rstrip(b"\n")
-        while line := _whole_line(file):
+        while line := _read_whole_line(file):
             self.position += len(line)
             yield line.rstrip(b"\n")
 
 
-def _whole_line(file: IO[bytes]) -> bytes:
-    """The next line; what is longer than any record comes in parts."""
+def _read_whole_line(file: IO[bytes]) -> bytes:
+    """Return the next line. b"" when its end is not there yet. What is longer than any record comes in parts."""
     line = file.readline(_LONGEST_LINE_BYTES)
     return line if line.endswith(b"\n") or len(line) == _LONGEST_LINE_BYTES else b""

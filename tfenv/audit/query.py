@@ -1,4 +1,4 @@
-"""Reading the log back: streaming, tolerant of torn and foreign lines, compressed or not."""
+"""Reads the log back: streaming, tolerant of torn and foreign lines, compressed or not."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from tfenv.audit.record import stamp
+from tfenv.audit.record import format_timestamp
 from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
 from tfenv.policy.units import parse_duration
 from tfenv.values import frozen
 
 __all__ = [
-    "BEGIN",
+    "RECORD_BEGIN",
     "TIMESTAMP_BYTES",
-    "Group",
-    "Query",
-    "Record",
-    "Tally",
-    "devices_of",
-    "gpu_name",
-    "group_of",
-    "groups",
+    "LineTally",
+    "LoggedRecord",
+    "RecordGroup",
+    "RecordQuery",
+    "get_gpu_id",
     "is_worth_reading",
-    "last",
+    "list_logged_devices",
+    "make_group",
     "parse_moment",
-    "read",
-    "select",
+    "read_groups",
+    "read_newest",
+    "read_records",
+    "select_records",
 ]
 
 #: A record as it was read: only `timestamp` and `event` are known to be texts.
-Record = Mapping[str, Any]
+LoggedRecord = Mapping[str, Any]
 
 #: How every record of ours begins, and how long the timestamp behind it is.
-BEGIN = b'{"timestamp":"'
+RECORD_BEGIN = b'{"timestamp":"'
 TIMESTAMP_BYTES = len("2026-11-05T09:31:07.123456Z")
-_TIMESTAMP = slice(len(BEGIN), len(BEGIN) + TIMESTAMP_BYTES)
+_TIMESTAMP = slice(len(RECORD_BEGIN), len(RECORD_BEGIN) + TIMESTAMP_BYTES)
 _CHUNK_BYTES = 1 << 20
 # Far above any record: a file of zeros, or of something else, is not collected into one line.
 _LONGEST_LINE_BYTES = 1 << 16
@@ -53,8 +53,8 @@ _CLOCKS_DIFFER_BY = timedelta(hours=1)
 
 
 @dataclass
-class Tally:
-    """What was met while reading.
+class LineTally:
+    """Counts what was met while reading.
 
     Attributes:
         unreadable: Lines, or damaged beginnings of lines, that are not records.
@@ -64,15 +64,15 @@ class Tally:
 
 
 @frozen
-class Query:
-    """Which records are wanted; an empty set or None means all.
+class RecordQuery:
+    """Which records are wanted. An empty set or None means all.
 
     Attributes:
         events: Names as in the record: "policy_applied".
         users: User names.
         uids: User ids.
-        outcomes: What became of it at an entry point: "clamped", as in the record's `status`.
-        gpus: GPUs, as `is_gpu` takes them: a UUID or its beginning, an entry of CUDA_VISIBLE_DEVICES, `name:*A100*`.
+        outcomes: What happened at an entry point: "clamped", as in the record's `status`.
+        gpus: GPUs, each a UUID or its beginning, an entry of CUDA_VISIBLE_DEVICES, or `name:*A100*`.
         project: A directory: records of a project or script in it or below it.
         script: Path, file name or glob of the program.
         since: No record before it, as `parse_moment` gives it.
@@ -89,63 +89,71 @@ class Query:
     since: str = ""
     until: str = ""
 
-    def matches(self, record: Record) -> bool:
-        """Whether the record is wanted."""
+    def matches(self, record: LoggedRecord) -> bool:
+        """Tell whether the record is wanted."""
         return (
             record["timestamp"] >= self.since
             and (not self.until or record["timestamp"] < self.until)
-            and _wanted(self.events, record["event"])
-            and _wanted(self.users, record.get("user"))
-            and _wanted(self.uids, record.get("uid"))
-            and _wanted(self.outcomes, record.get("status"))
-            and (not self.gpus or any(self.has_gpu(device) for device in devices_of(record)))
+            and _is_wanted(record["event"], self.events)
+            and _is_wanted(record.get("user"), self.users)
+            and _is_wanted(record.get("uid"), self.uids)
+            and _is_wanted(record.get("status"), self.outcomes)
+            and (not self.gpus or any(self.matches_gpu(device) for device in list_logged_devices(record)))
             and (self.project is None or _is_of_project(record, self.project))
             and (self.script is None or _is_script(record.get("script"), self.script))
         )
 
-    def has_gpu(self, device: Mapping[str, Any]) -> bool:
-        """Whether an entry of a record's `devices` is among the GPUs that are wanted."""
+    def matches_gpu(self, device: Mapping[str, Any]) -> bool:
+        """Tell whether an entry of a record's `devices` is among the GPUs that are wanted."""
         return not self.gpus or any(_is_gpu(device, wanted) for wanted in self.gpus)
 
-    def needles(self) -> tuple[tuple[bytes, ...], ...]:
-        """Byte strings of which each line that matches has at least one per group: cheaper than parsing it."""
+    def build_prefilter(self) -> tuple[tuple[bytes, ...], ...]:
+        """Return groups of byte strings. Each line that matches has at least one of every group.
+
+        To look for them is cheaper than to parse the line.
+        """
         groups: list[Iterable[str]] = [
             [json.dumps(text) for text in wanted] for wanted in (self.events, self.users, self.outcomes) if wanted
         ]
         groups += [[str(uid) for uid in self.uids]] if self.uids else []
-        # A text that JSON may spell in several ways is no use as a needle.
+        # A text that JSON may spell in several ways cannot be looked for.
         return tuple(
             tuple(text.encode("ascii") for text in texts) for texts in groups if not any("\\" in text for text in texts)
         )
 
 
 @frozen
-class Group:
+class RecordGroup:
     """Records of one log that differ in nothing that is asked for.
 
     Attributes:
-        record: One for all; its `timestamp` is the newest of all.
+        record: One for all. Its `timestamp` is the newest of all.
         times: How many there are.
         pids: Of what processes, each once, as text.
     """
 
-    record: Record
+    record: LoggedRecord
     times: int
     pids: Sequence[str]
 
 
-def _wanted(values: frozenset[Any], value: object) -> bool:
-    return not values or (isinstance(value, (str, int)) and value in values)
+def make_group(record: LoggedRecord) -> RecordGroup:
+    """Make a group of one record."""
+    return RecordGroup(record, 1, (str(record.get("pid")),))
 
 
-def devices_of(record: Record) -> list[Mapping[str, Any]]:
-    """The entries of `devices` that are what they should be."""
+def _is_wanted(value: object, wanted: frozenset[Any]) -> bool:
+    return not wanted or (isinstance(value, (str, int)) and value in wanted)
+
+
+def list_logged_devices(record: LoggedRecord) -> list[Mapping[str, Any]]:
+    """Return the entries of `devices` that are what they should be."""
     devices = record.get("devices")
     return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
 
 
-def gpu_name(device: Mapping[str, Any]) -> str:
-    """UUID; the entry of CUDA_VISIBLE_DEVICES, or TensorFlow's number, where there is none."""
+def get_gpu_id(device: Mapping[str, Any]) -> str:
+    """Return the UUID. Where there is none: the entry of CUDA_VISIBLE_DEVICES, or TensorFlow's number."""
     return str(device.get("uuid") or device.get("token") or device.get("index"))
 
 
@@ -155,15 +163,15 @@ def _is_gpu(device: Mapping[str, Any], wanted: str) -> bool:
     uuid = device.get("uuid")
     if wanted.startswith(("GPU-", "MIG-")) and isinstance(uuid, str) and uuid.startswith(wanted):
         return True
-    return wanted in (device.get("token"), gpu_name(device))
+    return wanted in (device.get("token"), get_gpu_id(device))
 
 
-def _is_of_project(record: Record, folder: str) -> bool:
+def _is_of_project(record: LoggedRecord, folder: str) -> bool:
     return any(_is_inside(record.get(key), folder) for key in ("project", "script"))
 
 
 def _is_inside(path: object, folder: str) -> bool:
-    """By components: /srv/ab is not inside /srv/a."""
+    """Compare by components: /srv/ab is not inside /srv/a."""
     return isinstance(path, str) and f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
@@ -172,12 +180,12 @@ def _is_script(path: object, pattern: str) -> bool:
 
 
 def parse_moment(text: str, now: datetime | None = None) -> str:
-    """A moment, spelled as in the records.
+    """Return a moment, spelled as in the records.
 
     Args:
         text: A duration back from now ("30min", "2h", "7d"), or a date or time in ISO 8601: without a time
             zone it is local.
-        now: For tests; the current time otherwise.
+        now: The current time, for tests. None: the clock's.
 
     Raises:
         ValueError: Its text says what would be right.
@@ -187,7 +195,7 @@ def parse_moment(text: str, now: datetime | None = None) -> str:
         moment = (now or datetime.now(timezone.utc)) - back
     except (ValueError, OverflowError):
         moment = _parse_iso(text)
-    return stamp(moment)
+    return format_timestamp(moment)
 
 
 def _parse_iso(text: str) -> datetime:
@@ -200,48 +208,45 @@ def _parse_iso(text: str) -> datetime:
 # ---- lines
 
 
-def select(lines: Iterable[bytes], query: Query, tally: Tally) -> Iterator[Record]:
-    """The records among `lines` that the query wants."""
-    needles, since, until = query.needles(), query.since.encode("ascii"), query.until.encode("ascii") or b"~"
+def select_records(lines: Iterable[bytes], query: RecordQuery, tally: LineTally) -> Iterator[LoggedRecord]:
+    """Yield the records among `lines` that the query wants."""
+    prefilter, since, until = query.build_prefilter(), query.since.encode("ascii"), query.until.encode("ascii") or b"~"
     for line in lines:
-        if line.startswith(BEGIN):
-            if not since <= line[_TIMESTAMP] < until and line.find(BEGIN, 1) < 0:  # a whole record behind a torn one
+        if line.startswith(RECORD_BEGIN):
+            # A whole record may stand behind a torn one.
+            if not since <= line[_TIMESTAMP] < until and line.find(RECORD_BEGIN, 1) < 0:
                 continue
-            if line.endswith(b"}") and not _has_all(line, needles):
+            if line.endswith(b"}") and not all(any(text in line for text in texts) for texts in prefilter):
                 continue
-        record = _parse(line, tally)
+        record = _parse_line(line, tally)
         if record is not None and query.matches(record):
             yield record
 
 
-def _has_all(line: bytes, needles: tuple[tuple[bytes, ...], ...]) -> bool:
-    return all(any(needle in line for needle in group) for group in needles)
-
-
-def _parse(line: bytes, tally: Tally) -> Record | None:
-    """The record in the line; behind a torn one, where a writer was killed, a whole one may follow."""
+def _parse_line(line: bytes, tally: LineTally) -> LoggedRecord | None:
+    """Return the record in the line. Behind a torn one, where a writer was killed, a whole one may follow."""
     if not line or line.isspace():
         return None
-    record = _as_record(line)
+    record = _parse_record(line)
     if record is None:
         tally.unreadable += 1
-        start = line.rfind(BEGIN)
-        record = _as_record(line[start:]) if start > 0 else None
+        start = line.rfind(RECORD_BEGIN)
+        record = _parse_record(line[start:]) if start > 0 else None
     return record
 
 
-def _as_record(line: bytes) -> Record | None:
+def _parse_record(text: bytes) -> LoggedRecord | None:
     try:
-        value = json.loads(line)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("timestamp", "event")):
         return None
-    return cast(Record, value)
+    return cast(LoggedRecord, value)
 
 
-def _lines(file: BufferedReader, tally: Tally) -> Iterator[bytes]:
-    """Lines without their newlines; what follows the last newline is a line too."""
+def _split_lines(file: BufferedReader, tally: LineTally) -> Iterator[bytes]:
+    """Yield lines without their newlines. What follows the last newline is a line too."""
     rest = b""
     while chunk := file.read1(_CHUNK_BYTES):  # not read: what stands before a damage would be lost with it
         *lines, rest = (rest + chunk).split(b"\n")
@@ -253,8 +258,8 @@ def _lines(file: BufferedReader, tally: Tally) -> Iterator[bytes]:
         yield rest
 
 
-def _lines_from_the_end(path: Path, end: int | None, tally: Tally) -> Iterator[bytes]:
-    """Lines of an uncompressed file, last first, from `end` bytes on: the newest 20 of a million come at once."""
+def _split_lines_backwards(path: Path, end: int | None, tally: LineTally) -> Iterator[bytes]:
+    """Yield lines of an uncompressed file, last first, from `end` bytes on: the newest 20 of a million come at once."""
     with path.open("rb") as file:
         position = file.seek(0, os.SEEK_END) if end is None else end
         rest = b""
@@ -273,8 +278,8 @@ def _lines_from_the_end(path: Path, end: int | None, tally: Tally) -> Iterator[b
 # ---- logs
 
 
-def read(paths: Sequence[Path], query: Query, tally: Tally) -> Iterator[Record]:
-    """The wanted records of all logs, log by log, in the order they were written.
+def read_records(paths: Sequence[Path], query: RecordQuery, tally: LineTally) -> Iterator[LoggedRecord]:
+    """Yield the wanted records of all logs, log by log, in the order they were written.
 
     Raises:
         OSError: A log cannot be read.
@@ -282,45 +287,39 @@ def read(paths: Sequence[Path], query: Query, tally: Tally) -> Iterator[Record]:
     for path in paths:
         if is_worth_reading(path, query.since):
             with open_log(path) as file:
-                yield from select(_whole_lines(path, file, tally), query, tally)
+                yield from select_records(_read_undamaged_lines(path, file, tally), query, tally)
 
 
-def groups(log: Path, query: Query, tally: Tally) -> Iterator[Group]:
-    """Each wanted record of a log as a group of its own.
+def read_groups(log: Path, query: RecordQuery, tally: LineTally) -> Iterator[RecordGroup]:
+    """Yield each wanted record of a log as a group of its own.
 
     Raises:
         OSError: The log cannot be read.
     """
-    for record in read([log], query, tally):
-        yield group_of(record)
-
-
-def group_of(record: Record) -> Group:
-    """One record, of one process."""
-    return Group(record, 1, (str(record.get("pid")),))
+    return map(make_group, read_records([log], query, tally))
 
 
 def is_worth_reading(path: Path, since: str) -> bool:
-    """Whether a log can hold a record of that moment or later: none is younger than the file's last change."""
+    """Tell whether a log can hold a record of that moment or later: none is younger than the file's last change."""
     if not since:
         return True
-    return stamp(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc) + _CLOCKS_DIFFER_BY) >= since
+    return format_timestamp(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc) + _CLOCKS_DIFFER_BY) >= since
 
 
-def _whole_lines(path: Path, file: BufferedReader, tally: Tally) -> Iterator[bytes]:
-    """The lines up to where a compressed file is damaged."""
+def _read_undamaged_lines(path: Path, file: BufferedReader, tally: LineTally) -> Iterator[bytes]:
+    """Yield the lines up to where a compressed file is damaged."""
     try:
-        yield from _lines(file, tally)
+        yield from _split_lines(file, tally)
     except Exception as error:
         if not is_damage(path, error):
             raise
         tally.unreadable += 1
 
 
-def last(
-    paths: Sequence[Path], query: Query, tally: Tally, count: int, ends: Mapping[Path, int] | None = None
-) -> list[Record]:
-    """The newest `count` wanted records of all logs together, oldest first.
+def read_newest(
+    paths: Sequence[Path], query: RecordQuery, tally: LineTally, count: int, ends: Mapping[Path, int] | None = None
+) -> list[LoggedRecord]:
+    """Return the newest `count` wanted records of all logs together, oldest first.
 
     Args:
         paths: The logs.
@@ -332,27 +331,22 @@ def last(
     Raises:
         OSError: A log cannot be read.
     """
-    found: list[Record] = []
-    for path in sorted(paths, key=_last_change, reverse=True):  # many old logs need not be decompressed
+    found: list[LoggedRecord] = []
+    # The newest log first: many old ones need not be decompressed.
+    for path in sorted(paths, key=lambda log: log.stat().st_mtime, reverse=True):
         oldest = found[0]["timestamp"] if found and len(found) >= count else query.since
         if is_worth_reading(path, oldest):
-            end = (ends or {}).get(path)
-            found = sorted([*_last_of(path, query, tally, count, end), *found], key=_timestamp)
+            newest = _read_newest_of(path, query, tally, count, (ends or {}).get(path))
+            found = sorted([*newest, *found], key=lambda record: cast(str, record["timestamp"]))
             found = found[max(0, len(found) - count) :]
     return found
 
 
-def _last_change(path: Path) -> float:
-    return path.stat().st_mtime
-
-
-def _last_of(path: Path, query: Query, tally: Tally, count: int, end: int | None) -> list[Record]:
-    """The newest records of one log, oldest first; a pipe, as from journalctl, has no end to begin at."""
-    if path.suffix in COMPRESSED or not path.is_file():
-        return list(deque(read([path], query, tally), maxlen=count))
-    newest = select(_lines_from_the_end(path, end, tally), query, tally)
+def _read_newest_of(
+    path: Path, query: RecordQuery, tally: LineTally, count: int, end: int | None
+) -> list[LoggedRecord]:
+    """Return the newest records of one log, oldest first."""
+    if path.suffix in COMPRESSED or not path.is_file():  # a pipe, as from journalctl, has no end to begin at
+        return list(deque(read_records([path], query, tally), maxlen=count))
+    newest = select_records(_split_lines_backwards(path, end, tally), query, tally)
     return list(islice(newest, count))[::-1]
-
-
-def _timestamp(record: Record) -> str:
-    return cast(str, record["timestamp"])

@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-__all__ = ["COMPRESSED", "Tail", "can_open", "is_damage", "open_log", "unique_logs", "with_rotated"]
+__all__ = ["COMPRESSED", "LogTail", "can_open", "find_all_log_files", "find_log_files", "is_damage", "open_log"]
 
 #: What logrotate's compressors make, and the modules that read it, of which the first that is there is taken.
 #: (Python has zstd from 3.14 on; tfenv[audit] brings backports.zstd.)
@@ -32,55 +32,51 @@ _SIBLING = (
 )
 
 
-def with_rotated(path: Path) -> list[Path]:
-    """The log and what logrotate made of it, oldest first: `.3.gz`, `.2.zst`, `.1`, `-20261105.xz`, the log."""
+def find_log_files(path: Path) -> list[Path]:
+    """Return what logrotate made of a log, then the log: `.3.gz`, `.2.zst`, `.1`, `-20261105.xz`, the log itself."""
     pattern = re.compile(re.escape(path.name) + _SIBLING)
-    siblings = [(match, path.parent / name) for name in _names(path.parent) if (match := pattern.fullmatch(name))]
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        names = []
+    siblings = [(match, path.parent / name) for name in names if (match := pattern.fullmatch(name))]
     siblings.sort(key=lambda pair: (pair[0]["date"] or "", -int(pair[0]["age"] or 0)))
     return [sibling for _, sibling in siblings] + ([path] if path.exists() else [])
 
 
-def unique_logs(paths: Iterable[Path]) -> list[Path]:
-    """All logs with what was rotated away from them, each once: `--file log*` names a log and its siblings."""
-    found = [log for path in paths for log in (with_rotated(path) or [path])]
-    return list(dict.fromkeys(found))
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+def find_all_log_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files of all logs, each once: `--file log*` names a log and its siblings."""
+    return list(dict.fromkeys(file for path in paths for file in (find_log_files(path) or [path])))
 
 
 # ---- compressed logs
 
 
 def can_open(path: Path) -> bool:
-    """Whether something here can decompress the file, by its suffix."""
-    return path.suffix not in COMPRESSED or _decompressor(path) is not None
+    """Tell whether something here can decompress the file, by its suffix."""
+    return path.suffix not in COMPRESSED or _find_decompressor(path) is not None
 
 
 def open_log(path: Path) -> BufferedReader:
-    """The log's bytes, decompressed by what the suffix says.
+    """Open a log for reading its bytes, decompressed by what the suffix says.
 
     Raises:
         OSError: It cannot be opened, or nothing here can decompress it.
     """
     if path.suffix not in COMPRESSED:
         return path.open("rb")
-    module = _decompressor(path)
+    module = _find_decompressor(path)
     if module is None:
         raise OSError(errno.ENOTSUP, "nothing here can decompress it; `pip install 'tfenv[audit]'` can", str(path))
     return cast("BufferedReader", module.open(path, "rb"))
 
 
 def is_damage(path: Path, error: Exception) -> bool:
-    """Whether reading failed because a compressed file was cut off or changed; each compression has its own errors."""
+    """Tell whether an error is of a compressed file that was cut off or changed. Each compression has its own."""
     return path.suffix in COMPRESSED and not (isinstance(error, OSError) and error.errno)
 
 
-def _decompressor(path: Path) -> Any:
+def _find_decompressor(path: Path) -> Any:
     for name in COMPRESSED[path.suffix]:
         with suppress(ImportError):  # not installed, or a Python that was built without
             return import_module(name)
@@ -90,8 +86,8 @@ def _decompressor(path: Path) -> Any:
 # ---- following
 
 
-class Tail:
-    """What is appended to a log from now on, through rotations; the log may not exist yet.
+class LogTail:
+    """Reads what is appended to a log from now on, through rotations. The log may not exist yet.
 
     Attributes:
         path: The log.
@@ -104,16 +100,16 @@ class Tail:
         self._rest = b""
         self._file: IO[bytes] | None = None
         self._was_replaced = False
-        self._reopen(os.SEEK_END)
+        self._open_again(os.SEEK_END)
 
     def poll(self) -> list[bytes]:
-        """The whole lines that came since the last call. Never waits."""
+        """Return the whole lines that came since the last call. Never waits."""
         lines = self._read()
         if not self._is_replaced():
             return lines
         # A writer may have opened the old file just before it was renamed: it has until the next call.
         if self._file is None or self._was_replaced:
-            self._reopen()
+            self._open_again()
             return lines + self._read()
         self._was_replaced = True
         return lines
@@ -124,7 +120,7 @@ class Tail:
             self._file.close()
             self._file = None
 
-    def _reopen(self, whence: int = os.SEEK_SET) -> None:
+    def _open_again(self, whence: int = os.SEEK_SET) -> None:
         self.close()
         self.position, self._rest, self._was_replaced = 0, b"", False
         try:

@@ -1,8 +1,8 @@
 """Where records go: files, syslog, stderr. Nothing here ever raises into the program or makes it wait.
 
 Without locks, on purpose: a lock held by another thread at the moment of a fork stays locked in the child
-for ever. Lines do not mix because each is one write(2) on a descriptor opened with O_APPEND, and deques
-are safe between threads. The file is opened for every event: that costs 2 µs more than a stat of the path
+for ever. Lines do not mix because each is one write(2) on a descriptor opened with O_APPEND, and append and pop of a
+list are safe between threads. The file is opened for every event: that costs 2 µs more than a stat of the path
 of a descriptor kept open (6 µs against 4), and no rotation, fork or closed descriptor can go wrong.
 """
 
@@ -13,17 +13,23 @@ import errno
 import gc
 import os
 import stat
-from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import suppress
-from typing import Any, Protocol
 
-from tfenv.audit.record import AuditRecord, encode
-from tfenv.audit.summary import say, say_once
+from tfenv.audit.record import encode_record
+from tfenv.audit.stderr_line import print_once, print_to_stderr
 from tfenv.dependencies import import_dependency
-from tfenv.errors import Finding, Severity, escape_for_terminal
-from tfenv.policy.model import AuditSinks
+from tfenv.errors import Finding, escape_for_terminal
 from tfenv.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+    from typing import Any, TypeAlias
+
+    from tfenv.audit.record import AuditRecord
+    from tfenv.errors import Severity
+    from tfenv.policy.model import AuditSinks
+
+    LineSink: TypeAlias = "FileSink | SyslogSink | StderrSink"
 
 __all__ = [
     "COMPLAINED_VARIABLE",
@@ -32,31 +38,31 @@ __all__ = [
     "RefusedLogError",
     "append_line",
     "expand_path",
-    "log_names",
+    "list_log_names",
 ]
 
 #: The user's own log, unless the machine or the user layer names another one or none.
 DEFAULT_LOG = "~/.local/state/tfgpu/audit.jsonl"
-#: Set for the children once the line about a log that failed was shown, as `summary.SHOWN_VARIABLE` is.
+#: Set for the children once the line about a log that failed was shown, as `stderr_line.SHOWN_VARIABLE` is.
 COMPLAINED_VARIABLE = "TFGPU_AUDIT_COMPLAINED"
 SYSLOG_SOCKET = "/dev/log"
 
 _SYSLOG_USER = 1 << 3
 _SYSLOG_SEVERITY = {"error": 3, "warning": 4, "info": 6}
 
-# How every record begins: `encode` sees to it.
-_BEGIN = b'{"timestamp"'
+# How every record begins: `encode_record` sees to it.
+_LOG_BEGIN = b'{"timestamp"'
 
 # O_NOFOLLOW: a planted symlink is refused. O_NONBLOCK: a planted FIFO does not hang us.
 _OPEN = os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class RefusedLogError(OSError):
-    """The log at this path is not one to write to; its text says why."""
+    """The log at this path is not one to write to. Its text says why."""
 
 
-def log_names(sinks: AuditSinks) -> tuple[str, ...]:
-    """All logs as configured, the administrator's first and the user's default log last."""
+def list_log_names(sinks: AuditSinks) -> tuple[str, ...]:
+    """Return all logs as configured, the administrator's first and the user's default log last."""
     default = (DEFAULT_LOG,) if sinks.default_file else ()
     return tuple(dict.fromkeys((*sinks.required_files, *sinks.files, *default)))
 
@@ -68,11 +74,11 @@ _known_logs: set[tuple[int, int]] = set()
 
 
 def expand_path(path: str, home: str | None, uid: int) -> str:
-    """The path with `~` replaced by `home` and `<uid>` by the number.
+    """Return the path with `~` replaced by `home` and `<uid>` by the number.
 
     Args:
         path: As configured.
-        home: From the passwd entry of the euid, never $HOME; None without one.
+        home: From the passwd entry of the euid, never $HOME. None without one.
         uid: Effective user id.
 
     Raises:
@@ -92,7 +98,7 @@ def append_line(path: str, line: bytes, uid: int) -> None:
     """Append one line with one write(2).
 
     Args:
-        path: A regular file with one name, owned by `uid` or root, of records; created with mode 0600.
+        path: A regular file with one name, owned by `uid` or root, of records. Created with mode 0600.
         line: With its newline.
         uid: Effective user id.
 
@@ -100,10 +106,10 @@ def append_line(path: str, line: bytes, uid: int) -> None:
         RefusedLogError: The path is a symlink, a FIFO, a hard link, somebody else's, or holds something else.
         OSError: It could not be opened, or not be written whole.
     """
-    descriptor = _open_log(path, uid)
+    descriptor = _open_for_append(path, uid)
     try:
         _check_holds_records(descriptor)
-        line = line if _ends_whole(descriptor) else b"\n" + line
+        line = line if _ends_with_newline(descriptor) else b"\n" + line
         written = os.write(descriptor, line)
     finally:
         os.close(descriptor)
@@ -111,7 +117,7 @@ def append_line(path: str, line: bytes, uid: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _open_log(path: str, uid: int) -> int:
+def _open_for_append(path: str, uid: int) -> int:
     for _ in range(8):  # a rotation may take the file away between any two of these steps
         descriptor = _open_or_create(path)
         if descriptor is None:
@@ -127,7 +133,7 @@ def _open_log(path: str, uid: int) -> int:
 
 
 def _open_or_create(path: str) -> int | None:
-    """A descriptor; None when somebody else created or removed the file just now.
+    """Return a descriptor. None when somebody else created or removed the file just now.
 
     Opened before it is created: O_CREAT on a file of another owner in a sticky directory (/var/log/tfgpu)
     is refused by the kernel (fs.protected_regular) even to root.
@@ -137,7 +143,7 @@ def _open_or_create(path: str) -> int | None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise _refusal(error) from error
+        raise _explain_refusal(error) from error
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
     except FileExistsError:
@@ -147,11 +153,11 @@ def _open_or_create(path: str) -> int | None:
 def _open_readable(path: str) -> int:
     try:
         return os.open(path, os.O_RDWR | _OPEN)
-    except PermissionError:  # a log that may be written and not read; it cannot be checked for a torn end
+    except PermissionError:  # a log that may be written and not read, and so not checked for a torn end
         return os.open(path, os.O_WRONLY | _OPEN)
 
 
-def _refusal(error: OSError) -> OSError:
+def _explain_refusal(error: OSError) -> OSError:
     if error.errno == errno.ELOOP:
         return RefusedLogError(errno.ELOOP, "it is a symbolic link")
     if error.errno in (errno.ENXIO, errno.EISDIR):
@@ -160,7 +166,7 @@ def _refusal(error: OSError) -> OSError:
 
 
 def _is_current_log(status: os.stat_result, uid: int) -> bool:
-    """Whether the open file is still in a directory.
+    """Tell whether the open file is still in a directory.
 
     Raises:
         RefusedLogError: It is not a file to log to.
@@ -175,7 +181,7 @@ def _is_current_log(status: os.stat_result, uid: int) -> bool:
 
 
 def _check_holds_records(descriptor: int) -> None:
-    """A project's `file = "train.py"` gets no line.
+    """Refuse a file of something else: a project's `file = "train.py"` gets no line.
 
     Raises:
         RefusedLogError: It begins with something else than a record.
@@ -185,18 +191,18 @@ def _check_holds_records(descriptor: int) -> None:
     if identity in _known_logs:
         return
     try:
-        head = os.pread(descriptor, len(_BEGIN), 0)
-    except OSError:  # it may be written and not read, as an administrator makes it
+        head = os.pread(descriptor, len(_LOG_BEGIN), 0)
+    except OSError:  # it may be written and not read, as an administrator sets it up
         return
     # The first record may be torn, and a whole one follow on the next line.
-    if not all(_BEGIN.startswith(line) for line in head.split(b"\n")):
+    if not all(_LOG_BEGIN.startswith(line) for line in head.split(b"\n")):
         raise RefusedLogError(errno.EINVAL, "it holds something else than audit records")
-    if len(head) == len(_BEGIN):
+    if len(head) == len(_LOG_BEGIN):
         _known_logs.add(identity)
 
 
-def _ends_whole(descriptor: int) -> bool:
-    """Whether the file ends with a newline: a full disk or SIGKILL may have torn the last record."""
+def _ends_with_newline(descriptor: int) -> bool:
+    """Tell whether the file's last record is whole: a full disk or SIGKILL may have torn it."""
     try:
         size = os.fstat(descriptor).st_size
         return size == 0 or os.pread(descriptor, 1, size - 1) in (b"\n", b"")
@@ -205,22 +211,6 @@ def _ends_whole(descriptor: int) -> bool:
 
 
 # ---- sinks
-
-
-class Sink(Protocol):
-    """Something that takes one line."""
-
-    @property
-    def name(self) -> str:
-        """How the line on stderr calls it."""
-        ...
-
-    def write(self, line: bytes, level: str) -> None:
-        """Take the line.
-
-        Raises:
-            OSError: It was not taken.
-        """
 
 
 class FileSink:
@@ -242,7 +232,7 @@ class FileSink:
         self._home, self._uid, self._project = home, uid, project
 
     def write(self, line: bytes, level: str) -> None:  # noqa: ARG002 - only syslog has levels
-        """Append it to the file; the directory of a log in the home is made when it is missing."""
+        """Append it to the file. The directory of a log in the home is made when it is missing."""
         path = expand_path(self.name, self._home, self._uid)
         self._check_inside_project(path)
         try:
@@ -255,7 +245,7 @@ class FileSink:
             append_line(path, line, self._uid)
 
     def _check_inside_project(self, path: str) -> None:
-        """A cloned repository may hold `logs -> ~/.ssh`: O_NOFOLLOW sees the last component only."""
+        """Refuse what leads out: a repository may hold `logs -> ~/.ssh`, and O_NOFOLLOW sees the last name only."""
         if self._project is None or not self.name.startswith(f"{self._project.rstrip('/')}/"):
             return
         folder = f"{os.path.realpath(os.path.dirname(path))}/"
@@ -274,7 +264,7 @@ class SyslogSink:
         self._address = address
 
     def write(self, line: bytes, level: str) -> None:
-        """Send it, or fail at once; of an empty line only find out whether somebody listens."""
+        """Send it, or fail at once. Of an empty line only find out whether somebody listens."""
         import socket
 
         priority = _SYSLOG_USER | _SYSLOG_SEVERITY[level]
@@ -286,35 +276,36 @@ class SyslogSink:
 
 
 class StderrSink:
-    """`[audit] stderr = "json"`."""
+    """Standard error, for `[audit] stderr = "json"`."""
 
     name = "stderr"
 
     def write(self, line: bytes, level: str) -> None:  # noqa: ARG002 - only syslog has levels
         """Print it."""
-        say(line.decode("ascii").rstrip("\n"))
+        print_to_stderr(line.decode("ascii").rstrip("\n"))
 
 
 # ---- the log
 
 
-class _Line:
-    """What structlog calls a logger: gets the finished line of one sink, and counts what the sink loses."""
+class _SinkLogger:
+    """What structlog calls a logger: takes the finished line for one sink, and counts what the sink loses."""
 
-    def __init__(self, sink: Sink, on_failure: Callable[[Sink, OSError | ValueError], None]) -> None:
+    def __init__(self, sink: LineSink, on_failure: Callable[[LineSink, OSError | ValueError], None]) -> None:
         self.sink = sink
         self._on_failure = on_failure
-        self._lost: deque[int] = deque()  # one pid per lost record: a child does not report its parent's
+        self._lost: list[int] = []  # one pid per lost record: a child does not report its parent's
 
     def claim_lost(self) -> int:
-        """How many records of this process were lost since the last one that was written."""
+        """Return how many records of this process were lost since the last one that was written, and forget them."""
         claimed = 0
-        with suppress(IndexError):  # rather than asking whether it is empty: another thread may claim too
+        try:  # rather than asking whether it is empty: another thread may claim too
             while True:
-                claimed += self._lost.popleft() == os.getpid()
-        return claimed
+                claimed += self._lost.pop() == os.getpid()
+        except IndexError:
+            return claimed
 
-    def try_out(self) -> None:
+    def try_sink(self) -> None:
         """Find out whether the sink can be written, by writing nothing to it."""
         try:
             self.sink.write(b"", "info")
@@ -339,16 +330,16 @@ class _Line:
             self._on_failure(self.sink, error)
 
 
-def _render(logger: _Line, _method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[bytes], Mapping[str, int]]:
-    """The last processor of structlog: one line, and how many it stands for should it be lost too."""
+def _render(logger: _SinkLogger, _method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[bytes], dict[str, int]]:
+    """Make the line, as structlog's last processor. It comes with how many are lost if this one is lost too."""
     lost = logger.claim_lost()
     if lost:
         fields["lost"] = lost
-    return (encode(fields),), {"lost": lost}
+    return (encode_record(fields),), {"lost": lost}
 
 
 def _import_structlog() -> Any:
-    """structlog, or None where it is missing or broken.
+    """Return structlog. None where it is missing or broken.
 
     The collector rests meanwhile: with TensorFlow's objects in memory the import sets off a full
     collection, and takes 130 ms instead of 18.
@@ -378,7 +369,7 @@ class AuditLog:
         """
         Args:
             sinks: From the policy.
-            home: From the passwd entry of the euid; None without one.
+            home: From the passwd entry of the euid. None without one.
             uid: Effective user id.
             project: The project's directory, which a log named inside it may not leave by a symlink.
         """
@@ -389,14 +380,14 @@ class AuditLog:
             self.findings = (Finding("no-default-log", text, "note"),)
             sinks = replace(sinks, default_file=False)
         syslog = SyslogSink(SYSLOG_SOCKET)
-        targets: list[Sink] = [FileSink(path, home, uid, project) for path in log_names(sinks)]
+        targets: list[LineSink] = [FileSink(path, home, uid, project) for path in list_log_names(sinks)]
         targets += [syslog] if sinks.syslog else []
         targets += [StderrSink()] if sinks.stderr == "json" else []
         self._required = frozenset((*sinks.required_files, *([syslog.name] if sinks.required_syslog else [])))
-        self._lines = tuple(_Line(target, self._failed) for target in targets)
-        self._loggers: tuple[Any, ...] | None = None
-        self._kept: deque[tuple[int, AuditRecord]] = deque()
-        self._registered = False
+        self._sink_loggers = tuple(_SinkLogger(target, self._note_failure) for target in targets)
+        self._structlog_loggers: tuple[Any, ...] | None = None
+        self._kept: list[tuple[int, AuditRecord]] = []
+        self._is_registered = False
 
     def keep(self, record: AuditRecord) -> None:
         """Write the record later, as it is now: before the next event, or at the interpreter's exit.
@@ -405,13 +396,13 @@ class AuditLog:
         that kept a record writes it, not a forked child.
         """
         self._kept.append((os.getpid(), record))
-        if not self._registered:
-            self._registered = True
+        if not self._is_registered:
+            self._is_registered = True
             atexit.register(self.flush)
 
     def emit(self, record: AuditRecord) -> None:
         """Write what was kept, then this record, to every sink."""
-        self._bind()
+        self._make_loggers()
         self.flush()
         self._write(record)
 
@@ -421,54 +412,54 @@ class AuditLog:
         For the moment just before devices are created: a required log that cannot be written is found out while
         `on_error` can still refuse. A log that nothing was kept for is opened, and created if it is missing.
         """
-        self._bind()
+        self._make_loggers()
         self.flush()
-        for line in self._lines:
-            if line.sink.name in self._required:
-                line.try_out()
+        for logger in self._sink_loggers:
+            if logger.sink.name in self._required:
+                logger.try_sink()
 
     def flush(self) -> None:
-        """Write what was kept; without importing structlog, a program that only imported TensorFlow ends soon."""
+        """Write what was kept. Imports no structlog: a program that only imported TensorFlow ends soon."""
         while True:
             try:
-                pid, record = self._kept.popleft()
+                pid, record = self._kept.pop(0)
             except IndexError:
                 return
             if pid == os.getpid():
                 self._write(record)
 
-    def _bind(self) -> None:
-        if self._loggers is None and (structlog := _import_structlog()) is not None:
-            # Everything is given, so that the program's own structlog.configure() has no say here.
-            self._loggers = tuple(
+    def _make_loggers(self) -> None:
+        if self._structlog_loggers is None and (structlog := _import_structlog()) is not None:
+            # Everything is given, so that the program's own structlog.configure() changes nothing here.
+            self._structlog_loggers = tuple(
                 structlog.wrap_logger(
-                    line,
+                    logger,
                     processors=[structlog.processors.add_log_level, _render],
                     wrapper_class=structlog.BoundLogger,
                     context_class=dict,
                     cache_logger_on_first_use=False,
                 )
-                for line in self._lines
+                for logger in self._sink_loggers
             )
 
     def _write(self, record: AuditRecord) -> None:
         try:
-            if self._loggers is None:
+            if self._structlog_loggers is None:
                 self._write_plainly(record)
             else:
                 fields = {**record.fields, "timestamp": record.timestamp}
-                for logger in self._loggers:
+                for logger in self._structlog_loggers:
                     getattr(logger, record.level)(record.event, **fields)
         except Exception as error:  # noqa: BLE001 - a bug of ours is no reason to stop somebody's training
-            _complain(f"an audit record was not written: {type(error).__name__}: {error}")
+            _complain_once(f"an audit record was not written: {type(error).__name__}: {error}")
 
     def _write_plainly(self, record: AuditRecord) -> None:
-        """The same bytes without structlog."""
-        for line in self._lines:
-            arguments, names = _render(line, record.level, record.as_dict())
-            getattr(line, record.level)(*arguments, **names)
+        """Write the same bytes without structlog."""
+        for logger in self._sink_loggers:
+            arguments, names = _render(logger, record.level, record.as_dict())
+            getattr(logger, record.level)(*arguments, **names)
 
-    def _failed(self, sink: Sink, error: OSError | ValueError) -> None:
+    def _note_failure(self, sink: LineSink, error: OSError | ValueError) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         refused = isinstance(error, RefusedLogError)
         severity: Severity = "error" if sink.name in self._required else "warning"
@@ -476,8 +467,8 @@ class AuditLog:
         finding = Finding("refused-log" if refused else "log-not-written", text, severity, path=sink.name)
         if finding not in self.findings:
             self.findings = (*self.findings, finding)
-        _complain(text)
+        _complain_once(text)
 
 
-def _complain(text: str) -> None:
-    say_once(escape_for_terminal(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE)
+def _complain_once(text: str) -> None:
+    print_once(escape_for_terminal(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE)

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tfenv.audit.query import Query, Record, Tally, last
-from tfenv.audit.record import stamp
-from tfenv.audit.rotation import with_rotated
-from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
+from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, read_newest
+from tfenv.audit.record import format_timestamp
+from tfenv.audit.rotation import find_log_files
+from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.devices.usage import GpuProcess
 from tfenv.identity import find_home
 from tfenv.policy.model import AuditSinks
@@ -37,7 +37,7 @@ class UserRecords:
             that there was no policy.
     """
 
-    by_pid: Mapping[int, tuple[Record, ...]] = field(default_factory=dict)
+    by_pid: Mapping[int, tuple[LoggedRecord, ...]] = field(default_factory=dict)
     readable: bool = True
 
 
@@ -61,15 +61,15 @@ def read_user_records(processes: Iterable[GpuProcess], sinks: AuditSinks) -> Map
 def _read_records_of_user(uid: int, processes: list[GpuProcess], sinks: AuditSinks) -> UserRecords:
     logs, readable = _find_logs(uid, sinks)
     starts = [process.started for process in processes if process.started is not None]
-    query = Query(events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts)) if starts else "")
+    query = RecordQuery(events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts)) if starts else "")
     try:
-        found = last(logs, query, Tally(), _MOST_RECORDS)
+        found = read_newest(logs, query, LineTally(), _MOST_RECORDS)
     except OSError:
         return UserRecords(readable=False)
     return UserRecords({process.pid: _select_records(process, found) for process in processes}, readable)
 
 
-def _select_records(process: GpuProcess, records: Iterable[Record]) -> tuple[Record, ...]:
+def _select_records(process: GpuProcess, records: Iterable[LoggedRecord]) -> tuple[LoggedRecord, ...]:
     """Return the records of this process, not of an earlier one with its number, nor of one on another host."""
     since, host = "" if process.started is None else _format_start(process.started), os.uname().nodename
     return tuple(
@@ -80,7 +80,7 @@ def _select_records(process: GpuProcess, records: Iterable[Record]) -> tuple[Rec
 
 
 def _format_start(seconds: float) -> str:
-    return stamp(datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc))
+    return format_timestamp(datetime.fromtimestamp(max(0.0, seconds - _SLACK_SECONDS), timezone.utc))
 
 
 # ---- logs
@@ -90,10 +90,10 @@ def _find_logs(uid: int, sinks: AuditSinks) -> tuple[list[Path], bool]:
     """Return the user's logs that can be read, rotated ones too, and whether all that exist can be read."""
     found: list[Path] = []
     readable = True
-    for name in log_names(sinks):
+    for name in list_log_names(sinks):
         try:
             path = Path(expand_path(name, find_home(uid), uid))
-            found += [log for log in with_rotated(path) if _is_log(log, uid)]
+            found += [log for log in find_log_files(path) if _is_log(log, uid)]
             path.stat()
         except RefusedLogError:  # a user without a home has no such log: that no record is there tells nothing
             readable = False

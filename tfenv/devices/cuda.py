@@ -1,4 +1,4 @@
-"""Which cards CUDA shows to this process, once TensorFlow has opened it. Creates no context and opens nothing."""
+"""Which cards CUDA shows to this process, once the framework has opened it. Creates no context and opens nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SUCCESS = 0
 
 
 def read_uuids() -> tuple[str, ...] | None:
-    """The UUIDs by CUDA ordinal, in hex and without their prefix; None where CUDA is not open, or does not say.
+    """Return the UUIDs by CUDA ordinal, in hex and without their prefix. None: CUDA is not open, or does not say.
 
     CUDA counts the fastest first unless told otherwise, and what it shows was settled when it was opened, perhaps
     by another library: only it can tell which card is which.
@@ -16,16 +16,16 @@ def read_uuids() -> tuple[str, ...] | None:
     import ctypes
 
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")  # TensorFlow has it loaded
+        cuda = ctypes.CDLL("libcuda.so.1")  # the framework has it loaded
         count = ctypes.c_int()
         if cuda.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:
             return None
         # The second version tells the slices of one card apart (MIG).
-        get = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
+        get_uuid = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
         found = []
         for ordinal in range(count.value):
             device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
-            if cuda.cuDeviceGet(ctypes.byref(device), ordinal) != _SUCCESS or get(uuid, device) != _SUCCESS:
+            if cuda.cuDeviceGet(ctypes.byref(device), ordinal) != _SUCCESS or get_uuid(uuid, device) != _SUCCESS:
                 return None
             found.append(bytes(uuid).hex())
     except (OSError, AttributeError):

@@ -5,23 +5,23 @@ Programs wait for this at their first listing of devices: what they do not need 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tfenv.devices import nvml
 from tfenv.policy.model import Device, Inventory
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
 
 __all__ = ["read_devices", "read_inventory"]
 
 
 def read_inventory() -> Inventory:
-    """List the GPUs NVML shows; of one that is split its MIG instances.
+    """List the GPUs NVML shows. Of one that is split list its MIG instances. Never raises.
 
     Returns:
-        The devices by index, as nvidia-smi counts, without those that do not answer; without NVML (no driver,
-        WSL quirks, nvidia-ml-py missing) no devices and the reason. Never raises.
+        The devices by index, as nvidia-smi counts, without those that do not answer. Without NVML (no driver,
+        WSL quirks, nvidia-ml-py missing) there are no devices, and the reason.
     """
     devices: list[Device] = []
     lost: dict[int, str] = {}
@@ -30,7 +30,7 @@ def read_inventory() -> Inventory:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
                     devices += read_devices(pynvml, index)
-                except pynvml.NVMLError as error:  # of this card; the others answer
+                except pynvml.NVMLError as error:  # of this card, the others answer
                     lost[index] = nvml.explain_error(error)
     except nvml.NvmlUnavailableError as error:
         return Inventory(problem=str(error))
@@ -38,28 +38,28 @@ def read_inventory() -> Inventory:
 
 
 def read_devices(pynvml: ModuleType, index: int) -> list[Device]:
-    """One GPU, or its MIG instances.
+    """Return one GPU, or its MIG instances.
 
     Raises:
         NVMLError: It does not answer.
     """
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    whole = _device(pynvml, handle, index)
+    whole = _read_device(pynvml, handle, index)
     parts = nvml.list_instances(pynvml, handle)
     if parts is None:
         return [whole]
-    return [_device(pynvml, part, index, number, whole.uuid) for number, part in enumerate(parts)]
+    return [_read_device(pynvml, part, index, number, whole.uuid) for number, part in enumerate(parts)]
 
 
-def _device(
+def _read_device(
     pynvml: ModuleType, handle: Any, index: int, instance: int | None = None, parent: str | None = None
 ) -> Device:
-    memory = nvml.ask(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+    memory = nvml.read_memory_info(pynvml, handle)
     return Device(
         index=index,
-        uuid=nvml.decode(pynvml.nvmlDeviceGetUUID(handle)),
-        name=nvml.decode(pynvml.nvmlDeviceGetName(handle)),
-        total=None if memory is None else int(memory.total),
+        uuid=nvml.decode_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=nvml.decode_text(pynvml.nvmlDeviceGetName(handle)),
+        total=None if memory is None else memory.total,
         instance=instance,
         parent=parent,
     )

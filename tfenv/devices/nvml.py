@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfenv.dependencies import import_dependency
+from tfenv.values import frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import ModuleType
+    from typing import Any, TypeVar
 
-__all__ = ["NvmlUnavailableError", "ask", "decode", "explain_error", "list_instances", "list_processes", "open_nvml"]
+    T = TypeVar("T")
 
-T = TypeVar("T")
+__all__ = [
+    "MemoryInfo",
+    "NvmlUnavailableError",
+    "ask_or_none",
+    "decode_text",
+    "explain_error",
+    "list_instances",
+    "list_processes",
+    "open_nvml",
+    "read_memory_info",
+]
 
 #: Common answers of NVML, by the name of their exception, and what to make of them.
 _MEANINGS = {
@@ -30,12 +41,27 @@ _MEANINGS = {
 
 
 class NvmlUnavailableError(Exception):
-    """NVML cannot be asked at all; the text says why."""
+    """NVML cannot be asked at all. The text says why."""
+
+
+@frozen
+class MemoryInfo:
+    """The memory of a GPU or of a MIG instance, in bytes.
+
+    Attributes:
+        total: All of it.
+        used: What is taken, by whomever.
+        used_includes_reserved: An older driver answered, which counts what it reserves for itself as used.
+    """
+
+    total: int
+    used: int
+    used_includes_reserved: bool = False
 
 
 @contextmanager
 def open_nvml() -> Iterator[ModuleType]:
-    """`pynvml` between nvmlInit and nvmlShutdown.
+    """Yield `pynvml` between nvmlInit and nvmlShutdown.
 
     Raises:
         NvmlUnavailableError: There is no nvidia-ml-py, no driver, or one that does not answer.
@@ -57,26 +83,37 @@ def open_nvml() -> Iterator[ModuleType]:
 
 
 def explain_error(error: Exception) -> str:
-    """NVML's own words and, for what people meet, what is behind them."""
+    """Return NVML's own words and, for what people meet, what is behind them."""
     meaning = _MEANINGS.get(type(error).__name__)
     return f"{error} ({meaning})" if meaning else str(error)
 
 
-def ask(pynvml: ModuleType, call: Callable[[], T]) -> T | None:
-    """What is answered; None where the driver or the card does not say."""
+def ask_or_none(pynvml: ModuleType, function: Callable[..., T], *arguments: object) -> T | None:
+    """Return what a function of NVML answers. None where the driver or the card does not say."""
     try:
-        return call()
+        return function(*arguments)
     except pynvml.NVMLError:
         return None
 
 
-def decode(answer: str | bytes) -> str:
-    """Older releases of nvidia-ml-py give bytes."""
+def decode_text(answer: str | bytes) -> str:
+    """Return the answer as text: older releases of nvidia-ml-py give bytes."""
     return answer.decode(errors="replace") if isinstance(answer, bytes) else answer
 
 
+def read_memory_info(pynvml: ModuleType, handle: Any) -> MemoryInfo | None:
+    """Return how much memory a GPU or a MIG instance has. None where the driver or the card does not say."""
+    ask = pynvml.nvmlDeviceGetMemoryInfo
+    try:
+        memory = ask(handle, version=pynvml.nvmlMemory_v2)
+        return MemoryInfo(int(memory.total), int(memory.used))
+    except (pynvml.NVMLError, AttributeError, TypeError):  # an older driver, an older nvidia-ml-py
+        memory = ask_or_none(pynvml, ask, handle)
+    return None if memory is None else MemoryInfo(int(memory.total), int(memory.used), used_includes_reserved=True)
+
+
 def list_instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:
-    """The handles of a GPU's MIG instances; None where MIG is off, or this release knows nothing of it."""
+    """Return the handles of a GPU's MIG instances. None: MIG is off, or this release knows nothing of it."""
     try:
         if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return None
@@ -84,20 +121,20 @@ def list_instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:
     except (pynvml.NVMLError, AttributeError):
         return None
     get_handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex
-    found = (ask(pynvml, partial(get_handle, handle, number)) for number in range(most))
+    found = (ask_or_none(pynvml, get_handle, handle, number) for number in range(most))
     return [instance for instance in found if instance is not None]
 
 
 def list_processes(pynvml: ModuleType, handle: Any) -> dict[int, int | None] | None:
-    """Bytes that each process holds of a GPU, by pid: those that compute and those that draw, as a desktop does.
+    """Return the bytes that each process holds of a GPU, by pid: those that compute and those that draw.
 
     Returns:
-        None where the driver tells of no processes; None as bytes where it does not say how much (WSL2).
+        None where the driver tells of no processes. None as bytes where it does not say how much (WSL2).
     """
-    computing = ask(pynvml, partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle))
+    computing = ask_or_none(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
     if computing is None:
         return None
-    drawing = ask(pynvml, partial(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)) or []
+    drawing = ask_or_none(pynvml, pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle) or []  # as a desktop does
     # A process that does both is in both lists, with the sum in each.
     sizes = {int(entry.pid): entry.usedGpuMemory for entry in (*drawing, *computing)}
     return {pid: None if size is None else int(size) for pid, size in sizes.items()}

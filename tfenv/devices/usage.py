@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfenv.devices import nvml
@@ -17,18 +16,12 @@ from tfenv.values import frozen, replace
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = [
-    "Driver",
-    "GpuProcess",
-    "GpuState",
-    "Usage",
-    "describe",
-    "read_usage",
-]
+__all__ = ["DriverInfo", "GpuProcess", "GpuState", "GpuUsage", "describe_process", "read_usage"]
 
-#: Bytes. An idle card holds some hundred MiB by itself where the driver counts what it reserves.
-_NOBODYS = 1 << 30
-#: Of /proc/PID/stat, counted behind the name.
+#: From so many bytes on somebody must hold them. An idle card holds some hundred MiB by itself where the driver
+#: counts what it reserves.
+_SOMEBODYS_BYTES = 1 << 30
+#: The field of /proc/PID/stat that tells the start, counted behind the name.
 _START_FIELD = 19
 
 
@@ -37,15 +30,15 @@ class GpuState:
     """A GPU, or a MIG instance of one, as it is now. None: the driver or the card does not say.
 
     Attributes:
-        index: As `nvidia-smi` counts; of an instance that of its GPU.
-        instance: Number of the MIG instance; None: the GPU itself.
+        index: As `nvidia-smi` counts. Of an instance that of its GPU.
+        instance: Number of the MIG instance. None: the GPU itself.
         uuid: "GPU-…" or "MIG-…".
         name: Product name.
         total: Memory in bytes.
-        used: What is held of it, by whomever; without what the driver reserves for itself where it tells that apart.
+        used: What is held of it, by whomever. Without what the driver reserves for itself where it tells that apart.
         utilization: Per cent of the last moments in which some kernel ran.
         split: MIG is on: programs see its instances, never the whole.
-        problem: Why nothing more is known of it; "" when it answers.
+        problem: Why nothing more is known of it. "" when it answers.
     """
 
     index: int
@@ -61,7 +54,7 @@ class GpuState:
     @property
     def label(self) -> str:
         """How people name it: "0", and "0:1" for an instance."""
-        return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
+        return _format_label(self.index, self.instance)
 
 
 @frozen
@@ -70,14 +63,14 @@ class GpuProcess:
 
     Attributes:
         gpu: As `nvidia-smi` counts.
-        pid: In the host's numbering; inside a container it may name another process, or none.
-        memory: Bytes; None where the driver does not say (WSL2).
-        instance: Number of the MIG instance; None: of none.
+        pid: In the host's numbering. Inside a container it may name another process, or none.
+        memory: Bytes. None where the driver does not say (WSL2).
+        instance: Number of the MIG instance. None: of none.
         uuid: Of the GPU, or the instance, it is on.
-        user: Name of its owner, "uid:1234" without a passwd entry; None when there is no such process here.
-        uid: The owner's id; None when there is no such process here.
-        program: What it calls itself; None when there is no such process here.
-        started: When, in seconds since the epoch, to within a second; None when that cannot be told.
+        user: Name of its owner, "uid:1234" without a passwd entry. None when there is no such process here.
+        uid: The owner's id. None when there is no such process here.
+        program: What it calls itself. None when there is no such process here.
+        started: When, in seconds since the epoch, to within a second. None when that cannot be told.
     """
 
     gpu: int
@@ -93,16 +86,20 @@ class GpuProcess:
     @property
     def label(self) -> str:
         """How people name the GPU: "0", and "0:1" for a MIG instance."""
-        return str(self.gpu) if self.instance is None else f"{self.gpu}:{self.instance}"
+        return _format_label(self.gpu, self.instance)
+
+
+def _format_label(gpu: int, instance: int | None) -> str:
+    return str(gpu) if instance is None else f"{gpu}:{instance}"
 
 
 @frozen
-class Driver:
+class DriverInfo:
     """The driver.
 
     Attributes:
-        release: "570.86.10"; None where it does not say.
-        cuda: The newest CUDA it knows, as (12, 8); None where it does not say.
+        release: "570.86.10". None where it does not say.
+        cuda: The newest CUDA it knows, as (12, 8). None where it does not say.
     """
 
     release: str | None = None
@@ -110,123 +107,107 @@ class Driver:
 
 
 @frozen
-class Usage:
-    """All that was seen at one moment.
+class GpuUsage:
+    """How all GPUs of the machine were used at one moment.
 
     Attributes:
         gpus: By index, MIG instances behind their GPU.
         processes: By GPU and pid.
         driver: The driver itself.
-        problem: Why NVML could not be asked; None when it could.
+        problem: Why NVML could not be asked. None when it could.
         silent: Labels of the GPUs whose driver does not tell who uses them.
     """
 
     gpus: tuple[GpuState, ...] = ()
     processes: tuple[GpuProcess, ...] = ()
-    driver: Driver = Driver()
+    driver: DriverInfo = DriverInfo()
     problem: str | None = None
     silent: tuple[str, ...] = ()
 
-    def unseen(self) -> tuple[str, ...]:
-        """Labels of the GPUs that hold memory of nobody's that could be seen: of other containers, for one."""
+    def list_unseen(self) -> tuple[str, ...]:
+        """Return the labels of the GPUs whose memory is used by nobody that can be seen, as by another container."""
         seen = {process.label for process in self.processes}
-        held = [gpu for gpu in self.gpus if not gpu.split and (gpu.used or 0) >= _NOBODYS]
-        return tuple(gpu.label for gpu in held if gpu.label not in seen and gpu.label not in self.silent)
+        used = [gpu for gpu in self.gpus if not gpu.split and (gpu.used or 0) >= _SOMEBODYS_BYTES]
+        return tuple(gpu.label for gpu in used if gpu.label not in seen and gpu.label not in self.silent)
 
 
-def read_usage() -> Usage:
-    """Look once. A card that does not answer hides no other. Never raises."""
+def read_usage() -> GpuUsage:
+    """Look once at all GPUs. A card that does not answer hides no other. Never raises."""
     gpus: list[GpuState] = []
     processes: list[GpuProcess] = []
     silent: list[str] = []
     try:
         with nvml.open_nvml() as pynvml:
-            driver = _driver(pynvml)
+            driver = _read_driver(pynvml)
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    places = list(_places(pynvml, index))
+                    states = list(_read_states(pynvml, index))
                 except pynvml.NVMLError as error:
                     gpus.append(GpuState(index, problem=nvml.explain_error(error)))
                     continue
-                for state, handle in places:
+                for state, handle in states:
                     gpus.append(state)
-                    if state.split:  # who uses it is told by its instances
+                    if state.split:  # its instances tell who uses it
                         continue
-                    found = _processes(pynvml, handle, state)
-                    processes += found or ()
-                    silent += [state.label] if found is None else []
+                    sizes = nvml.list_processes(pynvml, handle)
+                    processes += [describe_process(state, pid, size) for pid, size in (sizes or {}).items()]
+                    silent += [state.label] if sizes is None else []
     except nvml.NvmlUnavailableError as error:
-        return Usage(problem=str(error))
+        return GpuUsage(problem=str(error))
     processes.sort(key=lambda process: (process.gpu, process.instance or 0, process.pid))
-    return Usage(tuple(gpus), tuple(processes), driver, silent=tuple(silent))
+    return GpuUsage(tuple(gpus), tuple(processes), driver, silent=tuple(silent))
 
 
 # ---- the driver and its GPUs
 
 
-def _driver(pynvml: ModuleType) -> Driver:
-    release = nvml.ask(pynvml, pynvml.nvmlSystemGetDriverVersion)
-    cuda = nvml.ask(pynvml, pynvml.nvmlSystemGetCudaDriverVersion)
-    return Driver(
-        release=None if release is None else nvml.decode(release),
+def _read_driver(pynvml: ModuleType) -> DriverInfo:
+    release = nvml.ask_or_none(pynvml, pynvml.nvmlSystemGetDriverVersion)
+    cuda = nvml.ask_or_none(pynvml, pynvml.nvmlSystemGetCudaDriverVersion)
+    return DriverInfo(
+        release=None if release is None else nvml.decode_text(release),
         cuda=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
     )
 
 
-def _places(pynvml: ModuleType, index: int) -> Iterator[tuple[GpuState, Any]]:
-    """The GPU, then its instances, each with its handle.
+def _read_states(pynvml: ModuleType, index: int) -> Iterator[tuple[GpuState, Any]]:
+    """Yield the GPU, then its instances, each with its handle.
 
     Raises:
         NVMLError: It does not answer.
     """
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     parts = nvml.list_instances(pynvml, handle)
-    yield _state(pynvml, handle, GpuState(index, split=parts is not None)), handle
+    yield _read_state(pynvml, handle, GpuState(index, split=parts is not None)), handle
     for number, part in enumerate(parts or ()):
-        yield _state(pynvml, part, GpuState(index, number)), part
+        yield _read_state(pynvml, part, GpuState(index, number)), part
 
 
-def _state(pynvml: ModuleType, handle: Any, known: GpuState) -> GpuState:
-    total, used = _memory(pynvml, handle)
-    rates = nvml.ask(pynvml, partial(pynvml.nvmlDeviceGetUtilizationRates, handle))
+def _read_state(pynvml: ModuleType, handle: Any, known: GpuState) -> GpuState:
+    memory = nvml.read_memory_info(pynvml, handle)
+    rates = nvml.ask_or_none(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle)
     return replace(
         known,
-        uuid=nvml.decode(pynvml.nvmlDeviceGetUUID(handle)),
-        name=nvml.decode(pynvml.nvmlDeviceGetName(handle)),
-        total=total,
-        used=used,
+        uuid=nvml.decode_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=nvml.decode_text(pynvml.nvmlDeviceGetName(handle)),
+        total=None if memory is None else memory.total,
+        used=None if memory is None else memory.used,
         utilization=None if rates is None else int(rates.gpu),
     )
-
-
-def _memory(pynvml: ModuleType, handle: Any) -> tuple[int | None, int | None]:
-    """Total and used bytes. The second version tells apart what the driver reserves; older drivers lack it."""
-    ask = pynvml.nvmlDeviceGetMemoryInfo
-    try:
-        memory = ask(handle, version=pynvml.nvmlMemory_v2)
-    except (pynvml.NVMLError, AttributeError, TypeError):
-        memory = nvml.ask(pynvml, partial(ask, handle))
-    return (None, None) if memory is None else (int(memory.total), int(memory.used))
 
 
 # ---- who uses them
 
 
-def _processes(pynvml: ModuleType, handle: Any, state: GpuState) -> list[GpuProcess] | None:
-    """None where the driver does not tell."""
-    held = nvml.list_processes(pynvml, handle)
-    return None if held is None else [describe(state, pid, memory) for pid, memory in held.items()]
-
-
-def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
-    """A process on a GPU, with what the kernel tells of it here.
+def describe_process(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
+    """Return a process on a GPU, with what the kernel tells of it here.
 
     Args:
         state: The GPU.
         pid: Its number.
-        memory: Bytes it holds there; None: the driver does not say.
+        memory: Bytes it holds there. None: the driver does not say.
     """
-    uid = _owner(pid)
+    uid = _read_owner(pid)
     return GpuProcess(
         gpu=state.index,
         pid=pid,
@@ -235,20 +216,20 @@ def describe(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
         uuid=state.uuid,
         uid=uid,
         user=None if uid is None else get_user_name(uid),
-        program=_program(pid),
+        program=_read_program(pid),
         started=_read_start(pid),
     )
 
 
-def _owner(pid: int) -> int | None:
+def _read_owner(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
 
 
-def _program(pid: int) -> str | None:
-    """The kernel's name of it; never its arguments, which may hold secrets."""
+def _read_program(pid: int) -> str | None:
+    """Return the kernel's name of it, never its arguments, which may hold secrets."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -257,7 +238,7 @@ def _program(pid: int) -> str | None:
 
 
 def _read_start(pid: int) -> float | None:
-    """When a process started, in seconds since the epoch, to within a second; None when that cannot be told."""
+    """Return when a process started, in seconds since the epoch, to within a second. None: it cannot be told."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             # The name, in parentheses, may hold blanks and parentheses.

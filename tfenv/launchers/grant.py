@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from tfenv.launchers.parent import InheritedGrant, read_boot_id, read_inherited_grant, split_tokens
 from tfenv.launchers.ranks import read_local_rank
 from tfenv.launchers.schedulers import is_in_job
 from tfenv.policy.model import Grant
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["read_current_grant", "read_grant"]
 

@@ -7,14 +7,17 @@ still means the same GPU in a grandchild. The tokens (numbers, GPU-â€¦ and MIG-â
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from tfenv.values import frozen, replace
 
-__all__ = ["VARIABLE", "InheritedGrant", "encode_grant", "read_boot_id", "read_inherited_grant", "split_tokens"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["GRANT_VARIABLE", "InheritedGrant", "encode_grant", "read_boot_id", "read_inherited_grant", "split_tokens"]
 
 #: Carries the original grant to child processes.
-VARIABLE = "TFGPU_GRANT"
+GRANT_VARIABLE = "TFGPU_GRANT"
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -24,9 +27,9 @@ class InheritedGrant:
     """What a parent under a policy tells its children.
 
     Attributes:
-        grant: The parent's own grant, the value of CUDA_VISIBLE_DEVICES; None: it was unset.
-        request: What the parent's program asked for by itself; None: nothing.
-        wrote: What the policy made of it: the value children start with; None: it was left alone.
+        grant: The parent's own grant, the value of CUDA_VISIBLE_DEVICES. None: it was unset.
+        request: What the parent's program asked for by itself. None: nothing.
+        wrote: What the policy made of it: the value children start with. None: it was left alone.
         leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
     """
 
@@ -37,22 +40,22 @@ class InheritedGrant:
 
 
 def split_tokens(value: str | None) -> tuple[str, ...] | None:
-    """CUDA_VISIBLE_DEVICES split at its commas; None when unset, () when empty."""
+    """Split CUDA_VISIBLE_DEVICES at its commas. None when unset, () when empty."""
     if value is None:
         return None
     return tuple(value.split(",")) if value.strip() else ()
 
 
-def encode_grant(carried: InheritedGrant, boot_id: str) -> str:
-    """The value of TFGPU_GRANT."""
-    parts = [1, boot_id, carried.grant, carried.request, carried.wrote, carried.leases]
+def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
+    """Return the value of TFGPU_GRANT."""
+    parts = [1, boot_id, inherited.grant, inherited.request, inherited.wrote, inherited.leases]
     return json.dumps(parts, separators=(",", ":"))
 
 
 def _decode_grant(text: str | None, boot_id: str, current: str | None) -> InheritedGrant | None:
-    """The parent's word, unless it comes from another boot or host, or somebody gave other GPUs since.
+    """Return what the parent said. None: it comes from another boot or host, or somebody gave other GPUs since.
 
-    A parent that writes a list of its own for each child (launchers do) asks within what it was given; a list
+    A parent that writes a list of its own for each child (launchers do) asks within what it was given. A list
     that names others is a new grant (a scheduler's step).
     """
     try:
@@ -68,15 +71,12 @@ def _decode_grant(text: str | None, boot_id: str, current: str | None) -> Inheri
     inherited = InheritedGrant(grant, request, wrote, tuple(leases))
     if inherited.wrote == current:
         return inherited
-    return replace(inherited, request=current) if _within(current, inherited.grant) else None
-
-
-def _within(current: str | None, grant: str | None) -> bool:
-    return grant is None or set(split_tokens(current) or ()) <= set(split_tokens(grant) or ())
+    is_within = inherited.grant is None or set(split_tokens(current) or ()) <= set(split_tokens(inherited.grant) or ())
+    return replace(inherited, request=current) if is_within else None
 
 
 def read_boot_id(path: str = _BOOT_ID) -> str:
-    """This boot's id; "" where the kernel does not say."""
+    """Return this boot's id. "" where the kernel does not say."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().strip()
@@ -92,5 +92,5 @@ def read_inherited_grant(start: Mapping[str, str], boot_id: str) -> InheritedGra
         boot_id: This boot's id.
     """
     current = start.get("CUDA_VISIBLE_DEVICES")
-    inherited = _decode_grant(start.get(VARIABLE), boot_id, current)
+    inherited = _decode_grant(start.get(GRANT_VARIABLE), boot_id, current)
     return InheritedGrant(grant=current, request=None, wrote=current) if inherited is None else inherited

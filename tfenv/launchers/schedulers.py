@@ -1,8 +1,10 @@
-"""Whether a process runs inside a scheduler's job."""
+"""The jobs of schedulers: whether a process runs inside one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["is_in_job"]
 
@@ -11,5 +13,5 @@ _JOB_VARIABLES = ("SLURM_JOB_ID", "RAY_JOB_ID", "LSB_JOBID", "PBS_JOBID", "SGE_T
 
 
 def is_in_job(environ: Mapping[str, str]) -> bool:
-    """Return whether a scheduler's variables are set."""
+    """Tell whether a scheduler's variables are set."""
     return any(name in environ for name in _JOB_VARIABLES)

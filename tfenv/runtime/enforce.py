@@ -96,7 +96,7 @@ def _apply(process: ProcessPolicy, framework: Framework, began: float) -> Proces
 
 def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy | None) -> None:
     """Do what `on_error` says of a fault of ours before there is a plan. What was loaded so far says what follows."""
-    from tfenv.audit.summary import show_summary
+    from tfenv.audit.stderr_line import show_policy_line
     from tfenv.policy.model import Grant
     from tfenv.runtime.reporting import Reporter
 
@@ -107,7 +107,7 @@ def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy 
         loaded = loaded or pipeline.LoadedPolicy(pipeline.make_start(start), pipeline.identify(os.geteuid()))
         Reporter(loaded, Grant()).report_failed(finding)
     except Exception:  # noqa: BLE001 - the record is lost, not the line
-        show_summary(escape_for_terminal(f"tfgpu: {finding.message}"))
+        show_policy_line(escape_for_terminal(f"tfgpu: {finding.message}"))
     if on_error == "fail":
         raise PolicyError((finding,))
 
@@ -153,9 +153,9 @@ def too_late(name: str, start: Start) -> None:
     try:
         catch_up(name, start)
     except PolicyError as error:
-        from tfenv.audit.summary import say
+        from tfenv.audit.stderr_line import print_to_stderr
 
-        say(escape_for_terminal(f"tfgpu: {error}"))
+        print_to_stderr(escape_for_terminal(f"tfgpu: {error}"))
 
 
 def catch_up(name: str, start: Start) -> None:

@@ -7,7 +7,7 @@ import os
 from tfenv import pipeline
 from tfenv.errors import PROGRAM, Finding, PolicyError
 from tfenv.launchers.grant import read_grant
-from tfenv.launchers.parent import VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
+from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
 from tfenv.policy.model import Grant, Inventory, Plan
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.supports import drop_unsupported
@@ -139,7 +139,7 @@ class ProcessPolicy:
         os.environ[_VISIBLE] = self.last_written = self.plan.visible
         request = None if self.program_request is None else ",".join(self.program_request)
         inherited = InheritedGrant(self.inherited.grant, request, self.plan.visible, self.leases)
-        os.environ[VARIABLE] = encode_grant(inherited, self.boot_id)
+        os.environ[GRANT_VARIABLE] = encode_grant(inherited, self.boot_id)
 
     def handle_fault(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:
         """Do what `on_error` says where the policy cannot be kept.

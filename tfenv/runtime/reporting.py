@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tfenv.audit.record import AuditRecord, Context
+    from tfenv.audit.record import AuditRecord, RecordContext
     from tfenv.audit.sinks import AuditLog
     from tfenv.frameworks.base import Framework
     from tfenv.pipeline import LoadedPolicy
@@ -44,38 +44,38 @@ class Reporter:
 
     def report_loaded(self, plan: Plan, framework: Framework, elapsed_ms: float) -> None:
         """Record the policy at the import. It is written with the next event, or at the process's end."""
-        from tfenv.audit.record import policy_loaded
+        from tfenv.audit.record import make_loaded_record
 
         loaded = self.loaded
         self._write(
-            lambda: policy_loaded(self._make_context(framework), loaded.policy, plan, loaded.findings, elapsed_ms),
+            lambda: make_loaded_record(self._make_context(framework), loaded.policy, plan, loaded.findings, elapsed_ms),
             later=True,
         )
 
     def report_switched_off(self, framework: Framework) -> None:
         """Record that TFGPU_DISABLE=1 switched the policy off."""
-        from tfenv.audit.record import policy_disabled
+        from tfenv.audit.record import make_disabled_record
 
-        self._write(lambda: policy_disabled(self._make_context(framework)), later=True)
+        self._write(lambda: make_disabled_record(self._make_context(framework)), later=True)
 
     def report_refused(self, findings: tuple[Finding, ...], framework: Framework | None = None) -> None:
         """Record that PolicyError is about to be raised."""
-        from tfenv.audit.record import policy_failed
+        from tfenv.audit.record import make_failed_record
 
-        self._write(lambda: policy_failed(self._make_context(framework), findings, self.loaded.policy))
+        self._write(lambda: make_failed_record(self._make_context(framework), findings, self.loaded.policy))
 
     def report_failed(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:
         """Record that the policy is not in force as it should be, and say so on stderr. The program goes on."""
-        from tfenv.audit.record import policy_failed
-        from tfenv.audit.summary import show_summary
+        from tfenv.audit.record import make_failed_record
+        from tfenv.audit.stderr_line import show_policy_line
         from tfenv.policy.model import Outcome
 
         outcome = Outcome("failed", entry_point, findings=(finding,))
         self._outcomes.append(("" if framework is None else framework.name, outcome))
         policy = self.loaded.policy
-        self._write(lambda: policy_failed(self._make_context(framework), policy=policy, outcome=outcome))
+        self._write(lambda: make_failed_record(self._make_context(framework), policy=policy, outcome=outcome))
         if policy.audit.stderr == "summary":
-            show_summary(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{policy.on_error}")'))
+            show_policy_line(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{policy.on_error}")'))
 
     def report_outcome(
         self, outcome: Outcome, plan: Plan, framework: Framework, pending: tuple[Finding, ...] = ()
@@ -88,7 +88,7 @@ class Reporter:
             framework: Whose entry point it is.
             pending: What was found in this framework since its last outcome.
         """
-        from tfenv.audit.record import policy_outcome
+        from tfenv.audit.record import make_outcome_record
 
         outcome = _add_pending(outcome, (*self.pending, *pending))
         self.pending = ()
@@ -97,7 +97,7 @@ class Reporter:
             return
         self._written.add(seen)
         self._outcomes.append((framework.name, outcome))
-        self._write(lambda: policy_outcome(self._make_context(framework), outcome))
+        self._write(lambda: make_outcome_record(self._make_context(framework), outcome))
         self._show(outcome, plan)
 
     # -- what was reported
@@ -121,21 +121,21 @@ class Reporter:
 
     def find_script(self) -> str | None:
         """Return the program that runs, as records name it."""
-        from tfenv.audit.record import Process
+        from tfenv.audit.record import ProcessFacts
 
-        return Process.current().script
+        return ProcessFacts.collect().script
 
     # -- how
 
     def _show(self, outcome: Outcome, plan: Plan) -> None:
         """Say on stderr what holds, unless the program wants no GPU anyway."""
-        from tfenv.audit.summary import show_summary, summary
+        from tfenv.audit.stderr_line import format_policy_line, show_policy_line
 
         loaded = self.loaded
         wrong = any(finding.severity != "note" for finding in (*loaded.findings, *outcome.findings))
         if loaded.policy.audit.stderr != "summary" or (outcome.asked.get("device_count") == 0 and not wrong):
             return
-        show_summary(summary(loaded.subject, loaded.policy, plan, outcome, loaded.findings))
+        show_policy_line(format_policy_line(loaded.subject, loaded.policy, plan, outcome, loaded.findings))
 
     def _write(self, make: Callable[[], AuditRecord], *, later: bool = False) -> None:
         """Write a record now, or at the next event. A fault in making it costs the record, not the program."""
@@ -143,9 +143,11 @@ class Reporter:
             log = self._get_log()
             (log.keep if later else log.emit)(make())
         except Exception as error:  # noqa: BLE001 - as above
-            from tfenv.audit.summary import say
+            from tfenv.audit.stderr_line import print_to_stderr
 
-            say(escape_for_terminal(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}"))
+            print_to_stderr(
+                escape_for_terminal(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}")
+            )
 
     def _get_log(self) -> AuditLog:
         if self._log is None:
@@ -156,12 +158,12 @@ class Reporter:
             self._log = AuditLog(loaded.policy.audit, loaded.start.home, subject.uid, subject.project)
         return self._log
 
-    def _make_context(self, framework: Framework | None) -> Context:
-        from tfenv.audit.record import Context, Process
+    def _make_context(self, framework: Framework | None) -> RecordContext:
+        from tfenv.audit.record import ProcessFacts, RecordContext
 
         name, version = (None, None) if framework is None else (framework.name, framework.version())
-        process = Process.current(name, version)
-        return Context(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
+        process = ProcessFacts.collect(name, version)
+        return RecordContext(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
 
 
 def _add_pending(outcome: Outcome, pending: tuple[Finding, ...]) -> Outcome:

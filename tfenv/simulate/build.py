@@ -18,7 +18,7 @@ from pathlib import Path
 from tfenv.errors import TfenvError
 from tfenv.values import frozen
 
-__all__ = ["SimulationError", "library_folder"]
+__all__ = ["SimulationError", "build_libraries"]
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread")
@@ -26,11 +26,11 @@ _TIMEOUT_S = 120
 
 
 class SimulationError(TfenvError):
-    """GPUs cannot be simulated here; the text says what is missing and what to do."""
+    """GPUs cannot be simulated here. The text says what is missing and what to do."""
 
 
 @frozen
-class _Library:
+class _StubLibrary:
     """One shared library: the name programs open it by, and what it is made of."""
 
     soname: str
@@ -38,38 +38,41 @@ class _Library:
     flags: tuple[str, ...] = ()
 
 
-def _maths(soname: str, cudnn: tuple[int, int] = (9, 3)) -> _Library:
-    return _Library(soname, ("maths.c",), (f"-DCUDNN_MAJOR={cudnn[0]}", f"-DCUDNN_MINOR={cudnn[1]}"))
+def _define_maths(soname: str, cudnn: tuple[int, int] = (9, 3)) -> _StubLibrary:
+    return _StubLibrary(soname, ("maths.c",), (f"-DCUDNN_MAJOR={cudnn[0]}", f"-DCUDNN_MINOR={cudnn[1]}"))
 
 
-# What TensorFlow 2.16 to 2.21 opens; it lists no GPU at all when one is missing. libcuda comes first
+# What TensorFlow 2.16 to 2.21 opens. It lists no GPU at all when one is missing. libcuda comes first
 # because libcudart is linked against it. cuDNN 8 is for 2.16 and 2.17, cuDNN 9 for all later ones.
 _LIBRARIES = (
-    _Library("libcuda.so.1", ("driver_devices.c", "driver_memory.c", "driver_work.c", "machine.c")),
-    _Library("libcudart.so.12", ("runtime.c",), ("-Wl,-rpath,$ORIGIN", "-L.", "-l:libcuda.so.1")),
-    _Library("libnvidia-ml.so.1", ("nvml.c", "machine.c")),
-    _maths("libcudnn.so.8", (8, 9)),
-    _maths("libcudnn.so.9"),
-    _maths("libcublas.so.12"),
-    _maths("libcublasLt.so.12"),
-    _maths("libcufft.so.11"),
-    _maths("libcusolver.so.11"),
-    _maths("libcusparse.so.12"),
+    _StubLibrary("libcuda.so.1", ("driver_devices.c", "driver_memory.c", "driver_work.c", "machine.c")),
+    _StubLibrary("libcudart.so.12", ("runtime.c",), ("-Wl,-rpath,$ORIGIN", "-L.", "-l:libcuda.so.1")),
+    _StubLibrary("libnvidia-ml.so.1", ("nvml.c", "machine.c")),
+    _define_maths("libcudnn.so.8", (8, 9)),
+    _define_maths("libcudnn.so.9"),
+    _define_maths("libcublas.so.12"),
+    _define_maths("libcublasLt.so.12"),
+    _define_maths("libcufft.so.11"),
+    _define_maths("libcusolver.so.11"),
+    _define_maths("libcusparse.so.12"),
 )
 
 
-def library_folder() -> Path:
-    """The folder of the stub libraries, for LD_LIBRARY_PATH; compiles them if nobody has yet.
+def build_libraries() -> Path:
+    """Compile the stub libraries, unless somebody has already.
 
     They lie in `$XDG_CACHE_HOME/tfgpu` or `~/.cache/tfgpu`. Where that is missing, not writable or
     not the caller's own, they go to a private temporary folder that is removed at exit.
 
+    Returns:
+        Their folder, for LD_LIBRARY_PATH.
+
     Raises:
-        SimulationError: There is no C compiler, or it failed; the text holds its output.
+        SimulationError: There is no C compiler, or it failed. The text holds its output.
     """
     compiler = _find_compiler(os.environ)
-    parent = _cache_folder(os.environ) or _temporary_folder()
-    folder = parent / f"simulate-{_fingerprint(compiler)}"
+    parent = _make_cache_folder(os.environ) or _make_temporary_folder()
+    folder = parent / f"simulate-{_compute_fingerprint(compiler)}"
     if not _is_private(folder):
         _build(compiler, folder)
     return folder
@@ -79,7 +82,7 @@ def library_folder() -> Path:
 
 
 def _find_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """$CC with its arguments, or cc; the first word as an absolute path."""
+    """Return $CC with its arguments, or cc. The first word is an absolute path."""
     command = shlex.split(environ.get("CC", "")) or ["cc"]
     path = shutil.which(command[0], path=environ.get("PATH", os.defpath))
     if path is None:
@@ -90,8 +93,8 @@ def _find_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
     return (os.path.abspath(path), *command[1:])
 
 
-def _fingerprint(compiler: Sequence[str]) -> str:
-    """Changes whenever what would be built changes."""
+def _compute_fingerprint(compiler: Sequence[str]) -> str:
+    """Return a hash that changes whenever what would be built changes."""
     status = os.stat(compiler[0])
     digest = hashlib.sha256()
     digest.update(repr((compiler, status.st_size, status.st_mtime_ns, platform.machine())).encode())
@@ -104,9 +107,9 @@ def _fingerprint(compiler: Sequence[str]) -> str:
 # ---- where the libraries lie
 
 
-def _cache_folder(environ: Mapping[str, str]) -> Path | None:
-    """The user's own cache folder for tfgpu, made if need be; None when there is none to trust."""
-    root = _cache_root(environ)
+def _make_cache_folder(environ: Mapping[str, str]) -> Path | None:
+    """Return the user's own cache folder for tfgpu, made if need be. None when there is none to trust."""
+    root = _find_cache_root(environ)
     if root is None:
         return None
     folder = root / "tfgpu"
@@ -115,11 +118,11 @@ def _cache_folder(environ: Mapping[str, str]) -> Path | None:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError:
         return None
-    usable = _keeps_others_out(root) and _is_private(folder) and os.access(folder, os.W_OK)
-    return folder if usable else None
+    is_usable = _is_protected(root) and _is_private(folder) and os.access(folder, os.W_OK)
+    return folder if is_usable else None
 
 
-def _cache_root(environ: Mapping[str, str]) -> Path | None:
+def _find_cache_root(environ: Mapping[str, str]) -> Path | None:
     configured = environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(configured):
         return Path(configured)
@@ -131,23 +134,23 @@ def _cache_root(environ: Mapping[str, str]) -> Path | None:
 
 
 def _is_private(folder: Path) -> bool:
-    """A real folder that is the caller's, which nobody else can write: who can, could run code as us."""
+    """Tell whether this is a folder of the caller's that nobody else can write. Who can, could run code as us."""
     try:
         status = folder.lstat()
     except OSError:
         return False
-    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not writable
+    is_writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not is_writable
 
 
-def _keeps_others_out(folder: Path) -> bool:
-    """Whether nobody but its owner can exchange what lies in a folder."""
+def _is_protected(folder: Path) -> bool:
+    """Tell whether nobody but its owner can exchange what lies in a folder."""
     mode = folder.stat().st_mode
     return not mode & stat.S_IWOTH or bool(mode & stat.S_ISVTX)
 
 
 @cache
-def _temporary_folder() -> Path:
+def _make_temporary_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="tfgpu-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
@@ -157,7 +160,7 @@ def _temporary_folder() -> Path:
 
 
 def _build(compiler: Sequence[str], folder: Path) -> None:
-    """Compile beside the final place and rename: two builders at once are fine, a killed one leaves no half."""
+    """Compile beside the final place, then rename. Two may build at once, and a killed one leaves nothing half."""
     try:
         workshop = Path(tempfile.mkdtemp(prefix="build-", dir=folder.parent))
     except OSError as error:
@@ -170,7 +173,7 @@ def _build(compiler: Sequence[str], folder: Path) -> None:
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _compile(compiler: Sequence[str], library: _Library, workshop: Path) -> None:
+def _compile(compiler: Sequence[str], library: _StubLibrary, workshop: Path) -> None:
     sources = [str(_SOURCES / source) for source in library.sources]
     soname = f"-Wl,-soname,{library.soname}"
     command = [*compiler, *_FLAGS, soname, "-o", library.soname, *sources, *library.flags]
@@ -182,10 +185,10 @@ def _compile(compiler: Sequence[str], library: _Library, workshop: Path) -> None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SimulationError(f"the C compiler {compiler[0]} cannot be used: {error}") from error
     if result.returncode != 0:
-        raise SimulationError(_failure(compiler, library, result))
+        raise SimulationError(_describe_failure(compiler, library, result))
 
 
-def _failure(compiler: Sequence[str], library: _Library, result: subprocess.CompletedProcess[str]) -> str:
+def _describe_failure(compiler: Sequence[str], library: _StubLibrary, result: subprocess.CompletedProcess[str]) -> str:
     output = (result.stderr + result.stdout).strip() or "no output"
     return (
         f"{shlex.join(compiler)} could not compile {library.soname} of the simulated GPUs "

@@ -20,7 +20,7 @@ typedef enum {
 #define NO_EFFECT(name) \
   API int name(void) { return SUCCESS; }
 
-/* One primary context a device; a device is its CUDA ordinal. */
+/* A device's primary context, its only one. A device is its CUDA ordinal. */
 typedef struct {
   int device;
   int retained;

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static int initialised_by; /* process id; 0: not yet */
+static int initialised_by; /* process id, or 0: not yet */
 static int device_count;
 static int place_of[MAX_GPUS]; /* CUDA ordinal -> GPU of the machine, or MIG instance */
 static Context contexts[MAX_GPUS];
@@ -27,9 +27,9 @@ int driver_new_handle(void **out) {
   return *out ? SUCCESS : OUT_OF_MEMORY;
 }
 
-/* ---- CUDA_VISIBLE_DEVICES: numbers and beginnings of UUIDs; the first bad one ends the list */
+/* ---- CUDA_VISIBLE_DEVICES: numbers and beginnings of UUIDs. The first bad one ends the list */
 
-/* What CUDA shows of a GPU: all of it or, where it is split, its first MIG instance. */
+/* Returns what CUDA shows of a GPU: all of it or, where it is split, its first MIG instance. */
 static int shown_of(int gpu) { return machine_instances(gpu) ? machine_instance_place(gpu, 0) : gpu; }
 
 static int place_by_number(const char *token) {
@@ -54,7 +54,7 @@ static int place_by_uuid(const char *beginning) {
   return found;
 }
 
-/* "MIG-GPU-<UUID>/<GPU instance>/<compute instance>", as drivers before R470 named them. */
+/* Finds "MIG-GPU-<UUID>/<GPU instance>/<compute instance>", as drivers before R470 named them. */
 static int place_by_old_name(const char *token) {
   char uuid[UUID_TEXT];
   int gpu_instance, compute_instance, place;
@@ -162,7 +162,7 @@ API int cuDeviceGetName(char *out, int room, int device) {
   return SUCCESS;
 }
 
-/* Of a MIG instance the first version gives the whole GPU's. */
+/* The first version gives a MIG instance the UUID of its whole GPU. */
 API int cuDeviceGetUuid(unsigned char *out, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
   machine_uuid(machine_gpu_of(place_of[device]), out);
@@ -198,7 +198,7 @@ API int cuDeviceGetP2PAttribute(int *value, int attribute, int one, int other) {
   return SUCCESS;
 }
 
-/* Attributes by their number in CUdevice_attribute; those of an A100 where TensorFlow looks. */
+/* Attributes by their number in CUdevice_attribute: those of an A100, where TensorFlow looks. */
 enum {
   MULTIPROCESSOR_COUNT = 16,
   PCI_BUS_ID = 33,

@@ -1,5 +1,5 @@
 /* Stub libcuda.so.1, part two: memory. "Device memory" is host memory that the kernel commits only
- * where it is touched, so 80 GiB cost nothing; copies are memcpy. Each allocation is written down. */
+ * where it is touched, so 80 GiB cost nothing. Copies are memcpy. Each allocation is written down. */
 #define _GNU_SOURCE
 #include "driver.h"
 
@@ -44,7 +44,7 @@ static Others others_on(int device) {
   return others;
 }
 
-/* What all simulated processes hold on the GPU, in whatever instance of it. */
+/* Returns what all simulated processes hold on the GPU, in whatever instance of it. */
 static Bytes held_on(int device, const Others *others) {
   return used[device] + others->simulated + others->beside;
 }
@@ -55,7 +55,7 @@ static Bytes free_on(int device, const Others *others) {
   return taken < total ? total - taken : 0;
 }
 
-/* Reserves `size` bytes of address space; 0 when the host cannot. */
+/* Reserves `size` bytes of address space. Returns 0 when the host cannot. */
 static DevicePointer reserve(Bytes size) {
   void *start = mmap(NULL, size, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -89,7 +89,7 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
   return SUCCESS;
 }
 
-/* Takes the block that starts at `start` out of the list; NULL when there is none. */
+/* Takes the block that starts at `start` out of the list. Returns NULL when there is none. */
 static Block *take_block(DevicePointer start) {
   for (Block **at = &blocks; *at; at = &(*at)->next)
     if ((*at)->start == start) {
@@ -121,7 +121,7 @@ static int release(DevicePointer start, const char *call) {
   return block ? SUCCESS : INVALID_VALUE;
 }
 
-/* The block around an address; its size is 0 when there is none. */
+/* Returns the block around an address. Its size is 0 when there is none. */
 static Block block_around(DevicePointer address) {
   Block found = {0};
   pthread_mutex_lock(&memory_lock);
@@ -201,7 +201,7 @@ API int cuPointerGetAttribute(void *out, int attribute, DevicePointer address) {
   }
 }
 
-/* ---- copy and fill; at once, whatever stream is named */
+/* ---- copy and fill: at once, whatever stream is named */
 
 static int copy(DevicePointer to, DevicePointer from, size_t size) {
   memmove((void *)to, (const void *)from, size);
@@ -239,7 +239,7 @@ API int cuMemsetD32Async(DevicePointer start, unsigned value, size_t count) {
   return cuMemsetD32_v2(start, value, count);
 }
 
-/* ---- stream-ordered pools (TF_GPU_ALLOCATOR=cuda_malloc_async); a device has one pool */
+/* ---- stream-ordered pools (TF_GPU_ALLOCATOR=cuda_malloc_async). A device has one pool */
 
 typedef struct {
   int device;

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfenv.policy.units import MIB, format_bytes, parse_limit
-from tfenv.simulate.build import library_folder
+from tfenv.simulate.build import build_libraries
 from tfenv.values import frozen
 
-__all__ = ["MAX_GPUS", "MAX_INSTANCES", "SimulatedGpu", "environment", "parse_gpus"]
+__all__ = ["MAX_GPUS", "MAX_INSTANCES", "SimulatedGpu", "build_environment", "parse_gpus"]
 
 #: How many GPUs the stub libraries can simulate (MAX_GPUS in machine.h).
 MAX_GPUS = 32
@@ -30,12 +30,12 @@ class SimulatedGpu:
     """One GPU that is not there.
 
     Attributes:
-        memory: Its memory in bytes; whole MiB count.
+        memory: Its memory in bytes. Only whole MiB count.
         name: Product name, as NVML and TensorFlow show it.
-        capability: Compute capability, "major.minor"; TensorFlow ignores GPUs below 3.5 or what it was built for.
+        capability: Compute capability, "major.minor". TensorFlow ignores GPUs below 3.5 or what it was built for.
         multiprocessors: TensorFlow ignores GPUs that have fewer than 8 beside bigger ones.
         utilisation: What NVML reports, in per cent.
-        instances: Memory in bytes of its MIG instances; () when it is not split.
+        instances: Memory in bytes of its MIG instances. () when it is not split.
     """
 
     memory: int
@@ -55,7 +55,7 @@ class SimulatedGpu:
 
 
 def _check_name(name: str) -> None:
-    # ',' and ':' separate items in TFGPU_SIMULATE; NVML's buffer for names has 96 bytes.
+    # ',' and ':' separate items in TFGPU_SIMULATE. NVML's buffer for names has 96 bytes.
     if not name.isprintable() or not name.strip() or set(name) & set(",:"):
         raise ValueError(f'{name!r} is not a name for a GPU; write one such as "NVIDIA A100", without "," and ":"')
     if len(name.encode()) > _NAME_BYTES:
@@ -96,11 +96,11 @@ def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
     if not 1 <= count <= MAX_GPUS:
         raise ValueError(f'"{group}" asks for {count} GPUs; from 1 to {MAX_GPUS} can be simulated')
     name = SimulatedGpu.name if match["name"] is None else match["name"].strip()
-    gpu = SimulatedGpu(_size(match["size"], "a GPU"), name, instances=_parse_instances(match["instances"]))
+    gpu = SimulatedGpu(_parse_size(match["size"], "a GPU"), name, instances=_parse_instances(match["instances"]))
     return (gpu,) * count
 
 
-def _size(text: str, what: str) -> int:
+def _parse_size(text: str, what: str) -> int:
     size = parse_limit(text.strip()).bytes
     if size is None:
         raise ValueError(f'"{text}" is not the size of {what}; write it like "24GiB"')
@@ -108,34 +108,35 @@ def _size(text: str, what: str) -> int:
 
 
 def _parse_instances(text: str | None) -> tuple[int, ...]:
-    """The sizes in "1x40GiB+2x20GiB"."""
+    """Return the sizes in "1x40GiB+2x20GiB"."""
     sizes: list[int] = []
     for item in () if text is None else text.split("+"):
         match = _INSTANCES.fullmatch(item.strip())
         if match is None:
             raise ValueError(f'"{text}" does not describe MIG instances; write "2x20GiB" or "1x40GiB+2x20GiB"')
-        sizes += [_size(match["size"], "a MIG instance")] * min(int(match["count"] or 1), MAX_GPUS)
+        sizes += [_parse_size(match["size"], "a MIG instance")] * min(int(match["count"] or 1), MAX_GPUS)
     if text is not None and not sizes:
         raise ValueError(f'"{text}" has no MIG instances; leave "/mig=" out')
     return tuple(sizes)
 
 
-def environment(
+def build_environment(
     gpus: Sequence[SimulatedGpu],
     *,
     log: str | os.PathLike[str] | None = None,
     processes: str | os.PathLike[str] | None = None,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The whole environment for a child process that is to see `gpus` and no others.
+    """Return the whole environment for a child process that is to see `gpus` and no others.
 
     Args:
-        gpus: In the order of their PCI buses; empty: a driver without a GPU.
+        gpus: In the order of their PCI buses. Empty: a driver without a GPU.
         log: File to which each request to the driver is appended as a JSON line. Without it processes
             do not see what the others allocate, neither in CUDA's free memory nor in NVML.
         processes: File of "<gpu> <pid> <MiB>" lines, memory that other users' processes hold, of a MIG
-            instance "<gpu>:<instance> <pid> <MiB>"; read anew at each request, so it may change meanwhile.
-        base: What the child inherits besides; default: this process's environment.
+            instance "<gpu>:<instance> <pid> <MiB>". It is read anew at each request, so it may change meanwhile. The
+            child complains on stderr of a file that cannot be read.
+        base: What the child inherits besides. None: this process's environment.
 
     Raises:
         SimulationError: The stub libraries could not be built.
@@ -145,9 +146,9 @@ def environment(
         raise ValueError(f"{len(gpus)} GPUs; at most {MAX_GPUS} can be simulated")
     result = dict(os.environ if base is None else base)
     inherited = result.get("LD_LIBRARY_PATH")
-    folder = str(library_folder())
+    folder = str(build_libraries())
     result["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else folder
-    result["TFGPU_SIMULATE"] = _setting(gpus)
+    result["TFGPU_SIMULATE"] = _encode_gpus(gpus)
     for variable, path in (("TFGPU_SIMULATE_LOG", log), ("TFGPU_SIMULATE_PROCESSES", processes)):
         result.pop(variable, None)
         if path is not None:
@@ -155,8 +156,8 @@ def environment(
     return result
 
 
-def _setting(gpus: Sequence[SimulatedGpu]) -> str:
-    """The value of TFGPU_SIMULATE, as machine.h describes it."""
+def _encode_gpus(gpus: Sequence[SimulatedGpu]) -> str:
+    """Return the value of TFGPU_SIMULATE, as machine.h describes it."""
     columns = {
         "memory_mib": [str(gpu.memory // MIB) for gpu in gpus],
         "name": [gpu.name for gpu in gpus],

@@ -16,9 +16,14 @@
 
 static const Bytes MIB = 1ull << 20;
 
+/* Says on stderr, once, what cannot be done with a file. */
+static void complain(int *said, const char *problem, const char *path) {
+  if (!(*said)++) fprintf(stderr, "tfgpu simulate: %s %s: %s\n", problem, path, strerror(errno));
+}
+
 /* ---- settings */
 
-/* Where the value of `key` starts in TFGPU_SIMULATE; NULL when the key is not there. */
+/* Returns where the value of `key` starts in TFGPU_SIMULATE. NULL: the key is not there. */
 static const char *find_value(const char *key) {
   const char *item = getenv("TFGPU_SIMULATE");
   size_t length = strlen(key);
@@ -71,7 +76,7 @@ int machine_instance_place(int gpu, int instance) { return MAX_GPUS + gpu * MAX_
 int machine_gpu_of(int place) { return place < MAX_GPUS ? place : (place - MAX_GPUS) / MAX_INSTANCES; }
 int machine_instance_of(int place) { return place < MAX_GPUS ? -1 : (place - MAX_GPUS) % MAX_INSTANCES; }
 
-/* The sizes of a GPU's MIG instances; returns how many there are. */
+/* Reads the sizes of a GPU's MIG instances, and returns how many there are. */
 static int read_instances(int gpu, Bytes out[MAX_INSTANCES]) {
   char text[SETTING_TEXT], *rest = text, *item;
   int count = 0;
@@ -104,7 +109,7 @@ int machine_multiprocessors(int place) { return (int)read_number("multiprocessor
 int machine_utilisation(int gpu) { return (int)read_number("utilisation", gpu, "0"); }
 int machine_pci_bus(int place) { return machine_gpu_of(place) + 1; }
 
-/* An instance is named as NVIDIA names them, "MIG 3g.20gb": in sevenths of the GPU, with its memory. */
+/* Names an instance as NVIDIA does, "MIG 3g.20gb": in sevenths of the GPU, with its memory. */
 void machine_name(int place, char *out, size_t room) {
   char text[SETTING_TEXT];
   int gpu = machine_gpu_of(place);
@@ -168,7 +173,7 @@ static Holding *holding_of(int pid, int place) {
   return &account.items[account.count++];
 }
 
-/* A process that opens CUDA starts with nothing, whoever had its number before. */
+/* Forgets what a process holds: one that opens CUDA starts with nothing, whoever had its number before. */
 static void forget_process(int pid) {
   for (size_t i = 0; i < account.count; i++)
     if (account.items[i].pid == pid) account.items[i].bytes = 0;
@@ -203,7 +208,7 @@ static void read_log(void) {
   fclose(log);
 }
 
-/* Whether a process still runs; one that ended holds no GPU memory, waited for or not. */
+/* Tells whether a process still runs. One that ended holds no GPU memory, waited for or not. */
 static int is_alive(int pid) {
   char path[32], line[512], *after_name;
   FILE *stat;
@@ -227,17 +232,18 @@ static int read_listed(const char *line, Holding *out) {
 }
 
 static void each_listed(void (*visit)(void *, const Holding *), void *context) {
+  static int said;
   const char *path = getenv("TFGPU_SIMULATE_PROCESSES");
   FILE *list = path ? fopen(path, "re") : NULL;
   char line[256];
   Holding holding = {.listed = 1};
-  if (!list) return;
-  while (fgets(line, sizeof line, list))
+  while (list && fgets(line, sizeof line, list))
     if (read_listed(line, &holding)) {
       holding.bytes *= (long long)MIB;
       visit(context, &holding);
     }
-  fclose(list);
+  if (path && (!list || ferror(list))) complain(&said, "cannot read", path);
+  if (list) fclose(list);
 }
 
 void machine_each_holding(void (*visit)(void *context, const Holding *holding), void *context) {
@@ -252,17 +258,14 @@ void machine_each_holding(void (*visit)(void *context, const Holding *holding), 
 
 /* ---- the log */
 
-static void complain(const char *path) {
-  static int said;
-  if (!said++) fprintf(stderr, "tfgpu simulate: cannot write %s: %s\n", path, strerror(errno));
-}
+static int said_of_log;
 
 int log_open(void) {
   const char *path = getenv("TFGPU_SIMULATE_LOG");
   int log;
   if (!path) return -1;
   log = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
-  if (log < 0) complain(path);
+  if (log < 0) complain(&said_of_log, "cannot write", path);
   else flock(log, LOCK_EX);
   return log;
 }
@@ -273,7 +276,7 @@ void log_write(int log, const char *operation, int place, Bytes bytes, Bytes hel
                         "{\"pid\": %d, \"op\": \"%s\", \"gpu\": %d, \"instance\": %d, \"bytes\": %llu, "
                         "\"held\": %llu, \"call\": \"%s\"}\n",
                         getpid(), operation, machine_gpu_of(place), machine_instance_of(place), bytes, held, call);
-  if (log >= 0 && write(log, line, (size_t)length) != length) complain("the log of requests");
+  if (log >= 0 && write(log, line, (size_t)length) != length) complain(&said_of_log, "cannot write", "the log of requests");
 }
 
 void log_close(int log) {

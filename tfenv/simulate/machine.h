@@ -1,19 +1,20 @@
 /* The simulated machine as all stub libraries see it: its GPUs, who holds their memory, the log.
  *
- * The stubs are written from the public documentation of the CUDA and NVML interfaces; they need
+ * The stubs are written from the public documentation of the CUDA and NVML interfaces. They need
  * no CUDA headers. Environment variables describe the machine:
  *
  *   TFGPU_SIMULATE            "count=2,memory_mib=24576:81920,name=NVIDIA A100". Keys: count,
  *                             memory_mib, name, capability (8.0), multiprocessors (108),
  *                             utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
- *                             by '+'; 0: MIG is off), driver (12080), release (570.00.00); what NVML
+ *                             by '+', or 0: MIG is off), driver (12080), release (570.00.00). And what NVML
  *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
  *                             to all questions about a GPU, memory_error and processes_error to
  *                             how much memory it has and who uses it.
- *                             A value may be a ':'-separated list, one item a GPU; the last repeats.
- *   TFGPU_SIMULATE_LOG        file; one JSON line for each request to the driver, appended.
- *   TFGPU_SIMULATE_PROCESSES  file of "<gpu> <pid> <MiB>" lines: what other users' processes hold. Of a
+ *                             A value may be a ':'-separated list, one item a GPU. The last repeats.
+ *   TFGPU_SIMULATE_LOG        A file. One JSON line for each request to the driver is appended.
+ *   TFGPU_SIMULATE_PROCESSES  A file of "<gpu> <pid> <MiB>" lines: what other users' processes hold. Of a
  *                             MIG instance: "<gpu>:<instance> <pid> <MiB>". -1 MiB: NVML does not say.
+ *                             One line on stderr complains of a file that cannot be read.
  */
 #pragma once
 #include <stddef.h>
@@ -59,7 +60,7 @@ typedef struct {
   int place;
   int pid;
   long long bytes;
-  int listed; /* 1: a line of TFGPU_SIMULATE_PROCESSES; 0: a live process in TFGPU_SIMULATE_LOG */
+  int listed; /* 1: a line of TFGPU_SIMULATE_PROCESSES. 0: a live process in TFGPU_SIMULATE_LOG */
 } Holding;
 
 /* Calls `visit` for everything that somebody holds now. */

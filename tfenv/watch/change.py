@@ -10,7 +10,7 @@ from typing import Literal
 
 from tfenv.audit import record
 from tfenv.audit.sinks import AuditLog
-from tfenv.audit.summary import summary
+from tfenv.audit.stderr_line import format_policy_line
 from tfenv.config.document import Trust
 from tfenv.errors import Finding
 from tfenv.launchers.grant import read_current_grant
@@ -19,20 +19,29 @@ from tfenv.policy.merge import combine
 from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, format_key
 from tfenv.values import field, frozen, replace
 
-__all__ = ["Change", "ChangeLog", "Difference", "FileChange", "State", "Written", "compare", "look"]
+__all__ = [
+    "ChangeRecorder",
+    "FileChange",
+    "PolicyChange",
+    "PolicyDifference",
+    "PolicyState",
+    "WrittenValue",
+    "compare_states",
+    "read_state",
+]
 
 
 # ---- what a process would get
 
 
 @frozen
-class State:
+class PolicyState:
     """What a process that starts now would get.
 
     Attributes:
         loaded: The files and what they say.
         decision: What follows from them.
-        findings: All that is wrong, with positions; clamps are notes.
+        findings: All that is wrong, with positions. Clamps are notes.
         grant: What the watching process was granted.
         disabled: TFGPU_DISABLE switches all of it off.
     """
@@ -54,23 +63,23 @@ class State:
         if not self.decision.no_gpu:
             plan = replace(plan, findings=())  # they are told in full beside this line
         findings = self.loaded.findings if self.decision.no_gpu else ()
-        text = summary(self.loaded.subject, policy, plan, None, findings).removeprefix("tfgpu: ")
+        text = format_policy_line(self.loaded.subject, policy, plan, None, findings).removeprefix("tfgpu: ")
         return text or "nothing is declared about GPUs: TensorFlow is left as it is"
 
 
-def look(
+def read_state(
     start: Start,
     subject: Subject | None = None,
     machine_root: str = MACHINE_ROOT,
     machine_trust: Trust | None = None,
-) -> State:
-    """What a process that starts now would get; the arguments are those of `pipeline.load`. Never raises."""
+) -> PolicyState:
+    """Return what a process that starts now would get. The arguments are those of `pipeline.load`. Never raises."""
     loaded = load(start, subject, machine_root, machine_trust)
     grant, request = read_current_grant()
     decision = decide(loaded, grant, request=request)
     disabled, remarks = check_disable_switch(loaded)
     planned = tuple(loaded.locate(finding) for finding in decision.plan.findings)
-    return State(loaded, decision, (*loaded.findings, *remarks, *planned), grant, disabled)
+    return PolicyState(loaded, decision, (*loaded.findings, *remarks, *planned), grant, disabled)
 
 
 # ---- what changed
@@ -78,11 +87,11 @@ def look(
 
 @frozen
 class FileChange:
-    """What became of one file.
+    """What happened to one file.
 
     Attributes:
         path: The file.
-        what: "left out": it is there, and does not count as a whole.
+        what: "left out": it is there, and counts for nothing as a whole.
     """
 
     path: str
@@ -90,13 +99,13 @@ class FileChange:
 
 
 @frozen
-class Written:
+class WrittenValue:
     """A value as its author wrote it.
 
     Attributes:
         value: As TOML has it.
         path: The file.
-        line: 1-based; None when unknown.
+        line: 1-based. None when unknown.
     """
 
     value: object
@@ -109,21 +118,21 @@ class Written:
 
 
 @frozen
-class Difference:
+class PolicyDifference:
     """One value of the effective policy that is another one now, or stands elsewhere.
 
     Attributes:
         key: Dotted, inside its file: "gpu.memory_limit", "group.students.ceiling.max_devices".
-        old: Before; None: it was not set.
-        new: Now; None: it is not set any more.
+        old: Before. None: it was not set.
+        new: Now. None: it is not set any more.
     """
 
     key: str
-    old: Written | None
-    new: Written | None
+    old: WrittenValue | None
+    new: WrittenValue | None
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON, as in `changes` of the audit record."""
+        """Return the difference as `changes` of the audit record has it."""
         return {
             "key": self.key,
             "old": self.old and self.old.value,
@@ -134,7 +143,7 @@ class Difference:
 
 
 @frozen
-class Change:
+class PolicyChange:
     """What a change of files means.
 
     Attributes:
@@ -142,14 +151,14 @@ class Change:
         before: What a process got until then.
         after: What it gets from then on.
         files: Which files changed.
-        differences: Of the effective policy; () when it is the same.
+        differences: Of the effective policy. () when it is the same.
     """
 
     timestamp: str
-    before: State
-    after: State
+    before: PolicyState
+    after: PolicyState
     files: tuple[FileChange, ...]
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[PolicyDifference, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -159,29 +168,31 @@ class Change:
 
     @property
     def valid(self) -> bool:
-        """The changed files are without a mistake."""
+        """Whether the changed files are without a mistake."""
         return not self.errors
 
     @property
     def alters_policy(self) -> bool:
-        """Whether a process gets something else than before; another comment is no such change."""
-        return bool(self.differences) or set(map(_told, self.before.findings)) != set(map(_told, self.after.findings))
+        """Whether a process gets something else than before. Another comment is no such change."""
+        before, after = ({_drop_position(finding) for finding in state.findings} for state in (self.before, self.after))
+        return bool(self.differences) or before != after
 
 
-def _told(finding: Finding) -> tuple[object, ...]:
-    """What a finding says, wherever its line went."""
+def _drop_position(finding: Finding) -> tuple[object, ...]:
+    """Return what a finding says, wherever its line went."""
     return finding.code, finding.path, finding.key, finding.message
 
 
-def compare(before: State, after: State) -> Change | None:
-    """The change from one state to the other; None when no file that has a say is another one."""
-    files = tuple(_file_changes(_files(before.loaded), _files(after.loaded)))
-    change = Change(record.utc_now(), before, after, files, tuple(_differences(before.loaded, after.loaded)))
+def compare_states(before: PolicyState, after: PolicyState) -> PolicyChange | None:
+    """Return the change from one state to the other. None when every file that counts is the same."""
+    files = tuple(_compare_files(_identify_files(before.loaded), _identify_files(after.loaded)))
+    differences = tuple(_compare_values(before.loaded, after.loaded))
+    change = PolicyChange(record.make_timestamp(), before, after, files, differences)
     return change if files or change.alters_policy else None
 
 
-def _files(loaded: LoadedPolicy) -> dict[str, str | Finding]:
-    """What of each file was seen: its hash, or why it is left out."""
+def _identify_files(loaded: LoadedPolicy) -> dict[str, str | Finding]:
+    """Return what of each file was seen: its hash, or why it is left out."""
     seen: dict[str, str | Finding] = {**loaded.hashes}
     for finding in loaded.findings:
         if finding.path is not None and finding.code != "not-found":
@@ -189,7 +200,7 @@ def _files(loaded: LoadedPolicy) -> dict[str, str | Finding]:
     return seen
 
 
-def _file_changes(before: Mapping[str, str | Finding], after: Mapping[str, str | Finding]) -> Iterator[FileChange]:
+def _compare_files(before: Mapping[str, str | Finding], after: Mapping[str, str | Finding]) -> Iterator[FileChange]:
     for path in dict.fromkeys((*before, *after)):
         old, new = before.get(path), after.get(path)
         if old == new:
@@ -202,24 +213,25 @@ def _file_changes(before: Mapping[str, str | Finding], after: Mapping[str, str |
             yield FileChange(path, "new" if old is None else "changed")
 
 
-def _differences(before: LoadedPolicy, after: LoadedPolicy) -> Iterator[Difference]:
-    old, new = _in_force(before), _in_force(after)
+def _compare_values(before: LoadedPolicy, after: LoadedPolicy) -> Iterator[PolicyDifference]:
+    old, new = _list_values_in_force(before), _list_values_in_force(after)
     for name in dict.fromkeys((*old, *new)):
         was, now = old.get(name), new.get(name)
         if was != now:
             origins = [setting.origin for setting in (now, was) if setting is not None]
-            yield Difference(format_key(origins[0].key), _written(before, was), _written(after, now))
+            key = format_key(origins[0].key)
+            yield PolicyDifference(key, _find_written_value(before, was), _find_written_value(after, now))
 
 
-def _written(loaded: LoadedPolicy, setting: Setting | None) -> Written | None:
+def _find_written_value(loaded: LoadedPolicy, setting: Setting | None) -> WrittenValue | None:
     if setting is None:
         return None
     value, position = loaded.find_value(setting.origin)
-    return Written(value, setting.origin.path, position and position[0])
+    return WrittenValue(value, setting.origin.path, position and position[0])
 
 
-def _in_force(loaded: LoadedPolicy) -> dict[tuple[str, ...], Setting]:
-    """Every value that has a say, by its name; what adds up (ceilings, logs) once for each author."""
+def _list_values_in_force(loaded: LoadedPolicy) -> dict[tuple[str, ...], Setting]:
+    """Return every value that counts, by its name. What adds up (ceilings, logs) is there once for each author."""
     policy, layers = loaded.policy, combine(loaded.layers)
     found: dict[tuple[str, ...], Setting] = {("gpu", name): value for name, value in policy.settings.items()}
     for ceiling in policy.ceilings:
@@ -231,33 +243,33 @@ def _in_force(loaded: LoadedPolicy) -> dict[tuple[str, ...], Setting]:
             found.setdefault(("on_error",), strictest)
         for table in layer.audit:
             found |= {("audit", name, value.origin.path): value for name, value in table.items() if name != "stderr"}
-        said = [table["stderr"] for table in layer.audit if "stderr" in table]
-        if said:
-            found.setdefault(("audit", "stderr"), said[-1])  # the farthest layer that speaks of it
+        stderr_settings = [table["stderr"] for table in layer.audit if "stderr" in table]
+        if stderr_settings:
+            found.setdefault(("audit", "stderr"), stderr_settings[-1])  # the farthest layer that sets it
     return found
 
 
 # ---- what is written down
 
 
-class ChangeLog:
+class ChangeRecorder:
     """Writes `policy_changed` into the logs of the policy before and of the one after. No method raises."""
 
     def __init__(self) -> None:
         self._log: AuditLog | None = None
         self._key: tuple[AuditSinks, str | None] | None = None
 
-    def write(self, change: Change) -> None:
-        """One record; a log that the change takes away is told of it, too."""
+    def write(self, change: PolicyChange) -> None:
+        """Write one record. A log that the change takes away gets it, too."""
         loaded = change.after.loaded
-        sinks = _both(change.before.loaded.policy.audit, loaded.policy.audit)
+        sinks = _join_sinks(change.before.loaded.policy.audit, loaded.policy.audit)
         key = sinks, loaded.subject.project
         if self._log is None or key != self._key:  # kept, for it counts what it could not write
             self._log, self._key = AuditLog(sinks, loaded.start.home, loaded.subject.uid, key[1]), key
-        self._log.emit(_record(change))
+        self._log.emit(_make_change_record(change))
 
 
-def _both(old: AuditSinks, new: AuditSinks) -> AuditSinks:
+def _join_sinks(old: AuditSinks, new: AuditSinks) -> AuditSinks:
     return AuditSinks(
         stderr="none",  # the command tells it there in its own way
         files=tuple(dict.fromkeys((*old.files, *new.files))),
@@ -267,8 +279,9 @@ def _both(old: AuditSinks, new: AuditSinks) -> AuditSinks:
     )
 
 
-def _record(change: Change) -> record.AuditRecord:
+def _make_change_record(change: PolicyChange) -> record.AuditRecord:
     state, loaded = change.after, change.after.loaded
-    context = record.Context(record.Process.current(), loaded.subject, state.grant, loaded.sources, dict(loaded.hashes))
+    process = record.ProcessFacts.collect()
+    context = record.RecordContext(process, loaded.subject, state.grant, loaded.sources, dict(loaded.hashes))
     differences = [difference.as_dict() for difference in change.differences]
-    return record.policy_changed(context, loaded.policy, state.decision.plan, differences, state.findings)
+    return record.make_changed_record(context, loaded.policy, state.decision.plan, differences, state.findings)

@@ -1,8 +1,8 @@
 """Follows the places where policy files stand or may stand, and yields each change once, when it is over.
 
 inotify tells of changes, through watchdog, in the directories on the way to each place. Once a second all places are
-looked at besides: a network file system tells nothing of what other hosts write, a rename further up is told to
-nobody, and new permissions are not asked for.
+looked at besides: a network file system tells nothing of what other hosts write, nobody is told of a rename further
+up, and new permissions are not asked for.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from tfenv.config.discover import list_candidate_paths
 from tfenv.config.document import MOST_LINKS, Trust
 from tfenv.pipeline import MACHINE_ROOT, identify
 from tfenv.policy.model import Start, Subject
-from tfenv.watch.change import Change, State, compare, look
+from tfenv.watch.change import PolicyChange, PolicyState, compare_states, read_state
 
-__all__ = ["Watch", "survey"]
+__all__ = ["PolicyWatcher", "survey_paths"]
 
 #: Seconds between two looks at all places, beside what inotify tells, and without it.
 _LOOK_EVERY, _POLL_EVERY = 1.0, 0.5
-#: A change is over when nothing was written for so long; one that never ends is told after so long, in seconds.
+#: A change is over when nothing was written for so long. One that never ends is told after so long, in seconds.
 _QUIET, _LONGEST = 0.1, 0.6
-#: What the kernel is asked to tell. Not that a file was opened, for we do that, too; nor each write: a training's log
+#: What the kernel is asked to tell. Not that a file was opened, for we do that, too. Nor each write: a training's log
 #: may stand beside the policy, and a writer that is done closes the file.
 _EVENTS = (
     "FileCreatedEvent", "FileClosedEvent", "FileMovedEvent", "FileDeletedEvent",
     "DirCreatedEvent", "DirMovedEvent", "DirDeletedEvent",
 )  # fmt: skip
 
-#: What tells whether a name means something else by now; None: there is nothing of that name.
+#: What tells whether a name means something else by now. None instead: there is nothing of that name.
 _Signature = tuple[int, ...]
 
 
-def survey(paths: Iterable[str]) -> dict[str, _Signature | None]:
-    """Every name on the way to these paths, symbolic links followed, with what tells whether it changed.
+def survey_paths(paths: Iterable[str]) -> dict[str, _Signature | None]:
+    """Return every name on the way to these paths, symbolic links followed, with what tells whether it changed.
 
     Of a directory that is which one it is and who may write there, not what happens in it. The way ends at
     the first name that is missing.
@@ -52,7 +52,7 @@ def survey(paths: Iterable[str]) -> dict[str, _Signature | None]:
 
 
 def _walk(path: str, seen: dict[str, _Signature | None]) -> None:
-    here, waiting, links = "/", _parts(path), 0
+    here, waiting, links = "/", _split_reversed(path), 0
     while waiting:
         name = waiting.pop()
         if name == "..":
@@ -60,23 +60,23 @@ def _walk(path: str, seen: dict[str, _Signature | None]) -> None:
             continue
         place = os.path.join(here, name)
         if place not in seen:
-            seen[place] = _signature(place)
-        target = None if seen[place] is None else _target(place)
+            seen[place] = _read_signature(place)
+        target = None if seen[place] is None else _read_link(place)
         if seen[place] is None or links > MOST_LINKS:
             return
         if target is None:
             here = place
         else:
             links, here = links + 1, "/" if target.startswith("/") else here
-            waiting += _parts(target)
+            waiting += _split_reversed(target)
 
 
-def _parts(path: str) -> list[str]:
-    """The names of a path, the first one last."""
+def _split_reversed(path: str) -> list[str]:
+    """Return the names of a path, the first one last."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
-def _signature(path: str) -> _Signature | None:
+def _read_signature(path: str) -> _Signature | None:
     try:
         found = os.lstat(path)
     except (OSError, ValueError):
@@ -85,7 +85,7 @@ def _signature(path: str) -> _Signature | None:
     return which if stat.S_ISDIR(found.st_mode) else (*which, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _target(path: str) -> str | None:
+def _read_link(path: str) -> str | None:
     try:
         return os.readlink(path)
     except OSError:
@@ -95,11 +95,11 @@ def _target(path: str) -> str | None:
 # ---- being told
 
 
-class _Inotify:
-    """Wakes us when a surveyed name changes. Where inotify is exhausted it says so once, and wakes nobody."""
+class _InotifyListener:
+    """Wakes the watcher when a surveyed name changes. Where inotify is exhausted it says so once, and wakes nobody."""
 
-    def __init__(self, wake: Callable[[], None], notice: Callable[[str], None]) -> None:
-        self._wake, self._notice = wake, notice
+    def __init__(self, wake: Callable[[], None], warn: Callable[[str], None]) -> None:
+        self._wake, self._warn = wake, warn
         self._names: frozenset[str] = frozenset()
         self._watches: dict[str, tuple[_Signature | None, Any]] = {}
         self._observer: Any = None
@@ -109,10 +109,10 @@ class _Inotify:
             from watchdog import events
             from watchdog.observers import Observer
 
-            # What it remarks of its threads, as when they end, is nothing for a user's terminal.
-            remarks = logging.getLogger("watchdog")
-            remarks.addHandler(logging.NullHandler())
-            remarks.propagate = False
+            # What it logs of its threads, as when they end, is nothing for a user's terminal.
+            logger = logging.getLogger("watchdog")
+            logger.addHandler(logging.NullHandler())
+            logger.propagate = False
             self._filter = [getattr(events, name) for name in _EVENTS]
             self._observer = Observer()
             self._observer.start()
@@ -124,13 +124,13 @@ class _Inotify:
         return self._observer is None
 
     def dispatch(self, event: Any) -> None:
-        """Called by watchdog, in a thread of its own."""
+        """Wake the watcher if an event is of a surveyed name. watchdog calls this in a thread of its own."""
         names = {os.fsdecode(event.src_path), os.fsdecode(getattr(event, "dest_path", "") or "")}
         if names & self._names:
             self._wake()
 
     def follow(self, surveyed: Mapping[str, _Signature | None]) -> None:
-        """Listen in the directory of each name that may change, and in no other any more."""
+        """Listen in the directory of each name that may change, and stop listening in others."""
         self._names = frozenset(surveyed)
         wanted = {
             os.path.dirname(name)
@@ -138,28 +138,29 @@ class _Inotify:
             if signature is None or not stat.S_ISDIR(signature[2])
         }
         for folder in [*self._watches]:
-            if folder not in wanted or self._watches[folder][0] != _signature(folder):
-                self._unschedule(folder)
+            if folder not in wanted or self._watches[folder][0] != _read_signature(folder):
+                self._remove_watch(folder)
         for folder in sorted(wanted - self._watches.keys()):
             if self._observer is not None:
-                self._schedule(folder)
+                self._add_watch(folder)
 
     def close(self) -> None:
+        """Stop listening. May be called twice."""
         observer, self._observer = self._observer, None
         self._watches.clear()
         if observer is not None:
             observer.stop()
 
-    def _schedule(self, folder: str) -> None:
+    def _add_watch(self, folder: str) -> None:
         try:
-            signature = _signature(folder)
+            signature = _read_signature(folder)
             watch = self._observer.schedule(self, folder, recursive=False, event_filter=self._filter)
             self._watches[folder] = signature, watch
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 self._give_up(error)
 
-    def _unschedule(self, folder: str) -> None:
+    def _remove_watch(self, folder: str) -> None:
         _, watch = self._watches.pop(folder)
         try:
             self._observer.unschedule(watch)
@@ -170,24 +171,24 @@ class _Inotify:
         self.close()
         reason = getattr(error, "strerror", None) or str(error)
         advice = "" if isinstance(error, ImportError) else "; raise fs.inotify.max_user_instances or max_user_watches"
-        self._notice(f"no inotify ({reason}): the files are looked at twice a second instead{advice}")
+        self._warn(f"no inotify ({reason}): the files are looked at twice a second instead{advice}")
 
 
 # ---- all of it
 
 
-class Watch:
-    """Follows the files of one process's policy. A context manager; its state is known once it is entered.
+class PolicyWatcher:
+    """Follows the files of one process's policy. A context manager: its state is known once it is entered.
 
     Attributes:
-        places: Where a file would have a say, whether there is one now or not.
+        places: Where a file would count, whether there is one now or not.
         state: What a process that starts now would get.
     """
 
     def __init__(
         self,
         start: Start,
-        notice: Callable[[str], None],
+        warn: Callable[[str], None],
         subject: Subject | None = None,
         machine_root: str = MACHINE_ROOT,
         machine_trust: Trust | None = None,
@@ -195,23 +196,23 @@ class Watch:
         """
         Args:
             start: The process to follow it for.
-            notice: Told, once, that inotify is exhausted.
-            subject: For whom; None: for this process's own user.
-            machine_root: Where the machine layer stands; another one only to try it.
-            machine_trust: Whose machine layer counts; None: root's.
+            warn: Told, once, that inotify is exhausted.
+            subject: For whom. None: for this process's own user.
+            machine_root: Where the machine layer stands. Another one only to try it.
+            machine_trust: Whose machine layer counts. None: root's.
         """
         subject = subject or identify(start.uid)
         self.places = list_candidate_paths(start, subject, machine_root)
-        self._look: Callable[[], State] = lambda: look(start, subject, machine_root, machine_trust)
-        self._notice = notice
+        self._read_state: Callable[[], PolicyState] = lambda: read_state(start, subject, machine_root, machine_trust)
+        self._warn = warn
         self._woken: SimpleQueue[bool] = SimpleQueue()  # the one queue a signal handler may put into
         self._stopped = False
 
-    def __enter__(self) -> Watch:  # noqa: PYI034 - typing has Self from Python 3.11 on
-        self._inotify = _Inotify(lambda: self._woken.put(True), self._notice)
-        self._seen = survey(self.places)
+    def __enter__(self) -> PolicyWatcher:  # noqa: PYI034 - typing has Self from Python 3.11 on
+        self._inotify = _InotifyListener(lambda: self._woken.put(True), self._warn)
+        self._seen = survey_paths(self.places)
         self._inotify.follow(self._seen)
-        self.state = self._look()
+        self.state = self._read_state()
         return self
 
     def __exit__(
@@ -220,23 +221,23 @@ class Watch:
         self._inotify.close()
 
     def stop(self) -> None:
-        """Let `changes` end. May be called from a signal handler or another thread."""
+        """Let `follow_changes` end. May be called from a signal handler or another thread."""
         self._stopped = True
         self._woken.put(True)
 
-    def changes(self) -> Iterator[Change]:
-        """Each change once, when it is over, until `stop` is called."""
+    def follow_changes(self) -> Iterator[PolicyChange]:
+        """Yield each change once, when it is over, until `stop` is called."""
         while self._wait():
-            before, self.state = self.state, self._look()
-            change = compare(before, self.state)
+            before, self.state = self.state, self._read_state()
+            change = compare_states(before, self.state)
             if change is not None:
                 yield change
 
     def _wait(self) -> bool:
-        """Whether something changed, and is quiet again; False: stopped."""
+        """Wait until something changed and is quiet again. False: stopped."""
         while not self._stopped:
             every = _POLL_EVERY if self._inotify.gave_up else _LOOK_EVERY
-            if self._is_woken(every) or survey(self.places) != self._seen:
+            if self._is_woken(every) or survey_paths(self.places) != self._seen:
                 self._settle()
                 return not self._stopped
         return False
@@ -245,8 +246,8 @@ class Watch:
         """Wait for the end of it: an editor writes a file in several steps, Kubernetes swaps links."""
         end = monotonic() + _LONGEST
         while not self._stopped:
-            before, self._seen = self._seen, survey(self.places)
-            self._inotify.follow(self._seen)  # before the files are read: what comes later wakes us again
+            before, self._seen = self._seen, survey_paths(self.places)
+            self._inotify.follow(self._seen)  # before the files are read: what comes later wakes the watcher again
             woken = self._is_woken(_QUIET)
             if monotonic() > end or not (woken or self._seen != before):
                 return

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.cli.conftest import TFGPU, Tfgpu
-from tfenv.audit.query import Query, group_of
-from tfenv.audit.record import Context, Process, encode, policy_applied
-from tfenv.audit.usage import summarize
+from tfenv.audit.gpu_totals import summarize_groups
+from tfenv.audit.query import RecordQuery, make_group
+from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
 from tfenv.cli.commands import audit
 from tfenv.errors import Finding
 from tfenv.policy.model import DeviceOutcome, Outcome, Start, Subject
@@ -36,10 +36,10 @@ def run_audit(tfgpu: Tfgpu) -> RunAudit:
 
 def encode_line(pid: int, user: str = "alice", **differences: Any) -> bytes:
     device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "H100", limit=8 << 30)
-    process = Process(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
+    process = ProcessFacts(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
     outcome = Outcome("applied", "entry_point", (device,), True, findings=(Finding("clamped", "less", "note"),))
-    record = policy_applied(Context(process, Subject(user, 1000, project="/srv/vision")), outcome)
-    return encode({**record.as_dict(), "timestamp": f"2026-11-05T09:00:{pid % 60:02}.000000Z", **differences})
+    record = make_outcome_record(RecordContext(process, Subject(user, 1000, project="/srv/vision")), outcome)
+    return encode_record({**record.as_dict(), "timestamp": f"2026-11-05T09:00:{pid % 60:02}.000000Z", **differences})
 
 
 @pytest.fixture
@@ -313,9 +313,9 @@ def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, 
     """A record whose fields have other types than ours (a newer version, another program) is no traceback."""
     record = {**fields, "timestamp": timestamp, "event": event}
     assert all(cell.isprintable() for cell in audit._format_record(record))
-    for row in summarize([group_of({**record, "event": "policy_applied"})]):
+    for row in summarize_groups([make_group({**record, "event": "policy_applied"})]):
         audit._format_summary_row(row)
-    query = Query(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
+    query = RecordQuery(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
     query.matches(record)
 
 

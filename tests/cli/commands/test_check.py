@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import Tfgpu
 from tests.shared_machine import ALICE, SharedMachine
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 DAEMON = grp.getgrnam("daemon").gr_gid
 
@@ -219,7 +219,7 @@ def test_files_that_are_never_read(project: Path, tfgpu: Tfgpu) -> None:
 
 def test_what_nvml_knows_of_the_cards(project: Path, tfgpu: Tfgpu) -> None:
     """On a machine with cards a number comes with its UUID, and what the cards cannot do is a warning."""
-    cards = environment(parse_gpus("2x24GiB"), base={})
+    cards = build_environment(parse_gpus("2x24GiB"), base={})
     write_draft(project / "etc", tfgpu="[gpu]\nvisible_devices = [1]\nmemory_limit = '30GiB'\n")
     shown = tfgpu("check", "etc", env=cards).stdout.splitlines()
     assert ["numbers-in-machine-layer" in shown[0], "above-card" in shown[1]] == [True, True]

@@ -15,7 +15,7 @@ import structlog
 
 from tests.cli.conftest import REPOSITORY, Tfgpu
 from tfenv.deploy.launch import PYTHONPATH_FOLDER
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 QUICK = ("doctor", "--no-tensorflow", "--format", "json")
 needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
@@ -212,7 +212,7 @@ def test_gpus_and_who_uses_them(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
     """The driver's GPUs are counted by model, and every process on them is told with user, pid and memory."""
     held = tmp_path / "processes"
     held.write_text(f"1 {os.getpid()} 5120\n")
-    gpus = environment(parse_gpus("2x24GiB:NVIDIA A10,80GiB:NVIDIA A100"), processes=held, base={})
+    gpus = build_environment(parse_gpus("2x24GiB:NVIDIA A10,80GiB:NVIDIA A100"), processes=held, base={})
     result = tfgpu(*QUICK, env=live | gpus)
     assert read_rows(result)["GPUs"]["found"] == "2 x NVIDIA A10 24.0 GiB, 1 x NVIDIA A100 80.0 GiB"
     (process,) = json.loads(result.stdout)["processes"]
@@ -225,7 +225,7 @@ def test_gpus_and_who_uses_them(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
 
 def test_a_card_that_is_lost(tfgpu: Tfgpu, live: dict[str, str]) -> None:
     """A card that does not answer is a problem. The driver and the other cards are shown all the same."""
-    gpus = environment(parse_gpus("2x24GiB:NVIDIA A10"), base={})
+    gpus = build_environment(parse_gpus("2x24GiB:NVIDIA A10"), base={})
     gpus["TFGPU_SIMULATE"] += ",error=0:15"
     result = tfgpu(*QUICK, env=live | gpus)
     found = [(row["topic"], row["verdict"], row["found"]) for row in json.loads(result.stdout)["rows"]]
@@ -237,7 +237,7 @@ def test_a_card_that_is_lost(tfgpu: Tfgpu, live: dict[str, str]) -> None:
 
 def test_drivers_that_tell_less(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
     """A driver that tells neither sizes nor processes, as under WSL2, is no problem, and what follows is told."""
-    gpus = environment(parse_gpus("1x24GiB"), base={})
+    gpus = build_environment(parse_gpus("1x24GiB"), base={})
     gpus["TFGPU_SIMULATE"] += ",memory_error=3,processes_error=3"
     found = " ".join(
         f"{row['found']} {row['advice']}" for row in json.loads(tfgpu(*QUICK, env=live | gpus).stdout)["rows"]
@@ -252,7 +252,7 @@ def test_drivers_that_tell_less(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
 def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> None:
     """All devices, the default one and Keras as the policy leaves them, and a driver too old for this TensorFlow."""
     policy.write_text(f"{policy.read_text()}\n[ceiling]\nallowed_devices = [2, 3]\n")
-    gpus = environment(parse_gpus("4x24GiB"), base={})
+    gpus = build_environment(parse_gpus("4x24GiB"), base={})
     gpus["TFGPU_SIMULATE"] = f"driver=11040,release=470.57.02,{gpus['TFGPU_SIMULATE']}"
     seen = read_rows(tfgpu("doctor", "--format", "json", env=live | gpus))
     assert seen["TensorFlow"]["verdict"] == "ok"
@@ -274,7 +274,7 @@ def test_busy_gpus_are_not_waited_for(tfgpu: Tfgpu, live: dict[str, str], policy
     policy.write_text(f"{policy.read_text()}\n[gpu.visible_devices]\ncount = 1\n")
     held = tmp_path / "held"
     held.write_text(f"0 {os.getpid()} 24000\n1 {os.getpid()} 24000\n")
-    gpus = environment(parse_gpus("2x24GiB"), processes=held, log=tmp_path / "requests", base={})
+    gpus = build_environment(parse_gpus("2x24GiB"), processes=held, log=tmp_path / "requests", base={})
     seen = read_rows(tfgpu("doctor", "--format", "json", env=live | gpus))
     assert seen["TensorFlow"]["verdict"] == "ok"
     assert "lists 1 GPU," in seen["TensorFlow"]["found"]
@@ -284,7 +284,7 @@ def test_busy_gpus_are_not_waited_for(tfgpu: Tfgpu, live: dict[str, str], policy
 @pytest.mark.tensorflow
 def test_missing_libraries_are_named(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
     """Where TensorFlow lists fewer GPUs than the driver has, the libraries it did not find are named."""
-    gpus = environment(parse_gpus("2x24GiB"), base={})
+    gpus = build_environment(parse_gpus("2x24GiB"), base={})
     folder = tmp_path / "lib"
     folder.mkdir()
     for library in Path(gpus["LD_LIBRARY_PATH"]).iterdir():

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.conftest import REPOSITORY, Tfgpu
 from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 USER = '[gpu]\nmemory_limit = "20GiB"\n\n[ceiling]\nrequire_memory_growth = true\nmemory_limit = "50%"\n'
 PROJECT = '[gpu]\nvisible_devices = [1, 2]\nmemory_limit = "16GiB"\nmemory_growth = false\n'
@@ -33,7 +33,7 @@ def layers(project: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def four_gpus() -> dict[str, str]:
     """Return variables that show four GPUs to NVML. The last is another model."""
-    made = environment(parse_gpus("3x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
+    made = build_environment(parse_gpus("3x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
     assert "count=4" in made["TFGPU_SIMULATE"]
     return made
 
@@ -212,7 +212,7 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
     (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = {count = 1}\n")
     others = tmp_path / "others"
     others.write_text("0 4190001 9000\n")
-    variables = environment(parse_gpus("3x24GiB"), log=tmp_path / "log", processes=others, base={})
+    variables = build_environment(parse_gpus("3x24GiB"), log=tmp_path / "log", processes=others, base={})
     for _ in range(2):
         lines = [" ".join(line.split()) for line in tfgpu("explain", env=variables).stdout.splitlines()]
         assert "chosen 1 of them, when devices are first listed; now it would be 1" in lines

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Tfgpu
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 GPUS = "2x24GiB:NVIDIA A10,1x40GiB/mig=2x20GiB:NVIDIA A100"
 LOST = 15
@@ -34,7 +34,7 @@ def held(tmp_path: Path) -> Path:
 
 def simulate_machine(gpus: str = GPUS, held: Path | None = None, **answers: int | str) -> dict[str, str]:
     """Return variables of a simulated machine. `answers` are what the driver tells, as machine.h describes it."""
-    variables = environment(parse_gpus(gpus), processes=held, base={})
+    variables = build_environment(parse_gpus(gpus), processes=held, base={})
     said = "".join(f"{key}={value}," for key, value in answers.items())
     variables["TFGPU_SIMULATE"] = said + variables["TFGPU_SIMULATE"]  # the first of a key counts
     return variables

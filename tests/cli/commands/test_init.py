@@ -14,7 +14,7 @@ import tomli
 from tests.cli.conftest import Tfgpu
 from tests.shared_machine import ALICE, ROOT, SharedMachine
 from tfenv.api import check
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 
 def test_what_it_writes_is_right(project: Path, tfgpu: Tfgpu) -> None:
@@ -100,7 +100,7 @@ def uncomment(text: str) -> str:
 
 def test_a_draft_names_the_machines_gpus(project: Path, tfgpu: Tfgpu) -> None:
     """With NVML the UUIDs of all cards stand in the file, with name and memory. Nothing is wrong with it."""
-    cards = environment(parse_gpus("2x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
+    cards = build_environment(parse_gpus("2x24GiB:NVIDIA A10,1x80GiB:NVIDIA A100"), base={})
     result = tfgpu("init", "--machine", "--path", "etc", env=cards)
     assert (result.returncode, result.stderr) == (0, "")
     path = project / "etc" / "tfgpu.toml"
@@ -115,7 +115,7 @@ def test_a_draft_names_the_machines_gpus(project: Path, tfgpu: Tfgpu) -> None:
 
 def test_every_comment_of_it_may_be_uncommented(project: Path, tfgpu: Tfgpu) -> None:
     """All the values that stand in comments are right together, on the machine they were written for."""
-    cards = environment(parse_gpus("8x24GiB"), base={})
+    cards = build_environment(parse_gpus("8x24GiB"), base={})
     tfgpu("init", "--machine", "--path", "etc", env=cards)
     path = project / "etc" / "tfgpu.toml"
     path.write_text(uncomment(path.read_text()).replace("group.students", "group.root").replace("deploy", "root"))
@@ -178,7 +178,7 @@ def test_a_draft_needs_a_place(project: Path, tfgpu: Tfgpu) -> None:
 def test_the_machines_own(server: SharedMachine) -> None:
     """As root it writes /etc/tfgpu/tfgpu.toml, which counts for all at once, and replaces it only with --force."""
     server.path("/etc/tfgpu").rmdir()
-    env = environment(parse_gpus("8x24GiB"), base={})
+    env = build_environment(parse_gpus("8x24GiB"), base={})
     written = server.tfgpu("init", "--machine", env=env)
     assert (written.returncode, written.stderr) == (0, "")
     path = server.path("/etc/tfgpu/tfgpu.toml")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Tfgpu
-from tfenv.simulate.environment import environment, parse_gpus
+from tfenv.simulate.environment import build_environment, parse_gpus
 
 GIB = 1 << 30
 UUIDS = [f"GPU-a{gpu}fa4e00-0000-4000-8000-00000000000{gpu}" for gpu in range(2)]
@@ -28,7 +28,7 @@ class SimulatedMachine:
         self.project = project
         self.log = log
         self.held = project / "held"
-        self.env = environment(parse_gpus("2x24GiB"), processes=self.held, log=project / "requests", base={})
+        self.env = build_environment(parse_gpus("2x24GiB"), processes=self.held, log=project / "requests", base={})
 
     def hold(self, *lines: str) -> None:
         self.held.write_text("".join(f"{line}\n" for line in lines))

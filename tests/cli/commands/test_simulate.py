@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import REPOSITORY, TFGPU
-from tfenv.simulate.requests import read_requests
+from tfenv.simulate.driver_requests import read_requests
 
 MIB = 1 << 20
 #: Takes 100 MiB of GPU 1 and is refused the rest.

@@ -10,10 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfenv.audit.query import Query, Record, Tally, devices_of, gpu_name, last, parse_moment, read, select
-from tfenv.audit.rotation import Tail, can_open, unique_logs
-from tfenv.audit.sinks import RefusedLogError, expand_path, log_names
-from tfenv.audit.usage import UserGpu, summarize_logs
+from tfenv.audit.gpu_totals import UserGpuTotals, summarize_logs
+from tfenv.audit.query import (
+    LineTally,
+    LoggedRecord,
+    RecordQuery,
+    get_gpu_id,
+    list_logged_devices,
+    parse_moment,
+    read_newest,
+    read_records,
+    select_records,
+)
+from tfenv.audit.rotation import LogTail, can_open, find_all_log_files
+from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
 from tfenv.cli.tables import print_table
 from tfenv.errors import escape_for_terminal
@@ -60,17 +70,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_filters(summary)
     _add_files(summary)
     _add_format(summary)
-    export = actions.add_parser(
+    export_totals = actions.add_parser(
         "export",
         help="figures for the node exporter of Prometheus",
         description="Count what was added to the logs since the last time, and write the totals into a file for the "
         f"textfile collector of the node exporter. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
-    export.add_argument(
+    export_totals.add_argument(
         "--prometheus", type=Path, required=True, metavar="FILE", help="a .prom file in the collector's directory"
     )
-    _add_files(export)
+    _add_files(export_totals)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -148,8 +158,8 @@ def run(arguments: argparse.Namespace) -> int:
         return USAGE
 
 
-def _build_query(given: Mapping[str, Any]) -> Query:
-    return Query(
+def _build_query(given: Mapping[str, Any]) -> RecordQuery:
+    return RecordQuery(
         events=frozenset(given.get("event", ())),
         users=frozenset(given.get("user", ())),
         uids=frozenset(given.get("uid", ())),
@@ -162,7 +172,7 @@ def _build_query(given: Mapping[str, Any]) -> Query:
     )
 
 
-def print_records(query: Query, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> int:
+def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> int:
     """Print the records that are wanted.
 
     Args:
@@ -177,37 +187,39 @@ def print_records(query: Query, files: Sequence[Path] | None, count: int | None,
     Raises:
         OSError: A log cannot be read.
     """
-    tally = Tally()
+    tally = LineTally()
     logs, code = _select_readable(_find_logs(files))
     if is_json:
-        records = read(logs, query, tally) if count is None else last(logs, query, tally, count)
+        records = read_records(logs, query, tally) if count is None else read_newest(logs, query, tally, count)
         for record in records:
             print_json_line(record)
     else:
-        newest = last(logs, query, tally, _DEFAULT_COUNT if count is None else count)
+        newest = read_newest(logs, query, tally, _DEFAULT_COUNT if count is None else count)
         print_table(_RECORD_COLUMNS, [_format_record(record) for record in newest])
     return max(code, _report_unreadable_lines(tally))
 
 
-def follow_records(query: Query, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> NoReturn:
+def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> NoReturn:
     """Print the newest records, then all that come, until Ctrl-C. The arguments are those of `print_records`.
 
     Raises:
         OSError: A log cannot be read.
     """
-    tally = Tally()
+    tally = LineTally()
     logs = _find_named_logs(files)
-    tails = [Tail(path) for path in logs]
+    tails = [LogTail(path) for path in logs]
     ends = {tail.path: tail.position for tail in tails}
-    existing, _ = _select_readable([log for log in unique_logs(logs) if log.exists()])
-    _print_stream(last(existing, query, tally, _DEFAULT_COUNT if count is None else count, ends), is_json=is_json)
+    existing, _ = _select_readable([log for log in find_all_log_files(logs) if log.exists()])
+    _print_stream(
+        read_newest(existing, query, tally, _DEFAULT_COUNT if count is None else count, ends), is_json=is_json
+    )
     while True:
         for tail in tails:
-            _print_stream(select(tail.poll(), query, tally), is_json=is_json)
+            _print_stream(select_records(tail.poll(), query, tally), is_json=is_json)
         time.sleep(_POLL_SECONDS)
 
 
-def print_summary(query: Query, files: Sequence[Path] | None, *, is_json: bool) -> int:
+def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, is_json: bool) -> int:
     """Print processes, limits, clamps and failures per user and GPU.
 
     The arguments and the exit code are those of `print_records`.
@@ -215,7 +227,7 @@ def print_summary(query: Query, files: Sequence[Path] | None, *, is_json: bool) 
     Raises:
         OSError: A log cannot be read.
     """
-    tally = Tally()
+    tally = LineTally()
     logs, code = _select_readable(_find_logs(files))
     rows = summarize_logs(logs, query, tally)
     if is_json:
@@ -240,11 +252,11 @@ def export_figures(target: Path, files: Sequence[Path] | None) -> int:
     Raises:
         OSError: A log cannot be read, or the file not be written.
     """
-    from tfenv.audit.prometheus import ForeignFileError, export
+    from tfenv.audit.prometheus import ForeignFileError, export_totals
 
-    tally = Tally()
+    tally = LineTally()
     try:
-        unread = export(target, _find_named_logs(files), tally)
+        unread = export_totals(target, _find_named_logs(files), tally)
     except ForeignFileError as error:
         print_message("audit", f"{target}: {error}")
         return USAGE
@@ -258,7 +270,7 @@ def export_figures(target: Path, files: Sequence[Path] | None) -> int:
 
 def _find_logs(files: Sequence[Path] | None) -> list[Path]:
     """Return the logs with what was rotated away from them."""
-    logs = unique_logs(_find_named_logs(files))
+    logs = find_all_log_files(_find_named_logs(files))
     if files is not None or any(log.exists() for log in logs):
         return logs
     print_message("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
@@ -277,8 +289,8 @@ def _find_own_logs() -> list[Path]:
     from tfenv.pipeline import current_start, load
 
     loaded = load(current_start())
-    candidates = [_expand_log(name, loaded.start) for name in log_names(loaded.policy.audit)]
-    existing = [logs for logs in candidates if any(log.exists() for log in unique_logs(logs))]
+    candidates = [_expand_log(name, loaded.start) for name in list_log_names(loaded.policy.audit)]
+    existing = [logs for logs in candidates if any(log.exists() for log in find_all_log_files(logs))]
     return [*existing, *candidates, []][0]
 
 
@@ -313,7 +325,7 @@ def _report_unreadable_log(log: Path) -> None:
     print_message("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
 
 
-def _report_unreadable_lines(tally: Tally) -> int:
+def _report_unreadable_lines(tally: LineTally) -> int:
     if not tally.unreadable:
         return OK
     count = tally.unreadable
@@ -324,7 +336,7 @@ def _report_unreadable_lines(tally: Tally) -> int:
 # ---- output
 
 
-def _print_stream(records: Iterable[Record], *, is_json: bool) -> None:
+def _print_stream(records: Iterable[LoggedRecord], *, is_json: bool) -> None:
     """Print records as they come: nobody knows how wide the columns of a table would be."""
     for record in records:
         if is_json:
@@ -334,7 +346,7 @@ def _print_stream(records: Iterable[Record], *, is_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _format_record(record: Record) -> tuple[str, ...]:
+def _format_record(record: LoggedRecord) -> tuple[str, ...]:
     cells = (
         _format_time(record["timestamp"]),
         record.get("user"),
@@ -357,20 +369,20 @@ def _format_time(timestamp: str) -> str:
     return timestamp[:19].replace("T", " ")
 
 
-def _format_event(record: Record) -> str:
+def _format_event(record: LoggedRecord) -> str:
     name = str(record["event"]).removeprefix("policy_")
     status = record.get("status")
     return f"{name} ({status})" if status not in (None, name) else name
 
 
-def _format_gpus(record: Record) -> str:
+def _format_gpus(record: LoggedRecord) -> str:
     if record.get("devices", ()) is None:
         return "all"
-    return ",".join(gpu_name(device)[:12] for device in devices_of(record))
+    return ",".join(get_gpu_id(device)[:12] for device in list_logged_devices(record))
 
 
-def _format_limits(record: Record) -> str:
-    limits = [_format_limit(entry) for entry in (devices_of(record) or [record])]
+def _format_limits(record: LoggedRecord) -> str:
+    limits = [_format_limit(entry) for entry in (list_logged_devices(record) or [record])]
     return limits[0] if len(set(limits)) == 1 else ",".join(limit or "-" for limit in limits)
 
 
@@ -385,14 +397,14 @@ def _format_percentage(fraction: float) -> str:
     return f"{fraction * 100:g}%"
 
 
-def _format_findings(record: Record) -> str:
+def _format_findings(record: LoggedRecord) -> str:
     findings = record.get("findings")
     if not isinstance(findings, list):
         return ""
     return ",".join(str(finding.get("code")) for finding in findings if isinstance(finding, dict))
 
 
-def _format_summary_row(row: UserGpu) -> tuple[str, ...]:
+def _format_summary_row(row: UserGpuTotals) -> tuple[str, ...]:
     asked = _format_largest(row.asked_bytes, row.asked_fraction)
     given = _format_largest(row.given_bytes, row.given_fraction)
     cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _format_time(row.last))

@@ -26,7 +26,7 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.cli.tables import print_table
-from tfenv.devices.usage import GpuProcess, Usage, read_usage
+from tfenv.devices.usage import GpuProcess, GpuUsage, read_usage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation, explain
 from tfenv.lint.check import check_here
@@ -117,7 +117,7 @@ def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
 
 
 def _diagnose_tensorflow(
-    hook: Mapping[str, Any], explanation: Explanation, usage: Usage, python: str | None
+    hook: Mapping[str, Any], explanation: Explanation, usage: GpuUsage, python: str | None
 ) -> Iterator[DoctorRow]:
     """Yield rows on what TensorFlow finds, asked in a child of an interpreter. Without one it is not imported."""
     if hook["tensorflow"] is None:

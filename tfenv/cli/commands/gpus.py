@@ -10,7 +10,7 @@ from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, shorten_path
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
 from tfenv.devices.inventory import read_inventory
-from tfenv.devices.usage import GpuState, Usage, read_usage
+from tfenv.devices.usage import GpuState, GpuUsage, read_usage
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import Decision, LoadedPolicy, check_disable_switch, current_start, decide, load
 from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Origin
@@ -67,7 +67,7 @@ class GpuSnapshot:
         notes: What concerns all of them: what it is about, and the text.
     """
 
-    usage: Usage
+    usage: GpuUsage
     names: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
@@ -166,7 +166,7 @@ def _find_names(decision: Decision, inventory: Inventory, reasons: Mapping[str, 
     return {uuid: known.get(uuid, "?") for uuid in visible}
 
 
-def _find_notes(usage: Usage, decision: Decision, grant: Grant, *, off: bool) -> Iterator[tuple[str, str]]:
+def _find_notes(usage: GpuUsage, decision: Decision, grant: Grant, *, off: bool) -> Iterator[tuple[str, str]]:
     if off:
         yield "policy", "switched off by TFGPU_DISABLE"
     if any(card.device is None for card in decision.plan.devices or ()):

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfenv.audit.query import Record
+from tfenv.audit.query import LoggedRecord
 from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, shorten_path
 from tfenv.cli.process_records import UserRecords, read_user_records
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
-from tfenv.devices.usage import GpuProcess, Usage, describe, read_usage
+from tfenv.devices.usage import GpuProcess, GpuUsage, describe_process, read_usage
 from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease
 from tfenv.policy.units import MIB, format_bytes
@@ -107,7 +107,7 @@ def _take_snapshot() -> ProcessSnapshot:
     return ProcessSnapshot(usage, tuple(holders))
 
 
-def _find_waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]:
+def _find_waiting(leases: Iterable[Lease], usage: GpuUsage) -> Iterator[GpuProcess]:
     """Yield the processes that have a lease on a GPU and hold no memory of it yet."""
     holding = {(process.pid, process.uuid) for process in usage.processes}
     gpus = {gpu.uuid: gpu for gpu in usage.gpus}
@@ -115,7 +115,7 @@ def _find_waiting(leases: Iterable[Lease], usage: Usage) -> Iterator[GpuProcess]
         gpu = gpus.get(lease.allocation.uuid)
         if gpu is None or (lease.pid, gpu.uuid) in holding:
             continue
-        process = describe(gpu, lease.pid, 0)
+        process = describe_process(gpu, lease.pid, 0)
         if process.uid != lease.uid:  # in another container the number is somebody else's here
             process = GpuProcess(gpu.index, lease.pid, 0, gpu.instance, gpu.uuid, lease.user, lease.uid)
         yield process
@@ -128,7 +128,7 @@ def _find_lease(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
 
 
 def _build_holder(
-    process: GpuProcess, usage: Usage, records_by_uid: Mapping[int, UserRecords], lease: Lease | None
+    process: GpuProcess, usage: GpuUsage, records_by_uid: Mapping[int, UserRecords], lease: Lease | None
 ) -> GpuHolder:
     of_user = records_by_uid.get(-1 if process.uid is None else process.uid, UserRecords(readable=False))
     records = of_user.by_pid.get(process.pid, ())
@@ -145,14 +145,14 @@ def _build_holder(
     return GpuHolder(process, state, limit, record.get("script"), tuple(sources), lease is not None)
 
 
-def _find_device(record: Record, process: GpuProcess) -> Mapping[str, Any] | None:
+def _find_device(record: LoggedRecord, process: GpuProcess) -> Mapping[str, Any] | None:
     """Return what the record tells of the GPU the process is on. None if it tells nothing."""
     devices = record.get("devices")
     found = [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
     return next((device for device in found if device.get("uuid") == process.uuid), None)
 
 
-def _read_limit(record: Record, process: GpuProcess, usage: Usage) -> int | None:
+def _read_limit(record: LoggedRecord, process: GpuProcess, usage: GpuUsage) -> int | None:
     device = _find_device(record, process) or {}
     size, fraction = device.get("limit_bytes"), device.get("limit_fraction")
     if isinstance(size, int):
@@ -161,7 +161,7 @@ def _read_limit(record: Record, process: GpuProcess, usage: Usage) -> int | None
     return int(fraction * total) if isinstance(fraction, float) and total is not None else None
 
 
-def _judge_state(record: Record, process: GpuProcess, limit: int | None) -> State:
+def _judge_state(record: LoggedRecord, process: GpuProcess, limit: int | None) -> State:
     if record["event"] == "policy_disabled":
         return "switched off"
     if record["event"] == "policy_failed":
@@ -186,7 +186,7 @@ class ProcessSnapshot:
         holders: The processes, by GPU.
     """
 
-    usage: Usage
+    usage: GpuUsage
     holders: tuple[GpuHolder, ...] = ()
 
     def render(self) -> RenderableType:
@@ -212,7 +212,7 @@ class ProcessSnapshot:
                 yield f"GPU {gpu.label}", gpu.problem
         for labels, text in (
             (usage.silent, "the driver does not tell who uses it"),
-            (usage.unseen(), "memory is held by nobody that can be seen: see outside of this container"),
+            (usage.list_unseen(), "memory is held by nobody that can be seen: see outside of this container"),
         ):
             if labels:
                 yield f"GPU {', '.join(labels)}", text

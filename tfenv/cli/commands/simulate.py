@@ -15,8 +15,14 @@ from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, print_e
 from tfenv.cli.tables import TableColumn, build_table, print_renderable
 from tfenv.errors import TfenvError, escape_for_terminal
 from tfenv.policy.units import format_bytes
-from tfenv.simulate.environment import SimulatedGpu, environment, parse_gpus
-from tfenv.simulate.requests import GpuRequests, Request, opened_cuda, read_requests, summarise
+from tfenv.simulate.driver_requests import (
+    DriverRequest,
+    GpuRequestTotals,
+    find_cuda_processes,
+    read_requests,
+    summarise_requests,
+)
+from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus
 from tfenv.values import as_dict
 
 __all__ = ["add_arguments", "run", "simulate_gpus"]
@@ -100,7 +106,7 @@ def simulate_gpus(
         log = log or Path(folder) / "requests.jsonl"
         try:
             log.write_bytes(b"")  # an older log would be summed up as well
-            variables = environment(gpus, log=log, processes=processes)
+            variables = build_environment(gpus, log=log, processes=processes)
         except (OSError, TfenvError) as error:
             first, *others = str(error).splitlines()  # a compiler's output has lines of its own
             print_message("simulate", first)
@@ -150,11 +156,11 @@ def _wait_for_child(child: subprocess.Popen[bytes]) -> int:
 # ---- the summary
 
 
-def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], output_format: str) -> None:
+def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest], output_format: str) -> None:
     from rich.console import Group
 
-    summary, opened = summarise(requests), opened_cuda(requests)
-    rows = [(gpu, summary.get(number, GpuRequests(number))) for number, gpu in enumerate(gpus)]
+    summary, opened = summarise_requests(requests), find_cuda_processes(requests)
+    rows = [(gpu, summary.get(number, GpuRequestTotals(number))) for number, gpu in enumerate(gpus)]
     if output_format == "json":
         described = [{**as_dict(row), "name": gpu.name, "memory": gpu.memory} for gpu, row in rows]
         print_error(json.dumps({"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}))
@@ -164,6 +170,6 @@ def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[Request], out
     print_renderable(Group("[italic]What the simulated driver was asked for[/]", table, *notes), sys.stderr)
 
 
-def _format_row(gpu: SimulatedGpu, row: GpuRequests) -> tuple[str, ...]:
+def _format_row(gpu: SimulatedGpu, row: GpuRequestTotals) -> tuple[str, ...]:
     sizes = ("-" if not size else format_bytes(size) for size in (row.peak, row.peak_process, row.first))
     return (str(row.gpu), gpu.name, format_bytes(gpu.memory), *sizes, str(row.allocations), str(row.out_of_memory))

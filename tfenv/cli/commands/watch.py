@@ -27,8 +27,8 @@ from tfenv.errors import escape_for_terminal
 from tfenv.explanation import plan_as_dict
 from tfenv.pipeline import current_start
 from tfenv.values import as_dict
-from tfenv.watch.change import Change, ChangeLog, Written
-from tfenv.watch.follow import Watch
+from tfenv.watch.change import ChangeRecorder, PolicyChange, WrittenValue
+from tfenv.watch.follow import PolicyWatcher
 
 __all__ = ["ChangeCommand", "add_arguments", "follow_policy", "run"]
 
@@ -86,8 +86,8 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
         return USAGE
     start = current_start(None if project is None else os.path.abspath(project))
     is_json = output_format == "json"
-    log, hook = ChangeLog(), ChangeCommand(command, stdout=sys.stderr if is_json else None)
-    with Watch(start, lambda text: print_message("watch", text)) as watch:
+    log, hook = ChangeRecorder(), ChangeCommand(command, stdout=sys.stderr if is_json else None)
+    with PolicyWatcher(start, lambda text: print_message("watch", text)) as watch:
 
         def end(*_: object) -> None:
             watch.stop()
@@ -95,7 +95,7 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
 
         signal.signal(signal.SIGTERM, end)
         _print_start(watch, is_json=is_json)
-        for change in watch.changes():
+        for change in watch.follow_changes():
             if change.alters_policy:
                 log.write(change)
             if is_json:
@@ -111,7 +111,7 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
 # ---- printing
 
 
-def _print_start(watch: Watch, *, is_json: bool) -> None:
+def _print_start(watch: PolicyWatcher, *, is_json: bool) -> None:
     if is_json:
         print_message("watch", f"watching {len(watch.places)} places. {_ONCE}")
         return
@@ -127,7 +127,7 @@ def _print_start(watch: Watch, *, is_json: bool) -> None:
     print(f"  now: {watch.state.in_force}\n{_ONCE}", flush=True)
 
 
-def _print_change(change: Change) -> None:
+def _print_change(change: PolicyChange) -> None:
     files = ", ".join(f"{shorten_path(file.path)} {file.what}" for file in change.files)
     print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(files or 'another policy', 'strong')}")
     old_findings = set(change.before.findings)
@@ -142,7 +142,7 @@ def _print_change(change: Change) -> None:
         print(f"  {_describe_effect(change)}: {change.after.in_force}")
 
 
-def _describe_effect(change: Change) -> str:
+def _describe_effect(change: PolicyChange) -> str:
     """Return what a change does. Each process reads the files anew: of an invalid one it gets the rest, not the old."""
     if change.valid or change.after.decision.refused or change.after.disabled:
         return paint("now", "ok" if change.valid else "problem")
@@ -154,14 +154,14 @@ def _format_time(timestamp: str) -> str:
     return f"{timestamp[:19].replace('T', ' ')} UTC"
 
 
-def _format_value(written: Written | None) -> str:
+def _format_value(written: WrittenValue | None) -> str:
     if written is None:
         return "not set"
     origin = shorten_path(written.path) + ("" if written.line is None else f":{written.line}")
     return f"{escape_for_terminal(format_toml(written.value))} {paint(f'({origin})', 'quiet')}"
 
 
-def _describe_change(change: Change) -> dict[str, object]:
+def _describe_change(change: PolicyChange) -> dict[str, object]:
     """Return the change for JSON, as the command of --exec reads it, too."""
     state = change.after
     return {
@@ -194,7 +194,7 @@ class ChangeCommand:
         self._child: subprocess.Popen[str] | None = None
         self._stopped = False
 
-    def run(self, change: Change) -> None:
+    def run(self, change: PolicyChange) -> None:
         """Run it to its end, unless there is none, or it was stopped, or the changed files have a mistake."""
         if self._command is None or self._stopped or not change.valid:
             return

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfenv.cli.diagnosis.row import DoctorRow
-from tfenv.devices.usage import Driver, GpuState, Usage
+from tfenv.devices.usage import DriverInfo, GpuState, GpuUsage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation
 from tfenv.policy.model import Plan
@@ -23,7 +23,7 @@ _OLDEST_DRIVER: Mapping[int, int] = {11: 450, 12: 525, 13: 580}
 # ---- the driver
 
 
-def diagnose_gpus(usage: Usage) -> Iterator[DoctorRow]:
+def diagnose_gpus(usage: GpuUsage) -> Iterator[DoctorRow]:
     """Yield rows on the driver, and on the GPUs it shows."""
     if usage.problem is not None:
         yield _diagnose_missing_driver(usage.problem)
@@ -49,19 +49,19 @@ def _diagnose_missing_driver(problem: str) -> DoctorRow:
     return DoctorRow("driver", "note", problem, "try policies with `tfgpu simulate`")
 
 
-def _format_driver(driver: Driver) -> str:
+def _format_driver(driver: DriverInfo) -> str:
     cuda = "" if driver.cuda is None else f", CUDA up to {driver.cuda[0]}.{driver.cuda[1]}"
     return f"{driver.release or 'of unknown release'}{cuda}"
 
 
-def _format_gpu(gpu: GpuState, usage: Usage) -> str:
+def _format_gpu(gpu: GpuState, usage: GpuUsage) -> str:
     size = "" if gpu.total is None else f" {format_bytes(gpu.total)}"
     parts = sum(other.index == gpu.index and other.instance is not None for other in usage.gpus)
     split = f" in {parts} MIG instance{'' if parts == 1 else 's'}" if gpu.split else ""
     return f"{gpu.name}{size}{split}"
 
 
-def _diagnose_silence(usage: Usage) -> Iterator[DoctorRow]:
+def _diagnose_silence(usage: GpuUsage) -> Iterator[DoctorRow]:
     """Yield rows on what this driver does not tell. Percentages and free GPUs depend on it."""
     why = "this is WSL2, whose driver tells less" if os.path.exists("/dev/dxg") else "this driver or card does not say"
     if any(gpu.total is None and not gpu.problem for gpu in usage.gpus):
@@ -69,15 +69,15 @@ def _diagnose_silence(usage: Usage) -> Iterator[DoctorRow]:
         yield DoctorRow("GPUs", "note", found, "write limits as sizes, not in per cent")
     if usage.silent:
         yield DoctorRow("GPUs", "note", f"who uses GPU {', '.join(usage.silent)} is unknown: {why}")
-    if usage.unseen():
-        found = f"GPU {', '.join(usage.unseen())} is used by nobody that can be seen here"
+    if usage.list_unseen():
+        found = f"GPU {', '.join(usage.list_unseen())} is used by nobody that can be seen here"
         yield DoctorRow("GPUs", "note", found, "look outside of this container")
 
 
 # ---- TensorFlow
 
 
-def diagnose_tensorflow(seen: Mapping[str, Any], explanation: Explanation, usage: Usage) -> Iterator[DoctorRow]:
+def diagnose_tensorflow(seen: Mapping[str, Any], explanation: Explanation, usage: GpuUsage) -> Iterator[DoctorRow]:
     """Yield rows on what TensorFlow and Keras see.
 
     Args:
@@ -93,7 +93,7 @@ def diagnose_tensorflow(seen: Mapping[str, Any], explanation: Explanation, usage
     yield from _diagnose_strategy(seen)
 
 
-def _diagnose_old_driver(seen: Mapping[str, Any], driver: Driver) -> Iterator[DoctorRow]:
+def _diagnose_old_driver(seen: Mapping[str, Any], driver: DriverInfo) -> Iterator[DoctorRow]:
     """Yield a row if the driver is too old. It may be older than TensorFlow within a major version of CUDA alone."""
     built, _, _ = str(seen["cuda_version"] or "").partition(".")
     if not built.isdigit() or driver.cuda is None or driver.cuda[0] >= int(built):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tfenv.audit.summary import SHOWN_VARIABLE, say, show_summary, summary
+from tfenv.audit.stderr_line import SHOWN_VARIABLE, format_policy_line, print_to_stderr, show_policy_line
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import (
     Device,
@@ -33,14 +33,14 @@ WRONG = Finding("unknown-key", "did you mean memory_limit", "warning", PATH, 3, 
 
 def test_one_gpu() -> None:
     """The line names the GPU as nvidia-smi counts it, its UUID, growth, limit and the file in the project."""
-    line = summary(SUBJECT, POLICY, PLAN)
+    line = format_policy_line(SUBJECT, POLICY, PLAN)
     assert line == "tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB each (tfgpu.toml)"
 
 
 def test_several_gpus() -> None:
     """Several GPUs are listed with their UUIDs in the same order, and files outside the project by their path."""
     policy = replace(POLICY, paths=("/etc/tfgpu/tfgpu.toml", PATH))
-    line = summary(SUBJECT, policy, replace(PLAN, devices=(FIRST, SECOND), growth=False))
+    line = format_policy_line(SUBJECT, policy, replace(PLAN, devices=(FIRST, SECOND), growth=False))
     assert line == (
         "tfgpu: GPU 0,1 of 4 (GPU-8932f937, GPU-0a1b2c3d), growth off, at most 8.0 GiB each"
         " (/etc/tfgpu/tfgpu.toml, tfgpu.toml)"
@@ -50,25 +50,27 @@ def test_several_gpus() -> None:
 def test_limits_that_differ() -> None:
     """Different limits are listed in the order of the GPUs."""
     second = replace(SECOND, limit=MemoryLimit(fraction=0.4))
-    assert ", at most 8.0 GiB, 40% (" in summary(SUBJECT, POLICY, replace(PLAN, devices=(FIRST, second)))
+    assert ", at most 8.0 GiB, 40% (" in format_policy_line(SUBJECT, POLICY, replace(PLAN, devices=(FIRST, second)))
 
 
 def test_gpus_that_nvml_does_not_know() -> None:
     """Without NVML the entries of CUDA_VISIBLE_DEVICES stand for the GPUs."""
-    line = summary(SUBJECT, POLICY, Plan("1,GPU-8932f937-d72c", devices=(PlannedDevice("1"), PlannedDevice("GPU-8-x"))))
+    line = format_policy_line(
+        SUBJECT, POLICY, Plan("1,GPU-8932f937-d72c", devices=(PlannedDevice("1"), PlannedDevice("GPU-8-x")))
+    )
     assert line == "tfgpu: GPU 1,GPU-8 (tfgpu.toml)"
 
 
 def test_all_gpus_with_one_limit() -> None:
     """A policy that names no GPUs speaks of all."""
-    line = summary(SUBJECT, POLICY, Plan(limit=MemoryLimit(fraction=0.5)))
+    line = format_policy_line(SUBJECT, POLICY, Plan(limit=MemoryLimit(fraction=0.5)))
     assert line == "tfgpu: all GPUs, at most 50% each (tfgpu.toml)"
 
 
 def test_what_came_too_late_is_not_in_force() -> None:
     """Where the devices were there first, the line says that and what to do, and promises no GPU and no limit."""
     late = Outcome("too_late", findings=(Finding("too-late", "devices were there first; restart the process"),))
-    line = summary(SUBJECT, POLICY, PLAN, late, (WRONG,))
+    line = format_policy_line(SUBJECT, POLICY, PLAN, late, (WRONG,))
     assert line.startswith(
         "tfgpu: NOT IN FORCE: devices were there first; restart the process (tfgpu.toml); 1 finding: "
     )
@@ -78,42 +80,44 @@ def test_what_came_too_late_is_not_in_force() -> None:
 def test_no_gpu_because_the_file_says_none() -> None:
     """An explicit none names the file that said so."""
     policy = replace(POLICY, settings={"visible_devices": Setting((), ORIGIN)})
-    line = summary(SUBJECT, policy, Plan("", devices=()))
+    line = format_policy_line(SUBJECT, policy, Plan("", devices=()))
     assert line == 'tfgpu: NO GPU: visible_devices = "none" (tfgpu.toml)'
 
 
 def test_no_gpu_because_something_is_wrong() -> None:
-    """A finding that leaves no GPU is the reason, in its own words; the others are counted."""
+    """A finding that leaves no GPU is the reason, in its own words. The others are counted."""
     broken = Finding("no-overlap", "GPU 9 is not here", "error")
-    line = summary(SUBJECT, POLICY, Plan("", devices=(), findings=(WRONG, broken)))
+    line = format_policy_line(SUBJECT, POLICY, Plan("", devices=(), findings=(WRONG, broken)))
     assert line.startswith("tfgpu: NO GPU: GPU 9 is not here; 1 finding: /srv/vision/tfgpu.toml:3:1: gpu.memory_limt")
 
 
 def test_no_gpu_because_none_was_granted() -> None:
     """Where nothing is wrong and no file says none, it was the scheduler."""
-    assert summary(SUBJECT, POLICY, Plan("", devices=())).startswith("tfgpu: NO GPU: none was given to this process")
-    assert summary(SUBJECT, POLICY, PLAN, Outcome("cpu")).startswith("tfgpu: NO GPU: ")
+    assert format_policy_line(SUBJECT, POLICY, Plan("", devices=())).startswith(
+        "tfgpu: NO GPU: none was given to this process"
+    )
+    assert format_policy_line(SUBJECT, POLICY, PLAN, Outcome("cpu")).startswith("tfgpu: NO GPU: ")
 
 
 def test_findings_are_counted_and_the_worst_is_named() -> None:
-    """Errors come before warnings; clamps, which are notes, are not mentioned."""
+    """Errors come before warnings. Clamps, which are notes, are not mentioned."""
     worse = Finding("insecure-permissions", "is writable by everybody", "error", "/etc/tfgpu/tfgpu.toml")
     note = Finding("clamped", "less than asked", "note")
-    line = summary(SUBJECT, POLICY, PLAN, findings=(WRONG, note, worse))
+    line = format_policy_line(SUBJECT, POLICY, PLAN, findings=(WRONG, note, worse))
     assert line.endswith("; 2 findings, first: /etc/tfgpu/tfgpu.toml: is writable by everybody; see `tfgpu check`")
 
 
 def test_nothing_declared_is_nothing_said() -> None:
     """Without a policy and without a finding there is no line."""
-    assert summary(SUBJECT, EffectivePolicy(), Plan()) == ""
-    assert "first" not in summary(SUBJECT, EffectivePolicy(), Plan(), findings=(WRONG,))
+    assert format_policy_line(SUBJECT, EffectivePolicy(), Plan()) == ""
+    assert "first" not in format_policy_line(SUBJECT, EffectivePolicy(), Plan(), findings=(WRONG,))
 
 
 def test_hostile_names_stay_in_one_line() -> None:
-    """Names with newlines, ANSI escapes, U+2028 and bidirectional overrides are escaped; the line has an end."""
+    """Names with newlines, ANSI escapes, U+2028 and bidirectional overrides are escaped. The line has an end."""
     policy = replace(POLICY, paths=("/tmp/a\nb\x1b[31m\u2028\u202e\x9b\udcff.toml",))
     finding = Finding("x", "m" * 10_000, "error", "/tmp/\r\x07")
-    line = summary(SUBJECT, policy, PLAN, findings=(finding,))
+    line = format_policy_line(SUBJECT, policy, PLAN, findings=(finding,))
     assert line.isprintable()
     assert "\\x1b[31m\\u2028\\u202e\\x9b\\udcff" in line
     assert len(line) < 1000
@@ -125,12 +129,12 @@ def test_printable_leaves_letters_of_all_scripts_alone() -> None:
 
 
 def test_the_line_is_shown_by_the_topmost_process_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """The first process prints and tells its children by a variable; an empty line is not printed."""
+    """The first process prints and tells its children by a variable. An empty line is not printed."""
     environ: dict[str, str] = {}
-    show_summary("", environ)
+    show_policy_line("", environ)
     assert environ == {}
-    show_summary("tfgpu: x", environ)
-    show_summary("tfgpu: x", environ)
+    show_policy_line("tfgpu: x", environ)
+    show_policy_line("tfgpu: x", environ)
     assert capsys.readouterr().err == "tfgpu: x\n"
     assert environ == {SHOWN_VARIABLE: "1"}
 
@@ -152,20 +156,22 @@ class Hostile:
 def test_a_stream_that_raises_is_survived(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Whatever a replaced stderr raises stays in there, SystemExit too."""
     monkeypatch.setattr("sys.stderr", Hostile(error))
-    say("tfgpu: x")
+    print_to_stderr("tfgpu: x")
 
 
 def test_ctrl_c_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at the moment of the line still ends the program."""
     monkeypatch.setattr("sys.stderr", Hostile(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        say("tfgpu: x")
+        print_to_stderr("tfgpu: x")
 
 
 @pytest.mark.parametrize("loss", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "sys.stderr = object()"])
 def test_without_stderr_nothing_happens(python: Callable[..., subprocess.CompletedProcess[str]], loss: str) -> None:
     """A program whose stderr is closed, missing or something else goes on."""
-    program = f"import os, sys\nfrom tfenv.audit.summary import show_summary\n{loss}\nshow_summary('tfgpu: x')\n"
+    program = (
+        f"import os, sys\nfrom tfenv.audit.stderr_line import show_policy_line\n{loss}\nshow_policy_line('tfgpu: x')\n"
+    )
     run = python(program + "sys.stdout.write('on'); sys.stdout.flush(); os._exit(0)")
     assert (run.returncode, run.stdout) == (0, "on")
 
@@ -174,5 +180,5 @@ def test_a_terminal_that_knows_no_such_letter_gets_it_escaped(
     python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """An ASCII locale does not lose the line."""
-    program = "from tfenv.audit.summary import say\nsay('tfgpu: \\u65e5')"
+    program = "from tfenv.audit.stderr_line import print_to_stderr\nprint_to_stderr('tfgpu: \\u65e5')"
     assert python(program, PYTHONIOENCODING="ascii").stderr == "tfgpu: \\u65e5\n"

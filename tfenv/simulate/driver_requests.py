@@ -11,24 +11,31 @@ from typing import Literal, cast
 
 from tfenv.values import frozen
 
-__all__ = ["GpuRequests", "Operation", "Request", "opened_cuda", "read_requests", "summarise"]
+__all__ = [
+    "DriverRequest",
+    "GpuRequestTotals",
+    "Operation",
+    "find_cuda_processes",
+    "read_requests",
+    "summarise_requests",
+]
 
 Operation = Literal["cuInit", "alloc", "free", "oom", "threshold"]
 
 
 @frozen
-class Request:
+class DriverRequest:
     """One request to the driver.
 
     Attributes:
         pid: The process that asked.
-        op: "cuInit"; "alloc", "free"; "oom": an allocation that was refused; "threshold": what a memory
+        op: "cuInit", "alloc", "free". "oom": an allocation that was refused. "threshold": what a memory
             pool may keep.
-        gpu: Number of the GPU in the machine, not CUDA's ordinal; -1 for cuInit.
-        bytes: Size; for cuInit the number of GPUs the process sees.
+        gpu: Number of the GPU in the machine, not CUDA's ordinal. -1 for cuInit.
+        bytes: Size. For cuInit the number of GPUs the process sees.
         held: Bytes that all live simulated processes together hold on the GPU after the request.
         call: The driver's function: "cuMemAlloc".
-        instance: Number of the MIG instance; -1: the whole GPU.
+        instance: Number of the MIG instance. -1: the whole GPU.
     """
 
     pid: int
@@ -41,14 +48,14 @@ class Request:
 
 
 @frozen
-class GpuRequests:
-    """What was asked of one GPU. Sizes in bytes.
+class GpuRequestTotals:
+    """What was asked of one GPU in all. Sizes in bytes.
 
     Attributes:
         gpu: Its number in the machine.
         allocations: How many requests for memory there were, refused ones too.
         out_of_memory: How many of them were refused.
-        first: Size of the first one; None without any.
+        first: Size of the first one. None without any.
         peak: The most that all processes together held at once.
         peak_process: The most that one process held at once.
         processes: Ids of the processes that asked for memory, in the order of their first request.
@@ -63,10 +70,12 @@ class GpuRequests:
     processes: tuple[int, ...] = ()
 
 
-def read_requests(log: str | os.PathLike[str], *, pid: int | None = None) -> tuple[Request, ...]:
-    """All requests in a log, of one process if `pid` is given; () when nobody wrote it yet.
+def read_requests(log: str | os.PathLike[str], *, pid: int | None = None) -> tuple[DriverRequest, ...]:
+    """Return all requests in a log, without a last line that is being written.
 
-    A last line that is being written is left out.
+    Args:
+        log: The file. One that is not there is a log without requests.
+        pid: Only those of this process. None: those of all.
 
     Raises:
         OSError: The log is there and cannot be read.
@@ -81,10 +90,10 @@ def read_requests(log: str | os.PathLike[str], *, pid: int | None = None) -> tup
     return tuple(request for request in requests if pid is None or request.pid == pid)
 
 
-def _read_line(line: str, where: str) -> Request:
+def _read_line(line: str, where: str) -> DriverRequest:
     try:
         fields = json.loads(line)
-        return Request(
+        return DriverRequest(
             int(fields["pid"]), cast(Operation, fields["op"]), int(fields["gpu"]),
             int(fields["bytes"]), int(fields["held"]), str(fields["call"]), int(fields.get("instance", -1)),
         )  # fmt: skip
@@ -92,36 +101,32 @@ def _read_line(line: str, where: str) -> Request:
         raise ValueError(f"{where}: not a request to the simulated driver ({error!r})") from error
 
 
-def opened_cuda(requests: Iterable[Request]) -> frozenset[int]:
-    """Ids of the processes that called cuInit."""
+def find_cuda_processes(requests: Iterable[DriverRequest]) -> frozenset[int]:
+    """Return the ids of the processes that called cuInit."""
     return frozenset(request.pid for request in requests if request.op == "cuInit")
 
 
-def summarise(requests: Iterable[Request]) -> dict[int, GpuRequests]:
-    """Sum up per GPU; GPUs of which no memory was asked are left out."""
+def summarise_requests(requests: Iterable[DriverRequest]) -> dict[int, GpuRequestTotals]:
+    """Sum up requests per GPU. GPUs of which no memory was asked are left out."""
     held: dict[tuple[int, int], int] = defaultdict(int)
-    summary: dict[int, GpuRequests] = {}
+    summary: dict[int, GpuRequestTotals] = {}
     for request in requests:
         if request.op == "cuInit":
             # A new program: its predecessor, or whoever had this process id before, holds nothing more.
             held.update({key: 0 for key in held if key[0] == request.pid})
         elif request.op in ("alloc", "free", "oom"):
-            before = summary.get(request.gpu, GpuRequests(request.gpu))
-            mine = held[request.pid, request.gpu] = held[request.pid, request.gpu] + _change(request)
-            summary[request.gpu] = _add(before, request, mine)
+            before = summary.get(request.gpu, GpuRequestTotals(request.gpu))
+            change = {"alloc": request.bytes, "free": -request.bytes}.get(request.op, 0)
+            held[request.pid, request.gpu] += change
+            summary[request.gpu] = _add_request(before, request, held[request.pid, request.gpu])
     return dict(sorted(summary.items()))
 
 
-def _change(request: Request) -> int:
-    """By how many bytes a request changes what its process holds."""
-    return {"alloc": request.bytes, "free": -request.bytes}.get(request.op, 0)
-
-
-def _add(before: GpuRequests, request: Request, held_by_process: int) -> GpuRequests:
+def _add_request(before: GpuRequestTotals, request: DriverRequest, held_by_process: int) -> GpuRequestTotals:
     if request.op == "free":
         return before
     known = request.pid in before.processes
-    return GpuRequests(
+    return GpuRequestTotals(
         gpu=before.gpu,
         allocations=before.allocations + 1,
         out_of_memory=before.out_of_memory + (request.op == "oom"),

@@ -13,19 +13,18 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tfenv.audit import duckdb_engine, usage
-from tfenv.audit.query import Group, Query, Tally, group_of
-from tfenv.audit.query import groups as plain_groups
-from tfenv.audit.usage import summarize, summarize_logs
+from tfenv.audit import duckdb_engine, gpu_totals
+from tfenv.audit.gpu_totals import summarize_groups, summarize_logs
+from tfenv.audit.query import LineTally, RecordGroup, RecordQuery, make_group, read_groups
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
-needs_duckdb = pytest.mark.skipif(not duckdb_engine.is_there(), reason="DuckDB is not installed: tfenv[audit]")
+needs_duckdb = pytest.mark.skipif(not duckdb_engine.is_installed(), reason="DuckDB is not installed: tfenv[audit]")
 GPU = {"index": 0, "token": "0", "uuid": "GPU-a", "name": "H100", "limit_bytes": 100, "limit_fraction": None}
 USES = ("policy_applied", "policy_clamped", "policy_failed")
 
 
-def group(**fields: Any) -> Group:
-    return group_of({"timestamp": "1", "event": "policy_applied", "user": "alice", "pid": 1, **fields})
+def make_use(**fields: Any) -> RecordGroup:
+    return make_group({"timestamp": "1", "event": "policy_applied", "user": "alice", "pid": 1, **fields})
 
 
 def test_a_summary_counts_per_user_and_gpu(write_log: WriteLog, tmp_path: Path) -> None:
@@ -38,7 +37,7 @@ def test_a_summary_counts_per_user_and_gpu(write_log: WriteLog, tmp_path: Path) 
         {"pid": 3, "devices": [GPU], "event": "policy_loaded"},
         {"pid": 4, "devices": None, "event": "policy_failed", "user": "bob", "timestamp": "4"},
     )
-    rows = [row.as_dict() for row in summarize_logs([tmp_path / "log"], Query(), Tally())]
+    rows = [row.as_dict() for row in summarize_logs([tmp_path / "log"], RecordQuery(), LineTally())]
     shown = ("user", "gpu", "processes", "clamped", "failed", "given_bytes", "last")
     assert [tuple(row[key] for key in shown) for row in rows] == [
         ("alice", "1", 1, 0, 0, 100, "2"),
@@ -48,11 +47,11 @@ def test_a_summary_counts_per_user_and_gpu(write_log: WriteLog, tmp_path: Path) 
 
 
 def test_what_was_asked_is_each_gpus_own() -> None:
-    """A program's split is summed up per GPU, in the order of the record's GPUs; a fraction holds for all of them."""
+    """A program's split is summed up per GPU, in the order of the record's GPUs. A fraction holds for all of them."""
     devices = [GPU, {**GPU, "uuid": "GPU-b", "limit_bytes": None, "limit_fraction": 0.25}]
     asked = {"virtual_devices": [[1000.5, 500.0], []], "per_process_gpu_memory_fraction": 0.5}
     smaller = {"virtual_devices": [[10.0]], "per_process_gpu_memory_fraction": 0.4}
-    rows = summarize([group(devices=devices, asked=asked), group(devices=devices, asked=smaller)])
+    rows = summarize_groups([make_use(devices=devices, asked=asked), make_use(devices=devices, asked=smaller)])
     limits = [(row.gpu, row.asked_bytes, row.asked_fraction, row.given_bytes, row.given_fraction) for row in rows]
     assert limits == [
         ("GPU-a", int(1500.5 * (1 << 20)), 0.5, 100, None),
@@ -63,15 +62,15 @@ def test_what_was_asked_is_each_gpus_own() -> None:
 def test_a_summary_of_one_gpu_leaves_out_the_others(tmp_path: Path, write_log: WriteLog) -> None:
     """`--gpu` chooses among the GPUs of a record, too."""
     write_log(tmp_path / "log", {"devices": [GPU, {**GPU, "uuid": "GPU-b"}]}, {"devices": [{**GPU, "uuid": "GPU-c"}]})
-    rows = summarize_logs([tmp_path / "log"], Query(gpus=frozenset({"GPU-b"})), Tally())
+    rows = summarize_logs([tmp_path / "log"], RecordQuery(gpus=frozenset({"GPU-b"})), LineTally())
     assert [row.gpu for row in rows] == ["GPU-b"]
 
 
 @pytest.mark.parametrize("events", [{"policy_loaded"}, {"policy_failed"}])
 def test_a_summary_keeps_to_the_events_asked_for(tmp_path: Path, write_log: WriteLog, events: set[str]) -> None:
-    """`--event failed` counts failures only; a plan is no use, whatever is asked."""
+    """`--event failed` counts failures only. A plan is no use, whatever is asked."""
     write_log(tmp_path / "log", *({"event": event, "pid": 1} for event in (*USES, "policy_loaded")))
-    rows = summarize_logs([tmp_path / "log"], Query(events=frozenset(events)), Tally())
+    rows = summarize_logs([tmp_path / "log"], RecordQuery(events=frozenset(events)), LineTally())
     assert [row.failed for row in rows] == [1] * (events == {"policy_failed"})
 
 
@@ -80,7 +79,7 @@ def test_a_summary_keeps_to_the_events_asked_for(tmp_path: Path, write_log: Writ
 
 @pytest.fixture
 def long_log(tmp_path: Path, write_log: WriteLog) -> Path:
-    """Records of all events, of several users, hosts, GPUs and wishes, some of them of a shape that is not ours."""
+    """Write records of all events, of several users, hosts, GPUs and requests, some of a shape that is not ours."""
     chosen = random.Random(5)
     devices: list[object] = [
         None,
@@ -118,16 +117,16 @@ def long_log(tmp_path: Path, write_log: WriteLog) -> Path:
 
 
 QUERIES = {
-    "all": Query(),
-    "since": Query(since="2026-11-05T10:00:00.000000Z"),
-    "until": Query(until="2026-11-05T10:00:00.000000Z"),
-    "day": Query(since="2026-11-05T03:00:00.000000Z", until="2026-11-05T10:00:00.000000Z"),
-    "users": Query(users=frozenset({"böb", "alice"})),
-    "uid": Query(uids=frozenset({1000})),
-    "outcome": Query(outcomes=frozenset({"clamped"}), events=frozenset({"policy_failed"})),
-    "project": Query(project="/srv/vision"),
-    "script": Query(script="train*"),
-    "gpu": Query(gpus=frozenset({"1", "GPU-b"})),
+    "all": RecordQuery(),
+    "since": RecordQuery(since="2026-11-05T10:00:00.000000Z"),
+    "until": RecordQuery(until="2026-11-05T10:00:00.000000Z"),
+    "day": RecordQuery(since="2026-11-05T03:00:00.000000Z", until="2026-11-05T10:00:00.000000Z"),
+    "users": RecordQuery(users=frozenset({"böb", "alice"})),
+    "uid": RecordQuery(uids=frozenset({1000})),
+    "outcome": RecordQuery(outcomes=frozenset({"clamped"}), events=frozenset({"policy_failed"})),
+    "project": RecordQuery(project="/srv/vision"),
+    "script": RecordQuery(script="train*"),
+    "gpu": RecordQuery(gpus=frozenset({"1", "GPU-b"})),
 }
 JUNK = (
     b"hello",
@@ -155,29 +154,29 @@ JUNK = (
 ODD_BYTES = (b"\xff\xfe", b"a\x01b", b"a\rb", b"\0" * 50, b"crlf\r", b"x" * 3_000_000)
 
 
-def both(log: Path, query: Query) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """The rows, and how many lines are no records, of DuckDB and of plain reading."""
-    for make_groups in (duckdb_engine.groups, plain_groups):
-        tally = Tally()
-        rows = summarize(make_groups(log, query, tally), query)
+def read_both_ways(log: Path, query: RecordQuery) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Yield the rows, and how many lines are no records, of DuckDB and of plain reading."""
+    for make_groups in (duckdb_engine.group_records, read_groups):
+        tally = LineTally()
+        rows = summarize_groups(make_groups(log, query, tally), query)
         yield [{**vars(row)} for row in rows], tally.unreadable
 
 
-def shown(rows: list[dict[str, Any]]) -> str:
+def format_rows(rows: list[dict[str, Any]]) -> str:
     return json.dumps(rows, default=sorted, ensure_ascii=True)
 
 
-def assert_agreement(log: Path, query: Query) -> int:
-    """The same rows and the same count; gives how many rows there are."""
-    (fast, fast_unreadable), (plain, unreadable) = both(log, query)
-    assert shown(fast) == shown(plain)
+def assert_agreement(log: Path, query: RecordQuery) -> int:
+    """Check that rows and count are the same, and return how many rows there are."""
+    (fast, fast_unreadable), (plain, unreadable) = read_both_ways(log, query)
+    assert format_rows(fast) == format_rows(plain)
     assert fast_unreadable == unreadable
     return len(plain)
 
 
 @needs_duckdb
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
-def test_both_ways_of_reading_agree(long_log: Path, query: Query) -> None:
+def test_both_ways_of_reading_agree(long_log: Path, query: RecordQuery) -> None:
     """Whatever is asked, also of torn and foreign lines among the records, DuckDB's answer is that of plain reading."""
     lines = [*long_log.read_bytes().splitlines(), *JUNK]
     random.Random(7).shuffle(lines)
@@ -189,8 +188,8 @@ def test_both_ways_of_reading_agree(long_log: Path, query: Query) -> None:
 @needs_duckdb
 def test_duckdb_does_the_work(long_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of our own shape are grouped by DuckDB: few groups, and none of them read by plain reading."""
-    monkeypatch.setattr(duckdb_engine, "plain_groups", None)
-    groups = list(duckdb_engine.groups(long_log, Query(), Tally()))
+    monkeypatch.setattr(duckdb_engine, "read_groups", None)
+    groups = list(duckdb_engine.group_records(long_log, RecordQuery(), LineTally()))
     assert any(group.times > 1 for group in groups)
 
 
@@ -200,7 +199,7 @@ def test_bytes_that_duckdb_does_not_take(long_log: Path, odd: bytes) -> None:
     """A log with binary junk in it is read all the same, and to the same end."""
     begin, end = long_log.read_bytes()[:9000], long_log.read_bytes()[9000:]
     long_log.write_bytes(begin + b"\n" + odd + b"\n" + end)
-    assert assert_agreement(long_log, Query()) > 0
+    assert assert_agreement(long_log, RecordQuery()) > 0
 
 
 @needs_duckdb
@@ -217,7 +216,7 @@ def test_damage_anywhere_changes_both_answers_alike(long_log: Path, data: st.Dat
     assume(not any(map(has_a_key_twice, bytes(damaged).splitlines())))
     log = long_log.with_name("damaged")
     log.write_bytes(damaged)
-    assert_agreement(log, Query())
+    assert_agreement(log, RecordQuery())
 
 
 def has_a_key_twice(line: bytes) -> bool:
@@ -235,11 +234,11 @@ def has_a_key_twice(line: bytes) -> bool:
 @needs_duckdb
 @pytest.mark.parametrize("cut", [0, 15])
 def test_compressed_logs_agree(long_log: Path, cut: int) -> None:
-    """DuckDB decompresses itself; what is cut off is counted as it is elsewhere."""
+    """DuckDB decompresses itself. What is cut off is counted as it is elsewhere."""
     packed = long_log.with_name("log.1.gz")
     data = gzip.compress(long_log.read_bytes())
     packed.write_bytes(data[: len(data) - cut])
-    assert assert_agreement(packed, Query()) > 0
+    assert assert_agreement(packed, RecordQuery()) > 0
 
 
 @needs_duckdb
@@ -248,15 +247,15 @@ def test_a_path_is_no_pattern(long_log: Path, name: str) -> None:
     """A file name with signs that DuckDB would expand is that file alone."""
     odd = long_log.rename(long_log.with_name(name))
     (long_log.with_name("log1")).write_bytes(b"another\n")
-    assert assert_agreement(odd, Query()) > 0
+    assert assert_agreement(odd, RecordQuery()) > 0
 
 
 @needs_duckdb
 def test_a_log_that_cannot_be_read_is_said_in_the_same_words(tmp_path: Path) -> None:
     """A missing file is FileNotFoundError, with its name, for DuckDB too."""
-    for make_groups in (duckdb_engine.groups, plain_groups):
+    for make_groups in (duckdb_engine.group_records, read_groups):
         with pytest.raises(FileNotFoundError, match="none"):
-            list(make_groups(tmp_path / "none", Query(), Tally()))
+            list(make_groups(tmp_path / "none", RecordQuery(), LineTally()))
 
 
 @needs_duckdb
@@ -266,14 +265,14 @@ def test_a_short_log_does_not_wait_for_duckdb(
 ) -> None:
     """DuckDB is imported where there is enough to read."""
     calls: list[Path] = []
-    monkeypatch.setattr(usage, "_SMALL_LOGS_BYTES", small)
+    monkeypatch.setattr(gpu_totals, "_SMALL_LOGS_BYTES", small)
 
-    def groups(log: Path, *_: object) -> list[Group]:
+    def group_records(log: Path, *_: object) -> list[RecordGroup]:
         calls.append(log)
         return []
 
-    monkeypatch.setattr(duckdb_engine, "groups", groups)
-    rows = summarize_logs([long_log], Query(), Tally())
+    monkeypatch.setattr(duckdb_engine, "group_records", group_records)
+    rows = summarize_logs([long_log], RecordQuery(), LineTally())
     assert (calls == [long_log], rows == []) == (used, used)
 
 
@@ -282,16 +281,16 @@ def test_without_duckdb_a_long_log_is_read_all_the_same(
     long_log: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
 ) -> None:
     """Not installed, or installed and of no use here: plain reading gives the answer."""
-    monkeypatch.setattr(usage, "_SMALL_LOGS_BYTES", 0)
-    monkeypatch.setattr(duckdb_engine, "is_there", lambda: broken)
+    monkeypatch.setattr(gpu_totals, "_SMALL_LOGS_BYTES", 0)
+    monkeypatch.setattr(duckdb_engine, "is_installed", lambda: broken)
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    plain = summarize(plain_groups(long_log, Query(), Tally()))
-    assert summarize_logs([long_log], Query(), Tally()) == plain
+    plain = summarize_groups(read_groups(long_log, RecordQuery(), LineTally()))
+    assert summarize_logs([long_log], RecordQuery(), LineTally()) == plain
 
 
 @needs_duckdb
 def test_duckdb_leaves_nothing_beside_the_program(long_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No temporary files in the working directory."""
     monkeypatch.chdir(long_log.parent)
-    list(duckdb_engine.groups(long_log, Query(), Tally()))
+    list(duckdb_engine.group_records(long_log, RecordQuery(), LineTally()))
     assert [path.name for path in long_log.parent.iterdir()] == ["log"]

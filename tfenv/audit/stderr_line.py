@@ -1,0 +1,161 @@
+"""The one line people see: `tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB each (tfgpu.toml)`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tfenv.errors import Finding, escape_for_terminal
+from tfenv.policy.model import Setting
+from tfenv.policy.units import format_limit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, MutableMapping
+
+    from tfenv.policy.model import EffectivePolicy, Outcome, Plan, Subject
+
+__all__ = ["SHOWN_VARIABLE", "format_policy_line", "print_once", "print_to_stderr", "show_policy_line"]
+
+#: Set by the process that showed the line, for the children it starts from then on: a training program and
+#: its 64 data loaders speak once. Children of a parent that never showed it do not know of each other, and each
+#: shows it. So do those of a spawn Pool whose parent imports no TensorFlow.
+SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
+_LONGEST_MESSAGE = 200
+
+
+def format_policy_line(
+    subject: Subject,
+    policy: EffectivePolicy,
+    plan: Plan,
+    outcome: Outcome | None = None,
+    findings: Iterable[Finding] = (),
+) -> str:
+    """Say what holds for this process, in one line that is safe on a terminal.
+
+    Args:
+        subject: For whom. Files inside its project are named relative to it.
+        policy: Names the files.
+        plan: Names the GPUs and limits.
+        outcome: What happened at the first entry point. None: none was passed yet.
+        findings: What was found while reading. Those of plan and outcome are added.
+
+    Returns:
+        "" when nothing is declared and nothing is wrong.
+    """
+    all_findings = (*findings, *plan.findings, *(outcome.findings if outcome else ()))
+    wrong = tuple(finding for finding in all_findings if finding.severity != "note")
+    if policy.silent and not wrong:
+        return ""
+    files = _format_files(subject, policy)
+    if outcome is not None and outcome.status == "too_late":
+        reason = "; ".join(finding.message for finding in outcome.findings)
+        rest = tuple(finding for finding in wrong if finding not in outcome.findings)
+        text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}"
+    elif _has_no_gpu(plan, outcome):
+        reason, rest = _explain_no_gpu(subject, policy, wrong)
+        text = f"NO GPU: {reason}{_format_findings(rest)}"
+    else:
+        parts = (_format_gpus(plan), _format_growth(plan, outcome), _format_limits(plan))
+        text = f"{', '.join(filter(None, parts))}{files}{_format_findings(wrong)}"
+    return escape_for_terminal(f"tfgpu: {text}")
+
+
+def _has_no_gpu(plan: Plan, outcome: Outcome | None) -> bool:
+    if plan.visible in ("", "-1") or plan.devices == ():
+        return True
+    return outcome is not None and (
+        outcome.status == "cpu" or any(finding.code == "no-gpu" for finding in outcome.findings)
+    )
+
+
+def _explain_no_gpu(
+    subject: Subject, policy: EffectivePolicy, wrong: tuple[Finding, ...]
+) -> tuple[str, tuple[Finding, ...]]:
+    """Return why there is none, and the findings that this does not tell."""
+    setting = policy.settings.get("visible_devices")
+    if isinstance(setting, Setting) and setting.value == ():
+        return f'visible_devices = "none" ({_shorten_path(subject, setting.origin.path)})', wrong
+    if wrong:
+        worst = _find_worst(wrong)
+        return _shorten(str(worst)), tuple(finding for finding in wrong if finding is not worst)
+    return "none was given to this process (CUDA_VISIBLE_DEVICES)", ()
+
+
+def _format_gpus(plan: Plan) -> str:
+    if plan.devices is None:
+        return "all GPUs" if plan.visible is None else f"GPU {plan.visible}"
+    known = [planned.device for planned in plan.devices if planned.device is not None]
+    if len(known) < len(plan.devices):
+        return "GPU " + ",".join(_shorten_uuid(planned.token) for planned in plan.devices)
+    numbers = ",".join(str(device.index) for device in known)
+    total = "" if plan.machine_count is None else f" of {plan.machine_count}"
+    return f"GPU {numbers}{total} ({', '.join(_shorten_uuid(device.uuid) for device in known)})"
+
+
+def _shorten_uuid(token: str) -> str:
+    """Return `GPU-8932f937` for `GPU-8932f937-d72c-…`: enough to tell the cards of one machine apart."""
+    return "-".join(token.split("-")[:2]) if token.startswith(("GPU-", "MIG-")) else token
+
+
+def _format_growth(plan: Plan, outcome: Outcome | None) -> str:
+    """Say what the policy does about growth. False is only a default, the program may still ask for it."""
+    if plan.growth is None:
+        return ""
+    is_on = plan.growth or (outcome is not None and outcome.growth is True)
+    return f"growth {'on' if is_on else 'off'}"
+
+
+def _format_limits(plan: Plan) -> str:
+    bounds = [plan.limit] if plan.devices is None else [planned.limit for planned in plan.devices]
+    limits = [format_limit(bound) for bound in bounds]
+    if set(limits) <= {"unlimited"}:
+        return ""
+    return f"at most {limits[0]} each" if len(set(limits)) == 1 else f"at most {', '.join(limits)}"
+
+
+def _format_files(subject: Subject, policy: EffectivePolicy) -> str:
+    return f" ({', '.join(_shorten_path(subject, path) for path in policy.paths)})" if policy.paths else ""
+
+
+def _shorten_path(subject: Subject, path: str) -> str:
+    return path.removeprefix(f"{subject.project.rstrip('/')}/") if subject.project else path
+
+
+def _format_findings(findings: tuple[Finding, ...]) -> str:
+    if not findings:
+        return ""
+    count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
+    return f"; {count}: {_shorten(str(_find_worst(findings)))}; see `tfgpu check`"
+
+
+def _find_worst(findings: tuple[Finding, ...]) -> Finding:
+    return min(findings, key=lambda finding: finding.severity != "error")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+
+
+def show_policy_line(text: str, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Print the line to stderr, unless it is empty, or this process or one above it did. Never raises."""
+    if text:
+        print_once(text, SHOWN_VARIABLE, environ)
+
+
+def print_once(text: str, variable: str, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Print the line to stderr, unless this process or one above it did, and tell the children by `variable`."""
+    if variable not in environ:
+        environ[variable] = "1"
+        print_to_stderr(text)
+
+
+def print_to_stderr(text: str) -> None:
+    """Print one line to stderr, if there is one: a daemon closed it, `pythonw` and some notebooks have None."""
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - what the program put in the place of stderr, sys.exit() even, is not worth its life
+        return
