@@ -24,11 +24,12 @@ POLICY = "[gpu]\nmemory_growth = true\n"
 PROBE = """
 import json, sys
 from tfenv import pipeline
+from tfenv.config.presence import MACHINE_ROOT
 from tfenv.values import replace
 answers = []
 for cwd, root, home in json.load(sys.stdin):
     start = replace(pipeline.current_start(cwd), config_home=home)
-    loaded = pipeline.load(start, machine_root=root or pipeline.MACHINE_ROOT)
+    loaded = pipeline.load(start, machine_root=root or MACHINE_ROOT)
     answers.append([sorted(finding.code for finding in loaded.findings), "memory_growth" in loaded.policy.settings])
 json.dump(answers, sys.stdout)
 """

@@ -12,8 +12,6 @@ from importlib import import_module
 from importlib.machinery import PathFinder
 from typing import Any
 
-__all__ = ["import_dependency"]
-
 #: Folders that installers write. Whatever is found there was installed under its name.
 _SITE_FOLDERS = ("site-packages", "dist-packages")
 

@@ -6,8 +6,6 @@ from typing import Literal
 
 from tfenv.values import frozen
 
-__all__ = ["PROGRAM", "Finding", "PolicyError", "Severity", "TfenvError", "escape_for_terminal"]
-
 #: "error": something the policy says is not in force, `on_error` decides what follows.
 #: "warning": worth an administrator's look, the policy is in force (an unknown key).
 #: "note": for the record only (a clamp).

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from typing import Literal
 
 from tfenv.audit.sinks import list_log_names
-from tfenv.config.discover import FILE_NAME
 from tfenv.config.document import Trust, read
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.memory import read_memory
 from tfenv.errors import Finding
 from tfenv.identity import UserAccount, call_as, find_account, find_user, identify, suggest_name
 from tfenv.launchers.grant import read_current_grant
-from tfenv.pipeline import MACHINE_ROOT, LoadedPolicy, check_disable_switch, current_start, decide, load
+from tfenv.pipeline import LoadedPolicy, check_disable_switch, current_start, decide, load
 from tfenv.policy.merge import select_tables
 from tfenv.policy.model import (
     LAYER_ORDER,
@@ -40,17 +40,6 @@ from tfenv.sharing.occupancy import describe_occupancy
 from tfenv.sharing.queue import Unavailable, look
 from tfenv.sharing.request import request_from_plan
 from tfenv.values import as_dict, field, frozen, replace
-
-__all__ = [
-    "ExaminedFile",
-    "ExplainedCeiling",
-    "ExplainedChoice",
-    "ExplainedSetting",
-    "ExplainedValue",
-    "Explanation",
-    "explain",
-    "plan_as_dict",
-]
 
 
 @frozen

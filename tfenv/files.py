@@ -6,8 +6,6 @@ import os
 import secrets
 from contextlib import suppress
 
-__all__ = ["replace_file"]
-
 
 def replace_file(path: str | os.PathLike[str], text: str, mode: int | None = None, *, overwrite: bool = True) -> None:
     """Write a file in one step, and have it on the disk before it gets its name. Nothing else is left beside it.

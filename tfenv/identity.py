@@ -11,20 +11,6 @@ from typing import TypeVar, cast
 from tfenv.policy.model import Subject
 from tfenv.values import frozen
 
-__all__ = [
-    "UserAccount",
-    "call_as",
-    "find_account",
-    "find_group",
-    "find_home",
-    "find_subject",
-    "find_user",
-    "get_user_name",
-    "identify",
-    "list_members",
-    "suggest_name",
-]
-
 _Result = TypeVar("_Result")
 
 #: The largest uid; one more is the kernel's "leave it as it is".

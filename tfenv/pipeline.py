@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tfenv.config.discover import MACHINE_ROOT, discover
+from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
+from tfenv.config.presence import MACHINE_ROOT
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
@@ -30,24 +31,9 @@ from tfenv.policy.model import (
     Subject,
     format_key,
 )
-from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
+from tfenv.policy.resolve import NO_GPU, resolve
+from tfenv.policy.visibility import needs_inventory
 from tfenv.values import field, frozen, replace
-
-__all__ = [
-    "MACHINE_ROOT",
-    "Decision",
-    "LoadedPolicy",
-    "ReadLayers",
-    "check_disable_switch",
-    "current_start",
-    "decide",
-    "identify",
-    "load",
-    "make_plan",
-    "make_start",
-    "read_layers",
-    "select_errors",
-]
 
 #: Variables that count as they were when the process started.
 _REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "SUDO_UID")

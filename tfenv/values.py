@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["as_dict", "field", "frozen", "replace"]
-
 
 class _Missing:
     """Marks a field without a default."""

@@ -13,6 +13,7 @@ from types import FrameType
 import pytest
 
 from tfenv.config import discover as discover_module
+from tfenv.config import presence
 from tfenv.config.discover import discover, list_candidate_paths
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.errors import Finding
@@ -107,7 +108,7 @@ def test_nothing_there_is_nothing_found(tree: MachineTree) -> None:
 
 def test_the_machine_directory_is_literal() -> None:
     """Whatever the environment says, the administrator's directory is /etc/tfgpu."""
-    assert discover_module.MACHINE_ROOT == "/etc/tfgpu"
+    assert presence.MACHINE_ROOT == "/etc/tfgpu"
     script = "import tfenv.config.discover as d; print(d.MACHINE_ROOT, d.discover.__defaults__)"
     moved = dict.fromkeys(("TFGPU_MACHINE", "TFGPU_ETC", "XDG_CONFIG_DIRS", "HOME", "TFGPU_CONFIG"), "/tmp/evil")
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.deploy.install import _BEGIN, _END, _without_block
+from tfenv.deploy.install import _BEGIN, _END, _remove_block
 
 REPOSITORY = Path(__file__).parents[2]
 DEBIAN = Path("/usr/bin/python3")
@@ -174,5 +174,5 @@ def test_what_others_can_change_is_not_installed_for_everybody(tmp_path: Path) -
 @pytest.mark.parametrize("rest", ["", "import apport\n", "a = 1\nb = 2\n"])
 def test_the_block_alone_is_removed(rest: str) -> None:
     """What stood before and after it stays, byte for byte; a block that was cut is left alone."""
-    assert _without_block(f"{rest}{_BEGIN}x = 1\n{_END}{rest}") == rest + rest
-    assert _without_block(f"{rest}{_BEGIN}x = 1\n") == f"{rest}{_BEGIN}x = 1\n"
+    assert _remove_block(f"{rest}{_BEGIN}x = 1\n{_END}{rest}") == rest + rest
+    assert _remove_block(f"{rest}{_BEGIN}x = 1\n") == f"{rest}{_BEGIN}x = 1\n"

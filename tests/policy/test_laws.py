@@ -27,8 +27,8 @@ from tfenv.policy.model import (
     Setting,
     Table,
 )
-from tfenv.policy.resolve import NO_GPU, needs_inventory, resolve
-from tfenv.policy.visibility import decide_visibility
+from tfenv.policy.resolve import NO_GPU, resolve
+from tfenv.policy.visibility import decide_visibility, needs_inventory
 from tfenv.values import replace
 
 #: As many examples as an administrator's trust is worth.

@@ -22,7 +22,8 @@ from tests.policy.values import (
 from tfenv.errors import PROGRAM
 from tfenv.policy.merge import merge
 from tfenv.policy.model import Allocation, AutoChoice, Grant, Inventory, Layer, RankChoice, Selector
-from tfenv.policy.resolve import NO_GPU, needs_inventory
+from tfenv.policy.resolve import NO_GPU
+from tfenv.policy.visibility import needs_inventory
 
 # ---- which GPUs
 

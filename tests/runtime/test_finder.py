@@ -94,7 +94,7 @@ def work(queue):
 if __name__ == "__main__":
     context = multiprocessing.get_context({method!r})
     queue = context.SimpleQueue()
-    child = context.ProcessFacts(target=work, args=(queue,))
+    child = context.Process(target=work, args=(queue,))
     child.start()
     print(json.dumps(queue.get()))
     child.join()

@@ -30,7 +30,7 @@ def generation(ways):
     command = [sys.executable, __file__, *rest]
     if way == "spawn":
         import multiprocessing
-        child = multiprocessing.get_context("spawn").ProcessFacts(target=generation, args=(rest,))
+        child = multiprocessing.get_context("spawn").Process(target=generation, args=(rest,))
         child.start()
         child.join()
         assert child.exitcode == 0

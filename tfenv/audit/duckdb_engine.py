@@ -26,8 +26,6 @@ from tfenv.audit.query import (
 )
 from tfenv.dependencies import import_dependency
 
-__all__ = ["group_records", "is_installed"]
-
 #: What DuckDB decompresses itself, by the suffix. Everything else is taken as it is.
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _COMPRESSED_OTHERWISE = (".bz2", ".xz")

@@ -20,8 +20,6 @@ from tfenv.audit.query import (
 )
 from tfenv.values import frozen, replace
 
-__all__ = ["UserGpuTotals", "summarize_groups", "summarize_logs"]
-
 #: The events of a use. Plans (policy_loaded, policy_changed) are none.
 _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 _MIB = 1 << 20

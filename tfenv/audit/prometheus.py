@@ -24,8 +24,6 @@ from tfenv.audit.rotation import can_open, find_log_files, is_damage, open_log
 from tfenv.files import replace_file
 from tfenv.values import as_dict, frozen
 
-__all__ = ["ForeignFileError", "MetricTotals", "export_totals"]
-
 _FIRST_LINE = "# Written by `tfgpu audit export`; totals go on from what is here."
 _READ_SO_FAR = "# tfgpu read so far: "
 #: Label values that one counter may have. What comes later is counted together, as "other".

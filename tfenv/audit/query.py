@@ -20,24 +20,6 @@ from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
 from tfenv.policy.units import parse_duration
 from tfenv.values import frozen
 
-__all__ = [
-    "RECORD_BEGIN",
-    "TIMESTAMP_BYTES",
-    "LineTally",
-    "LoggedRecord",
-    "RecordGroup",
-    "RecordQuery",
-    "get_gpu_id",
-    "is_worth_reading",
-    "list_logged_devices",
-    "make_group",
-    "parse_moment",
-    "read_groups",
-    "read_newest",
-    "read_records",
-    "select_records",
-]
-
 #: A record as it was read: only `timestamp` and `event` are known to be texts.
 LoggedRecord = Mapping[str, Any]
 

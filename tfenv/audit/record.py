@@ -39,21 +39,6 @@ if TYPE_CHECKING:
     ]
     Level = Literal["info", "warning", "error"]
 
-__all__ = [
-    "MAX_RECORD_BYTES",
-    "AuditRecord",
-    "ProcessFacts",
-    "RecordContext",
-    "encode_record",
-    "format_timestamp",
-    "make_changed_record",
-    "make_disabled_record",
-    "make_failed_record",
-    "make_loaded_record",
-    "make_outcome_record",
-    "make_timestamp",
-]
-
 #: One record, its newline included: no write of this size is split on a local file system.
 MAX_RECORD_BYTES = 4096
 _FEWEST_CHARACTERS = 4

@@ -12,8 +12,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-__all__ = ["COMPRESSED", "LogTail", "can_open", "find_all_log_files", "find_log_files", "is_damage", "open_log"]
-
 #: What logrotate's compressors make, and the modules that read it, of which the first that is there is taken.
 #: (Python has zstd from 3.14 on; tfenv[audit] brings backports.zstd.)
 COMPRESSED = {

@@ -31,16 +31,6 @@ if TYPE_CHECKING:
 
     LineSink: TypeAlias = "FileSink | SyslogSink | StderrSink"
 
-__all__ = [
-    "COMPLAINED_VARIABLE",
-    "DEFAULT_LOG",
-    "AuditLog",
-    "RefusedLogError",
-    "append_line",
-    "expand_path",
-    "list_log_names",
-]
-
 #: The user's own log, unless the machine or the user layer names another one or none.
 DEFAULT_LOG = "~/.local/state/tfgpu/audit.jsonl"
 #: Set for the children once the line about a log that failed was shown, as `stderr_line.SHOWN_VARIABLE` is.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from tfenv.policy.model import EffectivePolicy, Outcome, Plan, Subject
 
-__all__ = ["SHOWN_VARIABLE", "format_policy_line", "print_once", "print_to_stderr", "show_policy_line"]
-
 #: Set by the process that showed the line, for the children it starts from then on: a training program and
 #: its 64 data loaders speak once. Children of a parent that never showed it do not know of each other, and each
 #: shows it. So do those of a spawn Pool whose parent imports no TensorFlow.

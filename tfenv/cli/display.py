@@ -14,8 +14,6 @@ from tfenv.cli.tables import make_console, print_renderable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Snapshot", "add_display_options", "show_snapshots"]
-
 _DEFAULT_SECONDS = 2.0
 #: Looking costs the driver some work: more often is no use to anybody.
 _FEWEST_SECONDS = 0.1

@@ -17,8 +17,6 @@ from tfenv import __version__
 from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, print_message
 from tfenv.errors import TfenvError, escape_for_terminal
 
-__all__ = ["COMMANDS", "main", "make_parser"]
-
 #: Each command and what it is for. The module `tfenv.cli.commands.NAME` has its arguments and carries it out.
 COMMANDS = {
     "init": "write a first tfgpu.toml for this project, or for this machine",

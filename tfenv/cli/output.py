@@ -13,28 +13,6 @@ from typing import Literal, TextIO
 
 from tfenv.errors import Finding, escape_for_terminal
 
-__all__ = [
-    "FINDINGS",
-    "INTERNAL",
-    "INTERRUPTED",
-    "NOT_EXECUTABLE",
-    "NOT_FOUND",
-    "OK",
-    "USAGE",
-    "Style",
-    "add_format_option",
-    "format_toml",
-    "get_exit_code",
-    "paint",
-    "print_error",
-    "print_findings",
-    "print_json",
-    "print_json_line",
-    "print_message",
-    "shorten_path",
-    "supports_colour",
-]
-
 OK, FINDINGS, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 #: Of a command that `run` or `simulate` could not start, as in a shell.
 NOT_EXECUTABLE, NOT_FOUND = 126, 127

@@ -18,8 +18,6 @@ from tfenv.identity import find_home
 from tfenv.policy.model import AuditSinks
 from tfenv.values import field, frozen
 
-__all__ = ["UserRecords", "read_user_records"]
-
 #: An entry point's record says what the process was given; "loaded" alone says what it would be.
 _EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed", "policy_disabled"})
 #: The start is known to within a second, and a clock may have been set meanwhile.

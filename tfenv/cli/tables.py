@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = [
-    "StyledText",
-    "TableColumn",
-    "build_report",
-    "build_table",
-    "is_wide",
-    "make_console",
-    "print_renderable",
-    "print_table",
-]
-
 _WIDEST_PIPE = 10_000
 #: Characters of a terminal that shows UUIDs and paths in full.
 _WIDE_TERMINAL = 120
@@ -111,14 +100,15 @@ def print_renderable(content: RenderableType, stream: TextIO | None = None, inde
     from rich.padding import Padding
 
     # rich writes into memory only. When nobody reads the pipe that it writes into, it ends the whole process with 1.
-    stream, memory, padded = stream or sys.stdout, io.StringIO(), Padding(content, (0, 0, 0, indent))
-    console = make_console(stream, memory)
-    if not stream.isatty():
+    target: TextIO = sys.stdout if stream is None else stream
+    memory, padded = io.StringIO(), Padding(content, (0, 0, 0, indent))
+    console = make_console(target, memory)
+    if not target.isatty():
         console.width = _WIDEST_PIPE
         console.width = max(1, console.measure(padded).maximum)
     console.print(padded)
     text = "\n".join(line.rstrip() for line in memory.getvalue().splitlines())
-    (print_error if stream is sys.stderr else print)(text)
+    (print_error if target is sys.stderr else print)(text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], indent: int = 0) -> None:

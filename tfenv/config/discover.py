@@ -18,8 +18,6 @@ from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
-__all__ = ["FILE_NAME", "MACHINE_ROOT", "PYPROJECT", "PYPROJECT_TABLE", "discover", "list_candidate_paths"]
-
 PYPROJECT_TABLE = ("tool", "tfgpu")
 
 #: What tells one file from another, whatever its names: device and inode.

@@ -19,8 +19,6 @@ from tfenv.errors import Finding, TfenvError
 from tfenv.policy.model import KeyPath, Source
 from tfenv.values import frozen
 
-__all__ = ["LARGEST", "Document", "DocumentError", "Trust", "peek", "read"]
-
 #: Bytes of the largest file that is read. A policy for a thousand users is a tenth of it.
 LARGEST = 256 * 1024
 #: Levels of tables and arrays below the policy's own table. The schema needs seven.

@@ -14,8 +14,6 @@ from bisect import bisect_right
 
 from tfenv.policy.model import KeyPath
 
-__all__ = ["locate_keys"]
-
 #: Keys below so many levels get no position. A document has 32, and a table of a pyproject.toml stands two lower.
 #: Without a bound, 256 KiB of dots would cost gigabytes.
 DEEPEST = 34

@@ -11,8 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FILE_NAME", "MACHINE_ROOT", "MOST_LEVELS", "PYPROJECT", "may_find_policy"]
-
 FILE_NAME = "tfgpu.toml"
 PYPROJECT = "pyproject.toml"
 #: Literal: no environment variable moves the administrator's policy.

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from tfenv.config.document import Document
     from tfenv.config.schema_lookup import SchemaLookup
 
-__all__ = ["list_device_rules", "load_schema", "schema_path", "validate"]
-
 _RawTable = Mapping[str, object]
 _MACHINE_ONLY = ("project", "machine")
 _NEWEST_VERSION = 1

@@ -17,8 +17,6 @@ from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, Severity
 from tfenv.policy.model import KeyPath, format_key
 
-__all__ = ["SchemaExplainer", "explain_faults"]
-
 #: Findings that are listed for one file. The others are counted.
 _MOST_FINDINGS = 100
 #: Unknown keys that are compared with the known ones, in one file: comparing takes the time.

@@ -8,8 +8,6 @@ from typing import Any, cast
 from tfenv.config import _validator
 from tfenv.policy.model import KeyPath
 
-__all__ = ["SchemaLookup", "isolate"]
-
 
 class SchemaLookup:
     """Answers questions about single places by the JSON Schema.

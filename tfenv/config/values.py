@@ -14,18 +14,6 @@ from tfenv.policy.model import AutoChoice, KeyPath, MemoryLimit, RankChoice, Sel
 from tfenv.policy.units import format_limit, parse_duration, parse_limit
 from tfenv.values import frozen
 
-__all__ = [
-    "DocumentFault",
-    "WrongValueError",
-    "check_split",
-    "read_limit",
-    "read_selector",
-    "read_selectors",
-    "quote_value",
-    "read_sizes",
-    "read_visible_devices",
-]
-
 _POSITION = re.compile(r"[0-9]{1,4}")
 _UUID = re.compile(r"GPU-[0-9A-F][0-9A-F-]*|MIG-(?:GPU-)?[0-9A-F][0-9A-F-]*(?:/[0-9]{1,3}/[0-9]{1,3})?", re.IGNORECASE)
 _A_DEVICE = 'a position (0), a UUID ("GPU-8932f937", "MIG-…") or a name ("name:*A100*")'

@@ -1,7 +1,7 @@
 """Covers every environment of an interpreter: a marked block in the sitecustomize that wins there.
 
 Nothing is installed into those environments. The block loads the hook from tfenv's own environment, and is silent
-when that is gone. Debian's and Ubuntu's Python read /etc/python3.X/sitecustomize.py; others have none, and get one
+when that is gone. Debian's and Ubuntu's Python read /etc/python3.X/sitecustomize.py. Others have none, and get one
 beside the standard library, which every virtual environment made from them reads, too.
 """
 
@@ -18,8 +18,6 @@ from importlib.util import find_spec
 from tfenv.errors import TfenvError
 from tfenv.files import replace_file
 from tfenv.values import frozen
-
-__all__ = ["Change", "InstallError", "carry_out", "difference", "plan_install", "plan_uninstall"]
 
 _BEGIN = "# >>> tfenv >>> written by `tfgpu install --system`; `tfgpu uninstall --system` removes it\n"
 _END = "# <<< tfenv <<<\n"
@@ -46,17 +44,17 @@ _PROBE = (
 
 
 class InstallError(TfenvError):
-    """The interpreter cannot be covered; the text says why and what would help."""
+    """The interpreter cannot be covered. The text says why, and what would help."""
 
 
 @frozen
-class Change:
-    """What is to happen to one file.
+class SitecustomizeChange:
+    """What is to happen to one sitecustomize.
 
     Attributes:
-        path: The sitecustomize.
-        before: Its text; None: there is no such file.
-        after: The text it will have; None: it is removed.
+        path: The file.
+        before: Its text. None: there is no such file.
+        after: The text it will have. None: it is removed.
     """
 
     path: str
@@ -64,46 +62,49 @@ class Change:
     after: str | None
 
     @property
-    def nothing(self) -> bool:
-        """It is as it should be already."""
+    def changes_nothing(self) -> bool:
+        """Whether the file is as it should be already."""
         return self.before == self.after
 
 
 # ---- planning
 
 
-def plan_install(python: str | None = None) -> Change:
-    """What it takes to cover an interpreter, and all environments made from it.
+def plan_install(python: str | None = None) -> SitecustomizeChange:
+    """Plan what it takes to cover an interpreter, and all environments made from it.
 
     Args:
-        python: The interpreter, or one of an environment made from it; None: this one's.
+        python: The interpreter, or one of an environment made from it. None: this one's.
 
     Raises:
-        InstallError: It is no Python, or tfenv stands where others than root can change it.
+        InstallError: It is not a Python interpreter, or others than root can change the files of tfenv.
     """
-    _require_roots_own(_own_folder())
-    path, before = _sitecustomize(python or sys.executable)
-    block = _BLOCK.format(boot=_boot_file(), folder=_own_folder(), interpreter=sys.executable)
-    rest = _without_block(before or "")
-    return Change(path, before, f"{rest}{_BEGIN}{block}{_END}")
+    _require_roots_own(_find_own_folder())
+    path, before = _find_sitecustomize(python or sys.executable)
+    block = _BLOCK.format(boot=_find_finder_file(), folder=_find_own_folder(), interpreter=sys.executable)
+    rest = _remove_block(before or "")
+    return SitecustomizeChange(path, before, f"{rest}{_BEGIN}{block}{_END}")
 
 
-def plan_uninstall(python: str | None = None) -> Change:
-    """What it takes to remove exactly our block again; a file that holds nothing else goes, too.
+def plan_uninstall(python: str | None = None) -> SitecustomizeChange:
+    """Plan what it takes to remove exactly our block again. A file that holds nothing else goes, too.
+
+    Args:
+        python: As for `plan_install`.
 
     Raises:
-        InstallError: It is no Python.
+        InstallError: It is not a Python interpreter.
     """
-    path, before = _sitecustomize(python or sys.executable)
+    path, before = _find_sitecustomize(python or sys.executable)
     if before is None or _BEGIN not in before:
-        return Change(path, before, before)
-    return Change(path, before, _without_block(before) or None)
+        return SitecustomizeChange(path, before, before)
+    return SitecustomizeChange(path, before, _remove_block(before) or None)
 
 
-def _sitecustomize(python: str) -> tuple[str, str | None]:
-    """The sitecustomize that wins for the interpreter itself, and its text."""
-    base, _, _ = _ask(python)
-    _, found, stdlib = _ask(base)
+def _find_sitecustomize(python: str) -> tuple[str, str | None]:
+    """Return the path of the sitecustomize that wins for the interpreter itself, and its text."""
+    base, _, _ = _ask_interpreter(python)
+    _, found, stdlib = _ask_interpreter(base)
     path = os.path.realpath(found) if found is not None else os.path.join(stdlib, "sitecustomize.py")
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -112,7 +113,7 @@ def _sitecustomize(python: str) -> tuple[str, str | None]:
         return path, None
 
 
-def _ask(python: str) -> tuple[str, str | None, str]:
+def _ask_interpreter(python: str) -> tuple[str, str | None, str]:
     try:
         done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True)
         base, found, stdlib = json.loads(done.stdout)
@@ -121,26 +122,26 @@ def _ask(python: str) -> tuple[str, str | None, str]:
     return base, found, stdlib
 
 
-def _without_block(text: str) -> str:
+def _remove_block(text: str) -> str:
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     return before + after if begin and end else text
 
 
-def _own_folder() -> str:
-    """The folder that holds the package tfenv."""
+def _find_own_folder() -> str:
+    """Return the folder that holds the package tfenv."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def _boot_file() -> str:
+def _find_finder_file() -> str:
     spec = find_spec("_tfenv_boot")
     if spec is not None and spec.origin is not None:
         return os.path.abspath(spec.origin)
-    return os.path.join(_own_folder(), "tfenv", "runtime", "finder.py")
+    return os.path.join(_find_own_folder(), "tfenv", "runtime", "finder.py")
 
 
 def _require_roots_own(folder: str) -> None:
-    """Every user's Python will run what stands here: nobody but root may change it."""
+    """Refuse a folder that others than root can change: every user's Python will run what is in it."""
     path = os.path.realpath(folder)
     while True:
         status = os.stat(path)
@@ -157,13 +158,13 @@ def _require_roots_own(folder: str) -> None:
 # ---- doing
 
 
-def carry_out(change: Change) -> None:
-    """Write or remove the file, at once: a Python that starts meanwhile reads the old or the new.
+def write_change(change: SitecustomizeChange) -> None:
+    """Write or remove the file in one step: a Python that starts meanwhile reads the old text or the new one.
 
     Raises:
-        InstallError: It cannot be written.
+        InstallError: The file cannot be written.
     """
-    if change.nothing:
+    if change.changes_nothing:
         return
     try:
         if change.after is None:
@@ -175,8 +176,8 @@ def carry_out(change: Change) -> None:
         raise InstallError(f"{change.path} cannot be changed: {error.strerror}; run this as root") from None
 
 
-def difference(change: Change) -> str:
-    """A unified diff of what will happen; "" when nothing will."""
+def format_difference(change: SitecustomizeChange) -> str:
+    """Return a unified diff of what will happen. "" means that nothing will."""
     before, after = (change.before or "").splitlines(keepends=True), (change.after or "").splitlines(keepends=True)
     names = change.path if change.before is not None else "/dev/null", change.path if change.after else "/dev/null"
     return "".join(difflib.unified_diff(before, after, *names))

@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import Mapping
 
-__all__ = ["PYTHONPATH_FOLDER", "RESOLVER", "build_environment"]
-
 #: Holds nothing but our sitecustomize.
 PYTHONPATH_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pythonpath")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["has_active_context", "read_uuids"]
-
 _SUCCESS = 0
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["read_devices", "read_inventory"]
-
 
 def read_inventory() -> Inventory:
     """List the GPUs NVML shows. Of one that is split list its MIG instances. Never raises.

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import ModuleType
 
-__all__ = ["read_memory"]
-
 
 def read_memory(uuids: Iterable[str]) -> Mapping[str, MemoryUse]:
     """Return the memory in use of the GPUs NVML can tell of. Empty without NVML. Never raises."""

@@ -15,18 +15,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = [
-    "MemoryInfo",
-    "NvmlUnavailableError",
-    "ask_or_none",
-    "decode_text",
-    "explain_error",
-    "list_instances",
-    "list_processes",
-    "open_nvml",
-    "read_memory_info",
-]
-
 #: Common answers of NVML, by the name of their exception, and what to make of them.
 _MEANINGS = {
     "NVMLError_LibraryNotFound": "there is no libnvidia-ml.so.1: no NVIDIA driver, or a container that was started "

@@ -16,8 +16,6 @@ from tfenv.values import frozen, replace
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["DriverInfo", "GpuProcess", "GpuState", "GpuUsage", "describe_process", "read_usage"]
-
 #: From so many bytes on somebody must hold them. An idle card holds some hundred MiB by itself where the driver
 #: counts what it reserves.
 _SOMEBODYS_BYTES = 1 << 30

@@ -12,8 +12,6 @@ from tfenv.errors import Finding
 from tfenv.policy.model import Outcome, Plan, PlannedDevice
 from tfenv.policy.supports import Capability
 
-__all__ = ["Framework", "PolicyCallbacks"]
-
 
 class PolicyCallbacks(Protocol):
     """What an entry point asks of the policy of its process."""

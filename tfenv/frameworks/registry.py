@@ -8,8 +8,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tfenv.frameworks.base import Framework
 
-__all__ = ["get_framework", "list_frameworks", "register"]
-
 #: Modules that hold a framework as `FRAMEWORK`. `tfenv.runtime.finder` watches the same names.
 _MODULES = {"tensorflow": "tfenv.frameworks.tensorflow.framework"}
 

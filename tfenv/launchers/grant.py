@@ -13,8 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["read_current_grant", "read_grant"]
-
 
 def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: str) -> tuple[Grant, InheritedGrant]:
     """Return what was granted to this process.

@@ -14,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["GRANT_VARIABLE", "InheritedGrant", "encode_grant", "read_boot_id", "read_inherited_grant", "split_tokens"]
-
 #: Carries the original grant to child processes.
 GRANT_VARIABLE = "TFGPU_GRANT"
 

@@ -6,8 +6,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["read_local_rank"]
-
 #: Local ranks, the launcher nearest to the process first: srun's stays set under an mpirun inside the job.
 _RANK_VARIABLES = (
     "LOCAL_RANK",

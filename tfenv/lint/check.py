@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from tfenv.config.discover import FILE_NAME, MACHINE_ROOT, PYPROJECT, PYPROJECT_TABLE
+from tfenv.config.discover import PYPROJECT_TABLE
 from tfenv.config.document import Document, Trust
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import find_account, find_group, find_user, suggest_name
@@ -16,8 +17,6 @@ from tfenv.pipeline import current_start, load, read_layers
 from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Source, Tables
 from tfenv.values import frozen
-
-__all__ = ["CheckResult", "check_here", "check_path"]
 
 _SCOPES: dict[str, Literal["group", "user"]] = {"groups": "group", "users": "user"}
 

@@ -34,8 +34,6 @@ from tfenv.values import frozen, replace
 if TYPE_CHECKING:
     from tfenv.config.document import Document
 
-__all__ = ["advise"]
-
 #: Characters of a UUID that tell one card from another nearly always: "GPU-8932f937".
 _SHORT_UUID = 12
 #: Percentages are sums of binary fractions: 10% three times is a little more than 30%.

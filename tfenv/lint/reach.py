@@ -22,8 +22,6 @@ from tfenv.values import frozen, replace
 if TYPE_CHECKING:
     from tfenv.config.document import Document
 
-__all__ = ["KeyPositions", "LintRemark", "advise_on_reach"]
-
 _SubjectKind = Literal["user", "group"]
 #: Tables of users in the file that everybody reads: more than these are worth a word.
 _MANY_TABLES = 100

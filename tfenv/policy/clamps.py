@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from tfenv.errors import PROGRAM, Finding, Severity
 from tfenv.policy.model import Origin, format_key, format_origins
 
-__all__ = ["FindingCollector", "report_program_clamp"]
-
 
 class FindingCollector:
     """Collects findings while a Plan is made."""

@@ -8,17 +8,6 @@ from fnmatch import fnmatchcase
 from tfenv.policy.model import AutoChoice, Device, Grant, Inventory, Origin, Selector
 from tfenv.values import frozen, replace
 
-__all__ = [
-    "Card",
-    "DeviceSet",
-    "find_device",
-    "is_same_card",
-    "keep_valid_tokens",
-    "list_granted",
-    "matches_card",
-    "select_devices",
-]
-
 #: Longer numbers are no ordinals: CUDA's own conversion overflows.
 _MOST_DIGITS = 10
 

@@ -24,15 +24,6 @@ from tfenv.policy.model import (
 )
 from tfenv.policy.units import format_limit
 
-__all__ = [
-    "compute_limit",
-    "decide_allocator",
-    "decide_growth",
-    "get_device_rules",
-    "mixes_sizes_and_shares",
-    "plan_device",
-]
-
 #: The limit on one GPU (None: unlimited), and the keys that set it.
 _LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
 #: One limit, and where it was set.

@@ -23,8 +23,6 @@ from tfenv.policy.model import (
     Tables,
 )
 
-__all__ = ["combine", "contains_project", "merge", "merge_groups", "select_tables"]
-
 #: `file = "none"`: no log of this layer, and from machine or user no default log either.
 _NO_FILE = "none"
 

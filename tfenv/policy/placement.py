@@ -8,8 +8,6 @@ from tfenv.errors import Finding
 from tfenv.policy.model import Plan, PlannedDevice
 from tfenv.values import frozen
 
-__all__ = ["Placement", "place"]
-
 
 @frozen
 class Placement:

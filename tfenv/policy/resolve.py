@@ -15,11 +15,8 @@ from tfenv.policy.visibility import (
     decide_visibility,
     governs_visibility,
     limit_before_choice,
-    needs_inventory,
     sets_pci_order,
 )
-
-__all__ = ["NO_GPU", "governs_visibility", "needs_inventory", "resolve"]
 
 #: The value of CUDA_VISIBLE_DEVICES that hides every GPU. "" does too, but some readers take it for unset.
 NO_GPU = "-1"

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     #: "split": logical devices. "allocator": the choice of one.
     Capability = Literal["growth", "limit", "limit_per_gpu", "split", "allocator"]
 
-__all__ = ["drop_unsupported"]
-
 
 def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Capability], title: str) -> Plan:
     """Leave out of a plan what a framework cannot keep.

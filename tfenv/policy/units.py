@@ -6,8 +6,6 @@ import re
 
 from tfenv.policy.model import MemoryLimit
 
-__all__ = ["MIB", "format_bytes", "format_limit", "parse_duration", "parse_limit"]
-
 MIB = 1 << 20
 
 # Decimal prefixes are powers of 1000 and binary ones powers of 1024 (IEC 80000-13); "8G" is left

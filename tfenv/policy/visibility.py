@@ -35,8 +35,6 @@ from tfenv.policy.model import (
 )
 from tfenv.values import replace
 
-__all__ = ["decide_visibility", "governs_visibility", "limit_before_choice", "needs_inventory", "sets_pci_order"]
-
 
 def decide_visibility(inputs: PlanInputs, findings: FindingCollector) -> DeviceSet:
     """Return the GPUs this process may use, and add to the findings what was cut.

@@ -11,8 +11,6 @@ from tfenv.policy.model import Device, EffectivePolicy, Grant, Inventory, Origin
 from tfenv.policy.visibility import decide_visibility
 from tfenv.values import frozen
 
-__all__ = ["HiddenReason", "explain_hidden"]
-
 HidingRule = Literal[
     "grant", "require_grant", "allowed_devices", "visible_devices", "max_devices", "request", "one_instance"
 ]

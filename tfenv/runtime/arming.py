@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-__all__ = ["arm", "get_start", "is_armed"]
-
 #: Installed it is a module of its own at the root of the wheel, in a checkout it is tfenv/runtime/finder.py.
 _NAMES = ("_tfenv_boot", "tfenv.runtime.finder")
 

@@ -11,6 +11,7 @@ from time import perf_counter
 from tfenv import pipeline
 from tfenv.errors import Finding, PolicyError, escape_for_terminal
 from tfenv.frameworks.registry import get_framework
+from tfenv.identity import identify
 from tfenv.policy.resolve import NO_GPU
 from tfenv.runtime.process_policy import FrameworkPolicy, ProcessPolicy
 from tfenv.runtime.resolver import make_resolver
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from tfenv.frameworks.base import Framework
 
     Start = Mapping[str, str | None]
-
-__all__ = ["after_import", "before_import", "catch_up", "get_current", "get_refusal", "too_late"]
 
 _current: ProcessPolicy | None = None
 #: The one before, of an import that failed: what it wrote into the environment is no request of the program.
@@ -104,7 +103,7 @@ def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy 
     if on_error == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = NO_GPU
     try:
-        loaded = loaded or pipeline.LoadedPolicy(pipeline.make_start(start), pipeline.identify(os.geteuid()))
+        loaded = loaded or pipeline.LoadedPolicy(pipeline.make_start(start), identify(os.geteuid()))
         Reporter(loaded, Grant()).report_failed(finding)
     except Exception:  # noqa: BLE001 - the record is lost, not the line
         show_policy_line(escape_for_terminal(f"tfgpu: {finding.message}"))

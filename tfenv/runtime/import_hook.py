@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Start = Mapping[str, str | None]
 
-__all__ = ["find", "report_late"]
-
 # Watched names that are being searched now, each with its thread: one thread's search must not blind another's.
 _searching: set[tuple[str, int]] = set()
 # The module that was executed last, by name.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tfenv.runtime.resolver import Resolver
     from tfenv.sharing.allocate import AllocationResult
 
-__all__ = ["FrameworkPolicy", "ProcessPolicy"]
-
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ORDER = "CUDA_DEVICE_ORDER"
 

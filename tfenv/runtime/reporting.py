@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tfenv.pipeline import LoadedPolicy
     from tfenv.policy.model import Grant, Outcome, Plan
 
-__all__ = ["Reporter"]
-
 #: Distinct outcomes that are written down per process: a program that opens sessions in a loop fills no disk.
 _MOST_OUTCOMES = 64
 

@@ -13,6 +13,7 @@ import sys
 from tfenv import pipeline
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import TfenvError
+from tfenv.identity import identify
 from tfenv.policy.model import Inventory
 
 TYPE_CHECKING = False
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tfenv.policy.model import MemoryUse, Start
-
-__all__ = ["RemoteResolver", "Resolver", "ResolverError", "make_resolver", "serve"]
 
 #: Seconds. The child reads a few small files, and NVML takes a second on a machine that was idle.
 _TIMEOUT_S = 60
@@ -79,7 +78,7 @@ class RemoteResolver(Resolver):
             ResolverError: The interpreter did not answer.
         """
         if not os.path.exists(self.interpreter):
-            return pipeline.LoadedPolicy(start, pipeline.identify(start.uid))
+            return pipeline.LoadedPolicy(start, identify(start.uid))
         loaded: pipeline.LoadedPolicy = self._ask("load", start)
         return loaded
 

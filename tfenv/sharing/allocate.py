@@ -16,8 +16,6 @@ from tfenv.sharing.queue import Acquired, Unavailable, acquire
 from tfenv.sharing.request import GpuRequest, request_from_plan
 from tfenv.values import frozen
 
-__all__ = ["AllocationResult", "Requester", "allocate_gpus"]
-
 #: Seconds between two messages of a process that waits: on a terminal, in a log.
 _ON_TERMINAL, _IN_LOG = 1.0, 60.0
 #: Seconds a process waits before the first message.

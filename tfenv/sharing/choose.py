@@ -15,8 +15,6 @@ from tfenv.sharing.occupancy import Occupancy
 from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.values import replace
 
-__all__ = ["choose_gpus", "find_claimed_gpus", "is_possible", "share_gpus", "waits_for_ancestor"]
-
 #: Less than this of a user's total is of no use: a CUDA context alone takes as much.
 _SMALLEST_ALLOCATION = 256 * MIB
 

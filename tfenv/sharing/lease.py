@@ -27,24 +27,6 @@ from tfenv.policy.model import Allocation, Lease
 from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.values import frozen, replace
 
-__all__ = [
-    "LARGEST_NUMBER",
-    "DirectoryEntry",
-    "LeaseError",
-    "create_entry",
-    "list_lease_directories",
-    "lock_directories",
-    "open_entry",
-    "open_lease_directories",
-    "parse_leases",
-    "parse_request",
-    "parse_ticket_number",
-    "read_entries",
-    "read_leases",
-    "release_entry",
-    "try_lock",
-]
-
 #: The directories that all users of a machine share. $TMPDIR is not among them: each user may set it differently.
 _PLACES = ("/run/lock/tfgpu", "/tmp/tfgpu")  # noqa: S108 - checked before it is used, and no file in it is trusted
 _MODE = 0o1777

@@ -9,8 +9,6 @@ from tfenv.policy.units import format_bytes
 from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.values import frozen
 
-__all__ = ["Occupancy", "describe_occupancy"]
-
 #: So many GPUs are described one by one.
 _MOST_CARDS = 4
 #: So many leases of one GPU are.

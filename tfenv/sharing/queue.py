@@ -29,8 +29,6 @@ from tfenv.sharing.occupancy import Occupancy
 from tfenv.sharing.request import GpuRequest
 from tfenv.values import as_dict, frozen, replace
 
-__all__ = ["Acquired", "KeepWaiting", "Measure", "Unavailable", "acquire", "look"]
-
 #: Seconds between two checks whether one of the obstacles is gone. Each is a system call.
 _SHORTEST_PAUSE, _PAUSE, _PAUSE_FAR_BACK = 0.01, 0.1, 0.4
 #: With so many ahead a process is about to be served.

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from tfenv.policy.model import AutoChoice, Plan, PlannedDevice
 from tfenv.values import frozen
 
-__all__ = ["Candidate", "GpuRequest", "request_from_plan"]
-
 
 @frozen
 class Candidate:

@@ -18,8 +18,6 @@ from pathlib import Path
 from tfenv.errors import TfenvError
 from tfenv.values import frozen
 
-__all__ = ["SimulationError", "build_libraries"]
-
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread")
 _TIMEOUT_S = 120

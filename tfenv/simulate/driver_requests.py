@@ -11,15 +11,6 @@ from typing import Literal, cast
 
 from tfenv.values import frozen
 
-__all__ = [
-    "DriverRequest",
-    "GpuRequestTotals",
-    "Operation",
-    "find_cuda_processes",
-    "read_requests",
-    "summarise_requests",
-]
-
 Operation = Literal["cuInit", "alloc", "free", "oom", "threshold"]
 
 

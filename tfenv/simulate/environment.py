@@ -11,8 +11,6 @@ from tfenv.policy.units import MIB, format_bytes, parse_limit
 from tfenv.simulate.build import build_libraries
 from tfenv.values import frozen
 
-__all__ = ["MAX_GPUS", "MAX_INSTANCES", "SimulatedGpu", "build_environment", "parse_gpus"]
-
 #: How many GPUs the stub libraries can simulate (MAX_GPUS in machine.h).
 MAX_GPUS = 32
 #: Into how many MIG instances each can be split (MAX_INSTANCES in machine.h).

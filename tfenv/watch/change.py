@@ -12,24 +12,13 @@ from tfenv.audit import record
 from tfenv.audit.sinks import AuditLog
 from tfenv.audit.stderr_line import format_policy_line
 from tfenv.config.document import Trust
+from tfenv.config.presence import MACHINE_ROOT
 from tfenv.errors import Finding
 from tfenv.launchers.grant import read_current_grant
-from tfenv.pipeline import MACHINE_ROOT, Decision, LoadedPolicy, check_disable_switch, decide, load, select_errors
+from tfenv.pipeline import Decision, LoadedPolicy, check_disable_switch, decide, load, select_errors
 from tfenv.policy.merge import combine
 from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, format_key
 from tfenv.values import field, frozen, replace
-
-__all__ = [
-    "ChangeRecorder",
-    "FileChange",
-    "PolicyChange",
-    "PolicyDifference",
-    "PolicyState",
-    "WrittenValue",
-    "compare_states",
-    "read_state",
-]
-
 
 # ---- what a process would get
 

@@ -18,11 +18,10 @@ from typing import Any
 
 from tfenv.config.discover import list_candidate_paths
 from tfenv.config.document import MOST_LINKS, Trust
-from tfenv.pipeline import MACHINE_ROOT, identify
+from tfenv.config.presence import MACHINE_ROOT
+from tfenv.identity import identify
 from tfenv.policy.model import Start, Subject
 from tfenv.watch.change import PolicyChange, PolicyState, compare_states, read_state
-
-__all__ = ["PolicyWatcher", "survey_paths"]
 
 #: Seconds between two looks at all places, beside what inotify tells, and without it.
 _LOOK_EVERY, _POLL_EVERY = 1.0, 0.5

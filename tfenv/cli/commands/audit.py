@@ -30,8 +30,6 @@ from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
 
-__all__ = ["add_arguments", "export_figures", "follow_records", "print_records", "print_summary", "run"]
-
 EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20

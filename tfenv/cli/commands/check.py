@@ -11,8 +11,6 @@ from tfenv.errors import Finding
 from tfenv.lint.check import CheckResult, check_here, check_path
 from tfenv.values import as_dict
 
-__all__ = ["add_arguments", "check_files", "run"]
-
 #: Files that are told by name when all is well.
 _MOST_NAMES = 5
 

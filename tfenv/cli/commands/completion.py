@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 from tfenv.cli.output import OK
 
-__all__ = ["add_arguments", "print_completion", "run"]
-
 SHELLS = ("bash", "zsh", "fish")
 _EPILOG = """\
 bash:  tfgpu completion bash > ~/.local/share/bash-completion/completions/tfgpu

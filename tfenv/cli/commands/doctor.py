@@ -34,8 +34,6 @@ from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
 from tfenv.values import as_dict
 
-__all__ = ["add_arguments", "diagnose", "run"]
-
 _STYLES: Mapping[Verdict, Style] = {"ok": "ok", "note": "note", "problem": "problem"}
 _HOOK_TIMEOUT_S, _TENSORFLOW_TIMEOUT_S = 60, 300
 

@@ -31,8 +31,6 @@ from tfenv.explanation import (
 from tfenv.policy.model import PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
-__all__ = ["add_arguments", "print_explanation", "run"]
-
 _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
     "dropped": ("dropped", "problem"),

@@ -21,8 +21,6 @@ from tfenv.values import field, frozen, replace
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["GpuSnapshot", "add_arguments", "run", "show_gpus"]
-
 _COLUMNS = (
     TableColumn("GPU"), TableColumn("name"), TableColumn("UUID"), TableColumn("memory used", is_number=True),
     TableColumn("busy", is_number=True),

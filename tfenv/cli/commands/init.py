@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfenv.cli.output import FINDINGS, USAGE, get_exit_code, print_findings, print_message, shorten_path
-from tfenv.config.discover import FILE_NAME, MACHINE_ROOT
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import schema_path
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import escape_for_terminal
@@ -16,8 +16,6 @@ from tfenv.files import replace_file
 from tfenv.lint.check import check_path
 from tfenv.policy.model import Device, Inventory
 from tfenv.policy.units import format_bytes
-
-__all__ = ["MACHINE_TEMPLATE", "TEMPLATE", "add_arguments", "init_machine", "init_project", "run"]
 
 TEMPLATE = """\
 #:schema {schema}

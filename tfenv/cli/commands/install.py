@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tfenv.cli.output import OK, print_message
-from tfenv.deploy.install import Change, carry_out, difference, plan_install
-
-__all__ = ["add_arguments", "add_system_options", "finish_change", "install_hook", "run"]
+from tfenv.deploy.install import SitecustomizeChange, format_difference, plan_install, write_change
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,13 +39,13 @@ def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
     return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
 
 
-def finish_change(command: str, change: Change, *, done: str, nothing: str, dry_run: bool) -> int:
+def finish_change(command: str, change: SitecustomizeChange, *, done: str, nothing: str, dry_run: bool) -> int:
     """Carry out a change, or only show it, and print what is the case now. Return the exit code."""
-    if change.nothing:
+    if change.changes_nothing:
         print_message(command, f"{nothing}: {change.path}")
     elif dry_run:
-        print(difference(change), end="")
+        print(format_difference(change), end="")
     else:
-        carry_out(change)
+        write_change(change)
         print_message(command, f"{done}: {change.path}")
     return OK

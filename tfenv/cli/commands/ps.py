@@ -21,8 +21,6 @@ from tfenv.values import frozen
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["GpuHolder", "ProcessSnapshot", "add_arguments", "run", "show_processes"]
-
 #: "unknown": the user's audit log cannot be read from here. "ungoverned": it can, and has no record of the process.
 State = Literal["within", "over", "ungoverned", "switched off", "failed", "unknown"]
 

@@ -17,8 +17,6 @@ from tfenv.deploy import launch
 from tfenv.policy.model import Source
 from tfenv.policy.units import parse_limit
 
-__all__ = ["add_arguments", "run", "run_command"]
-
 VARIABLE = "TFGPU_RUN"
 #: Python ignores these from its start on, and what is ignored stays so in the command.
 _IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")

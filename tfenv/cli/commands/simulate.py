@@ -25,8 +25,6 @@ from tfenv.simulate.driver_requests import (
 from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus
 from tfenv.values import as_dict
 
-__all__ = ["add_arguments", "run", "simulate_gpus"]
-
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
 _COLUMNS = (
     TableColumn("GPU", is_number=True), TableColumn("name"), TableColumn("memory", is_number=True),

@@ -7,8 +7,6 @@ import argparse
 from tfenv.cli.commands.install import add_system_options, finish_change
 from tfenv.deploy.install import plan_uninstall
 
-__all__ = ["add_arguments", "run", "uninstall_hook"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""

@@ -30,8 +30,6 @@ from tfenv.values import as_dict
 from tfenv.watch.change import ChangeRecorder, PolicyChange, WrittenValue
 from tfenv.watch.follow import PolicyWatcher
 
-__all__ = ["ChangeCommand", "add_arguments", "follow_policy", "run"]
-
 #: For the command of --exec, which also gets the change as one line of JSON on its stdin.
 FILES_VARIABLE = "TFGPU_CHANGED_FILES"
 _ONCE = "Running processes keep what they have; a change holds for those that start after it."
@@ -133,9 +131,9 @@ def _print_change(change: PolicyChange) -> None:
     old_findings = set(change.before.findings)
     findings = [finding for finding in change.after.findings if finding.severity != "note"]
     print_findings([finding for finding in findings if finding not in old_findings], indent="  ")
-    for difference in change.differences:
-        old, new = _format_value(difference.old), _format_value(difference.new)
-        print(f"  {escape_for_terminal(difference.key)}: {old} -> {new}")
+    for format_difference in change.differences:
+        old, new = _format_value(format_difference.old), _format_value(format_difference.new)
+        print(f"  {escape_for_terminal(format_difference.key)}: {old} -> {new}")
     if not change.alters_policy:
         print("  the policy is the same")
     else:
@@ -168,7 +166,7 @@ def _describe_change(change: PolicyChange) -> dict[str, object]:
         "timestamp": change.timestamp,
         "files": as_dict(change.files),
         "valid": change.valid,
-        "changes": [difference.as_dict() for difference in change.differences],
+        "changes": [format_difference.as_dict() for format_difference in change.differences],
         "findings": as_dict(state.findings),
         "in_force": state.in_force,
         "disabled": state.disabled,

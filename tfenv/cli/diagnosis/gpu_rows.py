@@ -13,8 +13,6 @@ from tfenv.explanation import Explanation
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
 
-__all__ = ["diagnose_gpus", "diagnose_tensorflow"]
-
 _GPU_BUILD = "pip install 'tensorflow[and-cuda]'"
 #: The oldest driver on which programs of a CUDA major version run (NVIDIA's table of minor-version compatibility).
 _OLDEST_DRIVER: Mapping[int, int] = {11: 450, 12: 525, 13: 580}

@@ -10,8 +10,6 @@ from tfenv.cli.diagnosis.row import DoctorRow
 from tfenv.cli.output import shorten_path
 from tfenv.deploy.launch import PYTHONPATH_FOLDER
 
-__all__ = ["diagnose_bytecode", "diagnose_hook"]
-
 
 def diagnose_hook(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     """Yield rows on the hook, from the probe's answer to "hook"."""

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NoAnswerError", "ask_interpreter"]
-
 _PROBE = Path(__file__).with_name("probe.py")
 
 

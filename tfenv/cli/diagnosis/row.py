@@ -6,8 +6,6 @@ from typing import Literal
 
 from tfenv.values import frozen
 
-__all__ = ["DoctorRow", "Verdict"]
-
 Verdict = Literal["ok", "note", "problem"]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def _folder() -> str:
+def _get_folder() -> str:
     return __file__.rpartition("/")[0]
 
 
@@ -31,7 +31,7 @@ def _load_finder() -> "ModuleType":
     """Load the finder under the name it has when installed, from the wheel's root or from a checkout."""
     from importlib.machinery import SourceFileLoader  # importlib.util would take half as long as Python's whole start
 
-    root = _folder().rpartition("/tfenv/")[0]
+    root = _get_folder().rpartition("/tfenv/")[0]
     for path in (root + "/_tfenv_boot.py", root + "/tfenv/runtime/finder.py"):
         loader = SourceFileLoader("_tfenv_boot", path)
         module = type(sys)("_tfenv_boot")
@@ -52,7 +52,7 @@ def _chain() -> None:
     Our folder leaves sys.path, so that the search goes on behind it and the program sees the path it would have.
     It stays in PYTHONPATH for the processes that follow.
     """
-    sys.path[:] = [entry for entry in sys.path if entry != _folder()]
+    sys.path[:] = [entry for entry in sys.path if entry != _get_folder()]
     ourselves = sys.modules.pop(__name__)
     try:
         import sitecustomize  # noqa: F401

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     ConfigProto = Any
     VirtualDevices = Any
 
-__all__ = ["ClampResult", "PolicyGpu", "PolicyView", "clamp", "make_view"]
-
 
 @frozen
 class PolicyGpu:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     Function = Callable[..., Any]
 
-__all__ = ["ENTRY_POINTS", "FIRST_LISTING", "intercept"]
-
 #: The one that opens CUDA.
 FIRST_LISTING = "TF_ListPhysicalDevices"
 

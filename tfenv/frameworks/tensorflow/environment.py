@@ -12,8 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
 
-__all__ = ["ALLOW_GROWTH", "prepare_environment"]
-
 _UNIFIED = "TF_FORCE_UNIFIED_MEMORY"
 ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 _ALLOCATOR = "TF_GPU_ALLOCATOR"

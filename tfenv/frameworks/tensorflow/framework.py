@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from tfenv.policy.model import Plan
     from tfenv.policy.supports import Capability
 
-__all__ = ["FRAMEWORK", "TensorFlow"]
-
 
 class TensorFlow:
     """TensorFlow, and with it Keras on the TensorFlow backend. The attributes are those of `base.Framework`."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from tfenv.frameworks.base import PolicyCallbacks
 
-__all__ = ["apply_publicly"]
-
 
 def apply_publicly(policy: PolicyCallbacks) -> None:
     """Apply what the public API can: growth, or a limit without it, at the first listing of devices.
