@@ -66,6 +66,7 @@ class LoadedPolicy:
 
     @property
     def sources(self) -> tuple[Source, ...]:
+        """The files that were read."""
         return tuple(document.source for document in self.documents)
 
     @property

@@ -125,6 +125,7 @@ class LoaderProxy:
         return getattr(self.loader, name)
 
     def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own loader back, and run it between the two calls of `enforce`."""
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader

@@ -103,6 +103,7 @@ class WrittenValue:
 
     @property
     def origin(self) -> str:
+        """The file, with the line where it is known: `path:line`."""
         return self.path if self.line is None else f"{self.path}:{self.line}"
 
 
