@@ -12,7 +12,6 @@ from types import FrameType
 
 import pytest
 
-from tfenv.config import discover as discover_module
 from tfenv.config import presence
 from tfenv.config.discover import discover, list_candidate_paths
 from tfenv.config.document import DocumentError, Trust, read
@@ -335,7 +334,7 @@ def test_the_walk_ends_at_a_file_system_boundary() -> None:
     """From /proc, a file system of its own, nothing above is looked into."""
     if os.stat("/proc").st_dev == os.stat("/").st_dev:
         pytest.skip("/proc is not mounted")
-    looked = list(discover_module._list_upward("/proc/sys/kernel", None))
+    looked = list(presence.list_upward("/proc/sys/kernel", None))
     assert looked == ["/proc/sys/kernel", "/proc/sys", "/proc"]
 
 

@@ -71,6 +71,18 @@ def test_nothing_is_nothing(root: Path) -> None:
     assert not may_find_policy(start)
 
 
+def test_the_look_ends_where_the_walk_ends(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the home directory nothing is asked for: it may be an automount point."""
+    (root / "tfgpu.toml").write_text("")
+    monkeypatch.setattr(presence, "_find_home", lambda: str(root / "a"))
+    start = {"cwd": str(root / "a" / "b"), "script": "-c", "XDG_CONFIG_HOME": "/nowhere"}
+    assert not may_find_policy(start)
+    assert list(presence.list_upward(str(root / "a" / "b"), str(root / "a"))) == [
+        str(root / "a" / "b"),
+        str(root / "a"),
+    ]
+
+
 @pytest.mark.parametrize("made", ["file", "folder", "dangling link"])
 def test_a_machine_layer_of_any_kind_counts(root: Path, made: str) -> None:
     """Whatever is at /etc/tfgpu is worth a look: a folder that may not be entered must be a finding, not silence."""

@@ -7,21 +7,21 @@ is read.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tfenv.config.document import LARGEST, DocumentError, peek
-from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, MOST_LEVELS, PYPROJECT
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT, find_identity, list_upward, may_exist
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.policy.model import Source, Start, Subject
 
+if TYPE_CHECKING:
+    from tfenv.config.presence import Identity
+
 PYPROJECT_TABLE = ("tool", "tfgpu")
 
-#: What tells one file from another, whatever its names: device and inode.
-_Identity = tuple[int, int]
 _Scope = tuple[Literal["group", "user"], str]
 _SearchResult = tuple[list[Source], tuple[Finding, ...]]
 
@@ -80,7 +80,7 @@ def _list_project_paths(start: Start) -> Iterator[str]:
         yield from () if path is None else (path,)
         return
     for bottom in (start.cwd, start.script_dir):
-        for directory in () if bottom is None else _list_upward(bottom, start.home):
+        for directory in () if bottom is None else list_upward(bottom, start.home):
             yield from (os.path.join(directory, name) for name in (FILE_NAME, PYPROJECT))
 
 
@@ -90,7 +90,7 @@ def _list_project_paths(start: Start) -> Iterator[str]:
 def _find_machine_files(root: str, subject: Subject) -> Iterator[Source]:
     for name, scope in _list_machine_names(subject):
         path = os.path.join(root, name)
-        if _may_exist(path):
+        if may_exist(path):
             yield Source("machine", path, scope=scope)
 
 
@@ -123,7 +123,7 @@ def _take_run_options(start: Start) -> Iterator[Source]:
 # ---- project
 
 
-def _find_project_file(start: Start, owner: int | None, taken: frozenset[_Identity]) -> _SearchResult:
+def _find_project_file(start: Start, owner: int | None, taken: frozenset[Identity]) -> _SearchResult:
     if start.config:
         return _follow_config_variable(start, start.config, owner, taken)
     for directory in dict.fromkeys((start.cwd, start.script_dir)):
@@ -132,7 +132,7 @@ def _find_project_file(start: Start, owner: int | None, taken: frozenset[_Identi
     return [], ()
 
 
-def _follow_config_variable(start: Start, config: str, owner: int | None, taken: frozenset[_Identity]) -> _SearchResult:
+def _follow_config_variable(start: Start, config: str, owner: int | None, taken: frozenset[Identity]) -> _SearchResult:
     """Take the file that TFGPU_CONFIG names, instead of walking."""
     path = _make_absolute(config, start)
     if path is None:
@@ -142,7 +142,7 @@ def _follow_config_variable(start: Start, config: str, owner: int | None, taken:
     if os.path.isdir(path):
         message = f"TFGPU_CONFIG names a directory; name the file in it, {os.path.join(path, FILE_NAME)}"
         return [], (Finding("not-a-file", message, path=path),)
-    if _find_identity(path) in taken:
+    if find_identity(path) in taken:
         return [], ()
     table = PYPROJECT_TABLE if os.path.basename(path) == PYPROJECT else ()
     return [Source("project", path, table=table, start_owner=owner, required=True)], ()
@@ -160,36 +160,16 @@ def _is_in_home(config: str) -> bool:
     return config == "~" or config.startswith("~/")
 
 
-def _walk_upward(bottom: str, home: str | None, owner: int | None, taken: frozenset[_Identity]) -> Source | None:
+def _walk_upward(bottom: str, home: str | None, owner: int | None, taken: frozenset[Identity]) -> Source | None:
     """Find the nearest project file from a directory upward."""
-    for directory in _list_upward(bottom, home):
+    for directory in list_upward(bottom, home):
         path = os.path.join(directory, FILE_NAME)
-        if _exists(path) and _find_identity(path) not in taken:
+        if _exists(path) and find_identity(path) not in taken:
             return Source("project", path, start_owner=owner)
         path = os.path.join(directory, PYPROJECT)
         if _exists(path) and _has_policy(path):
             return Source("project", path, table=PYPROJECT_TABLE, start_owner=owner)
     return None
-
-
-def _list_upward(bottom: str, home: str | None) -> Iterator[str]:
-    """List the directory and those above it, to the home directory, the file system's top or `MOST_LEVELS`.
-
-    A directory on another file system is not even looked into: it may be an automount point that would
-    ask a server for each name.
-    """
-    last = None if home is None else _find_identity(home)
-    file_system: int | None = None
-    directory = bottom
-    for _ in range(MOST_LEVELS):
-        identity = _find_identity(directory)
-        if identity is None or file_system not in (None, identity[0]):
-            return
-        yield directory
-        parent = os.path.dirname(directory)
-        if identity == last or parent == directory:
-            return
-        file_system, directory = identity[0], parent
 
 
 def _has_policy(path: str) -> bool:
@@ -221,28 +201,9 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _may_exist(path: str) -> bool:
-    """As `_exists`, but count what may not be looked at: a locked machine folder must be a finding, not silence."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-    except ValueError:
-        return False
-    return True
-
-
-def _find_identity(path: str) -> _Identity | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _find_identities(sources: list[Source]) -> frozenset[_Identity]:
+def _find_identities(sources: list[Source]) -> frozenset[Identity]:
     """Return which files speak already: whoever stands in ~/.config/tfgpu or /etc/tfgpu has no project there."""
-    return frozenset(identity for source in sources if (identity := _find_identity(source.path)) is not None)
+    return frozenset(identity for source in sources if (identity := find_identity(source.path)) is not None)
 
 
 def _find_start_owner(directory: str | None) -> int | None:
