@@ -95,6 +95,15 @@ def test_shown_python_runs(program: Block, tmp_path: Path) -> None:
 
 # ---- links
 
+_PATH = re.compile(r"`((?:tfenv|tests|docs|schemas|sample_configs|benchmarks|tools)/[\w./-]*)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_are_there(page: Path) -> None:
+    """A file or folder of the repository that a page names exists; NAME stands for one that a reader makes."""
+    named = set(_PATH.findall(page.read_text(encoding="utf-8")))
+    assert sorted(path for path in named if "NAME" not in path and not (ROOT / path).exists()) == []
+
 
 def test_there_are_pages() -> None:
     """The pages a newcomer is led to are among those that are checked."""
