@@ -4,32 +4,36 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# The oldest TensorFlow that is supported and one between; the newest is the one in $(VENV).
-MATRIX ?= 2.16.2 2.18.1
+# The oldest TensorFlow that is supported and one between. The newest is the one in $(VENV).
+OLDEST := 2.16.2
+MATRIX ?= $(OLDEST) 2.18.1
 
 # With a driver, the CUDA libraries that TensorFlow needs to see a GPU.
 EXTRA := $(if $(wildcard /proc/driver/nvidia/version),cuda,tensorflow)
 
-# For instance: make test PYTEST="tests/policy -x"
+# For instance: make test PYTEST="tests/policy -x". With `--exhaustive` a file has all its tests.
 PYTEST        ?=
 PYTEST_MATRIX ?= -m matrix
 
 # The hook is copied into an environment, so a change to it means to install again.
 INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
-.PHONY: help venv test lint generate generated docs test-matrix test-lowest demo bench build clean
+.PHONY: help venv test test-all test-rest lint generate generated docs test-matrix test-lowest demo bench build clean
 
 help:
-	@echo "make demo         what TensorFlow takes without and with a policy, side by side"
-	@echo "make test         all checks and all tests"
-	@echo "make test-matrix  the tests of applying a policy, on TensorFlow $(MATRIX)"
-	@echo "make test-lowest  the tests without TensorFlow, on the lowest versions of the dependencies"
-	@echo "make lint         the checks alone: ruff, mypy, basedpyright, generated files"
-	@echo "make generate     writes the generated files anew, after a change of schemas/tfgpu.schema.json"
-	@echo "make docs         the documentation site, into site/"
-	@echo "make bench        the benchmarks"
-	@echo "make build        the wheel and the sdist, into dist/"
-	@echo "make clean        removes the environments and what tools left behind"
+	@echo "make demo         shows what TensorFlow takes without and with a policy, side by side."
+	@echo "make test         runs the checks and the tests that a change can break, in five minutes."
+	@echo "make test-all     runs make test and then all it leaves out, also on TensorFlow $(OLDEST)."
+	@echo "make test-matrix  runs the tests of applying a policy on TensorFlow $(MATRIX)."
+	@echo "make test-lowest  runs the tests without TensorFlow on the lowest versions of the dependencies."
+	@echo "make lint         runs the checks alone: ruff, mypy, basedpyright, generated files."
+	@echo "make generate     writes the generated files anew, after a change of schemas/tfgpu.schema.json."
+	@echo "make docs         builds the documentation site in site/."
+	@echo "make bench        runs the benchmarks."
+	@echo "make build        builds the wheel and the sdist in dist/."
+	@echo "make clean        removes the environments and what tools left behind."
+	@echo
+	@echo "make test PYTEST=tests/policy/test_limits.py runs the tests of one file."
 
 # ---- environments
 
@@ -67,11 +71,18 @@ $(VENV)/.installed: $(INSTALLED)
 
 # ---- checks and tests
 
-# Two workers for two cores; a file stays together, its tests share what is costly to start.
-WORKERS ?= -n 2 --dist loadfile
+# Two workers for two cores. A file stays together, as its tests share what is costly to start, and costly files are
+# first (tests/selection.py), so that no worker is alone with one in the end.
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 test: venv lint
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
+
+test-all: test test-rest test-tf$(OLDEST)
+
+# What `make test` leaves out: costly tests, and twenty times the examples of each property.
+test-rest: venv
+	$(BIN)/python -m pytest $(WORKERS) --exhaustive -m exhaustive $(PYTEST)
 
 lint: venv generated
 	$(BIN)/ruff check .
@@ -88,10 +99,10 @@ generated: venv
 test-matrix: $(MATRIX:%=test-tf%)
 
 test-tf%: .venv-tf%/.installed
-	.venv-tf$*/bin/python -m pytest $(WORKERS) $(PYTEST_MATRIX)
+	.venv-tf$*/bin/python -m pytest $(WORKERS) --exhaustive $(PYTEST_MATRIX)
 
 test-lowest: .venv-lowest/.installed
-	.venv-lowest/bin/python -m pytest -m "not tensorflow and not slow" tests/policy tests/config tests/gpus tests/audit
+	.venv-lowest/bin/python -m pytest -m "not tensorflow" tests/policy tests/config tests/devices tests/audit
 
 # ---- other
 

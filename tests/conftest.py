@@ -14,7 +14,7 @@ from tfenv.simulate.environment import build_environment, parse_gpus
 REPOSITORY = Path(__file__).parent.parent
 
 #: The environments of interpreters are built once for all who use them.
-pytest_plugins = ["tests.environments"]
+pytest_plugins = ["tests.environments", "tests.selection"]
 
 # A background job of a shell ignores Ctrl-C, and so would every program under test; a handler is not inherited.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

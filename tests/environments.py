@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -141,13 +142,23 @@ def add_stand_ins(environment: Environment) -> None:
     (site_packages / "tfenv" / "config" / "presence.py").write_text("def may_find_policy(start):\n    return True\n")
 
 
+@cache
 def find_python(version: str) -> str | None:
-    """An interpreter of that version that runs: the tests' own, on PATH, or one of pyenv's."""
+    """Find an interpreter of that version that runs: the tests' own, on PATH, or one of pyenv's. None if none does."""
     candidates = [sys.executable, shutil.which(f"python{version}") or ""]
     candidates += sorted(str(path) for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     return next((path for path in candidates if path and _version(path) == version), None)
 
 
+@cache
+def find_quick_pythons() -> frozenset[str]:
+    """Return the oldest and the newest version that are here. `make test` is content with those."""
+    oldest = next((version for version in VERSIONS if find_python(version)), None)
+    newest = next((version for version in reversed(VERSIONS) if find_python(version)), None)
+    return frozenset(version for version in (oldest, newest) if version is not None)
+
+
+@cache
 def _version(python: str) -> str | None:
     program = "import sys; print('%d.%d' % sys.version_info[:2])"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
@@ -182,7 +193,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=[*VERSIONS, "system"])
 def python(request: pytest.FixtureRequest) -> str:
-    """Each Python that is supported and here; "system" is Debian's or Ubuntu's with its own sitecustomize."""
+    """Each Python that is supported and here. "system" is Debian's or Ubuntu's with its own sitecustomize."""
     return interpreter(request.param)
 
 

@@ -37,7 +37,6 @@ def rows(text: str) -> dict[int, tuple[str, str]]:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 def test_shows_what_tensorflow_takes_without_and_with_the_policy() -> None:
     """Without the policy all four simulated GPUs are taken; with it a little of the first; it ends well."""
     done = run_demo("--simulated", env=armed())
@@ -56,7 +55,7 @@ def shown_line(text: str, of: int = 4) -> str:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_measures_with_nvml_where_there_is_a_driver(simulated_gpus: SimulatedGpus, tmp_path: Path) -> None:
     """On a machine with GPUs NVML says what the process took; here the driver is the simulated one."""
     outer = simulated_gpus("2x24GiB", log=tmp_path / "log")
@@ -70,7 +69,7 @@ def test_measures_with_nvml_where_there_is_a_driver(simulated_gpus: SimulatedGpu
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fails_when_the_policy_is_not_kept(tmp_path: Path) -> None:
     """In an interpreter without the hook TensorFlow takes everything again, and the demonstration says so."""
     environment = {**armed(), "PYTHONPATH": str(ROOT)}  # without the folder of `tfgpu run`

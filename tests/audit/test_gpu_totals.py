@@ -203,7 +203,7 @@ def test_bytes_that_duckdb_does_not_take(long_log: Path, odd: bytes) -> None:
 
 
 @needs_duckdb
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_damage_anywhere_changes_both_answers_alike(long_log: Path, data: st.DataObject) -> None:
     """Bytes lost, doubled or changed at any place of a log."""

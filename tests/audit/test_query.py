@@ -77,7 +77,7 @@ def test_a_query_finds_what_it_asks_for(log: Path, query: RecordQuery, found: li
     assert read_pids(log, query) == found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.text(max_size=8), st.text(max_size=8), st.integers(0, 99), st.booleans())
 def test_the_quick_look_at_the_bytes_never_changes_the_answer(user: str, other: str, uid: int, spaced: bool) -> None:
     """What is skipped without parsing would not have matched, whatever the names and however JSON is spaced."""

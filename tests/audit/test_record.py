@@ -238,7 +238,7 @@ devices_ = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     texts,
     st.builds(lambda tokens, times: tokens * times, st.lists(texts, max_size=9), st.integers(1, 22)),

@@ -600,7 +600,9 @@ for pid in pids: assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.mark.parametrize(
-    ("processes", "records"), [(16, 250), pytest.param(64, 1000, marks=pytest.mark.slow)], ids=["16x250", "64x1000"]
+    ("processes", "records"),
+    [(16, 250), pytest.param(64, 1000, marks=pytest.mark.exhaustive)],
+    ids=["16x250", "64x1000"],
 )
 def test_many_processes_tear_and_lose_nothing(tmp_path: Path, processes: int, records: int) -> None:
     """Processes that write to one log at once: every record of every one is there, whole."""

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfenv.config.document import LARGEST, Document, DocumentError, Trust, read
@@ -311,7 +311,6 @@ def test_the_locale_does_not_matter(file: Path, locale: str) -> None:
     assert done.stdout == "{'user': {'j\\xfcrgen': {'gpu': {}}}}\n"
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=80), st.text(alphabet="ab.=[]{}\"'\\\n\r# 1é\0", max_size=80).map(str.encode)))
 def test_any_bytes_give_a_document_or_a_finding(raw: bytes) -> None:
     """No content whatever raises anything but DocumentError, and its message is one printable line."""

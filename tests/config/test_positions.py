@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import tomli
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfenv.config.positions import locate_keys
@@ -212,7 +212,6 @@ def is_key_first(text: str, key: str) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(statements, max_size=12))
 def test_every_key_of_valid_toml_has_a_position_and_nothing_else_has(candidates: list[str]) -> None:
     """The scanner's keys are exactly tomli's, and at each position stands that key."""
@@ -227,7 +226,6 @@ def test_every_key_of_valid_toml_has_a_position_and_nothing_else_has(candidates:
             assert is_key_first(rest, path[-1])
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.text(alphabet="ab.=[]{},#\"'\\\n\r\t 1-:xuU\0é", max_size=60))
 def test_no_text_makes_it_raise(text: str) -> None:
     """Any text gives positions. What tomli accepts gives exactly its keys."""

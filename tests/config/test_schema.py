@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tomli
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfenv.config.document import Document
@@ -343,7 +343,6 @@ DOCUMENTS = make_strategy(load_schema(), load_schema())
 LAYERS: st.SearchStrategy[LayerName] = st.sampled_from(LAYER_ORDER)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DOCUMENTS, LAYERS)
 def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> None:
     """Whatever a document holds, the result is a layer and findings. What was not kept is in a finding."""
@@ -362,7 +361,6 @@ def is_same_place(one: str, other: str) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(POSITIVE + NEGATIVE), st.data())
 def test_a_corrupted_file_gives_a_layer(path: Path, data: st.DataObject) -> None:
     """A file with flipped bytes that still parses never raises."""

@@ -1,15 +1,18 @@
-"""Cases on simulated GPUs: `reports(case)` says what became of one; those of all selected tests run together."""
+"""Cases on simulated GPUs: `reports(case)` says what became of one. Those of a file run together."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.frameworks.harness import Case, Report, Runner, cases_in
 
-_announced: list[Case] = []
+#: The cases of each file.
+_announced: defaultdict[Path, list[Case]] = defaultdict(list)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -22,19 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Note the cases of the tests that were selected, so that they can share processes."""
+    """Note the cases of the tests that were selected, so that those of one file can share processes."""
     for item in session.items:
         spec = getattr(item, "callspec", None)
         for value in spec.params.values() if spec is not None else ():
-            _announced.extend(cases_in(value))
+            _announced[item.path].extend(cases_in(value))
 
 
-@pytest.fixture(scope="session")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Case], Report]]:
+@pytest.fixture(scope="module")
+def reports(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, needs_tensorflow: None
+) -> Iterator[Callable[[Case], Report]]:
     """What became of a case."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TensorFlow is not installed")
-    runner = Runner(tmp_path_factory.mktemp("cases"), _announced)
+    runner = Runner(tmp_path_factory.mktemp("cases"), _announced[request.path])
     yield runner.report
     runner.close()
 

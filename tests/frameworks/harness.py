@@ -31,16 +31,20 @@ from tfenv.simulate.environment import build_environment, parse_gpus
 REPOSITORY = Path(__file__).parents[2]
 ZYGOTE = Path(__file__).with_name("zygote.py")
 MIB = 1 << 20
+#: What lets a program without a policy take memory as it needs it.
+GROWING = ("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 #: Variables that would change what a child process does; a World sets those it is about.
 _DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CONFIG_HOME")
 #: Read once, while there is one thread: pytest sets and removes PYTEST_CURRENT_TEST while batches start in others.
 _ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
-#: Cases that run at once: many of them only wait, ten seconds for each tensor that is refused.
+#: Cases of one zygote that run at once. Many of them only wait, ten seconds for each tensor that is refused.
 _PARALLEL = 10
-#: Cases of one zygote; more of them are shared out.
-_BATCH = 48
-#: Zygotes that run at once.
+#: The same where each takes all it sees. For a card of 24 GiB TensorFlow's own bookkeeping takes 740 MiB.
+_PARALLEL_GREEDY = 3
+#: Cases of one zygote, so that the first test of a batch does not wait too long.
+_BATCH = 100
+#: Zygotes that run at once, while others only wait.
 _ZYGOTES = 3
 
 _AUDIT = '\n[audit]\nfile = "audit.jsonl"\n'
@@ -63,6 +67,11 @@ class World:
     inherited: tuple[tuple[str, str], ...] = ()
     before: tuple[tuple[str, str], ...] = ()
     armed: bool = True
+
+    @property
+    def parallel(self) -> int:
+        """How many of its cases run at once."""
+        return _PARALLEL if self.armed or GROWING in self.inherited else _PARALLEL_GREEDY
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,11 @@ class Report:
         return next(record for record in self.records if record.get("entry_point") == entry_point)
 
     @property
+    def ours(self) -> tuple[str, ...]:
+        """The lines of stderr that tfenv wrote."""
+        return tuple(line for line in self.stderr.splitlines() if line.startswith("tfgpu:"))
+
+    @property
     def codes(self) -> set[str]:
         """The codes of all findings on record."""
         return {finding["code"] for record in self.records for finding in record["findings"]}
@@ -173,7 +187,7 @@ def run_batch(world: World, cases: Sequence[Case], parent: Path) -> dict[Case, R
 
 def orders(world: World, cases: Sequence[Case], folder: str) -> str:
     """What the zygote is told on stdin."""
-    told = {"before": dict(world.before), "parallel": _PARALLEL, "folder": folder}
+    told = {"before": dict(world.before), "parallel": world.parallel, "folder": folder}
     return json.dumps({**told, "cases": [list(case.steps) for case in cases]})
 
 
@@ -204,7 +218,7 @@ def read_report(folder: Path, number: int, records: Iterable[dict[str, Any]]) ->
 
 
 class Runner:
-    """Runs all cases of a test session, those that share a World together, in the order of the tests."""
+    """Runs the cases of some tests, those that share a World together, in the order of the tests."""
 
     def __init__(self, parent: Path, cases: Iterable[Case]) -> None:
         self.parent = parent
@@ -219,7 +233,7 @@ class Runner:
         self.batches |= dict.fromkeys(cases, future)
 
     def report(self, case: Case) -> Report:
-        """What became of the case; waits for it. A case nobody announced runs now."""
+        """Return what became of the case. Wait for it. A case that nobody announced runs now."""
         if case not in self.batches:
             self._submit(case.world, [case])
         report = self.batches[case].result()[case]

@@ -40,9 +40,15 @@ def take(device: str = "/GPU:0") -> int:
         while len(held) * PIECE_MIB < PLENTY_MIB:
             try:
                 held.append(_piece())
-            except tf.errors.ResourceExhaustedError:
-                break
+            except tf.errors.ResourceExhaustedError as error:
+                if _is_about(device, str(error)):
+                    break
     return len(held) * PIECE_MIB
+
+
+def _is_about(device: str, text: str) -> bool:
+    """Whether it is this device that is full: TensorFlow raises the error of one thread in others that compute, too."""
+    return "by allocator" not in text or f"device:GPU:{device.rpartition(':')[2]} by allocator" in text
 
 
 def take_all() -> list[int]:
@@ -116,9 +122,10 @@ def enable_eager_execution(fraction: str) -> str:
 
 def impatient() -> None:
     """Have TensorFlow refuse at once what it cannot allocate, instead of waiting ten seconds."""
-    config = v1.ConfigProto()
-    config.gpu_options.experimental.disallow_retry_on_allocation_failure = True
-    v1.enable_eager_execution(config=config)
+    from tensorflow.python.eager import context
+
+    # No public call gives eager execution this option: enable_eager_execution does nothing where it is on.
+    context.context()._config = _session_config("")
 
 
 def list_logical_devices() -> list[str]:
@@ -238,9 +245,13 @@ def server() -> dict[str, int]:
 
 
 def _session_config(text: str) -> Any:
-    """A ConfigProto from "key=value" pairs: `allow_growth=1+per_process_gpu_memory_fraction=0.4`."""
+    """A ConfigProto from "key=value" pairs: `allow_growth=1+per_process_gpu_memory_fraction=0.4`.
+
+    It also has TensorFlow refuse at once what it cannot allocate, instead of waiting ten seconds.
+    """
     config = v1.ConfigProto()
     options = config.gpu_options
+    options.experimental.disallow_retry_on_allocation_failure = True
     for pair in filter(None, text.split("+")):
         key, _, value = pair.partition("=")
         if key == "device_count":
@@ -461,6 +472,11 @@ def executed() -> str:
     text = "import tensorflow as tf; tf.zeros([8]); print(len(tf.config.list_physical_devices('GPU')))"
     result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     return result.stdout.strip()
+
+
+def program(text: str) -> None:
+    """Run a text, as a program that has imported TensorFlow."""
+    exec(compile(text, "program.py", "exec"), {"__name__": "__main__"})
 
 
 def environment_variable(name: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy.values import CARDS, SUBJECT, RandomCase, cases, make_origin
@@ -31,9 +31,6 @@ from tfenv.policy.resolve import NO_GPU, resolve
 from tfenv.policy.visibility import decide_visibility, needs_inventory
 from tfenv.values import replace
 
-#: As many examples as an administrator's trust is worth.
-law = settings(max_examples=2_000, deadline=None)
-
 seeds = st.integers(min_value=0, max_value=2**32)
 
 #: Of every size there is in the tests' machines, and one in between.
@@ -43,7 +40,6 @@ TOTALS = tuple(sorted({card.total for card in CARDS if card.total is not None} |
 # ---- merging
 
 
-@law
 @given(cases)
 def test_no_layer_removes_another_layers_ceiling(case: RandomCase) -> None:
     """The ceilings of all layers together are those that each layer has alone."""
@@ -52,7 +48,6 @@ def test_no_layer_removes_another_layers_ceiling(case: RandomCase) -> None:
     assert set(map(repr, together)) == set(map(repr, alone))
 
 
-@law
 @given(cases, seeds)
 def test_when_a_layer_was_read_does_not_matter(case: RandomCase, seed: int) -> None:
     """The layer of a file counts, not its place among the other files."""
@@ -61,7 +56,6 @@ def test_when_a_layer_was_read_does_not_matter(case: RandomCase, seed: int) -> N
     assert merge(mixed, SUBJECT) == merge(case.layers, SUBJECT)
 
 
-@law
 @given(cases)
 def test_merging_is_idempotent(case: RandomCase) -> None:
     """Reading the same files twice changes nothing."""
@@ -85,7 +79,6 @@ def _move_to_layer(made: Layer, name: str) -> Layer:
     return Layer(name=name, base=base, top=move_table(made.top))  # type: ignore[arg-type]
 
 
-@law
 @given(cases, st.permutations(LAYER_ORDER[:3]))
 def test_the_order_of_layers_matters_only_for_settings(case: RandomCase, order: list[LayerName]) -> None:
     """Without settings it makes no difference which layer sets a limit, a count, growth, a grant or on_error.
@@ -113,7 +106,6 @@ def _drop_keys(made: Plan) -> object:
 # ---- resolving
 
 
-@law
 @given(cases, seeds)
 def test_ceilings_hold_together_in_any_order(case: RandomCase, seed: int) -> None:
     """The order in which ceilings were collected changes neither a plan nor the keys it names."""
@@ -125,7 +117,6 @@ def test_ceilings_hold_together_in_any_order(case: RandomCase, seed: int) -> Non
     )
 
 
-@law
 @given(cases)
 def test_a_plan_is_within_the_grant_and_every_ceiling(case: RandomCase) -> None:
     """Whatever is declared and asked for, on any machine, with NVML or without: tokens, counts, limits and growth hold.
@@ -213,7 +204,6 @@ def _assert_names_holders(made: Plan) -> None:
 # ---- a project's file
 
 
-@law
 @given(cases)
 def test_no_project_file_widens_anything(case: RandomCase) -> None:
     """For every project file: devices, memory, growth, on_error, switches, sinks are within machine's and user's."""
@@ -246,7 +236,6 @@ def _assert_not_weaker(with_it: EffectivePolicy, without: EffectivePolicy) -> No
     assert with_it.audit.default_file == without.audit.default_file
 
 
-@law
 @given(cases)
 def test_the_nearest_layer_that_sets_a_key_wins(case: RandomCase) -> None:
     """project > user > machine, key by key. The values that lost are kept, nearest first."""
@@ -257,7 +246,6 @@ def test_the_nearest_layer_that_sets_a_key_wins(case: RandomCase) -> None:
     assert [LAYER_ORDER.index(each.name) for each in case.layers] == [0, 1, 2]
 
 
-@law
 @given(cases)
 def test_the_strictest_on_error_wins(case: RandomCase) -> None:
     """No nearer layer weakens what a farther one asks for."""

@@ -44,7 +44,7 @@ def tool(environment: Environment, *command: str, **variables: str) -> subproces
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ddtrace(own: Environment, tmp_path: Path) -> None:
     """Under ddtrace-run, whose sitecustomize wraps imports, both have their effect; `tfgpu run` around it, too."""
     add(own, "ddtrace")
@@ -55,7 +55,7 @@ def test_ddtrace(own: Environment, tmp_path: Path) -> None:
     assert told(tool(own, "ddtrace-run", "python", str(script), **quiet, **launched(own))) == GOVERNED
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ddtrace_inside_of_run(own: Environment, wheel: Path, tmp_path: Path) -> None:
     """Where only PYTHONPATH brings both, each sitecustomize chains the other, in either order."""
     traced = make_environment(own.python, tmp_path / "traced")
@@ -70,7 +70,7 @@ def test_ddtrace_inside_of_run(own: Environment, wheel: Path, tmp_path: Path) ->
         assert traced.story(program, env={"PYTHONPATH": pythonpath, **quiet}) == GOVERNED
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_opentelemetry(own: Environment, tmp_path: Path) -> None:
     """Under opentelemetry-instrument, which comes in by a sitecustomize, both have their effect; `tfgpu run`, too."""
     add(own, "opentelemetry-distro")
@@ -84,7 +84,7 @@ def test_opentelemetry(own: Environment, tmp_path: Path) -> None:
     assert told(tool(own, *command, **quiet, **launched(own))) == GOVERNED
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_coverage(own: Environment, tmp_path: Path) -> None:
     """Under `coverage run`, and with coverage's own .pth measuring child processes, imports are governed."""
     add(own, "coverage")
@@ -98,7 +98,7 @@ def test_coverage(own: Environment, tmp_path: Path) -> None:
     assert list(tmp_path.glob("child*")), "coverage has measured nothing"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gevent(own: Environment, tmp_path: Path) -> None:
     """gevent patches the standard library after our start without a warning, and greenlets import governed."""
     add(own, "gevent")
@@ -114,7 +114,7 @@ gevent.joinall([gevent.spawn(work) for _ in range(8)], raise_error=True)
     assert own.story(program) == GOVERNED
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_notebook_kernel(own: Environment, tmp_path: Path) -> None:
     """A cell of a notebook is governed: a kernel is a Python process like any other."""
     add(own, "ipykernel", "jupyter_client")

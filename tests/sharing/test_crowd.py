@@ -91,7 +91,7 @@ crowd.write(log, "leave", allocations=allocations)
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_processes_at_once_share_four_gpus(crowd: Crowd) -> None:
     """97 that go the whole way but for TensorFlow, and three real ones: no card is over-committed, all finish."""
     pytest.importorskip("tensorflow")

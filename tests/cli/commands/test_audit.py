@@ -307,7 +307,7 @@ json_values = st.recursive(
 FIELDS = ("user", "uid", "pid", "status", "script", "project", "devices", "findings", "growth", "limit_bytes", "host")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json_values)), st.text(), st.text())
 def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, event: str) -> None:
     """A record whose fields have other types than ours (a newer version, another program) is no traceback."""

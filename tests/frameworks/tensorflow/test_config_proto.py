@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tfenv.frameworks.tensorflow.config_proto import PolicyGpu, PolicyView, clamp, make_view
@@ -160,9 +160,6 @@ def configs(draw: st.DrawFn) -> Any:
     return config
 
 
-law = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
 def outcome_of(config: Any, totals: dict[int, int]) -> dict[int, float] | None:
     """What TensorFlow takes, None where it refuses."""
     try:
@@ -171,7 +168,6 @@ def outcome_of(config: Any, totals: dict[int, int]) -> dict[int, float] | None:
         return None
 
 
-@law
 @given(config=configs(), found=cards(), growth=st.booleans())
 def test_no_message_passes_a_limit(config: Any, found: list[Card], growth: bool) -> None:
     """For any ConfigProto and any policy, what TensorFlow may take of a GPU is within that GPU's limit."""
@@ -183,7 +179,6 @@ def test_no_message_passes_a_limit(config: Any, found: list[Card], growth: bool)
             assert taken[card.ordinal] <= card.bound
 
 
-@law
 @given(config=configs(), found=cards(), growth=st.booleans())
 def test_no_message_gets_more_gpus_or_memory_than_it_asked_for(config: Any, found: list[Card], growth: bool) -> None:
     """The clamp narrows: a GPU the program left out stays out, a smaller wish stays smaller.
@@ -204,7 +199,6 @@ def test_no_message_gets_more_gpus_or_memory_than_it_asked_for(config: Any, foun
             assert taken[card.ordinal] <= asked[card.ordinal]
 
 
-@law
 @given(config=configs(), found=cards(), growth=st.booleans())
 def test_the_clamp_makes_no_error(config: Any, found: list[Card], growth: bool) -> None:
     """What TensorFlow accepts it also accepts clamped."""
@@ -214,7 +208,6 @@ def test_the_clamp_makes_no_error(config: Any, found: list[Card], growth: bool) 
         assert outcome_of(clamped.config, totals) is not None
 
 
-@law
 @given(config=configs(), found=cards())
 def test_growth_is_on_in_every_message_that_creates_a_gpu(config: Any, found: list[Card]) -> None:
     """`memory_growth = true` holds whatever the message says."""
@@ -225,7 +218,6 @@ def test_growth_is_on_in_every_message_that_creates_a_gpu(config: Any, found: li
         assert given_config.gpu_options.allow_growth
 
 
-@law
 @given(config=configs(), found=cards(), growth=st.booleans())
 def test_the_programs_own_message_is_never_changed(config: Any, found: list[Card], growth: bool) -> None:
     """The clamp works on a copy; the clamped message clamps to itself."""

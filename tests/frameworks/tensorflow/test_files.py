@@ -88,7 +88,13 @@ def same(ours: Ended, bare: Ended) -> None:
     assert ours.stderr == bare.stderr
 
 
-@pytest.mark.parametrize("kind", DROPPED)
+#: Each is a program of its own that imports TensorFlow: `make test` has one of each sort.
+_QUICK = ("not-toml", "fifo", "escapes", "empty")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in _QUICK else [pytest.mark.exhaustive]) for kind in DROPPED]
+)
 def test_a_bad_file_does_not_hurt_the_program(
     kind: str, bare: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.frameworks.harness import MIB, World, run_program
+import pytest
+
+from tests.frameworks.harness import MIB, Case, World, run_program
+from tests.frameworks.tensorflow.test_ways_in import Reports
 
 POLICY = World('[gpu]\nvisible_devices = [1, 2]\nmemory_growth = true\nmemory_limit = "1000MiB"\n')
+
+
+def of_program(text: str) -> pytest.MarkDecorator:
+    """Give a test the case of a program for which nothing matters before its import: a fork of one that has it."""
+    return pytest.mark.parametrize("case", [pytest.param(Case(POLICY, (f"program:{text}",)), id="forked")])
+
 
 PROFILER = """
 import os
@@ -19,11 +28,12 @@ tf.zeros([8])
 """
 
 
-def test_a_profiler_that_opens_cuda_first_finds_the_visibility_settled(tmp_path: Path, needs_tensorflow: None) -> None:
+@of_program(PROFILER)
+def test_a_profiler_that_opens_cuda_first_finds_the_visibility_settled(case: Case, reports: Reports) -> None:
     """The profiler's start calls cuInit: a list the program wrote before it is intersected with the policy."""
-    ended = run_program(POLICY, PROFILER, tmp_path)
-    assert ended.stdout == "2\n", ended.stderr
-    assert {request.gpu for request in ended.requests if request.op == "alloc"} == {1}
+    report = reports(case)
+    assert report.stdout == "2\n", report.stderr
+    assert set(report.gpus) == {1}
 
 
 OTHER_LIBRARY = """
@@ -39,13 +49,14 @@ except RuntimeError as error:
 """
 
 
-def test_cuda_opened_wider_by_somebody_else_is_a_finding(tmp_path: Path, needs_tensorflow: None) -> None:
+@of_program(OTHER_LIBRARY)
+def test_cuda_opened_wider_by_somebody_else_is_a_finding(case: Case, reports: Reports) -> None:
     """Another library read a wider list first: only the policy's GPUs are used all the same, and the record says so."""
-    ended = run_program(POLICY, OTHER_LIBRARY, tmp_path)
-    assert ended.stdout == "4\n", ended.stderr
-    assert any("lists 4 GPUs, 2 of them among the 2 the policy allows" in line for line in ended.ours)
-    assert "too-late" in {found["code"] for record in ended.records for found in record["findings"]}
-    allocations = [request for request in ended.requests if request.op == "alloc"]
+    report = reports(case)
+    assert report.stdout == "4\n", report.stderr
+    assert any("lists 4 GPUs, 2 of them among the 2 the policy allows" in line for line in report.ours)
+    assert "too-late" in report.codes
+    allocations = [request for request in report.requests if request.op == "alloc"]
     assert {request.gpu for request in allocations} == {1}
     assert sum(request.bytes for request in allocations) <= 1000 * MIB
 
@@ -128,10 +139,11 @@ print(os.waitpid(pid, 0)[1])
 """
 
 
-def test_a_fork_waits_until_an_entry_point_is_left(tmp_path: Path, needs_tensorflow: None) -> None:
+@of_program(FORK_IN_AN_ENTRY_POINT)
+def test_a_fork_waits_until_an_entry_point_is_left(case: Case, reports: Reports) -> None:
     """The child does not inherit locks that a thread held in an entry point of the parent's."""
-    ended = run_program(POLICY, FORK_IN_AN_ENTRY_POINT, tmp_path)
-    assert (ended.status, ended.stdout) == (0, "0\n"), ended.stderr
+    report = reports(case)
+    assert (report.error, report.stdout) == (None, "0\n"), report.stderr
 
 
 HANDLER = """
@@ -155,11 +167,12 @@ tf.zeros([8])
 """
 
 
-def test_an_exception_of_the_programs_own_passes_an_entry_point(tmp_path: Path, needs_tensorflow: None) -> None:
+@of_program(HANDLER)
+def test_an_exception_of_the_programs_own_passes_an_entry_point(case: Case, reports: Reports) -> None:
     """A signal handler that raises while an entry point is passed reaches the program, and the next try is limited."""
-    ended = run_program(POLICY, HANDLER, tmp_path)
-    assert ended.stdout == "heard\n", ended.stderr
-    assert max(request.held for request in ended.requests) <= 1000 * MIB
+    report = reports(case)
+    assert report.stdout == "heard\n", report.stderr
+    assert max(request.held for request in report.requests) <= 1000 * MIB
 
 
 LATER = """
@@ -170,10 +183,10 @@ tf.zeros([8])
 """
 
 
-def test_what_the_listing_finds_is_on_record(tmp_path: Path, needs_tensorflow: None) -> None:
+@of_program(LATER)
+def test_what_the_listing_finds_is_on_record(case: Case, reports: Reports) -> None:
     """A list the program wrote after the import, and that names none of the policy's GPUs, is in the audit log."""
-    ended = run_program(POLICY, LATER, tmp_path)
-    (applied,) = [record for record in ended.records if record["event"] != "policy_loaded"]
+    (applied,) = [record for record in reports(case).records if record["event"] != "policy_loaded"]
     assert "no-overlap" in {found["code"] for found in applied["findings"]}
 
 
