@@ -30,7 +30,7 @@ from time import perf_counter
 
 import tfenv
 
-BAR = 0.03
+BAR = 0.01
 POLICY = """\
 on_error = "warn"
 
@@ -48,8 +48,8 @@ import json, sys, time
 wall, cpu = time.perf_counter(), time.process_time()
 import tensorflow
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-activate = sys.modules.get("tfenv.runtime.enforce")
-governed = activate is not None and enforce.get_current() is not None
+enforce = sys.modules.get("tfenv.runtime.enforce")
+governed = enforce is not None and enforce.get_current() is not None
 there = {"governed": governed, "armed": "_tfenv_boot" in sys.modules, "peer": sys.argv[1] in sys.modules}
 print(json.dumps({"wall": wall, "cpu": cpu, "there": there}))
 """

@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     rounds: int = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory(dir=os.getcwd()) as name:
+    with tempfile.TemporaryDirectory() as name:
         project, nothing = Path(name, "project"), Path(name, "nothing")
         project.mkdir()
         nothing.mkdir()

@@ -27,7 +27,7 @@ from time import perf_counter_ns
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 5
-BAR = 1.2  # million instructions over the bare interpreter
+BAR = 1.1  # million instructions over the bare interpreter
 
 
 @dataclass

@@ -37,6 +37,7 @@ def rows(text: str) -> dict[int, tuple[str, str]]:
 
 
 @pytest.mark.tensorflow
+@pytest.mark.exhaustive
 def test_shows_what_tensorflow_takes_without_and_with_the_policy() -> None:
     """Without the policy all four simulated GPUs are taken; with it a little of the first; it ends well."""
     done = run_demo("--simulated", env=armed())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,30 @@ def test_from_a_checkout(bare: Environment) -> None:
     env = build_environment(clean_environment())
     program = "import json, sys; print(json.dumps([str(f) for f in sys.meta_path if 'TfenvFinder' in str(f)]))"
     assert bare.story(program, env=env) == json.loads("[\"<class '_tfenv_boot.TfenvFinder'>\"]")
+
+
+def test_a_policy_holds_without_any_dependency(bare: Environment, tmp_path: Path) -> None:
+    """An environment that has neither tfenv nor tomli keeps the policy: tfenv's own interpreter reads the files.
+
+    The Python of that environment may be of the same version as tfenv's, or of another one.
+    """
+    (tmp_path / "tfgpu.toml").write_text('[gpu]\nvisible_devices = [2]\n\n[audit]\nfile = "audit.jsonl"\n')
+    program = """
+import importlib.util, json, os, sys
+import tensorflow
+there = [name for name in ("tomli", "structlog", "jsonschema", "pynvml") if importlib.util.find_spec(name)]
+print(json.dumps([os.environ.get("CUDA_VISIBLE_DEVICES"), there]))
+"""
+    done = subprocess.run(
+        [bare.python, "-c", program],
+        env=build_environment(clean_environment()),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["2", []], done.stderr
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert records[0]["event"] == "policy_loaded"

@@ -112,6 +112,7 @@ BEFORE = {
 }
 
 
+@pytest.mark.exhaustive
 def test_no_program_passes_the_ceilings_from_the_top_of_its_script(shared_machine: SharedMachine) -> None:
     """All variables at once, before the import: GPUs 1 and 2, and one finding for each with the key that held."""
     shared_machine.policy(POLICY)
@@ -122,6 +123,7 @@ def test_no_program_passes_the_ceilings_from_the_top_of_its_script(shared_machin
     assert said == {(held, name) for name, (_, held) in BEFORE.items()}
 
 
+@pytest.mark.exhaustive
 def test_each_user_has_ceilings_of_their_own(shared_machine: SharedMachine) -> None:
     """Bob's file replaces what the machine's says for everybody; his log and alice's are two, each its owner's."""
     shared_machine.policy(POLICY)

@@ -134,7 +134,11 @@ def test_two_frameworks_share_the_policy_of_their_process(
         assert [event for framework, event in events if framework == name] == ["policy_loaded", "policy_applied"]
 
 
-@pytest.mark.parametrize("program", [BOTH, SECOND_FIRST], ids=["tensorflow-lists-first", "second-lists-first"])
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(BOTH, marks=pytest.mark.exhaustive), SECOND_FIRST],
+    ids=["tensorflow-first", "second-first"],
+)
 def test_two_frameworks_share_one_free_gpu(program: str, tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
     """`{count = 1}` is chosen once for the process, and held by one lease."""
     policy = '[gpu]\nvisible_devices = {count = 1}\nmemory_limit = "1000MiB"'
@@ -196,7 +200,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[] if way in ("listing", "eager") else [pytest.mark.exhaustive]) for way in WAYS]
+)
 def test_applying_after_devices_is_too_late_whatever_created_them(
     way: str, tmp_path: Path, simulated_gpus: SimulatedGpus
 ) -> None:

@@ -211,6 +211,7 @@ print(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], result, tfenv.status().out
 
 
 @pytest.mark.tensorflow
+@pytest.mark.exhaustive
 def test_tensorflow_keeps_a_share_of_an_instance(simulated_gpus: SimulatedGpus, tmp_path: Path) -> None:
     """A policy names an instance and a percentage: TensorFlow sees it alone and never asks for more than that share."""
     pytest.importorskip("tensorflow")

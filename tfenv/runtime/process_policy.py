@@ -129,14 +129,15 @@ class ProcessPolicy:
             self.program_request = split_tokens(value)
 
     def write_visibility(self) -> None:
-        """Write the visible GPUs into the environment, and the grant for the children."""
-        if self.plan.visible is None:
+        """Write the visible GPUs into the environment, and for the children the grant and the leases."""
+        if self.plan.visible is not None:
+            if self.plan.pci_order:
+                os.environ[_ORDER] = "PCI_BUS_ID"
+            os.environ[_VISIBLE] = self.last_written = self.plan.visible
+        elif not self.leases:
             return
-        if self.plan.pci_order:
-            os.environ[_ORDER] = "PCI_BUS_ID"
-        os.environ[_VISIBLE] = self.last_written = self.plan.visible
         request = None if self.program_request is None else ",".join(self.program_request)
-        inherited = InheritedGrant(self.inherited.grant, request, self.plan.visible, self.leases)
+        inherited = InheritedGrant(self.inherited.grant, request, os.environ.get(_VISIBLE), self.leases)
         os.environ[GRANT_VARIABLE] = encode_grant(inherited, self.boot_id)
 
     def handle_fault(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:

@@ -157,3 +157,25 @@ def test_memory_total_leaves_what_the_users_others_have_not(
     assert sum(taken) <= GIB
     clamps = [f for record in ended.records for f in record["findings"] if f["code"] == "clamped"]
     assert any("ceiling.memory_total" in finding.get("held_by", "") for finding in clamps)
+
+
+NESTED = """
+import subprocess, sys
+import tensorflow as tf
+print(len(tf.config.list_physical_devices("GPU")), flush=True)
+if sys.argv[1:] != ["child"]:
+    tf.zeros([8])
+    subprocess.run([sys.executable, __file__, "child"], check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "printed"), [("", ["4", "0"]), ('[gpu]\nmemory_limit = "2GiB"\n', ["4", "4"])], ids=["all", "part"]
+)
+def test_a_child_knows_its_parents_leases_where_nothing_is_said_of_visibility(
+    limit: str, printed: list[str], tmp_path: Path, needs_tensorflow: None
+) -> None:
+    """memory_total alone: a child never waits for what its own parent holds. It shares, or goes without a GPU."""
+    ended = run_program(World(f'{limit}[ceiling]\nmemory_total = "5GiB"\n'), NESTED, tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.splitlines() == printed, ended.stderr

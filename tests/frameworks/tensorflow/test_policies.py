@@ -352,7 +352,10 @@ except tf.errors.ResourceExhaustedError:
 """
 
 
-@pytest.mark.parametrize("entry_point", ["TFE_ContextOptionsSetConfig", "TF_ListPhysicalDevices"])
+@pytest.mark.parametrize(
+    "entry_point",
+    ["TFE_ContextOptionsSetConfig", pytest.param("TF_ListPhysicalDevices", marks=pytest.mark.exhaustive)],
+)
 def test_a_missing_entry_point_is_degraded_and_the_public_calls_apply(
     entry_point: str, tmp_path: Path, needs_tensorflow: None
 ) -> None:
@@ -372,3 +375,39 @@ def test_a_missing_entry_point_fails_where_the_policy_asks_for_that(tmp_path: Pa
     assert ended.status == 1
     assert "PolicyError" in ended.stderr
     assert ended.requests == ()
+
+
+def test_a_missing_entry_point_leaves_no_gpu_where_the_policy_asks_for_that(
+    tmp_path: Path, needs_tensorflow: None
+) -> None:
+    """`on_error = "cpu"`: the program runs without a GPU, and the first word on stderr is what is missing."""
+    policy = 'on_error = "cpu"\n[gpu]\nvisible_devices = [1]\nmemory_limit = "1000MiB"\n'
+    ended = run(policy, MOVED + EAGER, tmp_path, MOVED="TFE_ContextOptionsSetConfig")
+    assert (ended.status, ended.stdout) == (0, "0 CPU:0\n"), ended.stderr
+    assert [request for request in ended.requests if request.op != "cuInit"] == []
+    assert ended.ours[0].startswith("tfgpu: this TensorFlow has no ")
+
+
+#: The modules of a TensorFlow to come may be read-only.
+BROKEN = """
+from tfenv.frameworks.tensorflow import entry_points
+def refuse(*_): raise AttributeError("read-only module")
+entry_points._replace = refuse
+"""
+
+
+@pytest.mark.parametrize(("on_error", "printed"), [("warn", "2 GPU:0"), ("cpu", "0 CPU:0"), ("fail", None)])
+def test_an_error_while_entry_points_are_wrapped_is_on_errors_to_decide(
+    on_error: str, printed: str | None, tmp_path: Path, needs_tensorflow: None
+) -> None:
+    """It never vanishes: there is a line and a record, and with "cpu" or "fail" no GPU is used."""
+    ended = run(f'on_error = "{on_error}"\n[gpu]\nmemory_growth = true\n', BROKEN + EAGER, tmp_path)
+    assert "read-only module" in ended.stderr + "".join(ended.ours)
+    assert "internal-error" in {finding["code"] for record in ended.records for finding in record["findings"]}
+    if printed is None:
+        assert ended.status == 1
+        assert "PolicyError" in ended.stderr
+    else:
+        assert ended.stdout == f"{printed}\n"
+    if on_error != "warn":
+        assert [request for request in ended.requests if request.op == "alloc"] == []
