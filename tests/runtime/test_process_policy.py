@@ -120,7 +120,11 @@ tell(len(tf.config.list_logical_devices("GPU")), visible)
 """
 
 
-@pytest.mark.parametrize("program", [BOTH, SECOND_FIRST], ids=["tensorflow-lists-first", "second-lists-first"])
+@pytest.mark.parametrize(
+    "program",
+    [BOTH, pytest.param(SECOND_FIRST, marks=pytest.mark.exhaustive)],
+    ids=["tensorflow-first", "second-first"],
+)
 def test_two_frameworks_share_the_policy_of_their_process(
     program: str, tmp_path: Path, simulated_gpus: SimulatedGpus
 ) -> None:

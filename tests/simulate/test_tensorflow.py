@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.simulate.conftest import RunPython
 
 pytest.importorskip("tensorflow")
-pytestmark = [pytest.mark.tensorflow, pytest.mark.matrix]
+pytestmark = [pytest.mark.tensorflow, pytest.mark.matrix, pytest.mark.exhaustive]
 
 MIB = 1 << 20
 GPUS = 4

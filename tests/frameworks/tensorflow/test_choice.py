@@ -42,7 +42,7 @@ def held(uid: int, folder: Path, monkeypatch: pytest.MonkeyPatch, **limits: int 
 @pytest.mark.parametrize(
     ("case", "first"),
     [
-        (Case(PAIR, ("mirrored",)), 2),
+        pytest.param(Case(PAIR, ("mirrored",)), 2, marks=pytest.mark.exhaustive),
         (Case(PAIR, ("list_local_devices",)), [1000, 1000]),
         (Case(PAIR, ("session",)), None),
     ],
