@@ -22,7 +22,7 @@ INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
 help:
 	@echo "make demo         shows what TensorFlow takes without and with a policy, side by side."
-	@echo "make test         runs the checks and the tests that a change can break, in five minutes."
+	@echo "make test         runs the checks and the tests that a change can break, in five to six minutes."
 	@echo "make test-all     runs make test and then all it leaves out, also on TensorFlow $(OLDEST)."
 	@echo "make test-matrix  runs the tests of applying a policy on TensorFlow $(MATRIX)."
 	@echo "make test-lowest  runs the tests without TensorFlow on the lowest versions of the dependencies."
