@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipapp
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft7Validator
 
-from tests.environments import Environment, clean_environment, told
+from tests.environments import Environment, clean_environment, install, make_environment, told
 
 TELL = "import json, sys; print(json.dumps(sys.story))"
 IMPORT_AND_TELL = f"import tensorflow; {TELL}"
 GOVERNED = ["before", "code", "after"]
+
+
+POLICY = '[gpu]\nvisible_devices = "none"\n[audit]\nstderr = "none"\nfile = "audit.jsonl"\n'
+
+
+@pytest.fixture
+def real(wheel: Path, tmp_path: Path) -> Environment:
+    """An environment that a test may change, with the wheel, its dependencies and a stand-in for TensorFlow."""
+    environment = make_environment(sys.executable, tmp_path / "real")
+    install(environment, wheel)
+    (environment.site_packages / "zz_dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (environment.site_packages / "tensorflow").mkdir()
+    (environment.site_packages / "tensorflow" / "__init__.py").write_text("")
+    return environment
+
+
+def told_device(environment: Environment, folder: Path) -> tuple[str, str]:
+    """What a program that imports TensorFlow finds in CUDA_VISIBLE_DEVICES, and what it complained about."""
+    done = environment.run("-c", "import os, tensorflow; print(os.environ.get('CUDA_VISIBLE_DEVICES'))", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+DEFAULT_LOG = Path(pwd.getpwuid(os.geteuid()).pw_dir, ".local/state/tfgpu/audit.jsonl")
+
+
+def read_records() -> list[dict[str, object]]:
+    """The records of the user's default log."""
+    lines = DEFAULT_LOG.read_text().splitlines() if DEFAULT_LOG.exists() else []
+    return [json.loads(line) for line in lines if line]
+
+
+def count_records() -> int:
+    return len(read_records())
+
+
+def validator() -> Draft7Validator:
+    schema = Path(__file__).parents[2] / "schemas" / "audit.schema.json"
+    return Draft7Validator(json.loads(schema.read_text()))
 
 
 def write(path: Path, text: str) -> Path:
@@ -226,31 +270,47 @@ def test_deleted_working_directory(armed: Environment, tmp_path: Path) -> None:
 # ---- half installed
 
 
-@pytest.mark.parametrize("missing", ["runtime/enforce.py", "runtime/import_hook.py", "errors.py", "__init__.py"])
+@pytest.mark.parametrize("missing", ["runtime", "__init__.py", "."])
 def test_half_uninstalled_is_silent(own: Environment, missing: str) -> None:
-    """Whatever part of the package is missing, the program runs as if tfenv were not there."""
-    (own.site_packages / "tfenv" / missing).unlink()
+    """Where the package, its code or what marks it is gone, the program runs as if tfenv were not there."""
+    (own.site_packages / "tfenv" / missing).resolve().rename(own.folder / "gone")
     story = own.story(IMPORT_AND_TELL)
-    assert story in (["code"], GOVERNED)
-    assert (story == ["code"]) == (missing.startswith("runtime"))
+    assert story == ["code"] if missing != "__init__.py" else story in (["code"], GOVERNED)
 
 
-def test_folder_of_the_package_gone_is_silent(own: Environment) -> None:
-    """What is left of tfenv is not taken for a file beside the program that hides it."""
-    (own.site_packages / "tfenv" / "runtime").rename(own.folder / "gone")
-    assert own.story(IMPORT_AND_TELL) == ["code"]
+@pytest.mark.parametrize(
+    "damage",
+    ["runtime/enforce.py", "runtime/import_hook.py", "runtime/own_imports.py", "config/presence.py", "pipeline.py"],
+)
+@pytest.mark.parametrize("how", ["missing", "a syntax error", "truncated bytecode"])
+def test_what_is_there_and_broken_is_said(real: Environment, tmp_path: Path, damage: str, how: str) -> None:
+    """One line says that no policy is applied, and a record that the schema knows. Or the policy is applied."""
+    write(tmp_path / "tfgpu.toml", POLICY)
+    file = real.site_packages / "tfenv" / damage
+    assert told_device(real, tmp_path) == ("-1", "")  # and the bytecode is written
+    before = count_records()
+    if how == "truncated bytecode":
+        (bytecode,) = (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc")
+        bytecode.write_bytes(bytecode.read_bytes()[:40])
+    elif how == "missing":
+        file.unlink()
+    else:
+        file.write_text("this is no Python")
+    device, line = told_device(real, tmp_path)
+    assert (device, line.count("\n")) == ("None", 1), line
+    assert "no policy is applied" in line
+    (record,) = [record for record in read_records()[before:] if record["framework"] == "tensorflow"]
+    assert not list(validator().iter_errors(record))
+    assert record["event"] == "policy_failed"
 
 
-def test_package_gone_is_silent(own: Environment) -> None:
-    """With the boot module left and the package gone, programs run as if tfenv were not there."""
-    (own.site_packages / "tfenv").rename(own.folder / "gone")
-    assert own.story(IMPORT_AND_TELL) == ["code"]
-
-
-def test_broken_activate_is_silent(own: Environment) -> None:
-    """A dependency that cannot be imported costs the policy, not the program."""
-    write(own.site_packages / "tfenv" / "runtime" / "enforce.py", "import a_dependency_that_is_missing")
-    assert own.story(IMPORT_AND_TELL) == ["code"]
+def test_nothing_of_ours_can_be_loaded(real: Environment, tmp_path: Path) -> None:
+    """Where even the module for emergencies is gone, the finder itself says the line."""
+    for name in ("emergency", "import_hook"):
+        write(real.site_packages / "tfenv" / "runtime" / f"{name}.py", "this is no Python")
+    device, line = told_device(real, tmp_path)
+    assert device == "None"
+    assert line.startswith("tfgpu: tfenv cannot be loaded, no policy is applied")
 
 
 # ---- installed too late

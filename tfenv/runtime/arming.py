@@ -7,6 +7,13 @@ from collections.abc import Mapping
 
 #: Installed it is a module of its own at the root of the wheel, in a checkout it is tfenv/runtime/finder.py.
 _NAMES = ("_tfenv_boot", "tfenv.runtime.finder")
+#: What the finder loads by its file, unless it is loaded already.
+_LOADED_ALONE = (
+    "tfenv.config.presence",
+    "tfenv.runtime.emergency",
+    "tfenv.runtime.import_hook",
+    "tfenv.runtime.own_imports",
+)
 
 
 def is_armed() -> bool:
@@ -20,6 +27,9 @@ def arm() -> None:
 
     if is_armed():
         return
+    if hasattr(sys, "frozen"):  # there are no files for the finder to load
+        for name in _LOADED_ALONE:
+            import_module(name)
     try:
         finder = import_module(_NAMES[0])  # arms itself when it is loaded for the first time
     except ImportError:

@@ -13,6 +13,7 @@ from tfenv.errors import Finding, PolicyError, escape_for_terminal
 from tfenv.frameworks.registry import get_framework
 from tfenv.identity import identify
 from tfenv.policy.resolve import NO_GPU
+from tfenv.runtime.emergency import read_machine_on_error
 from tfenv.runtime.process_policy import FrameworkPolicy, ProcessPolicy
 from tfenv.runtime.resolver import make_resolver
 
@@ -99,7 +100,7 @@ def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy 
     from tfenv.policy.model import Grant
     from tfenv.runtime.reporting import Reporter
 
-    on_error = loaded.policy.on_error if loaded is not None else "warn"
+    on_error = loaded.policy.on_error if loaded is not None else read_machine_on_error()
     if on_error == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = NO_GPU
     try:

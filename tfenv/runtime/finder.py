@@ -38,74 +38,95 @@ _VARIABLES = (
 )
 
 
+def load_alone(name: str) -> "Any":
+    """Load a module of tfenv by its file, while the package stays out of sys.modules."""
+    full = "tfenv." + name
+    if full not in sys.modules:
+        path = find_folder() + "/" + full.replace(".", "/") + ".py"
+        spec = sys.modules["_frozen_importlib_external"].spec_from_file_location(full, path)
+        module = sys.modules["_frozen_importlib"].module_from_spec(spec)
+        if name == "runtime.emergency":  # bytecode may be what is damaged
+            exec(spec.loader.source_to_code(spec.loader.get_data(path), path), module.__dict__)  # noqa: S102 - our own
+        else:
+            spec.loader.exec_module(module)
+        sys.modules.setdefault(full, module)  # another thread may have been faster
+    return sys.modules[full]
+
+
+def find_folder() -> str:
+    """Return the folder that holds the package tfenv: beside this file, or where an editable install says."""
+    from os.path import dirname
+
+    here = START.get("folder") or dirname(__file__)
+    if __name__ != "_tfenv_boot":
+        return dirname(dirname(here))
+    try:
+        with open(here + "/_tfenv.pth", encoding="utf-8") as file:
+            return file.readline().strip()
+    except FileNotFoundError:
+        return here
+
+
 class TfenvFinder:
     """Finds nothing itself. It lets the finders after it find a watched package, and has its loader wrapped.
 
     Libraries call `find_spec` to ask whether a framework is there. Nothing happens until the module is executed.
     """
 
+    #: sys.path as it was when the hook was armed.
+    path = tuple(sys.path)
+    load_alone = staticmethod(load_alone)
+    find_folder = staticmethod(find_folder)
+    #: Finds what tfenv's own code imports: `own_imports.find`, once a framework was searched for.
+    find_own: "Any" = None
+
     @staticmethod
     def find_spec(
         name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Find a watched package by the finders after this one. None for all other names."""
-        if name not in WATCHED:
-            return None
-        import_hook = _load_import_hook()
-        return None if import_hook is None else import_hook.find(name, path, target, TfenvFinder, START)
+        """Find a watched package by the finders after this one. None for all other names of the program's."""
+        if name in WATCHED:
+            import_hook = _load_import_hook(name)
+            return None if import_hook is None else import_hook.find(name, path, target, TfenvFinder, START)
+        return None if TfenvFinder.find_own is None else TfenvFinder.find_own(name, path)
 
 
-def _load_import_hook() -> "Any":
-    """Import tfenv.runtime.import_hook. None when tfenv is half uninstalled: the program goes on as if it were gone."""
+def _load_import_hook(name: str) -> "Any":
+    """Load tfenv.runtime.import_hook. None when tfenv is half uninstalled: the program goes on as if it were gone."""
     try:
-        folder = START.get("folder")
-        if folder is not None and "tfenv" not in sys.modules:
-            _add_package_finder(folder)
-        if not _is_ours():
-            return None
-        from tfenv.runtime import import_hook
+        return load_alone("runtime.import_hook")
     except Exception:
-        return None
-    return import_hook
+        return _rescue(name)
 
 
-def _add_package_finder(folder: "str") -> None:
-    """Have the package tfenv found in a folder, and nothing else there. Finders that are asked before win."""
-    from importlib.machinery import PathFinder
+def _rescue(name: str) -> "Any":
+    """Load it once more, after a failure that may have passed. What is still wrong is said."""
+    from time import sleep  # built in
 
-    class PackageFinder:
-        @staticmethod
-        def find_spec(
-            name: "str",
-            path: "Sequence[str] | None" = None,  # noqa: ARG004 (finders are called with three arguments)
-            target: "ModuleType | None" = None,
-        ) -> "ModuleSpec | None":
-            return PathFinder.find_spec(name, [folder], target) if name == "tfenv" else None
-
-    if not any(getattr(finder, "__name__", None) == "PackageFinder" for finder in sys.meta_path):
-        sys.meta_path.append(PackageFinder)
-
-
-def _is_ours() -> "bool":
-    """Return whether `tfenv` is this package, and not a file of that name beside the program, which is not ours to run.
-
-    What an uninstall left of ours, beside this file, is passed over in silence.
-    """
-    from importlib.util import find_spec
-    from os.path import dirname, isdir
-
-    spec = find_spec("tfenv")
-    if spec is None:
-        return False
-    if any(isdir(folder + "/runtime") for folder in spec.submodule_search_locations or ()):
-        return True
-    if spec.origin is None or dirname(dirname(spec.origin)) == dirname(__file__):
-        return False
-    sys.stderr.write(f"tfgpu: {ascii(spec.origin)[1:-1]} hides tfenv: no policy is applied\n")
-    return False
+    emergency: Any = None
+    try:
+        for pause in (0.1,) * 5 + (0,):  # an installer may be at work
+            try:
+                emergency = load_alone("runtime.emergency")
+                break
+            except FileNotFoundError:
+                if not pause:
+                    return None
+                sleep(pause)
+        return load_alone("runtime.import_hook") if emergency.wait_for_package(find_folder()) else None
+    except Exception as error:
+        if emergency is None:
+            sys.stderr.write("tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(error) + "\n")
+        else:
+            emergency.handle(error, name)
+    return None
 
 
-def _remember() -> None:
+def arm() -> None:
+    """Watch imports from now on. Calling it again does nothing: a virtual environment runs each `.pth` twice."""
+    for finder in sys.meta_path:
+        if getattr(finder, "__name__", None) == "TfenvFinder":
+            return
     import os
 
     try:
@@ -115,20 +136,12 @@ def _remember() -> None:
     START["script"] = getattr(sys, "argv", [""])[0]
     for variable in _VARIABLES:
         START[variable] = os.environ.get(variable)
-
-
-def arm() -> None:
-    """Watch imports from now on. Calling it again does nothing: a virtual environment runs each `.pth` twice."""
-    for finder in sys.meta_path:
-        if getattr(finder, "__name__", None) == "TfenvFinder":
-            return
-    _remember()
     sys.meta_path.insert(0, TfenvFinder)
     for name in WATCHED:
         if name in sys.modules:
-            import_hook = _load_import_hook()
+            import_hook = _load_import_hook(name)
             if import_hook is not None:
-                import_hook.report_late(name, START)
+                import_hook.report_late(name, TfenvFinder, START)
 
 
 if __name__ == "_tfenv_boot":

@@ -11,6 +11,7 @@ from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant,
 from tfenv.policy.model import Grant, Inventory, Plan
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.supports import drop_unsupported
+from tfenv.runtime.own_imports import Inside
 from tfenv.runtime.reporting import Reporter
 from tfenv.values import replace
 
@@ -280,10 +281,15 @@ class FrameworkPolicy:
 
     def before_listing(self) -> None:
         """Settle which GPUs are visible."""
-        self.process.settle(self.framework)
+        with Inside():
+            self.process.settle(self.framework)
 
     def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
         """Find the plan's GPUs among those that the framework lists."""
+        with Inside():
+            return self._identify_devices(ordinals)
+
+    def _identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
         from tfenv.devices.cuda import read_uuids
         from tfenv.policy.placement import place
 
@@ -323,7 +329,8 @@ class FrameworkPolicy:
         findings = (*wanted, *process.find_late_visibility())
         outcome = replace(outcome, findings=findings, choice=process.choice)
         pending, self.pending = self.pending, ()
-        process.reporter.report_outcome(outcome, self.plan, self.framework, pending)
+        with Inside():
+            process.reporter.report_outcome(outcome, self.plan, self.framework, pending)
         errors = pipeline.select_errors(wanted)
         if errors and process.loaded.policy.on_error == "fail":
             raise PolicyError(errors)
@@ -331,7 +338,8 @@ class FrameworkPolicy:
     def report_fault(self, error: Exception, entry_point: str) -> None:
         """Write down a fault of tfenv's own at an entry point."""
         text = f"tfenv failed at {entry_point}: {type(error).__name__}: {error}"
-        self.process.handle_fault(Finding("internal-error", text), entry_point, self.framework)
+        with Inside():
+            self.process.handle_fault(Finding("internal-error", text), entry_point, self.framework)
 
     def _explain(self, finding: Finding) -> Finding:
         """Add to a missing GPU the reason, as far as it can be told without CUDA."""
