@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 
@@ -136,7 +137,25 @@ def test_the_line_is_shown_by_the_topmost_process_only(capsys: pytest.CaptureFix
     show_policy_line("tfgpu: x", environ)
     show_policy_line("tfgpu: x", environ)
     assert capsys.readouterr().err == "tfgpu: x\n"
-    assert environ == {SHOWN_VARIABLE: "1"}
+    assert list(environ) == [SHOWN_VARIABLE]
+
+
+def test_another_line_is_shown_by_a_child_and_so_is_the_same_one_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
+    """What the parent said hides neither another line nor the same one to a stderr that nobody wrote to."""
+    environ: dict[str, str] = {}
+    for text in ("tfgpu: GPU 0", "tfgpu: NO GPU", "tfgpu: GPU 0"):
+        show_policy_line(text, environ)
+    assert capfd.readouterr().err == "tfgpu: GPU 0\ntfgpu: NO GPU\n"
+    stderr, (reading, writing) = os.dup(2), os.pipe()
+    try:
+        os.dup2(writing, 2)
+        show_policy_line("tfgpu: GPU 0", environ)
+    finally:
+        os.dup2(stderr, 2)
+        for descriptor in (stderr, writing, reading):
+            os.close(descriptor)
+    assert capfd.readouterr().err == ""
+    assert len(environ[SHOWN_VARIABLE].split(",")) == 3
 
 
 class Hostile:

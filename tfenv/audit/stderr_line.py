@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from binascii import crc32
 
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import Setting
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from tfenv.policy.model import EffectivePolicy, Outcome, Plan, Subject
 
 #: Set by the process that showed the line, for the children it starts from then on: a training program and
-#: its 64 data loaders speak once. Children of a parent that never showed it do not know of each other, and each
+#: its 64 data loaders speak once. It tells the lines apart, and to which stderr they went: another one is said.
+#: Children of a parent that never showed it do not know of each other, and each
 #: shows it. So do those of a spawn Pool whose parent imports no TensorFlow.
 SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
 _LONGEST_MESSAGE = 200
+#: Lines that are remembered for the children, at most.
+_MOST_MARKS = 16
 
 
 def format_policy_line(
@@ -141,11 +145,32 @@ def show_policy_line(text: str, environ: MutableMapping[str, str] = os.environ) 
         print_once(text, SHOWN_VARIABLE, environ)
 
 
-def print_once(text: str, variable: str, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Print the line to stderr, unless this process or one above it did, and tell the children by `variable`."""
-    if variable not in environ:
-        environ[variable] = "1"
+def print_once(
+    text: str, variable: str, environ: MutableMapping[str, str] = os.environ, *, subject: str | None = None
+) -> None:
+    """Print the line to stderr, unless this process or one above it printed the same one there.
+
+    Args:
+        text: The line.
+        variable: Tells the children what was printed, and to which stderr.
+        environ: The environment that they get.
+        subject: Lines with the same subject count as the same. None: only equal lines do.
+    """
+    mark = _mark(text if subject is None else subject)
+    shown = environ.get(variable, "").split(",")
+    if mark not in shown:
+        environ[variable] = ",".join([*filter(None, shown[-_MOST_MARKS:]), mark])
         print_to_stderr(text)
+
+
+def _mark(text: str) -> str:
+    """Return what stands for a line and the stderr it goes to: a terminal, a file or a pipe is told by its inode."""
+    try:
+        status = os.fstat(2)
+        to = f"{status.st_dev}:{status.st_ino}"
+    except OSError:
+        to = ""
+    return f"{crc32(f'{to} {text}'.encode(errors='replace')):08x}"
 
 
 def print_to_stderr(text: str) -> None:

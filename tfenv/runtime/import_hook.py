@@ -157,7 +157,7 @@ class Enforcer:
         try:
             if not self._may_find_policy():
                 return False
-            self._enforce = self._import_enforce()
+            self._enforce = self.import_enforce()
         except Exception as first:
             return self._load_again(first)
         return True
@@ -175,14 +175,15 @@ class Enforcer:
             self.ours.load_alone("runtime.own_imports").forget_package()
             if not self._may_find_policy():
                 return False
-            self._enforce = self._import_enforce()
+            self._enforce = self.import_enforce()
         except Exception as second:
             second.__context__ = first
             self._handle(second)
             return False
         return True
 
-    def _import_enforce(self) -> "Any":
+    def import_enforce(self) -> "Any":
+        """Import enforce, and all it needs, from tfenv's own folders. `tfenv` means this package from now on."""
         own_imports = self.ours.load_alone("runtime.own_imports")
         own_imports.set_folders(self.ours.find_folder(), [] if self.start.get("interpreter") else self.ours.path)
         self.ours.find_own = own_imports.find

@@ -88,8 +88,11 @@ def _find_activation_error() -> "str | None":
     finder = sys.modules.get("_tfenv_boot")
     try:
         if finder is not None:
-            finder._load_import_hook()  # noqa: SLF001 - what the hook does when a framework is searched for
-        import tfenv.runtime.enforce  # noqa: F401
+            # What the hook does once a framework is imported.
+            hook = finder.load_alone("runtime.import_hook")
+            hook.Enforcer("tensorflow", finder.TfenvFinder, finder.START).import_enforce()
+        else:
+            import tfenv.runtime.enforce  # noqa: F401
     except Exception as error:  # noqa: BLE001 - whatever it is, the doctor wants to know
         return f"{type(error).__name__}: {error}"
     return None
