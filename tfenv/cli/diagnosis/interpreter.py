@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _PROBE = Path(__file__).with_name("probe.py")
+#: `python -c` puts the current directory first. Its `json.py` may be a stranger's, and root may ask.
+_LEAVE_CURRENT_DIRECTORY = "import sys\nif sys.path[:1] == ['']:\n    del sys.path[0]\n"
 
 
 class NoAnswerError(Exception):
@@ -19,7 +21,7 @@ class NoAnswerError(Exception):
 def ask_interpreter(
     python: str, question: str, timeout_s: float, variables: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run the probe in a child, in this directory and environment: it finds what a program started here would find.
+    """Run the probe in a child, in this environment. Nothing is imported from the current directory.
 
     Args:
         python: The interpreter.
@@ -34,7 +36,7 @@ def ask_interpreter(
         OSError: There is no such interpreter.
         NoAnswerError: It did not answer.
     """
-    command = [python, "-c", _PROBE.read_text(encoding="utf-8"), question]
+    command = [python, "-c", _LEAVE_CURRENT_DIRECTORY + _PROBE.read_text(encoding="utf-8"), question]
     environment = {**os.environ, **(variables or {})}
     try:
         child = subprocess.run(
