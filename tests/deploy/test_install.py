@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfenv.deploy.install import _BEGIN, _END, _remove_block
+from tfenv.deploy.install import _BEGIN, _END, _list_closed, _remove_block, find_closed_path
 
 REPOSITORY = Path(__file__).parents[2]
 DEBIAN = Path("/usr/bin/python3")
@@ -173,6 +173,23 @@ def test_what_others_can_change_is_not_installed_for_everybody(tmp_path: Path) -
     )
     assert done.returncode == 1
     assert "can be changed by others than root" in done.stderr
+
+
+def test_what_others_cannot_read_is_named(tmp_path: Path) -> None:
+    """The topmost closed folder, or the file itself. Nothing is said where everybody may read."""
+    module = tmp_path / "opt" / "tfenv" / "module.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    for path in (tmp_path, *list(tmp_path.parents)[:-1]):
+        if not path.stat().st_mode & 0o001:
+            assert find_closed_path((str(module),)) is not None
+            break
+    assert str(module.parent) not in list(_list_closed(str(module)))
+    module.parent.chmod(0o700)
+    assert str(module.parent) in list(_list_closed(str(module)))
+    module.parent.chmod(0o755)
+    module.chmod(0o600)
+    assert str(module) in list(_list_closed(str(module)))
 
 
 @pytest.mark.parametrize("rest", ["", "import apport\n", "a = 1\nb = 2\n"])

@@ -13,6 +13,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 from tfenv.errors import TfenvError
@@ -153,6 +154,37 @@ def _require_roots_own(folder: str) -> None:
         if path == "/":
             return
         path = os.path.dirname(path)
+
+
+def find_closed_path(paths: Sequence[str] = ()) -> str | None:
+    """Find what keeps other users from running what the block loads, as where it was installed under umask 077.
+
+    Args:
+        paths: What they need. Empty: the hook, the package, its dependencies and the interpreter.
+
+    Returns:
+        The topmost file or folder that they may not read or enter. None: they may use all of it.
+    """
+    dependency = find_spec("tomli")
+    needed = paths or (
+        _find_finder_file(),
+        os.path.abspath(__file__),
+        sys.executable,
+        *([dependency.origin] if dependency is not None and dependency.origin else ()),
+    )
+    return next((closed for path in needed for closed in _list_closed(path)), None)
+
+
+def _list_closed(path: str) -> Iterator[str]:
+    """List what of a file's path is closed to others, as it is written and as it leads, from the top down."""
+    for way in dict.fromkeys((path, os.path.realpath(path))):
+        steps = [way]
+        while steps[0] != "/":
+            steps.insert(0, os.path.dirname(steps[0]))
+        for step in steps:
+            needed = stat.S_IXOTH if os.path.isdir(step) else stat.S_IROTH
+            if not os.stat(step).st_mode & needed:
+                yield step
 
 
 # ---- doing

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 
 from tfenv.cli.output import OK, print_message
-from tfenv.deploy.install import SitecustomizeChange, format_difference, plan_install, write_change
+from tfenv.deploy.install import (
+    SitecustomizeChange,
+    find_closed_path,
+    format_difference,
+    plan_install,
+    write_change,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +42,12 @@ def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
         InstallError: The interpreter cannot be covered.
     """
     change = plan_install(python)
+    closed = find_closed_path()
+    if closed is not None:
+        text = (
+            f"only root is covered: others cannot read {closed}; run `chmod -R go+rX` on it, then try a user's Python"
+        )
+        print_message("install", text)
     return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
 
 
