@@ -299,7 +299,7 @@ def test_what_is_there_and_broken_is_said(real: Environment, tmp_path: Path, dam
     device, line = told_device(real, tmp_path)
     assert (device, line.count("\n")) == ("None", 1), line
     assert "no policy is applied" in line
-    (record,) = [record for record in read_records()[before:] if record["framework"] == "tensorflow"]
+    (record,) = [record for record in read_records()[before:] if record["ppid"] == os.getpid()]
     assert not list(validator().iter_errors(record))
     assert record["event"] == "policy_failed"
 
