@@ -129,11 +129,12 @@ def test_dependencies_missing(tfgpu: Tfgpu, bare_python: Path) -> None:
 
 def test_a_broken_package(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
     """A tfenv that cannot be imported is told, with the reason."""
-    install_tfenv(bare_python)
-    broken = tmp_path / "broken"
-    (broken / "tfenv").mkdir(parents=True)
-    (broken / "tfenv" / "__init__.py").write_text("raise RuntimeError('half gone')")
-    wrapper = write_wrapper(tmp_path, f"PYTHONPATH={broken} exec {bare_python}")
+    package = install_tfenv(bare_python) / "tfenv"
+    package.unlink()  # a link to ours
+    (package / "runtime").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "runtime" / "import_hook.py").write_text("raise RuntimeError('half gone')")
+    wrapper = write_wrapper(tmp_path, f"exec {bare_python}")
     assert "RuntimeError: half gone" in diagnose_broken_hook(wrapper, tfgpu)["found"]
 
 
@@ -302,7 +303,8 @@ def test_uncompiled_packages_are_told(tfgpu: Tfgpu, live: dict[str, str], projec
     for name in ("tensorflow", "keras"):
         (project / name).mkdir()
         (project / name / "__init__.py").write_text("")
-    row = read_rows(tfgpu(*QUICK, env=live | {"PYTHONDONTWRITEBYTECODE": "1"}))["bytecode"]
+    path = os.pathsep.join(filter(None, (str(project), live.get("PYTHONPATH"))))
+    row = read_rows(tfgpu(*QUICK, env=live | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}))["bytecode"]
     assert "PYTHONDONTWRITEBYTECODE" in row["found"]
     assert "not compiled: tensorflow, keras" in row["found"]
     assert "compileall -q tensorflow keras" in row["advice"]
