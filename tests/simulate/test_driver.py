@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cuda_visible_devices import REAL_ANSWERS, fill_in
 from tfenv.simulate.driver_requests import read_requests
 
 if TYPE_CHECKING:
@@ -64,10 +65,11 @@ NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY = 100, 3, 2
         ("0,x", [0]),
         ("0,,1", [0]),
         ("0,0", []),
-        ("1,GPU-a1", []),
+        ("1,GPU-a1", [1]),
         ("GPU-a2", [2]),
         ("GPU-A1", [1]),
-        ("GPU-a3fa4e00,1", [3, 1]),
+        ("GPU-a3fa4e00,1", [3]),
+        ("1x,3 ,+2", [1, 3, 2]),
         (f"{UUIDS[1]},{UUIDS[0]}", [1, 0]),
         ("GPU-", []),
         ("GPU-ff", []),
@@ -77,9 +79,27 @@ NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY = 100, 3, 2
 def test_cuda_visible_devices(
     simulated_gpus: SimulatedGpus, run_python: RunPython, value: str | None, gpus: list[int]
 ) -> None:
-    """Numbers and beginnings of UUIDs choose. The first bad entry ends the list. A GPU named twice gives none."""
+    """Numbers, or beginnings of UUIDs, choose. The first bad entry ends the list. A GPU named twice gives none."""
     env = simulated_gpus() if value is None else simulated_gpus(CUDA_VISIBLE_DEVICES=value)
     assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == gpus
+
+
+def test_cuda_visible_devices_as_a_real_driver_reads_it(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
+    """cuInit answers to each value what a real driver answered on a machine with one GPU."""
+    program = (
+        "import ctypes, json, os, sys\n"
+        "def ask(value):\n"
+        "    reader, writer = os.pipe()\n"
+        "    if not os.fork():\n"
+        "        os.environ['CUDA_VISIBLE_DEVICES'] = value\n"
+        "        cuda = ctypes.CDLL('libcuda.so.1')\n"
+        "        os.write(writer, str(cuda.cuInit(0)).encode()); os._exit(0)\n"
+        "    os.wait(); return int(os.read(reader, 9))\n"
+        "print(json.dumps([ask(value) for value in sys.argv[1:]]))"
+    )
+    values = [fill_in(value, UUIDS[0]) for value in REAL_ANSWERS]
+    answers = json.loads(run_python(program, simulated_gpus("1x80GiB"), *values))
+    assert dict(zip(REAL_ANSWERS, answers, strict=True)) == REAL_ANSWERS
 
 
 def test_visible_devices_are_read_at_the_first_init(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:

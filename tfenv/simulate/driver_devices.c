@@ -27,15 +27,18 @@ int driver_new_handle(void **out) {
   return *out ? SUCCESS : OUT_OF_MEMORY;
 }
 
-/* ---- CUDA_VISIBLE_DEVICES: numbers and beginnings of UUIDs. The first bad one ends the list */
+/* ---- CUDA_VISIBLE_DEVICES: numbers, or beginnings of UUIDs. The first bad entry ends the list */
+
+static const int NO_PLACE = -1;
 
 /* Returns what CUDA shows of a GPU: all of it or, where it is split, its first MIG instance. */
 static int shown_of(int gpu) { return machine_instances(gpu) ? machine_instance_place(gpu, 0) : gpu; }
 
+/* The driver ignores what follows a number: "0 " and "0x0" are 0. */
 static int place_by_number(const char *token) {
   char *end;
   long number = strtol(token, &end, 10);
-  return end == token || *end || number < 0 || number >= machine_gpus() ? -1 : shown_of((int)number);
+  return end == token || number < 0 || number >= machine_gpus() ? NO_PLACE : shown_of((int)number);
 }
 
 static int begins_with(int place, const char *beginning) {
@@ -44,11 +47,13 @@ static int begins_with(int place, const char *beginning) {
   return !strncasecmp(uuid, beginning, strlen(beginning));
 }
 
+/* The prefix alone names no GPU, not even where there is one. */
 static int place_by_uuid(const char *beginning) {
-  int found = -1;
+  int found = NO_PLACE;
+  if (!beginning[strlen("GPU-")]) return NO_PLACE;
   for (int place = 0; place < MAX_PLACES; place++) {
     if (!machine_has(place) || !begins_with(place, beginning)) continue;
-    if (found >= 0) return -1; /* it fits more than one */
+    if (found >= 0) return NO_PLACE; /* it fits more than one */
     found = place < MAX_GPUS ? shown_of(place) : place;
   }
   return found;
@@ -58,19 +63,24 @@ static int place_by_uuid(const char *beginning) {
 static int place_by_old_name(const char *token) {
   char uuid[UUID_TEXT];
   int gpu_instance, compute_instance, place;
-  if (sscanf(token, "%40[^/]/%d/%d", uuid, &gpu_instance, &compute_instance) != 3 || compute_instance) return -1;
+  if (sscanf(token, "%40[^/]/%d/%d", uuid, &gpu_instance, &compute_instance) != 3 || compute_instance) return NO_PLACE;
   for (int gpu = 0; gpu < machine_gpus(); gpu++) {
     place = machine_instance_place(gpu, gpu_instance - 1);
     if (begins_with(gpu, uuid) && gpu_instance > 0 && gpu_instance <= machine_instances(gpu)) return place;
   }
-  return -1;
+  return NO_PLACE;
 }
 
-static int place_by_token(const char *token) {
-  token += strspn(token, " ");
+static int is_uuid(const char *token) { return !strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4); }
+
+static const char *skip_blanks(const char *token) { return token + strspn(token, " "); }
+
+/* A list is of UUIDs or of numbers, as its first entry is. An entry of the other kind ends it. */
+static int place_by_token(const char *token, int by_uuid) {
+  token = skip_blanks(token);
+  if (!by_uuid) return place_by_number(token);
   if (!strncmp(token, "MIG-GPU-", 8)) return place_by_old_name(token + 4);
-  if (!strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4)) return place_by_uuid(token);
-  return place_by_number(token);
+  return is_uuid(token) ? place_by_uuid(token) : NO_PLACE;
 }
 
 static int is_selected(int place) {
@@ -79,17 +89,20 @@ static int is_selected(int place) {
   return 0;
 }
 
-static void select_listed(char *list) {
+/* Returns INVALID_DEVICE, and selects nothing, where a GPU is named twice. */
+static int select_listed(char *list) {
+  int by_uuid = is_uuid(skip_blanks(list));
   char *token;
   while ((token = strsep(&list, ",")) && device_count < MAX_GPUS) {
-    int place = place_by_token(token);
-    if (place < 0) return;
-    if (is_selected(place)) { /* a GPU named twice: none at all */
+    int place = place_by_token(token, by_uuid);
+    if (place == NO_PLACE) break;
+    if (is_selected(place)) {
       device_count = 0;
-      return;
+      return INVALID_DEVICE;
     }
     place_of[device_count++] = place;
   }
+  return device_count ? SUCCESS : NO_DEVICE;
 }
 
 /* NVIDIA's MIG guide: CUDA enumerates a single instance, and no whole GPU beside it. */
@@ -101,28 +114,30 @@ static void keep_one_instance(void) {
     }
 }
 
-static void select_devices(void) {
+static int select_devices(void) {
   const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  int result;
   device_count = 0;
   if (visible) {
     char *list = strdup(visible);
-    select_listed(list);
+    result = select_listed(list);
     free(list);
   } else {
     for (int gpu = 0; gpu < machine_gpus(); gpu++) place_of[device_count++] = shown_of(gpu);
+    result = device_count ? SUCCESS : NO_DEVICE;
   }
   keep_one_instance();
+  return result;
 }
 
 static int initialise(void) {
-  int log;
+  int log, result;
   if (driver_ready()) return SUCCESS;
-  if (!initialised_by) select_devices();
+  result = initialised_by ? NOT_INITIALIZED : select_devices(); /* the former in a child of who opened it */
   log = log_open();
   log_write(log, "cuInit", -1, initialised_by ? 0 : (Bytes)device_count, 0, "cuInit");
   log_close(log);
-  if (initialised_by) return NOT_INITIALIZED; /* in the parent, before fork() */
-  if (!device_count) return NO_DEVICE;
+  if (result) return result;
   for (int device = 0; device < device_count; device++) contexts[device].device = device;
   initialised_by = getpid();
   return SUCCESS;
