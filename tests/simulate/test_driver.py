@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cuda_visible_devices import REAL_ANSWERS, fill_in
-from tfenv.simulate.driver_requests import read_requests
+from tfenv.simulate.driver_requests import read_requests, summarise_requests
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -102,6 +102,32 @@ def test_cuda_visible_devices_as_a_real_driver_reads_it(simulated_gpus: Simulate
     assert dict(zip(REAL_ANSWERS, answers, strict=True)) == REAL_ANSWERS
 
 
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
+        ({}, [2, 0, 1]),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, [2, 0, 1]),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [0, 1, 2]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, [0, 2]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [1, 0]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a1,GPU-a2"}, [1, 2]),
+    ],
+)
+def test_the_fastest_gpu_is_cudas_first(
+    simulated_gpus: SimulatedGpus, run_python: RunPython, variables: dict[str, str], gpus: list[int]
+) -> None:
+    """CUDA's numbers are NVML's only under CUDA_DEVICE_ORDER=PCI_BUS_ID. The card with the most memory is fastest."""
+    env = simulated_gpus("2x24GiB:NVIDIA T4,1x80GiB:NVIDIA H200") | variables
+    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == gpus
+
+
+def test_a_newer_generation_is_faster(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
+    """Then more multiprocessors are, whatever the memory."""
+    env = simulated_gpus()
+    env["TFGPU_SIMULATE"] = "count=4,memory_mib=80:40:20:10,capability=7.5:8.0:8.6:8.6,multiprocessors=9:9:9:10"
+    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == [3, 2, 1, 0]
+
+
 def test_visible_devices_are_read_at_the_first_init(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
     """CUDA_VISIBLE_DEVICES counts as it is when CUDA is opened, and changes nothing afterwards."""
     program = CUDA + (
@@ -156,6 +182,80 @@ def test_other_users_processes_hold_memory(
         "open(os.environ['others'], 'w').close(); print(json.dumps([before, second, free_mib()]))"
     )
     assert json.loads(run_python(program, env)) == [100, 900, 1000]
+
+
+#: As an NVIDIA H100 80GB HBM3 was measured, see docs/hardware.md.
+H100 = "memory_mib=81559,reserved_mib=480,context_mib=518,"
+LOOK = """
+import pynvml as n
+n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(0)
+def look():
+    first, second = n.nvmlDeviceGetMemoryInfo(h), n.nvmlDeviceGetMemoryInfo(h, version=n.nvmlMemory_v2)
+    mine = [p.usedGpuMemory >> 20 for p in n.nvmlDeviceGetComputeRunningProcesses(h) if p.pid == os.getpid()]
+    return [[m.total, m.free >> 20, m.used >> 20] for m in (first, second)], second.reserved >> 20, mine
+"""
+
+
+def test_what_the_driver_reserves_is_nobodys(
+    simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path
+) -> None:
+    """CUDA's total is NVML's without the reserved part, which only NVML's first version counts as used."""
+    pytest.importorskip("pynvml")
+    env = simulated_gpus("1x80GiB", log=tmp_path / "log")
+    env["TFGPU_SIMULATE"] = H100 + env["TFGPU_SIMULATE"]
+    program = (
+        CUDA
+        + LOOK
+        + (
+            "before = look(); visible(); size = ctypes.c_size_t(); cuda.cuDeviceTotalMem_v2(ctypes.byref(size), 0)\n"
+            "select(0); free, total = ctypes.c_size_t(), ctypes.c_size_t()\n"
+            "cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))\n"
+            "print(json.dumps([before, look(), size.value, total.value, free.value >> 20]))"
+        )
+    )
+    nothing: object = [[[85520809984, 81079, 480], [85520809984, 81079, 0]], 480, []]
+    context = [[[85520809984, 80561, 998], [85520809984, 80561, 518]], 480, [518]]
+    answer = json.loads(run_python(program, env))
+    assert answer == [nothing, context, 85017493504, 85017493504, 80561]
+
+
+def test_a_context_costs_memory(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """Each process pays once for the GPU it opens, until it closes it. What is left decides what others get."""
+    env = simulated_gpus("1x1000MiB", log=tmp_path / "log")
+    env["TFGPU_SIMULATE"] = "reserved_mib=100,context_mib=50," + env["TFGPU_SIMULATE"]
+    half = CUDA + (
+        "visible(); select(0); got = allocate(450); print(int(got == 2), flush=True); sys.stdin.read()\n"
+        "if got != 2: cuda.cuMemFree_v2(got)\n"
+        "cuda.cuDevicePrimaryCtxRelease_v2(0)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", half], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "0\n"
+        assert run_python(half, env) == "1\n"  # 450 of 900 MiB twice, and no room for two contexts beside them
+    found = [(r.op, r.gpu, r.bytes // MIB, r.held // MIB) for r in read_requests(tmp_path / "log") if r.op != "cuInit"]
+    assert found == [
+        ("context", 0, 50, 50),
+        ("alloc", 0, 450, 500),
+        ("context", 0, 50, 550),
+        ("oom", 0, 450, 550),
+        ("closed", 0, 50, 500),
+        ("free", 0, 450, 50),
+        ("closed", 0, 50, 0),
+    ]
+    (totals,) = summarise_requests(read_requests(tmp_path / "log")).values()
+    assert (totals.peak, totals.peak_process, totals.first) == (550 * MIB, 450 * MIB, 450 * MIB)
+
+
+def test_no_room_for_a_context(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """A GPU that is full cannot be opened at all."""
+    held = tmp_path / "processes"
+    held.write_text("0 4711 980\n")
+    env = simulated_gpus("1x1000MiB", processes=held)
+    env["TFGPU_SIMULATE"] = "context_mib=50," + env["TFGPU_SIMULATE"]
+    program = CUDA + "visible(); print(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0))"
+    assert int(run_python(program, env)) == OUT_OF_MEMORY
 
 
 def test_cuda_does_not_survive_fork(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:

@@ -34,6 +34,9 @@ Context *driver_context(int device); /* its primary context */
 Context *driver_current(void);       /* the calling thread's context, or NULL */
 int driver_new_handle(void **out);   /* something to point at for streams, events, modules */
 
+int memory_open_context(int device); /* takes what a context costs, or OUT_OF_MEMORY */
+void memory_close_context(int device);
+
 API int cuInit(unsigned flags);
 API int cuDriverGetVersion(int *version);
 API int cuDeviceGetCount(int *count);

@@ -34,11 +34,37 @@ static const int NO_PLACE = -1;
 /* Returns what CUDA shows of a GPU: all of it or, where it is split, its first MIG instance. */
 static int shown_of(int gpu) { return machine_instances(gpu) ? machine_instance_place(gpu, 0) : gpu; }
 
+static int is_faster(int gpu, int other) {
+  int major[2], minor[2];
+  machine_capability(gpu, &major[0], &minor[0]);
+  machine_capability(other, &major[1], &minor[1]);
+  if (major[0] != major[1]) return major[0] > major[1];
+  if (minor[0] != minor[1]) return minor[0] > minor[1];
+  if (machine_multiprocessors(gpu) != machine_multiprocessors(other))
+    return machine_multiprocessors(gpu) > machine_multiprocessors(other);
+  return machine_memory(gpu) > machine_memory(other);
+}
+
+/* CUDA counts the fastest first, and by PCI bus only if it is told to. Which is faster NVIDIA does not say in
+ * full. Here it is the one of the newer generation, with more multiprocessors, with more memory. Equals stay as NVML
+ * has them. */
+static int gpu_by_number(int number) {
+  const char *order = getenv("CUDA_DEVICE_ORDER");
+  int ordered[MAX_GPUS], count = 0;
+  if (order && !strcmp(order, "PCI_BUS_ID")) return number;
+  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
+    int place = count++;
+    for (; place > 0 && is_faster(gpu, ordered[place - 1]); place--) ordered[place] = ordered[place - 1];
+    ordered[place] = gpu;
+  }
+  return ordered[number];
+}
+
 /* The driver ignores what follows a number: "0 " and "0x0" are 0. */
 static int place_by_number(const char *token) {
   char *end;
   long number = strtol(token, &end, 10);
-  return end == token || number < 0 || number >= machine_gpus() ? NO_PLACE : shown_of((int)number);
+  return end == token || number < 0 || number >= machine_gpus() ? NO_PLACE : shown_of(gpu_by_number((int)number));
 }
 
 static int begins_with(int place, const char *beginning) {
@@ -123,7 +149,10 @@ static int select_devices(void) {
     result = select_listed(list);
     free(list);
   } else {
-    for (int gpu = 0; gpu < machine_gpus(); gpu++) place_of[device_count++] = shown_of(gpu);
+    while (device_count < machine_gpus()) {
+      place_of[device_count] = shown_of(gpu_by_number(device_count));
+      device_count++;
+    }
     result = device_count ? SUCCESS : NO_DEVICE;
   }
   keep_one_instance();
@@ -192,7 +221,7 @@ API int cuDeviceGetUuid_v2(unsigned char *out, int device) {
 
 API int cuDeviceTotalMem_v2(size_t *bytes, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  *bytes = machine_memory(place_of[device]);
+  *bytes = machine_usable(place_of[device]);
   return SUCCESS;
 }
 
@@ -272,17 +301,40 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
 
 /* ---- contexts: TensorFlow uses each device's primary context and makes it current by thread */
 
+static pthread_mutex_t contexts_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* The first to want it makes it, the last to leave it destroys it. Only then memory is taken and given back. */
 API int cuDevicePrimaryCtxRetain(Context **out, int device) {
+  int result = SUCCESS;
+  if (!driver_ready()) return NOT_INITIALIZED;
   if (!driver_has(device)) return INVALID_DEVICE;
-  contexts[device].retained++;
+  pthread_mutex_lock(&contexts_lock);
+  if (!contexts[device].retained) result = memory_open_context(device);
+  if (!result) contexts[device].retained++;
+  pthread_mutex_unlock(&contexts_lock);
   *out = &contexts[device];
-  return SUCCESS;
+  return result;
 }
 
 API int cuDevicePrimaryCtxRelease_v2(int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  contexts[device].retained--;
+  pthread_mutex_lock(&contexts_lock);
+  if (contexts[device].retained && !--contexts[device].retained) memory_close_context(device);
+  pthread_mutex_unlock(&contexts_lock);
   return SUCCESS;
+}
+
+/* A context of a program's own is the device's primary one. */
+API int cuCtxCreate_v2(Context **out, unsigned flags UNUSED, int device) {
+  int result = cuDevicePrimaryCtxRetain(out, device);
+  if (!result) current = *out;
+  return result;
+}
+
+API int cuCtxDestroy_v2(Context *context) {
+  if (!driver_ready() || !context) return INVALID_CONTEXT;
+  if (current == context) current = NULL;
+  return cuDevicePrimaryCtxRelease_v2(context->device);
 }
 
 API int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned flags) {

@@ -19,7 +19,8 @@ typedef struct Block {
 } Block;
 
 static Block *blocks;
-static Bytes used[MAX_GPUS]; /* by CUDA ordinal */
+static Bytes used[MAX_GPUS];     /* by CUDA ordinal */
+static Bytes contexts[MAX_GPUS]; /* what this process's contexts take, likewise */
 static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* What everybody but this process holds in one place. */
@@ -46,12 +47,12 @@ static Others others_on(int device) {
 
 /* Returns what all simulated processes hold on the GPU, in whatever instance of it. */
 static Bytes held_on(int device, const Others *others) {
-  return used[device] + others->simulated + others->beside;
+  return used[device] + contexts[device] + others->simulated + others->beside;
 }
 
 static Bytes free_on(int device, const Others *others) {
-  Bytes total = machine_memory(driver_place(device));
-  Bytes taken = used[device] + others->simulated + others->listed;
+  Bytes total = machine_usable(driver_place(device));
+  Bytes taken = used[device] + contexts[device] + others->simulated + others->listed;
   return taken < total ? total - taken : 0;
 }
 
@@ -87,6 +88,36 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
   if (!start) return OUT_OF_MEMORY;
   *out = start;
   return SUCCESS;
+}
+
+int memory_open_context(int device) {
+  Bytes cost = machine_context(driver_place(device));
+  Others others;
+  int log, fits;
+  if (!cost) return SUCCESS;
+  pthread_mutex_lock(&memory_lock);
+  log = log_open();
+  others = others_on(device);
+  fits = cost <= free_on(device, &others);
+  if (fits) contexts[device] = cost;
+  log_write(log, fits ? "context" : "oom", driver_place(device), cost, held_on(device, &others), "cuDevicePrimaryCtxRetain");
+  log_close(log);
+  pthread_mutex_unlock(&memory_lock);
+  return fits ? SUCCESS : OUT_OF_MEMORY;
+}
+
+void memory_close_context(int device) {
+  Bytes cost = contexts[device];
+  Others others;
+  int log;
+  if (!cost) return;
+  pthread_mutex_lock(&memory_lock);
+  contexts[device] = 0;
+  log = log_open();
+  others = others_on(device);
+  log_write(log, "closed", driver_place(device), cost, held_on(device, &others), "cuDevicePrimaryCtxRelease");
+  log_close(log);
+  pthread_mutex_unlock(&memory_lock);
 }
 
 /* Takes the block that starts at `start` out of the list. Returns NULL when there is none. */
@@ -137,7 +168,7 @@ API int cuMemGetInfo_v2(size_t *available, size_t *total) {
   Others others;
   if (!driver_current()) return INVALID_CONTEXT;
   others = others_on(driver_current()->device);
-  *total = machine_memory(others.place);
+  *total = machine_usable(others.place);
   pthread_mutex_lock(&memory_lock);
   *available = free_on(driver_current()->device, &others);
   pthread_mutex_unlock(&memory_lock);
