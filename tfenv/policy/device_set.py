@@ -123,12 +123,15 @@ def find_device(token: str, grant: Grant, inventory: Inventory) -> Device | None
     """Find the device a token names.
 
     CUDA counts the fastest GPU first unless it is told otherwise, NVML by PCI address. A number is certain only
-    under PCI order, or where all cards are alike.
+    under PCI order, where all cards are alike, or once CUDA has told which card it is.
 
     Returns:
         None where it cannot be told which device it is.
     """
     devices = inventory.devices or ()
+    if uuid := inventory.named.get(token):  # CUDA's UUIDs have digits alone: "GPU-" or "MIG-" is not theirs
+        digits = uuid.partition("-")[2]
+        return next((device for device in devices if device.uuid.partition("-")[2] == digits), None)
     if token.isdigit():
         # An instance is called "NVIDIA A100 MIG 3g.20gb", its GPU "NVIDIA A100".
         alike = len({device.name.partition(" MIG ")[0] for device in devices}) == 1

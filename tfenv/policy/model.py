@@ -384,11 +384,13 @@ class Inventory:
         devices: The GPUs that answer. None: nobody looked, or NVML could not say.
         problem: Why NVML could not say. None: it could, or nobody looked.
         lost: GPUs that do not answer, by index, with the reason.
+        named: UUIDs of tokens of CUDA_VISIBLE_DEVICES, as CUDA tells them once it is open.
     """
 
     devices: tuple[Device, ...] | None = None
     problem: str | None = None
     lost: Mapping[int, str] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @frozen

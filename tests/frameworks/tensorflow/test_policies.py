@@ -198,6 +198,50 @@ def test_each_gpu_has_its_own_limit(case: Case, reports: Reports) -> None:
     assert all(report.first_mib(gpu) == 2 for gpu in PEAKS)
 
 
+#: CUDA's first is the second card, unless it is told to count as nvidia-smi does.
+UNLIKE = "1x24GiB:NVIDIA T4,1x80GiB:NVIDIA H200"
+BY_POSITION = World(
+    "[gpu]\nmemory_growth = true\n"
+    '[[gpu.device]]\nmatch = 0\nmemory_limit = "1000MiB"\n'
+    '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "2000MiB"\n',
+    gpus=UNLIKE,
+)
+BY_NAME = World(
+    "[gpu]\nmemory_growth = true\n"
+    '[[gpu.device]]\nmatch = "name:*T4*"\nmemory_limit = "1000MiB"\n'
+    '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "2000MiB"\n',
+    gpus=UNLIKE,
+    inherited=(("CUDA_VISIBLE_DEVICES", "0,1"),),
+)
+BY_NAME_ALLOWED = World(
+    '[gpu]\nvisible_devices = [0, 1]\nmemory_growth = true\nmemory_limit = "1000MiB"\n'
+    '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "2000MiB"\n',
+    gpus=UNLIKE,
+    inherited=BY_NAME.inherited,
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "first"),
+    [
+        pytest.param(Case(BY_POSITION, ("eager", "take_all")), 0, id="no list"),
+        pytest.param(
+            Case(BY_POSITION, ("set_environment:CUDA_VISIBLE_DEVICES=1,0", "eager", "take_all")), 0, id="the program's"
+        ),
+        pytest.param(Case(BY_NAME, ("eager", "take_all")), 1, id="inherited"),
+        pytest.param(Case(BY_NAME_ALLOWED, ("eager", "take_all")), 1, id="inherited-governed"),
+    ],
+)
+def test_unlike_cards_keep_their_own_limits(case: Case, first: int, reports: Reports) -> None:
+    """A position is the same card to the policy and to TensorFlow. Where CUDA's order stays, its UUIDs tell."""
+    report = reports(case)
+    assert report.error is None, report.stderr
+    assert report.visible == {2}
+    assert {gpu: report.peak_mib(gpu) for gpu in report.gpus} == {0: 1000, 1: 2000}
+    small, large = (report.results[-1][place] for place in (first, 1 - first))
+    assert small < 1000 < large
+
+
 SPLIT = World(
     "[gpu]\nvisible_devices = [1]\nmemory_growth = true\n"
     '[[gpu.device]]\nmatch = 1\nmemory_limit = "1000MiB"\nlogical_devices = ["600MiB", "300MiB"]\n'
