@@ -167,6 +167,43 @@ def test_a_smaller_fraction_than_the_percentage_stays(case: Case, reports: Repor
     assert 400 < report.peak_mib(0) <= 491.6
 
 
+# ---- what a card does not give
+
+#: As an NVIDIA H100 80GB HBM3 was measured, see docs/hardware.md. CUDA gives 81079 MiB of it.
+H100 = ("TFGPU_SIMULATE", "count=1,memory_mib=81559,reserved_mib=480,context_mib=520,name=NVIDIA H100")
+
+
+def _limited(policy: str) -> World:
+    return World(f"[gpu]\nmemory_growth = false\n{policy}", inherited=(H100,))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(_limited('memory_limit = "45%"\n'), ("eager",)), id="a fraction of TensorFlow's"),
+        pytest.param(
+            Case(_limited('memory_limit = "45%"\n[ceiling]\nmemory_limit = "70GiB"\n'), ("eager",)), id="counted here"
+        ),
+    ],
+)
+def test_a_percentage_is_of_what_cuda_can_give(case: Case, reports: Reports) -> None:
+    """45 % of an H100 are 36485 MiB, as on the real card, whoever computes it. Of NVML's total they were 36701."""
+    report = reports(case)
+    assert report.error is None, report.stderr
+    assert int(report.first_mib(0)) == 36485
+
+
+def test_two_halves_of_a_card_do_not_fit(tmp_path: Path) -> None:
+    """A context lies beside each half. The second program is refused its own, and takes less, as on the real card."""
+    held = tmp_path / "held"
+    held.write_text("0 4711 41060\n")
+    text = "import tensorflow as tf\ntf.zeros([8])\n"
+    ended = run_program(_limited('memory_limit = "50%"\n'), text, tmp_path, TFGPU_SIMULATE_PROCESSES=str(held))
+    assert ended.status == 0, ended.stderr
+    asked = [(request.op, request.bytes // MIB) for request in ended.requests if request.gpu == 0]
+    assert asked[:3] == [("context", 520), ("oom", 40539), ("alloc", 36485)]
+
+
 # ---- GPUs that differ
 
 RULES = World(
