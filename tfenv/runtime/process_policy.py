@@ -312,16 +312,20 @@ class FrameworkPolicy:
         return self._identified[1]
 
     def _replan(self, named: Mapping[str, str]) -> Plan:
-        """Return the plan with the UUIDs that CUDA tells of tokens. Without cards of its own, the plan for these."""
+        """Return the plan with the UUIDs that CUDA tells of tokens, and keep it. Without tokens, that for these."""
+        if self.plan.devices is None:
+            return self._make_plan(Grant(tokens=tuple(named)), named)
+        made = self._make_plan(self.process.grant, named, self.process.program_request)
+        # What was written, and said of it, stays: only which card is which is known now.
+        self.plan = replace(made, visible=self.plan.visible, findings=self.plan.findings)
+        return self.plan
+
+    def _make_plan(self, grant: Grant, named: Mapping[str, str], request: Sequence[str] | None = None) -> Plan:
         process = self.process
         inventory, choice = replace(process.inventory, named=named), process.choice
-        if self.plan.devices is None:
-            plan = pipeline.make_plan(process.loaded, Grant(tokens=tuple(named)), inventory)
-        else:
-            allocations = None if choice is None else choice.allocations
-            given = process.grant, inventory, process.program_request
-            plan = pipeline.make_plan(process.loaded, *given, allocations=allocations)
-        return drop_unsupported(plan, self.process.loaded.policy, self.framework.supports, self.framework.title)
+        allocations = None if choice is None or self.plan.devices is None else choice.allocations
+        plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
+        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
 
     def count_shown_devices(self) -> int | None:
         """Return how many GPUs CUDA shows."""

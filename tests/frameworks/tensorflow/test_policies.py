@@ -277,6 +277,7 @@ def test_unlike_cards_keep_their_own_limits(case: Case, first: int, reports: Rep
     assert {gpu: report.peak_mib(gpu) for gpu in report.gpus} == {0: 1000, 1: 2000}
     small, large = (report.results[-1][place] for place in (first, 1 - first))
     assert small < 1000 < large
+    assert "unlimited" not in report.ours[0]
 
 
 SPLIT = World(
