@@ -258,6 +258,41 @@ def test_no_room_for_a_context(simulated_gpus: SimulatedGpus, run_python: RunPyt
     assert int(run_python(program, env)) == OUT_OF_MEMORY
 
 
+def test_virtual_memory(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """Physical memory counts from its creation until it was released and is mapped nowhere."""
+    program = CUDA + (
+        "cuda.cuMemAddressReserve.argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * 4\n"
+        "cuda.cuMemMap.argtypes = [ctypes.c_ulonglong] + [ctypes.c_size_t] * 2 + [ctypes.c_void_p, ctypes.c_size_t]\n"
+        "visible(); select(0); on_gpu = (ctypes.c_int * 8)(1, 0, 1, 0)\n"
+        "def create(mib):\n"
+        "    piece = ctypes.c_void_p()\n"
+        "    size = ctypes.c_size_t(mib * MIB)\n"
+        "    result = cuda.cuMemCreate(ctypes.byref(piece), size, on_gpu, ctypes.c_ulonglong(0))\n"
+        "    return result or piece\n"
+        "values = []\n"
+        "for attribute in (102, 18, 83, 95, 115):\n"
+        "    value = ctypes.c_int(); cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)\n"
+        "    values.append(value.value)\n"
+        "piece, left = create(600), []\n"
+        "left.append(free_mib()); assert create(600) == 2 and create(1) == 1\n"
+        "start = ctypes.c_ulonglong()\n"
+        "assert cuda.cuMemAddressReserve(ctypes.byref(start), 600 * MIB, 0, 0, 0) == 0\n"
+        "assert cuda.cuMemMap(start, 600 * MIB, 0, piece, 0) == 0\n"
+        "assert cuda.cuMemsetD8_v2(start, 7, ctypes.c_size_t(MIB)) == 0\n"
+        "assert cuda.cuMemFree_v2(start) == 1\n"
+        "assert cuda.cuMemRelease(piece) == 0; left.append(free_mib())\n"
+        "assert cuda.cuMemUnmap(start, ctypes.c_size_t(600 * MIB)) == 0; left.append(free_mib())\n"
+        "print(json.dumps([values, left]))"
+    )
+    log = tmp_path / "log"
+    assert json.loads(run_python(program, simulated_gpus("1x1000MiB", log=log))) == [[1, 0, 1, 1, 1], [400, 400, 1000]]
+    assert [(r.op, r.bytes // MIB, r.call) for r in read_requests(log)[1:]] == [
+        ("alloc", 600, "cuMemCreate"),
+        ("oom", 600, "cuMemCreate"),
+        ("free", 600, "cuMemRelease"),
+    ]
+
+
 def test_cuda_does_not_survive_fork(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
     """A child forked before cuInit can open CUDA. One forked after it gets CUDA_ERROR_NOT_INITIALIZED."""
     program = CUDA + (

@@ -36,6 +36,10 @@ int driver_new_handle(void **out);   /* something to point at for streams, event
 
 int memory_open_context(int device); /* takes what a context costs, or OUT_OF_MEMORY */
 void memory_close_context(int device);
+int memory_take(int device, Bytes size, const char *call); /* physical memory, which no address leads to */
+void memory_give_back(int device, Bytes size, const char *call);
+void memory_map(DevicePointer start, Bytes size, int device); /* from now on an address leads to it */
+void memory_unmap(DevicePointer start);
 
 API int cuInit(unsigned flags);
 API int cuDriverGetVersion(int *version);

@@ -278,7 +278,9 @@ static const struct {
     {81, 167936},    /* max shared memory per multiprocessor, bytes */
     {82, 65536},     /* max registers per multiprocessor */
     {83, 1},         /* managed memory */
+    {95, 1},         /* cooperative launches */
     {97, 166912},    /* max shared memory per block, opted in, bytes */
+    {102, 1},        /* virtual memory management: driver_virtual.c */
     {106, 32},       /* max blocks per multiprocessor */
     {111, 1024},     /* reserved shared memory per block, bytes */
     {115, 1},        /* memory pools */
