@@ -43,6 +43,12 @@ def test_instances_stand_for_their_gpu(simulated_gpus: SimulatedGpus) -> None:
     assert devices[2]["name"] == "NVIDIA A100 MIG 1g.10gb"
 
 
+def test_what_the_driver_reserves_is_not_counted(simulated_gpus: SimulatedGpus) -> None:
+    """The total is what CUDA can give: on an H100 480 MiB less than NVML's."""
+    (device,), _, _ = ask(simulated_gpus("1x80GiB"), memory_mib=81559, reserved_mib=480)
+    assert (device["total"], device["reserved"]) == (85017493504, 503316480)
+
+
 def test_a_lost_card_hides_no_other(simulated_gpus: SimulatedGpus) -> None:
     """A card that fell off the bus is told with its reason. The others keep their numbers."""
     devices, problem, lost = ask(simulated_gpus("3x24GiB"), error=f"0:{LOST}:0")

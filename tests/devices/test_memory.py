@@ -52,6 +52,12 @@ def test_memory_is_told_by_process(busy: dict[str, str]) -> None:
     }
 
 
+def test_what_the_driver_reserves_is_used_by_nobody(busy: dict[str, str]) -> None:
+    """An idle card is empty, however much of it the driver keeps for itself."""
+    answer = ask(busy, FIRST, SECOND, reserved_mib=480, processes_error=NOT_SUPPORTED)
+    assert answer == {FIRST: [1500 * MIB, None], SECOND: [0, None]}
+
+
 def test_a_gpu_that_is_not_there_is_left_out(busy: dict[str, str]) -> None:
     """It hides no other."""
     assert list(ask(busy, "GPU-00000000-0000-0000-0000-000000000000", SECOND)) == [SECOND]

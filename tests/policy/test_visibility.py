@@ -6,6 +6,7 @@ import pytest
 
 from tests.policy.values import (
     CARDS,
+    GIB,
     INVENTORY,
     NO_GRANT,
     NO_NVML,
@@ -14,6 +15,7 @@ from tests.policy.values import (
     list_codes,
     list_devices,
     make_layer,
+    make_origin,
     pick,
     pick_name,
     pick_uuid,
@@ -21,7 +23,17 @@ from tests.policy.values import (
 )
 from tfenv.errors import PROGRAM
 from tfenv.policy.merge import merge
-from tfenv.policy.model import Allocation, AutoChoice, Grant, Inventory, Layer, RankChoice, Selector
+from tfenv.policy.model import (
+    Allocation,
+    AutoChoice,
+    DeviceRule,
+    Grant,
+    Inventory,
+    Layer,
+    MemoryLimit,
+    RankChoice,
+    Selector,
+)
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.visibility import needs_inventory
 
@@ -33,6 +45,27 @@ def test_positions_are_written_as_tokens_with_and_without_nvml(inventory: Invent
     """[1, 0] becomes CUDA_VISIBLE_DEVICES=1,0, in the order asked for, under nvidia-smi's numbering."""
     made = plan(make_layer("project", {"visible_devices": pick(1, 0)}), inventory=inventory)
     assert (made.visible, made.pci_order) == ("1,0", True)
+
+
+@pytest.mark.parametrize(
+    ("match", "grant", "asked", "expected"),
+    [
+        (pick(0)[0], NO_GRANT, None, True),
+        (pick_name("*T4*"), NO_GRANT, None, True),
+        (pick_uuid("GPU-00"), NO_GRANT, None, True),
+        (None, NO_GRANT, None, False),
+        (pick(0)[0], NO_GRANT, "1", False),
+        (pick(0)[0], Grant(("1", "0")), None, False),
+    ],
+)
+def test_limits_by_card_count_as_nvidia_smi_does(
+    match: Selector | None, grant: Grant, asked: str | None, expected: bool
+) -> None:
+    """A position is the same card as in `visible_devices`. The order of a list that others wrote is theirs."""
+    rule = match and DeviceRule(match, make_origin("project", "gpu", "device", 0), MemoryLimit(bytes=GIB))
+    layer = make_layer("project", {"memory_growth": True} if rule is None else {"device": (rule,)})
+    made = plan(layer, grant=grant, request=asked)
+    assert (made.pci_order, made.visible) == (expected, None)
 
 
 def test_positions_count_within_the_grant_and_tokens_stay_verbatim() -> None:

@@ -124,7 +124,8 @@ def test_unlike_cards_in_cudas_own_order_are_not_guessed() -> None:
         (make_policy(memory_growth=True), replace(PCI, tokens=("0", "3")), [PARTS[0]]),
         (make_policy(memory_growth=True), replace(PCI, tokens=("GPU-33",)), [PARTS[0]]),
         (make_policy(visible="0"), replace(PCI, tokens=("MIG-31000000-0000",)), [PARTS[1]]),
-        (make_policy(visible="0"), replace(PCI, tokens=("0", "GPU-00")), []),
+        (make_policy(visible="0"), replace(PCI, tokens=("0", "GPU-00")), [WHOLE[0]]),
+        (make_policy(visible="0"), replace(PCI, tokens=("GPU-0", "GPU-00")), []),
         (make_policy(visible="1"), replace(PCI, tokens=("MIG-31000000-0000", "MIG-30000000-0000")), [PARTS[0]]),
     ],
 )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tfenv.simulate.driver_requests import read_requests
+from tests.cuda_visible_devices import REAL_ANSWERS, fill_in
+from tfenv.simulate.driver_requests import read_requests, summarise_requests
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -64,10 +65,11 @@ NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY = 100, 3, 2
         ("0,x", [0]),
         ("0,,1", [0]),
         ("0,0", []),
-        ("1,GPU-a1", []),
+        ("1,GPU-a1", [1]),
         ("GPU-a2", [2]),
         ("GPU-A1", [1]),
-        ("GPU-a3fa4e00,1", [3, 1]),
+        ("GPU-a3fa4e00,1", [3]),
+        ("1x,3 ,+2", [1, 3, 2]),
         (f"{UUIDS[1]},{UUIDS[0]}", [1, 0]),
         ("GPU-", []),
         ("GPU-ff", []),
@@ -77,9 +79,53 @@ NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY = 100, 3, 2
 def test_cuda_visible_devices(
     simulated_gpus: SimulatedGpus, run_python: RunPython, value: str | None, gpus: list[int]
 ) -> None:
-    """Numbers and beginnings of UUIDs choose. The first bad entry ends the list. A GPU named twice gives none."""
+    """Numbers, or beginnings of UUIDs, choose. The first bad entry ends the list. A GPU named twice gives none."""
     env = simulated_gpus() if value is None else simulated_gpus(CUDA_VISIBLE_DEVICES=value)
     assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == gpus
+
+
+def test_cuda_visible_devices_as_a_real_driver_reads_it(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
+    """cuInit answers to each value what a real driver answered on a machine with one GPU."""
+    program = (
+        "import ctypes, json, os, sys\n"
+        "def ask(value):\n"
+        "    reader, writer = os.pipe()\n"
+        "    if not os.fork():\n"
+        "        os.environ['CUDA_VISIBLE_DEVICES'] = value\n"
+        "        cuda = ctypes.CDLL('libcuda.so.1')\n"
+        "        os.write(writer, str(cuda.cuInit(0)).encode()); os._exit(0)\n"
+        "    os.wait(); return int(os.read(reader, 9))\n"
+        "print(json.dumps([ask(value) for value in sys.argv[1:]]))"
+    )
+    values = [fill_in(value, UUIDS[0]) for value in REAL_ANSWERS]
+    answers = json.loads(run_python(program, simulated_gpus("1x80GiB"), *values))
+    assert dict(zip(REAL_ANSWERS, answers, strict=True)) == REAL_ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
+        ({}, [2, 0, 1]),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, [2, 0, 1]),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [0, 1, 2]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, [0, 2]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [1, 0]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a1,GPU-a2"}, [1, 2]),
+    ],
+)
+def test_the_fastest_gpu_is_cudas_first(
+    simulated_gpus: SimulatedGpus, run_python: RunPython, variables: dict[str, str], gpus: list[int]
+) -> None:
+    """CUDA's numbers are NVML's only under CUDA_DEVICE_ORDER=PCI_BUS_ID. The card with the most memory is fastest."""
+    env = simulated_gpus("2x24GiB:NVIDIA T4,1x80GiB:NVIDIA H200") | variables
+    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == gpus
+
+
+def test_a_newer_generation_is_faster(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
+    """Then more multiprocessors are, whatever the memory."""
+    env = simulated_gpus()
+    env["TFGPU_SIMULATE"] = "count=4,memory_mib=80:40:20:10,capability=7.5:8.0:8.6:8.6,multiprocessors=9:9:9:10"
+    assert json.loads(run_python(CUDA + "print(json.dumps(visible()))", env)) == [3, 2, 1, 0]
 
 
 def test_visible_devices_are_read_at_the_first_init(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:
@@ -136,6 +182,115 @@ def test_other_users_processes_hold_memory(
         "open(os.environ['others'], 'w').close(); print(json.dumps([before, second, free_mib()]))"
     )
     assert json.loads(run_python(program, env)) == [100, 900, 1000]
+
+
+#: As an NVIDIA H100 80GB HBM3 was measured, see docs/hardware.md.
+H100 = "memory_mib=81559,reserved_mib=480,context_mib=518,"
+LOOK = """
+import pynvml as n
+n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(0)
+def look():
+    first, second = n.nvmlDeviceGetMemoryInfo(h), n.nvmlDeviceGetMemoryInfo(h, version=n.nvmlMemory_v2)
+    mine = [p.usedGpuMemory >> 20 for p in n.nvmlDeviceGetComputeRunningProcesses(h) if p.pid == os.getpid()]
+    return [[m.total, m.free >> 20, m.used >> 20] for m in (first, second)], second.reserved >> 20, mine
+"""
+
+
+def test_what_the_driver_reserves_is_nobodys(
+    simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path
+) -> None:
+    """CUDA's total is NVML's without the reserved part, which only NVML's first version counts as used."""
+    pytest.importorskip("pynvml")
+    env = simulated_gpus("1x80GiB", log=tmp_path / "log")
+    env["TFGPU_SIMULATE"] = H100 + env["TFGPU_SIMULATE"]
+    program = (
+        CUDA
+        + LOOK
+        + (
+            "before = look(); visible(); size = ctypes.c_size_t(); cuda.cuDeviceTotalMem_v2(ctypes.byref(size), 0)\n"
+            "select(0); free, total = ctypes.c_size_t(), ctypes.c_size_t()\n"
+            "cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))\n"
+            "print(json.dumps([before, look(), size.value, total.value, free.value >> 20]))"
+        )
+    )
+    nothing: object = [[[85520809984, 81079, 480], [85520809984, 81079, 0]], 480, []]
+    context = [[[85520809984, 80561, 998], [85520809984, 80561, 518]], 480, [518]]
+    answer = json.loads(run_python(program, env))
+    assert answer == [nothing, context, 85017493504, 85017493504, 80561]
+
+
+def test_a_context_costs_memory(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """Each process pays once for the GPU it opens, until it closes it. What is left decides what others get."""
+    env = simulated_gpus("1x1000MiB", log=tmp_path / "log")
+    env["TFGPU_SIMULATE"] = "reserved_mib=100,context_mib=50," + env["TFGPU_SIMULATE"]
+    half = CUDA + (
+        "visible(); select(0); got = allocate(450); print(int(got == 2), flush=True); sys.stdin.read()\n"
+        "if got != 2: cuda.cuMemFree_v2(got)\n"
+        "cuda.cuDevicePrimaryCtxRelease_v2(0)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", half], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "0\n"
+        assert run_python(half, env) == "1\n"  # 450 of 900 MiB twice, and no room for two contexts beside them
+    found = [(r.op, r.gpu, r.bytes // MIB, r.held // MIB) for r in read_requests(tmp_path / "log") if r.op != "cuInit"]
+    assert found == [
+        ("context", 0, 50, 50),
+        ("alloc", 0, 450, 500),
+        ("context", 0, 50, 550),
+        ("oom", 0, 450, 550),
+        ("closed", 0, 50, 500),
+        ("free", 0, 450, 50),
+        ("closed", 0, 50, 0),
+    ]
+    (totals,) = summarise_requests(read_requests(tmp_path / "log")).values()
+    assert (totals.peak, totals.peak_process, totals.first) == (550 * MIB, 450 * MIB, 450 * MIB)
+
+
+def test_no_room_for_a_context(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """A GPU that is full cannot be opened at all."""
+    held = tmp_path / "processes"
+    held.write_text("0 4711 980\n")
+    env = simulated_gpus("1x1000MiB", processes=held)
+    env["TFGPU_SIMULATE"] = "context_mib=50," + env["TFGPU_SIMULATE"]
+    program = CUDA + "visible(); print(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0))"
+    assert int(run_python(program, env)) == OUT_OF_MEMORY
+
+
+def test_virtual_memory(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """Physical memory counts from its creation until it was released and is mapped nowhere."""
+    program = CUDA + (
+        "cuda.cuMemAddressReserve.argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * 4\n"
+        "cuda.cuMemMap.argtypes = [ctypes.c_ulonglong] + [ctypes.c_size_t] * 2 + [ctypes.c_void_p, ctypes.c_size_t]\n"
+        "visible(); select(0); on_gpu = (ctypes.c_int * 8)(1, 0, 1, 0)\n"
+        "def create(mib):\n"
+        "    piece = ctypes.c_void_p()\n"
+        "    size = ctypes.c_size_t(mib * MIB)\n"
+        "    result = cuda.cuMemCreate(ctypes.byref(piece), size, on_gpu, ctypes.c_ulonglong(0))\n"
+        "    return result or piece\n"
+        "values = []\n"
+        "for attribute in (102, 18, 83, 95, 115):\n"
+        "    value = ctypes.c_int(); cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)\n"
+        "    values.append(value.value)\n"
+        "piece, left = create(600), []\n"
+        "left.append(free_mib()); assert create(600) == 2 and create(1) == 1\n"
+        "start = ctypes.c_ulonglong()\n"
+        "assert cuda.cuMemAddressReserve(ctypes.byref(start), 600 * MIB, 0, 0, 0) == 0\n"
+        "assert cuda.cuMemMap(start, 600 * MIB, 0, piece, 0) == 0\n"
+        "assert cuda.cuMemsetD8_v2(start, 7, ctypes.c_size_t(MIB)) == 0\n"
+        "assert cuda.cuMemFree_v2(start) == 1\n"
+        "assert cuda.cuMemRelease(piece) == 0; left.append(free_mib())\n"
+        "assert cuda.cuMemUnmap(start, ctypes.c_size_t(600 * MIB)) == 0; left.append(free_mib())\n"
+        "print(json.dumps([values, left]))"
+    )
+    log = tmp_path / "log"
+    assert json.loads(run_python(program, simulated_gpus("1x1000MiB", log=log))) == [[1, 0, 1, 1, 1], [400, 400, 1000]]
+    assert [(r.op, r.bytes // MIB, r.call) for r in read_requests(log)[1:]] == [
+        ("alloc", 600, "cuMemCreate"),
+        ("oom", 600, "cuMemCreate"),
+        ("free", 600, "cuMemRelease"),
+    ]
 
 
 def test_cuda_does_not_survive_fork(simulated_gpus: SimulatedGpus, run_python: RunPython) -> None:

@@ -52,14 +52,23 @@ def test_says_what_would_be_right(text: str, message: str) -> None:
         parse_gpus(text)
 
 
+@pytest.mark.parametrize("sizes", [{"reserved": GIB}, {"reserved": -1}, {"context": -1}])
+def test_sizes_no_card_has(sizes: dict[str, int]) -> None:
+    """A driver leaves something of its card, and nobody takes less than nothing."""
+    with pytest.raises(ValueError, match="cannot be simulated"):
+        SimulatedGpu(GIB, **sizes)  # type: ignore[arg-type]
+
+
 def test_child_environment() -> None:
     """The child inherits what is there. The libraries come first on its library path."""
-    gpus = [SimulatedGpu(24 * GIB), SimulatedGpu(80 * GIB, "H100")]
+    gpus = [SimulatedGpu(24 * GIB), SimulatedGpu(80 * GIB, "H100", reserved=480 * MIB, context=518 * MIB)]
     result = build_environment(gpus, log=Path("log"), base={"A": "b", "LD_LIBRARY_PATH": "/lib"})
     folder, _, rest = result["LD_LIBRARY_PATH"].partition(":")
     assert Path(folder, "libcuda.so.1").is_file()
     assert (rest, result["A"]) == ("/lib", "b")
-    assert "count=2,memory_mib=24576:81920,name=Simulated GPU:H100" in result["TFGPU_SIMULATE"]
+    settings = result["TFGPU_SIMULATE"].split(",")
+    assert settings[:2] == ["count=2", "memory_mib=24576:81920"]
+    assert {"reserved_mib=0:480", "context_mib=0:518", "name=Simulated GPU:H100"} <= set(settings)
     assert result["TFGPU_SIMULATE_LOG"] == str(Path.cwd() / "log")
 
 

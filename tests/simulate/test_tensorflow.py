@@ -65,7 +65,7 @@ CASES = {
         f"visible {value}": f"os.environ['CUDA_VISIBLE_DEVICES'] = {value!r}\n"
         "result = [tf.config.experimental.get_device_details(g)['device_name'] for g in"
         " tf.config.list_physical_devices('GPU')]"
-        for value in ("2,0", "GPU-a3fa4e00,1", "", "-1", "0,0", "1,9,2")
+        for value in ("2,0", "GPU-a3fa4e00,GPU-a1", "GPU-a3fa4e00,1", "", "-1", "0,0", "1,9,2")
     },
 }
 PROGRAM = """
@@ -189,7 +189,8 @@ def test_mirrored_strategy_uses_all_gpus(cases: Cases) -> None:
     ("value", "names"),
     [
         ("2,0", ["GPU C", "GPU A"]),
-        ("GPU-a3fa4e00,1", ["GPU D", "GPU B"]),
+        ("GPU-a3fa4e00,GPU-a1", ["GPU D", "GPU B"]),
+        ("GPU-a3fa4e00,1", ["GPU D"]),
         ("", []),
         ("-1", []),
         ("0,0", []),

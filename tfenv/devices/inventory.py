@@ -58,6 +58,7 @@ def _read_device(
         uuid=nvml.decode_text(pynvml.nvmlDeviceGetUUID(handle)),
         name=nvml.decode_text(pynvml.nvmlDeviceGetName(handle)),
         total=None if memory is None else memory.total,
+        reserved=None if memory is None else memory.reserved,
         instance=instance,
         parent=parent,
     )

@@ -37,14 +37,15 @@ class MemoryInfo:
     """The memory of a GPU or of a MIG instance, in bytes.
 
     Attributes:
-        total: All of it.
-        used: What is taken, by whomever.
-        used_includes_reserved: An older driver answered, which counts what it reserves for itself as used.
+        total: What CUDA can give of it.
+        used: What is taken of that, by whomever.
+        reserved: What the driver keeps for itself beside it. None: an older driver answered, which does not tell it
+            apart. It is part of both others then.
     """
 
     total: int
     used: int
-    used_includes_reserved: bool = False
+    reserved: int | None
 
 
 @contextmanager
@@ -94,10 +95,11 @@ def read_memory_info(pynvml: ModuleType, handle: Any) -> MemoryInfo | None:
     ask = pynvml.nvmlDeviceGetMemoryInfo
     try:
         memory = ask(handle, version=pynvml.nvmlMemory_v2)
-        return MemoryInfo(int(memory.total), int(memory.used))
+        reserved = int(memory.reserved)
+        return MemoryInfo(int(memory.total) - reserved, int(memory.used), reserved)
     except (pynvml.NVMLError, AttributeError, TypeError):  # an older driver, an older nvidia-ml-py
         memory = ask_or_none(pynvml, ask, handle)
-    return None if memory is None else MemoryInfo(int(memory.total), int(memory.used), used_includes_reserved=True)
+    return None if memory is None else MemoryInfo(int(memory.total), int(memory.used), None)
 
 
 def list_instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: From so many bytes on somebody must hold them. An idle card holds some hundred MiB by itself where the driver
-#: counts what it reserves.
+#: does not tell apart what it reserves.
 _SOMEBODYS_BYTES = 1 << 30
 #: The field of /proc/PID/stat that tells the start, counted behind the name.
 _START_FIELD = 19
@@ -32,8 +32,10 @@ class GpuState:
         instance: Number of the MIG instance. None: the GPU itself.
         uuid: "GPU-…" or "MIG-…".
         name: Product name.
-        total: Memory in bytes.
-        used: What is held of it, by whomever. Without what the driver reserves for itself where it tells that apart.
+        total: Memory in bytes that CUDA can give.
+        used: What is held of it, by whomever.
+        reserved: What the driver keeps for itself. It is beside `total` and `used`. None: it does not tell that apart,
+            and it is part of both.
         utilization: Per cent of the last moments in which some kernel ran.
         split: MIG is on: programs see its instances, never the whole.
         problem: Why nothing more is known of it. "" when it answers.
@@ -45,6 +47,7 @@ class GpuState:
     name: str | None = None
     total: int | None = None
     used: int | None = None
+    reserved: int | None = None
     utilization: int | None = None
     split: bool = False
     problem: str = ""
@@ -190,6 +193,7 @@ def _read_state(pynvml: ModuleType, handle: Any, known: GpuState) -> GpuState:
         name=nvml.decode_text(pynvml.nvmlDeviceGetName(handle)),
         total=None if memory is None else memory.total,
         used=None if memory is None else memory.used,
+        reserved=None if memory is None else memory.reserved,
         utilization=None if rates is None else int(rates.gpu),
     )
 

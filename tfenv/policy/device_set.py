@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import takewhile
 
 from tfenv.policy.model import AutoChoice, Device, Grant, Inventory, Origin, Selector
 from tfenv.values import frozen, replace
 
-#: Longer numbers are no ordinals: CUDA's own conversion overflows.
-_MOST_DIGITS = 10
+#: A number as the driver reads it. Whatever follows is ignored. Longer ones overflow its conversion.
+_NUMBER = re.compile(r"\s*([+-]?\d{1,9})(?!\d)", re.ASCII)
+_PREFIXES = ("GPU-", "MIG-")
 
 
 # ---- tokens of CUDA_VISIBLE_DEVICES
 
 
 def keep_valid_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Return the tokens CUDA honours, without the blanks around them.
+    """Return the tokens CUDA honours: numbers in their plain form, or UUIDs without the blanks around them.
 
-    CUDA stops at the first token that has none of its forms. A GPU that is named twice leaves no GPU at all.
+    The first token decides which of both the list is of. CUDA stops at the first that is not of that kind. A GPU that
+    is named twice leaves no GPU at all.
     """
+    read = _read_uuid if tokens and tokens[0].strip().startswith(_PREFIXES) else _read_number
     kept: list[str] = []
     for raw in tokens:
-        token = raw.strip()
-        number = token.isascii() and token.isdigit() and len(token) < _MOST_DIGITS
-        if not number and not token.startswith(("GPU-", "MIG-")):
+        token = read(raw)
+        if token is None:
             break
         kept.append(token)
     return tuple(kept) if len(set(kept)) == len(kept) else ()
+
+
+def _read_number(raw: str) -> str | None:
+    match = _NUMBER.match(raw)
+    return str(int(match[1])) if match is not None and int(match[1]) >= 0 else None
+
+
+def _read_uuid(raw: str) -> str | None:
+    token = raw.strip()
+    return token if token.startswith(_PREFIXES) and token not in _PREFIXES else None
 
 
 # ---- cards
@@ -109,12 +123,15 @@ def find_device(token: str, grant: Grant, inventory: Inventory) -> Device | None
     """Find the device a token names.
 
     CUDA counts the fastest GPU first unless it is told otherwise, NVML by PCI address. A number is certain only
-    under PCI order, or where all cards are alike.
+    under PCI order, where all cards are alike, or once CUDA has told which card it is.
 
     Returns:
         None where it cannot be told which device it is.
     """
     devices = inventory.devices or ()
+    if uuid := inventory.named.get(token):  # CUDA's UUIDs have digits alone: "GPU-" or "MIG-" is not theirs
+        digits = uuid.partition("-")[2]
+        return next((device for device in devices if device.uuid.partition("-")[2] == digits), None)
     if token.isdigit():
         # An instance is called "NVIDIA A100 MIG 3g.20gb", its GPU "NVIDIA A100".
         alike = len({device.name.partition(" MIG ")[0] for device in devices}) == 1
@@ -130,12 +147,23 @@ def _find_first_instance(token: str, devices: Sequence[Device]) -> Device | None
     return named[0] if len({device.parent for device in named}) == 1 else None
 
 
+def _is_absent(token: str, inventory: Inventory) -> bool:
+    """Return whether the machine certainly has no such GPU: CUDA ends the list there."""
+    if not inventory.devices or inventory.lost or "/" in token:  # "MIG-GPU-…/1/0" is in no UUID
+        return False
+    if token.isdigit():
+        return int(token) >= len({device.index for device in inventory.devices})
+    known = [uuid for device in inventory.devices for uuid in (device.uuid, device.parent) if uuid is not None]
+    return not any(uuid.lower().startswith(token.lower()) for uuid in known)
+
+
 def list_granted(grant: Grant, inventory: Inventory) -> DeviceSet:
     """Return the GPUs that the scheduler or the parent gave, or else all GPUs of the machine."""
     if grant.tokens is not None:
-        cards = tuple(Card(token, find_device(token, grant, inventory)) for token in keep_valid_tokens(grant.tokens))
+        given = takewhile(lambda token: not _is_absent(token, inventory), keep_valid_tokens(grant.tokens))
+        cards = tuple(Card(token, find_device(token, grant, inventory)) for token in given)
         known = [card.device.uuid for card in cards if card.device is not None]
-        # A GPU that is named by its number and by its UUID leaves no GPU at all, too.
+        # Two beginnings of one UUID leave no GPU at all, too.
         return DeviceSet(cards) if len(set(known)) == len(known) else DeviceSet()
     if inventory.devices is None:
         return DeviceSet(unbounded=True)

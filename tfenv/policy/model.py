@@ -355,9 +355,11 @@ class Device:
         index: As `nvidia-smi` counts (PCI order). An instance has the index of its GPU.
         uuid: "GPU-…" or "MIG-…".
         name: Product name.
-        total: Memory in bytes. An instance has its own. None: NVML does not say.
+        total: Memory in bytes that CUDA can give. An instance has its own. None: NVML does not say.
         instance: Number of the MIG instance on its GPU. None: the whole GPU.
         parent: UUID of the GPU that an instance belongs to.
+        reserved: Memory in bytes that the driver keeps for itself, beside `total`. None: NVML does not tell it apart,
+            and it is part of `total`.
     """
 
     index: int
@@ -366,6 +368,7 @@ class Device:
     total: int | None
     instance: int | None = None
     parent: str | None = None
+    reserved: int | None = None
 
     @property
     def label(self) -> str:
@@ -381,11 +384,13 @@ class Inventory:
         devices: The GPUs that answer. None: nobody looked, or NVML could not say.
         problem: Why NVML could not say. None: it could, or nobody looked.
         lost: GPUs that do not answer, by index, with the reason.
+        named: UUIDs of tokens of CUDA_VISIBLE_DEVICES, as CUDA tells them once it is open.
     """
 
     devices: tuple[Device, ...] | None = None
     problem: str | None = None
     lost: Mapping[int, str] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @frozen

@@ -27,7 +27,7 @@ def place(
     plan: Plan,
     ordinals: Sequence[int],
     uuids: Sequence[str] | None,
-    replan: Callable[[tuple[str, ...]], Plan],
+    replan: Callable[[Mapping[str, str]], Plan],
 ) -> Placement:
     """Find each listed GPU in the Plan.
 
@@ -35,19 +35,30 @@ def place(
         plan: What this process may use.
         ordinals: The GPUs TensorFlow lists.
         uuids: The UUIDs of all GPUs that CUDA shows, by ordinal, as hex digits. None: unknown.
-        replan: Makes the Plan for exactly these cards. It is called where the Plan leaves all of them visible.
+        replan: Makes the Plan anew with the UUIDs of tokens: of those of its cards, where it does not know all of them,
+            and of the UUIDs themselves, where it leaves all cards visible.
     """
     listed = len(ordinals)
     if uuids is None or any(ordinal >= len(uuids) for ordinal in ordinals):
         return Placement(None, _compare_counts(plan, listed))
+    shown = [_format_uuid(digits) for digits in uuids]
     if plan.devices is None:
-        devices = replan(tuple(_format_uuid(uuids[ordinal]) for ordinal in ordinals)).devices or ()
+        devices = replan({shown[ordinal]: shown[ordinal] for ordinal in ordinals}).devices or ()
         return Placement(dict(zip(ordinals, devices, strict=False)) if len(devices) == listed else None)
-    planned = {_get_digits(device.device.uuid): device for device in plan.devices if device.device is not None}
-    if len(planned) < len(plan.devices):
+    if len(shown) == len(plan.devices) and not _knows_all(plan.devices):
+        plan = replan({device.token: uuid for device, uuid in zip(plan.devices, shown, strict=True)})
+    allowed = plan.devices or ()
+    if not _knows_all(allowed):
         return Placement(None, _compare_counts(plan, listed))
+    planned = {_get_digits(device.device.uuid): device for device in allowed if device.device is not None}
     found = {ordinal: planned[uuids[ordinal]] for ordinal in ordinals if uuids[ordinal] in planned}
-    return Placement(found or None, _report_difference(len(plan.devices), len(found), listed))
+    return Placement(found or None, _report_difference(len(allowed), len(found), listed))
+
+
+def _knows_all(devices: Sequence[PlannedDevice]) -> bool:
+    """Return whether each card is known, and not only its token. Two tokens of one card are not."""
+    known = {device.device.uuid for device in devices if device.device is not None}
+    return len(known) == len(devices)
 
 
 def _get_digits(uuid: str) -> str:

@@ -389,14 +389,15 @@ def _keep_cuda_default(device_set: DeviceSet, inputs: PlanInputs, _: FindingColl
 def sets_pci_order(inputs: PlanInputs, *, governed: bool) -> bool:
     """Return whether the Plan sets CUDA's order to nvidia-smi's, which counts in the numbers that we write.
 
-    Under an inherited list the order is part of that list. `governed` tells that the Plan writes a list.
+    It matters where the Plan writes a list (`governed`), and where limits differ by card: a position is to be the same
+    card in every key. Under an inherited list the order is part of that list, and CUDA tells later which card is which.
     """
-    by_identity = (
-        any(rule.match.kind != "position" for rule in get_device_rules(inputs.policy))
+    by_card = (
+        bool(get_device_rules(inputs.policy))
         or mixes_sizes_and_shares(inputs.policy)
         or bool(inputs.policy.list_ceilings("memory_total"))  # leases are by UUID
     )
-    return inputs.grant.tokens is None and (governed or (by_identity and inputs.request is None))
+    return inputs.grant.tokens is None and (governed or (by_card and inputs.request is None))
 
 
 # ---- what a policy says of visibility

@@ -68,6 +68,7 @@ class ProcessPolicy:
         self._faulted = False
         self._listed_by = 0  # pid: a forked child lists and chooses anew
         self._choice: tuple[int, Choice | None] | None = None
+        self._order_before: tuple[str | None] | None = None  # None: CUDA's order is not ours
 
     def continue_from(self, previous: ProcessPolicy) -> None:
         """Go on where an import that failed left the environment: what it wrote is no request of the program."""
@@ -131,15 +132,26 @@ class ProcessPolicy:
 
     def write_visibility(self) -> None:
         """Write the visible GPUs into the environment, and for the children the grant and the leases."""
+        self._write_order()
         if self.plan.visible is not None:
-            if self.plan.pci_order:
-                os.environ[_ORDER] = "PCI_BUS_ID"
             os.environ[_VISIBLE] = self.last_written = self.plan.visible
         elif not self.leases:
             return
         request = None if self.program_request is None else ",".join(self.program_request)
         inherited = InheritedGrant(self.inherited.grant, request, os.environ.get(_VISIBLE), self.leases)
         os.environ[GRANT_VARIABLE] = encode_grant(inherited, self.boot_id)
+
+    def _write_order(self) -> None:
+        """Let CUDA count as the plan does. Give its order back where the program wrote a list of its own since."""
+        if self.plan.pci_order:
+            if self._order_before is None:
+                self._order_before = (os.environ.get(_ORDER),)
+            os.environ[_ORDER] = "PCI_BUS_ID"
+        elif self._order_before is not None:
+            (before,), self._order_before = self._order_before, None
+            os.environ.pop(_ORDER, None)
+            if before is not None:
+                os.environ[_ORDER] = before
 
     def handle_fault(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:
         """Do what `on_error` says where the policy cannot be kept.
@@ -305,10 +317,21 @@ class FrameworkPolicy:
             self._identified = (os.getpid(), placement.devices)
         return self._identified[1]
 
-    def _replan(self, tokens: tuple[str, ...]) -> Plan:
-        """Return the plan for exactly these cards, in CUDA's order."""
-        plan = pipeline.make_plan(self.process.loaded, Grant(tokens=tokens), self.process.inventory)
-        return drop_unsupported(plan, self.process.loaded.policy, self.framework.supports, self.framework.title)
+    def _replan(self, named: Mapping[str, str]) -> Plan:
+        """Return the plan with the UUIDs that CUDA tells of tokens, and keep it. Without tokens, that for these."""
+        if self.plan.devices is None:
+            return self._make_plan(Grant(tokens=tuple(named)), named)
+        made = self._make_plan(self.process.grant, named, self.process.program_request)
+        # What was written, and said of it, stays: only which card is which is known now.
+        self.plan = replace(made, visible=self.plan.visible, findings=self.plan.findings)
+        return self.plan
+
+    def _make_plan(self, grant: Grant, named: Mapping[str, str], request: Sequence[str] | None = None) -> Plan:
+        process = self.process
+        inventory, choice = replace(process.inventory, named=named), process.choice
+        allocations = None if choice is None or self.plan.devices is None else choice.allocations
+        plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
+        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
 
     def count_shown_devices(self) -> int | None:
         """Return how many GPUs CUDA shows."""

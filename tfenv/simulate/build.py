@@ -43,7 +43,9 @@ def _define_maths(soname: str, cudnn: tuple[int, int] = (9, 3)) -> _StubLibrary:
 # What TensorFlow 2.16 to 2.21 opens. It lists no GPU at all when one is missing. libcuda comes first
 # because libcudart is linked against it. cuDNN 8 is for 2.16 and 2.17, cuDNN 9 for all later ones.
 _LIBRARIES = (
-    _StubLibrary("libcuda.so.1", ("driver_devices.c", "driver_memory.c", "driver_work.c", "machine.c")),
+    _StubLibrary(
+        "libcuda.so.1", ("driver_devices.c", "driver_memory.c", "driver_virtual.c", "driver_work.c", "machine.c")
+    ),
     _StubLibrary("libcudart.so.12", ("runtime.c",), ("-Wl,-rpath,$ORIGIN", "-L.", "-l:libcuda.so.1")),
     _StubLibrary("libnvidia-ml.so.1", ("nvml.c", "machine.c")),
     _define_maths("libcudnn.so.8", (8, 9)),

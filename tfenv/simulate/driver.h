@@ -34,6 +34,13 @@ Context *driver_context(int device); /* its primary context */
 Context *driver_current(void);       /* the calling thread's context, or NULL */
 int driver_new_handle(void **out);   /* something to point at for streams, events, modules */
 
+int memory_open_context(int device); /* takes what a context costs, or OUT_OF_MEMORY */
+void memory_close_context(int device);
+int memory_take(int device, Bytes size, const char *call); /* physical memory, which no address leads to */
+void memory_give_back(int device, Bytes size, const char *call);
+void memory_map(DevicePointer start, Bytes size, int device); /* from now on an address leads to it */
+void memory_unmap(DevicePointer start);
+
 API int cuInit(unsigned flags);
 API int cuDriverGetVersion(int *version);
 API int cuDeviceGetCount(int *count);

@@ -27,15 +27,44 @@ int driver_new_handle(void **out) {
   return *out ? SUCCESS : OUT_OF_MEMORY;
 }
 
-/* ---- CUDA_VISIBLE_DEVICES: numbers and beginnings of UUIDs. The first bad one ends the list */
+/* ---- CUDA_VISIBLE_DEVICES: numbers, or beginnings of UUIDs. The first bad entry ends the list */
+
+static const int NO_PLACE = -1;
 
 /* Returns what CUDA shows of a GPU: all of it or, where it is split, its first MIG instance. */
 static int shown_of(int gpu) { return machine_instances(gpu) ? machine_instance_place(gpu, 0) : gpu; }
 
+static int is_faster(int gpu, int other) {
+  int major[2], minor[2];
+  machine_capability(gpu, &major[0], &minor[0]);
+  machine_capability(other, &major[1], &minor[1]);
+  if (major[0] != major[1]) return major[0] > major[1];
+  if (minor[0] != minor[1]) return minor[0] > minor[1];
+  if (machine_multiprocessors(gpu) != machine_multiprocessors(other))
+    return machine_multiprocessors(gpu) > machine_multiprocessors(other);
+  return machine_memory(gpu) > machine_memory(other);
+}
+
+/* CUDA counts the fastest first, and by PCI bus only if it is told to. Which is faster NVIDIA does not say in
+ * full. Here it is the one of the newer generation, with more multiprocessors, with more memory. Equals stay as NVML
+ * has them. */
+static int gpu_by_number(int number) {
+  const char *order = getenv("CUDA_DEVICE_ORDER");
+  int ordered[MAX_GPUS], count = 0;
+  if (order && !strcmp(order, "PCI_BUS_ID")) return number;
+  for (int gpu = 0; gpu < machine_gpus(); gpu++) {
+    int place = count++;
+    for (; place > 0 && is_faster(gpu, ordered[place - 1]); place--) ordered[place] = ordered[place - 1];
+    ordered[place] = gpu;
+  }
+  return ordered[number];
+}
+
+/* The driver ignores what follows a number: "0 " and "0x0" are 0. */
 static int place_by_number(const char *token) {
   char *end;
   long number = strtol(token, &end, 10);
-  return end == token || *end || number < 0 || number >= machine_gpus() ? -1 : shown_of((int)number);
+  return end == token || number < 0 || number >= machine_gpus() ? NO_PLACE : shown_of(gpu_by_number((int)number));
 }
 
 static int begins_with(int place, const char *beginning) {
@@ -44,11 +73,13 @@ static int begins_with(int place, const char *beginning) {
   return !strncasecmp(uuid, beginning, strlen(beginning));
 }
 
+/* The prefix alone names no GPU, not even where there is one. */
 static int place_by_uuid(const char *beginning) {
-  int found = -1;
+  int found = NO_PLACE;
+  if (!beginning[strlen("GPU-")]) return NO_PLACE;
   for (int place = 0; place < MAX_PLACES; place++) {
     if (!machine_has(place) || !begins_with(place, beginning)) continue;
-    if (found >= 0) return -1; /* it fits more than one */
+    if (found >= 0) return NO_PLACE; /* it fits more than one */
     found = place < MAX_GPUS ? shown_of(place) : place;
   }
   return found;
@@ -58,19 +89,24 @@ static int place_by_uuid(const char *beginning) {
 static int place_by_old_name(const char *token) {
   char uuid[UUID_TEXT];
   int gpu_instance, compute_instance, place;
-  if (sscanf(token, "%40[^/]/%d/%d", uuid, &gpu_instance, &compute_instance) != 3 || compute_instance) return -1;
+  if (sscanf(token, "%40[^/]/%d/%d", uuid, &gpu_instance, &compute_instance) != 3 || compute_instance) return NO_PLACE;
   for (int gpu = 0; gpu < machine_gpus(); gpu++) {
     place = machine_instance_place(gpu, gpu_instance - 1);
     if (begins_with(gpu, uuid) && gpu_instance > 0 && gpu_instance <= machine_instances(gpu)) return place;
   }
-  return -1;
+  return NO_PLACE;
 }
 
-static int place_by_token(const char *token) {
-  token += strspn(token, " ");
+static int is_uuid(const char *token) { return !strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4); }
+
+static const char *skip_blanks(const char *token) { return token + strspn(token, " "); }
+
+/* A list is of UUIDs or of numbers, as its first entry is. An entry of the other kind ends it. */
+static int place_by_token(const char *token, int by_uuid) {
+  token = skip_blanks(token);
+  if (!by_uuid) return place_by_number(token);
   if (!strncmp(token, "MIG-GPU-", 8)) return place_by_old_name(token + 4);
-  if (!strncmp(token, "GPU-", 4) || !strncmp(token, "MIG-", 4)) return place_by_uuid(token);
-  return place_by_number(token);
+  return is_uuid(token) ? place_by_uuid(token) : NO_PLACE;
 }
 
 static int is_selected(int place) {
@@ -79,17 +115,20 @@ static int is_selected(int place) {
   return 0;
 }
 
-static void select_listed(char *list) {
+/* Returns INVALID_DEVICE, and selects nothing, where a GPU is named twice. */
+static int select_listed(char *list) {
+  int by_uuid = is_uuid(skip_blanks(list));
   char *token;
   while ((token = strsep(&list, ",")) && device_count < MAX_GPUS) {
-    int place = place_by_token(token);
-    if (place < 0) return;
-    if (is_selected(place)) { /* a GPU named twice: none at all */
+    int place = place_by_token(token, by_uuid);
+    if (place == NO_PLACE) break;
+    if (is_selected(place)) {
       device_count = 0;
-      return;
+      return INVALID_DEVICE;
     }
     place_of[device_count++] = place;
   }
+  return device_count ? SUCCESS : NO_DEVICE;
 }
 
 /* NVIDIA's MIG guide: CUDA enumerates a single instance, and no whole GPU beside it. */
@@ -101,28 +140,33 @@ static void keep_one_instance(void) {
     }
 }
 
-static void select_devices(void) {
+static int select_devices(void) {
   const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  int result;
   device_count = 0;
   if (visible) {
     char *list = strdup(visible);
-    select_listed(list);
+    result = select_listed(list);
     free(list);
   } else {
-    for (int gpu = 0; gpu < machine_gpus(); gpu++) place_of[device_count++] = shown_of(gpu);
+    while (device_count < machine_gpus()) {
+      place_of[device_count] = shown_of(gpu_by_number(device_count));
+      device_count++;
+    }
+    result = device_count ? SUCCESS : NO_DEVICE;
   }
   keep_one_instance();
+  return result;
 }
 
 static int initialise(void) {
-  int log;
+  int log, result;
   if (driver_ready()) return SUCCESS;
-  if (!initialised_by) select_devices();
+  result = initialised_by ? NOT_INITIALIZED : select_devices(); /* the former in a child of who opened it */
   log = log_open();
   log_write(log, "cuInit", -1, initialised_by ? 0 : (Bytes)device_count, 0, "cuInit");
   log_close(log);
-  if (initialised_by) return NOT_INITIALIZED; /* in the parent, before fork() */
-  if (!device_count) return NO_DEVICE;
+  if (result) return result;
   for (int device = 0; device < device_count; device++) contexts[device].device = device;
   initialised_by = getpid();
   return SUCCESS;
@@ -177,7 +221,7 @@ API int cuDeviceGetUuid_v2(unsigned char *out, int device) {
 
 API int cuDeviceTotalMem_v2(size_t *bytes, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  *bytes = machine_memory(place_of[device]);
+  *bytes = machine_usable(place_of[device]);
   return SUCCESS;
 }
 
@@ -234,7 +278,9 @@ static const struct {
     {81, 167936},    /* max shared memory per multiprocessor, bytes */
     {82, 65536},     /* max registers per multiprocessor */
     {83, 1},         /* managed memory */
+    {95, 1},         /* cooperative launches */
     {97, 166912},    /* max shared memory per block, opted in, bytes */
+    {102, 1},        /* virtual memory management: driver_virtual.c */
     {106, 32},       /* max blocks per multiprocessor */
     {111, 1024},     /* reserved shared memory per block, bytes */
     {115, 1},        /* memory pools */
@@ -257,17 +303,40 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
 
 /* ---- contexts: TensorFlow uses each device's primary context and makes it current by thread */
 
+static pthread_mutex_t contexts_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* The first to want it makes it, the last to leave it destroys it. Only then memory is taken and given back. */
 API int cuDevicePrimaryCtxRetain(Context **out, int device) {
+  int result = SUCCESS;
+  if (!driver_ready()) return NOT_INITIALIZED;
   if (!driver_has(device)) return INVALID_DEVICE;
-  contexts[device].retained++;
+  pthread_mutex_lock(&contexts_lock);
+  if (!contexts[device].retained) result = memory_open_context(device);
+  if (!result) contexts[device].retained++;
+  pthread_mutex_unlock(&contexts_lock);
   *out = &contexts[device];
-  return SUCCESS;
+  return result;
 }
 
 API int cuDevicePrimaryCtxRelease_v2(int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
-  contexts[device].retained--;
+  pthread_mutex_lock(&contexts_lock);
+  if (contexts[device].retained && !--contexts[device].retained) memory_close_context(device);
+  pthread_mutex_unlock(&contexts_lock);
   return SUCCESS;
+}
+
+/* A context of a program's own is the device's primary one. */
+API int cuCtxCreate_v2(Context **out, unsigned flags UNUSED, int device) {
+  int result = cuDevicePrimaryCtxRetain(out, device);
+  if (!result) current = *out;
+  return result;
+}
+
+API int cuCtxDestroy_v2(Context *context) {
+  if (!driver_ready() || !context) return INVALID_CONTEXT;
+  if (current == context) current = NULL;
+  return cuDevicePrimaryCtxRelease_v2(context->device);
 }
 
 API int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned flags) {

@@ -16,10 +16,12 @@ typedef struct Block {
   DevicePointer start;
   Bytes size;
   int device;
+  int mapped; /* physical memory of driver_virtual.c, which is counted there */
 } Block;
 
 static Block *blocks;
-static Bytes used[MAX_GPUS]; /* by CUDA ordinal */
+static Bytes used[MAX_GPUS];     /* by CUDA ordinal */
+static Bytes contexts[MAX_GPUS]; /* what this process's contexts take, likewise */
 static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* What everybody but this process holds in one place. */
@@ -46,12 +48,12 @@ static Others others_on(int device) {
 
 /* Returns what all simulated processes hold on the GPU, in whatever instance of it. */
 static Bytes held_on(int device, const Others *others) {
-  return used[device] + others->simulated + others->beside;
+  return used[device] + contexts[device] + others->simulated + others->beside;
 }
 
 static Bytes free_on(int device, const Others *others) {
-  Bytes total = machine_memory(driver_place(device));
-  Bytes taken = used[device] + others->simulated + others->listed;
+  Bytes total = machine_usable(driver_place(device));
+  Bytes taken = used[device] + contexts[device] + others->simulated + others->listed;
   return taken < total ? total - taken : 0;
 }
 
@@ -62,12 +64,11 @@ static DevicePointer reserve(Bytes size) {
   return start == MAP_FAILED ? 0 : (DevicePointer)start;
 }
 
-static void add_block(DevicePointer start, Bytes size, int device) {
+static void add_block(DevicePointer start, Bytes size, int device, int mapped) {
   Block *block = malloc(sizeof *block);
   if (!block) abort();
-  *block = (Block){blocks, start, size, device};
+  *block = (Block){blocks, start, size, device, mapped};
   blocks = block;
-  used[device] += size;
 }
 
 static int allocate(DevicePointer *out, Bytes size, int device, const char *call, int managed) {
@@ -80,7 +81,10 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
   others = others_on(device);
   if (managed || size <= free_on(device, &others)) /* managed memory may exceed the GPU's */
     start = reserve(size);
-  if (start) add_block(start, size, device);
+  if (start) {
+    add_block(start, size, device, 0);
+    used[device] += size;
+  }
   log_write(log, start ? "alloc" : "oom", driver_place(device), size, held_on(device, &others), call);
   log_close(log);
   pthread_mutex_unlock(&memory_lock);
@@ -89,10 +93,59 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
   return SUCCESS;
 }
 
-/* Takes the block that starts at `start` out of the list. Returns NULL when there is none. */
-static Block *take_block(DevicePointer start) {
+/* Takes memory of a device that no address leads to, and writes it down. */
+static int take(Bytes *account, int device, Bytes size, const char *operation, const char *call) {
+  Others others;
+  int log, fits;
+  pthread_mutex_lock(&memory_lock);
+  log = log_open();
+  others = others_on(device);
+  fits = size <= free_on(device, &others);
+  if (fits) *account += size;
+  log_write(log, fits ? operation : "oom", driver_place(device), size, held_on(device, &others), call);
+  log_close(log);
+  pthread_mutex_unlock(&memory_lock);
+  return fits ? SUCCESS : OUT_OF_MEMORY;
+}
+
+static void give_back(Bytes *account, int device, Bytes size, const char *operation, const char *call) {
+  Others others;
+  int log;
+  pthread_mutex_lock(&memory_lock);
+  *account -= size;
+  log = log_open();
+  others = others_on(device);
+  log_write(log, operation, driver_place(device), size, held_on(device, &others), call);
+  log_close(log);
+  pthread_mutex_unlock(&memory_lock);
+}
+
+int memory_open_context(int device) {
+  Bytes cost = machine_context(driver_place(device));
+  return cost ? take(&contexts[device], device, cost, "context", "cuDevicePrimaryCtxRetain") : SUCCESS;
+}
+
+void memory_close_context(int device) {
+  Bytes cost = contexts[device];
+  if (cost) give_back(&contexts[device], device, cost, "closed", "cuDevicePrimaryCtxRelease");
+}
+
+int memory_take(int device, Bytes size, const char *call) { return take(&used[device], device, size, "alloc", call); }
+
+void memory_give_back(int device, Bytes size, const char *call) {
+  give_back(&used[device], device, size, "free", call);
+}
+
+void memory_map(DevicePointer start, Bytes size, int device) {
+  pthread_mutex_lock(&memory_lock);
+  add_block(start, size, device, 1);
+  pthread_mutex_unlock(&memory_lock);
+}
+
+/* Takes the block that starts at `start` out of the list. Returns NULL when there is none of that kind. */
+static Block *take_block(DevicePointer start, int mapped) {
   for (Block **at = &blocks; *at; at = &(*at)->next)
-    if ((*at)->start == start) {
+    if ((*at)->start == start && (*at)->mapped == mapped) {
       Block *block = *at;
       *at = block->next;
       return block;
@@ -107,7 +160,7 @@ static int release(DevicePointer start, const char *call) {
   if (!driver_ready()) return NOT_INITIALIZED;
   if (!start) return SUCCESS;
   pthread_mutex_lock(&memory_lock);
-  block = take_block(start);
+  block = take_block(start, 0);
   if (block) {
     used[block->device] -= block->size;
     log = log_open();
@@ -119,6 +172,12 @@ static int release(DevicePointer start, const char *call) {
   }
   pthread_mutex_unlock(&memory_lock);
   return block ? SUCCESS : INVALID_VALUE;
+}
+
+void memory_unmap(DevicePointer start) {
+  pthread_mutex_lock(&memory_lock);
+  free(take_block(start, 1));
+  pthread_mutex_unlock(&memory_lock);
 }
 
 /* Returns the block around an address. Its size is 0 when there is none. */
@@ -137,7 +196,7 @@ API int cuMemGetInfo_v2(size_t *available, size_t *total) {
   Others others;
   if (!driver_current()) return INVALID_CONTEXT;
   others = others_on(driver_current()->device);
-  *total = machine_memory(others.place);
+  *total = machine_usable(others.place);
   pthread_mutex_lock(&memory_lock);
   *available = free_on(driver_current()->device, &others);
   pthread_mutex_unlock(&memory_lock);

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, cast
 
-from tfenv.values import frozen
+from tfenv.values import frozen, replace
 
-Operation = Literal["cuInit", "alloc", "free", "oom", "threshold"]
+Operation = Literal["cuInit", "context", "closed", "alloc", "free", "oom", "threshold"]
 
 
 @frozen
@@ -21,7 +21,7 @@ class DriverRequest:
     Attributes:
         pid: The process that asked.
         op: "cuInit", "alloc", "free". "oom": an allocation that was refused. "threshold": what a memory
-            pool may keep.
+            pool may keep. "context" and "closed": what the context of a process takes and gives back.
         gpu: Number of the GPU in the machine, not CUDA's ordinal. -1 for cuInit.
         bytes: Size. For cuInit the number of GPUs the process sees.
         held: Bytes that all live simulated processes together hold on the GPU after the request.
@@ -47,8 +47,8 @@ class GpuRequestTotals:
         allocations: How many requests for memory there were, refused ones too.
         out_of_memory: How many of them were refused.
         first: Size of the first one. None without any.
-        peak: The most that all processes together held at once.
-        peak_process: The most that one process held at once.
+        peak: The most that all processes together held at once, with their contexts.
+        peak_process: The most that one process held at once, without its context.
         processes: Ids of the processes that asked for memory, in the order of their first request.
     """
 
@@ -105,6 +105,9 @@ def summarise_requests(requests: Iterable[DriverRequest]) -> dict[int, GpuReques
         if request.op == "cuInit":
             # A new program: its predecessor, or whoever had this process id before, holds nothing more.
             held.update({key: 0 for key in held if key[0] == request.pid})
+        elif request.op == "context":
+            before = summary.get(request.gpu, GpuRequestTotals(request.gpu))
+            summary[request.gpu] = replace(before, peak=max(before.peak, request.held))
         elif request.op in ("alloc", "free", "oom"):
             before = summary.get(request.gpu, GpuRequestTotals(request.gpu))
             change = {"alloc": request.bytes, "free": -request.bytes}.get(request.op, 0)

@@ -69,6 +69,7 @@ NO_EFFECT(cuFuncSetAttribute)
 NO_EFFECT(cuFuncSetCacheConfig)
 NO_EFFECT(cuLaunchKernel)
 NO_EFFECT(cuLaunchKernelEx)
+NO_EFFECT(cuLaunchCooperativeKernel)
 
 API int cuFuncGetAttribute(int *value, int attribute) {
   enum { MAX_THREADS_PER_BLOCK = 0 };

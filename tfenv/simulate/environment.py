@@ -28,12 +28,14 @@ class SimulatedGpu:
     """One GPU that is not there.
 
     Attributes:
-        memory: Its memory in bytes. Only whole MiB count.
+        memory: Its memory in bytes, as NVML tells it. Only whole MiB count, here and below.
         name: Product name, as NVML and TensorFlow show it.
         capability: Compute capability, "major.minor". TensorFlow ignores GPUs below 3.5 or what it was built for.
         multiprocessors: TensorFlow ignores GPUs that have fewer than 8 beside bigger ones.
         utilisation: What NVML reports, in per cent.
         instances: Memory in bytes of its MIG instances. () when it is not split.
+        reserved: Bytes of its memory that the driver keeps for itself. CUDA gives the rest.
+        context: Bytes that each process takes by opening it.
     """
 
     memory: int
@@ -42,12 +44,17 @@ class SimulatedGpu:
     multiprocessors: int = 108
     utilisation: int = 0
     instances: tuple[int, ...] = ()
+    reserved: int = 0
+    context: int = 0
 
     def __post_init__(self) -> None:
         if self.memory < MIB:
             raise ValueError(f"a GPU of {self.memory} bytes cannot be simulated; it has 1 MiB or more")
         if not re.fullmatch(r"\d{1,2}\.\d", self.capability, re.ASCII):
             raise ValueError(f'"{self.capability}" is not a compute capability; write "8.0"')
+        if not 0 <= self.reserved < self.memory or self.context < 0:
+            text = f"{format_bytes(self.reserved)} reserved and {format_bytes(self.context)} a context"
+            raise ValueError(f"a GPU of {format_bytes(self.memory)} with {text} cannot be simulated")
         _check_name(self.name)
         _check_instances(self.instances, self.memory)
 
@@ -158,6 +165,8 @@ def _encode_gpus(gpus: Sequence[SimulatedGpu]) -> str:
     """Return the value of TFGPU_SIMULATE, as machine.h describes it."""
     columns = {
         "memory_mib": [str(gpu.memory // MIB) for gpu in gpus],
+        "reserved_mib": [str(gpu.reserved // MIB) for gpu in gpus],
+        "context_mib": [str(gpu.context // MIB) for gpu in gpus],
         "name": [gpu.name for gpu in gpus],
         "capability": [gpu.capability for gpu in gpus],
         "multiprocessors": [str(gpu.multiprocessors) for gpu in gpus],

@@ -105,6 +105,15 @@ Bytes machine_memory(int place) {
   return sizes[machine_instance_of(place)];
 }
 
+Bytes machine_reserved(int place) {
+  Bytes reserved = (Bytes)read_number("reserved_mib", place, "0") * MIB, total = machine_memory(place);
+  if (place >= MAX_GPUS) return 0;
+  return reserved < total ? reserved : total;
+}
+
+Bytes machine_usable(int place) { return machine_memory(place) - machine_reserved(place); }
+Bytes machine_context(int place) { return (Bytes)read_number("context_mib", machine_gpu_of(place), "0") * MIB; }
+
 int machine_multiprocessors(int place) { return (int)read_number("multiprocessors", machine_gpu_of(place), "108"); }
 int machine_utilisation(int gpu) { return (int)read_number("utilisation", gpu, "0"); }
 int machine_pci_bus(int place) { return machine_gpu_of(place) + 1; }
@@ -188,8 +197,8 @@ static void take_record(const char *line) {
     return;
   place = instance < 0 ? gpu : machine_instance_place(gpu, instance);
   if (!strcmp(operation, "cuInit")) forget_process(pid);
-  if (!strcmp(operation, "alloc")) holding_of(pid, place)->bytes += bytes;
-  if (!strcmp(operation, "free")) holding_of(pid, place)->bytes -= bytes;
+  if (!strcmp(operation, "alloc") || !strcmp(operation, "context")) holding_of(pid, place)->bytes += bytes;
+  if (!strcmp(operation, "free") || !strcmp(operation, "closed")) holding_of(pid, place)->bytes -= bytes;
 }
 
 static void read_log(void) {

@@ -4,8 +4,9 @@
  * no CUDA headers. Environment variables describe the machine:
  *
  *   TFGPU_SIMULATE            "count=2,memory_mib=24576:81920,name=NVIDIA A100". Keys: count,
- *                             memory_mib, name, capability (8.0), multiprocessors (108),
- *                             utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
+ *                             memory_mib, reserved_mib (of it, what the driver keeps for itself),
+ *                             context_mib (what a process takes by opening a GPU), name, capability (8.0),
+ *                             multiprocessors (108), utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
  *                             by '+', or 0: MIG is off), driver (12080), release (570.00.00). And what NVML
  *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
  *                             to all questions about a GPU, memory_error and processes_error to
@@ -46,7 +47,10 @@ int machine_instance_of(int place); /* -1: a whole GPU */
 int machine_driver_version(void);
 void machine_driver_release(char *out, size_t room);
 int machine_nvml_error(const char *key, int gpu); /* 0: none */
-Bytes machine_memory(int place);
+Bytes machine_memory(int place);   /* as NVML tells it */
+Bytes machine_reserved(int place); /* of it, what the driver keeps. A MIG instance has none of its own */
+Bytes machine_usable(int place);   /* the rest, which CUDA can give */
+Bytes machine_context(int place);  /* what a process takes by opening it */
 void machine_name(int place, char *out, size_t room);
 void machine_capability(int place, int *major, int *minor);
 int machine_multiprocessors(int place);

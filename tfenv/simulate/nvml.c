@@ -281,30 +281,30 @@ static void find_usage(int place, Usage *usage) {
   machine_each_holding(add_holding, usage);
 }
 
-API int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
+API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
   Usage usage;
+  Bytes usable;
   int result = check(handle);
   if (!result) result = machine_nvml_error("memory_error", gpu_of(handle));
   if (result) return result;
   find_usage(place_of(handle), &usage);
+  usable = machine_usable(usage.place);
   memory->total = machine_memory(usage.place);
+  memory->reserved = machine_reserved(usage.place);
   memory->used = 0;
   for (unsigned i = 0; i < usage.count; i++)
     if (usage.processes[i].bytes > 0) memory->used += (Bytes)usage.processes[i].bytes;
-  if (memory->used > memory->total) memory->used = memory->total; /* managed memory exceeds it */
-  memory->free = memory->total - memory->used;
+  if (memory->used > usable) memory->used = usable; /* managed memory exceeds it */
+  memory->free = usable - memory->used;
   return SUCCESS;
 }
 
-API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
-  Memory first;
-  int result = nvmlDeviceGetMemoryInfo(handle, &first);
-  if (result) return result;
-  memory->total = first.total;
-  memory->reserved = 0;
-  memory->free = first.free;
-  memory->used = first.used;
-  return SUCCESS;
+/* The first version counts what is reserved as used. */
+API int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
+  Memory2 second;
+  int result = nvmlDeviceGetMemoryInfo_v2(handle, &second);
+  if (!result) *memory = (Memory){second.total, second.free, second.used + second.reserved};
+  return result;
 }
 
 API int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *out) {

@@ -59,6 +59,25 @@ def test_sums_up_per_gpu() -> None:
     assert "No process opened CUDA" not in result.stderr
 
 
+def test_what_a_card_and_a_process_lose() -> None:
+    """`--reserved` is taken off each GPU, `--context` off the rest once a process opens it. Both may be left out."""
+    take_all = TAKE.replace("100 << 20", "800 << 20")
+    sizes = (("--reserved", "200MiB"), ("--context", "25MiB"))
+    command = ("--gpus", "2x1000MiB", "--format", "json")
+    for options, code, peak in (((), 0, 800), (sizes[0], 0, 800), (sizes[1], 0, 825), ((*sizes[0], *sizes[1]), 1, 25)):
+        result = simulate(*command, *options, "--", sys.executable, "-c", take_all)
+        summary = json.loads(result.stderr.splitlines()[-1])
+        assert (result.returncode, summary["gpus"][1]["peak"]) == (code, peak * MIB), options
+
+
+@pytest.mark.parametrize(("option", "size"), [("--reserved", "1000MiB"), ("--reserved", "5%"), ("--context", "none")])
+def test_sizes_that_are_none(option: str, size: str) -> None:
+    """They are refused in words, with 2."""
+    result = simulate("--gpus", "1x1000MiB", option, size, "--", "true")
+    assert result.returncode == 2
+    assert "cannot be simulated" in result.stderr or "is not a size" in result.stderr
+
+
 def test_says_that_nothing_opened_cuda() -> None:
     """A command that asks nothing of the driver is told so."""
     result = simulate("--", "true")

@@ -167,6 +167,43 @@ def test_a_smaller_fraction_than_the_percentage_stays(case: Case, reports: Repor
     assert 400 < report.peak_mib(0) <= 491.6
 
 
+# ---- what a card does not give
+
+#: As an NVIDIA H100 80GB HBM3 was measured, see docs/hardware.md. CUDA gives 81079 MiB of it.
+H100 = ("TFGPU_SIMULATE", "count=1,memory_mib=81559,reserved_mib=480,context_mib=520,name=NVIDIA H100")
+
+
+def _limited(policy: str) -> World:
+    return World(f"[gpu]\nmemory_growth = false\n{policy}", inherited=(H100,))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(_limited('memory_limit = "45%"\n'), ("eager",)), id="a fraction of TensorFlow's"),
+        pytest.param(
+            Case(_limited('memory_limit = "45%"\n[ceiling]\nmemory_limit = "70GiB"\n'), ("eager",)), id="counted here"
+        ),
+    ],
+)
+def test_a_percentage_is_of_what_cuda_can_give(case: Case, reports: Reports) -> None:
+    """45 % of an H100 are 36485 MiB, as on the real card, whoever computes it. Of NVML's total they were 36701."""
+    report = reports(case)
+    assert report.error is None, report.stderr
+    assert int(report.first_mib(0)) == 36485
+
+
+def test_two_halves_of_a_card_do_not_fit(tmp_path: Path) -> None:
+    """A context lies beside each half. The second program is refused its own, and takes less, as on the real card."""
+    held = tmp_path / "held"
+    held.write_text("0 4711 41060\n")
+    text = "import tensorflow as tf\ntf.zeros([8])\n"
+    ended = run_program(_limited('memory_limit = "50%"\n'), text, tmp_path, TFGPU_SIMULATE_PROCESSES=str(held))
+    assert ended.status == 0, ended.stderr
+    asked = [(request.op, request.bytes // MIB) for request in ended.requests if request.gpu == 0]
+    assert asked[:3] == [("context", 520), ("oom", 40539), ("alloc", 36485)]
+
+
 # ---- GPUs that differ
 
 RULES = World(
@@ -196,6 +233,51 @@ def test_each_gpu_has_its_own_limit(case: Case, reports: Reports) -> None:
     assert report.visible == {4}
     assert {gpu: int(report.peak_mib(gpu)) for gpu in report.gpus} == PEAKS
     assert all(report.first_mib(gpu) == 2 for gpu in PEAKS)
+
+
+#: CUDA's first is the second card, unless it is told to count as nvidia-smi does.
+UNLIKE = "1x24GiB:NVIDIA T4,1x80GiB:NVIDIA H200"
+BY_POSITION = World(
+    "[gpu]\nmemory_growth = true\n"
+    '[[gpu.device]]\nmatch = 0\nmemory_limit = "1000MiB"\n'
+    '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "2000MiB"\n',
+    gpus=UNLIKE,
+)
+BY_NAME = World(
+    "[gpu]\nmemory_growth = true\n"
+    '[[gpu.device]]\nmatch = "name:*T4*"\nmemory_limit = "1000MiB"\n'
+    '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "2000MiB"\n',
+    gpus=UNLIKE,
+    inherited=(("CUDA_VISIBLE_DEVICES", "0,1"),),
+)
+BY_NAME_ALLOWED = World(
+    '[gpu]\nvisible_devices = [0, 1]\nmemory_growth = true\nmemory_limit = "1000MiB"\n'
+    '[[gpu.device]]\nmatch = "name:*H200*"\nmemory_limit = "2000MiB"\n',
+    gpus=UNLIKE,
+    inherited=BY_NAME.inherited,
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "first"),
+    [
+        pytest.param(Case(BY_POSITION, ("eager", "take_all")), 0, id="no list"),
+        pytest.param(
+            Case(BY_POSITION, ("set_environment:CUDA_VISIBLE_DEVICES=1,0", "eager", "take_all")), 0, id="the program's"
+        ),
+        pytest.param(Case(BY_NAME, ("eager", "take_all")), 1, id="inherited"),
+        pytest.param(Case(BY_NAME_ALLOWED, ("eager", "take_all")), 1, id="inherited-governed"),
+    ],
+)
+def test_unlike_cards_keep_their_own_limits(case: Case, first: int, reports: Reports) -> None:
+    """A position is the same card to the policy and to TensorFlow. Where CUDA's order stays, its UUIDs tell."""
+    report = reports(case)
+    assert report.error is None, report.stderr
+    assert report.visible == {2}
+    assert {gpu: report.peak_mib(gpu) for gpu in report.gpus} == {0: 1000, 1: 2000}
+    small, large = (report.results[-1][place] for place in (first, 1 - first))
+    assert small < 1000 < large
+    assert "unlimited" not in report.ours[0]
 
 
 SPLIT = World(

@@ -94,6 +94,7 @@ class GpuSnapshot:
             "name": gpu.name,
             "total_bytes": gpu.total,
             "used_bytes": gpu.used,
+            "reserved_bytes": gpu.reserved,
             "utilization_percent": gpu.utilization,
             "split": gpu.split,
             "problem": gpu.problem or None,

@@ -14,7 +14,7 @@ from pathlib import Path
 from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, print_error, print_message
 from tfenv.cli.tables import TableColumn, build_table, print_renderable
 from tfenv.errors import TfenvError, escape_for_terminal
-from tfenv.policy.units import format_bytes
+from tfenv.policy.units import format_bytes, parse_limit
 from tfenv.simulate.driver_requests import (
     DriverRequest,
     GpuRequestTotals,
@@ -23,7 +23,7 @@ from tfenv.simulate.driver_requests import (
     summarise_requests,
 )
 from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus
-from tfenv.values import as_dict
+from tfenv.values import as_dict, replace
 
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
 _COLUMNS = (
@@ -41,11 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Run a command on GPUs that are not there: real TensorFlow lists them, allocates on them, "
         "and every request to the driver is written down. " + _MEANINGLESS
     )
-    parser.usage = "tfgpu simulate [--gpus 4x24GiB] [--log FILE] [--processes FILE] [--format text|json] -- CMD ..."
+    parser.usage = (
+        "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--log FILE] [--processes FILE] "
+        "[--format text|json] -- CMD ..."
+    )
     parser.add_argument(
         "--gpus", type=_parse_gpus, default="4x24GiB", metavar="GPUS",
         help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"; split into MIG instances: '
         '"1x80GiB/mig=1x40GiB+2x20GiB"',
+    )  # fmt: skip
+    parser.add_argument(
+        "--reserved", type=_parse_size, default=0, metavar="SIZE",
+        help="what the driver keeps of each GPU for itself: 480MiB on an H100 (default: nothing)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--context", type=_parse_size, default=0, metavar="SIZE",
+        help="what each process takes by opening a GPU: 520MiB on an H100 (default: nothing)",
     )  # fmt: skip
     parser.add_argument("--log", type=Path, metavar="FILE", help="write each request as a JSON line")
     parser.add_argument(
@@ -63,6 +74,16 @@ def _parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _parse_size(text: str) -> int:
+    try:
+        size = parse_limit(text).bytes
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if size is None:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size; write "480MiB"')
+    return size
+
+
 def _parse_readable_file(text: str) -> Path:
     try:
         with open(text, "rb"):
@@ -74,7 +95,12 @@ def _parse_readable_file(text: str) -> Path:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    return simulate_gpus(command, arguments.gpus, arguments.log, arguments.processes, arguments.format)
+    try:
+        gpus = [replace(gpu, reserved=arguments.reserved, context=arguments.context) for gpu in arguments.gpus]
+    except ValueError as error:
+        print_message("simulate", str(error))
+        return USAGE
+    return simulate_gpus(command, gpus, arguments.log, arguments.processes, arguments.format)
 
 
 def simulate_gpus(
