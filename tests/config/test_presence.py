@@ -121,7 +121,7 @@ print(sorted(set(sys.modules) - before - {"tensorflow"}))
         [sys.executable, "-S", "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     ours, new = done.stdout.splitlines()
-    names = ["", ".config", ".config.presence", ".runtime", ".runtime.finder", ".runtime.import_hook"]
+    names = ["", ".config.presence", ".runtime", ".runtime.finder", ".runtime.import_hook"]
     assert ours == str([f"tfenv{name}" for name in names])
     assert "tomli" not in new
     assert "dataclasses" not in new

@@ -96,7 +96,7 @@ GRANTS = {
     "UUIDs": ("GPU-a3fa4e00,GPU-a0fa4e00", "GPU-a0fa4e00"),
     "MIG": ("MIG-3e6f1c2a-0000-5000-8000-1,MIG-9a0b1c2d-0000-5000-8000-2", "MIG-9a0b1c2d-0000-5000-8000-2"),
     "MIG, as older drivers write it": ("MIG-GPU-a1fa4e00-0/1/0,MIG-GPU-a1fa4e00-0/2/0", "MIG-GPU-a1fa4e00-0/2/0"),
-    "mixed": ("0,MIG-GPU-a1fa4e00-0/1/0,GPU-a2fa4e00", "MIG-GPU-a1fa4e00-0/1/0"),
+    "an instance and a GPU": ("MIG-GPU-a1fa4e00-0/1/0,GPU-a2fa4e00", "GPU-a2fa4e00"),
     "cut where CUDA stops": ("2, 3,void,1", "3"),
 }
 
