@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tfenv.frameworks.tensorflow.config_proto import PolicyGpu, PolicyView, clamp, make_view
+from tfenv.frameworks.tensorflow.config_proto import Ledger, PolicyGpu, PolicyView, clamp, make_view
 from tfenv.policy.model import Device, MemoryLimit, Plan, PlannedDevice
 
 config_pb2 = pytest.importorskip("tensorflow.core.protobuf.config_pb2")
@@ -244,6 +244,83 @@ def test_a_policy_that_says_nothing_changes_nothing(config: Any, found: list[Car
     bare = [Card(card.ordinal, card.total, card.known, None, ()) for card in found]
     given_config = clamp(config, view_of(bare, growth=False)).config
     assert given_config is None or given_config == config
+
+
+# ---- several messages in one process
+
+
+def tensorflow_creates(config: Any, totals: dict[int, int]) -> list[tuple[int, float]]:
+    """The logical GPUs of a message by their number: the card of each, and the bytes of its allocator."""
+    options = config.gpu_options
+    taken = tensorflow_takes(config, totals)
+    entries = options.experimental.virtual_devices
+    created = []
+    for position, (ordinal, whole) in enumerate(taken.items()):
+        sizes = entries[position].memory_limit_mb if entries else []
+        order = entries[position].device_ordinal if entries else []
+        count = max(1, options.experimental.num_virtual_devices_per_gpu)
+        parts = [int(size) * float(MIB) for size in sizes] or [whole / count] * count
+        created += [(order[part] if part < len(order) else 0, ordinal, size) for part, size in enumerate(parts)]
+    return [(ordinal, size) for _, ordinal, size in sorted(created, key=lambda device: device[0])]
+
+
+@settings(max_examples=300)
+@given(messages=st.lists(st.tuples(configs(), st.booleans()), min_size=2, max_size=6), found=cards())
+def test_no_sequence_of_messages_passes_a_limit(messages: list[tuple[Any, bool]], found: list[Card]) -> None:
+    """Whatever messages follow each other, executed or not, the allocators of a card stay within its limit."""
+    totals = {card.ordinal: card.total for card in found}
+    view = view_of(found, growth=True)
+    ledger = Ledger()
+    cards_by_number: dict[int, int] = {}
+    allocators: dict[int, float] = {}
+    for config, executed in messages:
+        result = clamp(config, view, ledger)
+        ledger = result.ledger
+        try:
+            created = tensorflow_creates(config if result.config is None else result.config, totals)
+        except Refused:
+            continue
+        numbered = dict(enumerate(ordinal for ordinal, _ in created))
+        if not executed or any(cards_by_number.get(number, card) != card for number, card in numbered.items()):
+            continue  # TensorFlow never maps a logical GPU to another card
+        cards_by_number |= numbered
+        allocators = {number: size for number, (_, size) in enumerate(created)} | allocators
+    for card in found:
+        if card.limit is not None and (card.bound < card.total or not card.known):
+            held = sum(size for number, size in allocators.items() if cards_by_number[number] == card.ordinal)
+            assert held <= max(card.bound, 0) + 1e-6 * card.total or card.bound == float("inf")
+
+
+def test_a_look_and_then_a_split_share_one_limit() -> None:
+    """What the first message gave stays given: the split's first part has it, the others have what is left."""
+    view = two_cards(MemoryLimit(bytes=1000 * MIB))
+    small = config_pb2.ConfigProto()
+    small.gpu_options.visible_device_list = "0"
+    small.gpu_options.experimental.virtual_devices.add().memory_limit_mb.extend([400])
+    split = config_pb2.ConfigProto()
+    split.gpu_options.visible_device_list = "0"
+    split.gpu_options.experimental.virtual_devices.add().memory_limit_mb.extend([1000, 1000, 1000])
+    first = clamp(small, view)
+    second = clamp(split, view, first.ledger)
+    assert read_sizes(second.config) == [[333.0, 300.0, 300.0]]
+    assert "clamped" in {finding.code for finding in second.findings}
+    third = clamp(split, view, clamp(config_pb2.ConfigProto(), view).ledger)
+    assert read_sizes(third.config) == [[333.0, 0.0, 0.0]]
+
+
+def test_every_entry_has_as_many_priorities_as_sizes() -> None:
+    """A program that gives one of two GPUs a priority has one for each size on both."""
+    config = config_pb2.ConfigProto()
+    first, _ = (config.gpu_options.experimental.virtual_devices.add() for _ in range(2))
+    first.memory_limit_mb.append(500)
+    first.priority.append(-1)
+    first.device_ordinal.append(1)
+    clamped = clamp(config, two_cards(MemoryLimit(bytes=1000 * MIB), parts=(300 * MIB, 500 * MIB))).config
+    assert clamped is not None
+    entries = clamped.gpu_options.experimental.virtual_devices
+    assert [list(entry.priority) for entry in entries] == [[-1], [0, 0]]
+    assert [list(entry.device_ordinal) for entry in entries] == [[1], [0, 0]]
+    assert read_sizes(clamped) == [[500.0], [300.0, 500.0]]
 
 
 # ---- single cases

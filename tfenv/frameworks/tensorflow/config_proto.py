@@ -8,7 +8,7 @@ tensorflow/core/common_runtime/gpu/gpu_device.cc, BaseGPUDeviceFactory::CreateDe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfenv.errors import PROGRAM, Finding
@@ -76,6 +76,41 @@ class PolicyView:
 
 
 @frozen
+class Promise:
+    """What an entry point has promised to one logical GPU. TensorFlow keeps its allocator for the life of the process.
+
+    Attributes:
+        ordinal: The card, as CUDA counts in this process.
+        number: The logical GPU, as TensorFlow counts over all cards.
+        size: Bytes, or a fraction where the limit of a card of unknown size is one.
+    """
+
+    ordinal: int
+    number: int
+    size: float
+
+
+@frozen
+class Ledger:
+    """What the entry points of a process have promised so far. TensorFlow finds an allocator by its number alone."""
+
+    promises: tuple[Promise, ...] = ()
+
+    def find(self, ordinal: int, number: int) -> float | None:
+        """Return what a logical GPU of a card was promised. None: nothing was."""
+        return next((p.size for p in self.promises if (p.ordinal, p.number) == (ordinal, number)), None)
+
+    def sum_up(self, ordinal: int) -> float:
+        """Return what the logical GPUs of a card were promised together."""
+        return sum(promise.size for promise in self.promises if promise.ordinal == ordinal)
+
+    def add(self, promises: Iterable[Promise]) -> Ledger:
+        """Return a ledger with these promises, too. What a logical GPU was promised first stays."""
+        new = tuple(p for p in promises if self.find(p.ordinal, p.number) is None)
+        return Ledger((*self.promises, *new)) if new else self
+
+
+@frozen
 class ClampResult:
     """What an entry point is given, and what to write down of it.
 
@@ -85,6 +120,7 @@ class ClampResult:
         asked: What the program asked for on GPUs, in ConfigProto's terms.
         given: The same terms as TensorFlow gets them.
         findings: Notes on what was clamped.
+        ledger: What the process has promised with this message.
     """
 
     config: ConfigProto | None
@@ -92,6 +128,7 @@ class ClampResult:
     asked: dict[str, object] = field(default_factory=dict)
     given: dict[str, object] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 # ---- the view
@@ -192,6 +229,64 @@ class _GpuShare:
     parts: list[float]
 
 
+def _number_parts(shares: Sequence[_GpuShare]) -> list[list[int]]:
+    """Return TensorFlow's number of each part: by device_ordinal, then in the order of the message."""
+    keys = [
+        (ordinals[part] if part < len(ordinals) else 0, index, part)
+        for index, share in enumerate(shares)
+        for ordinals in (share.entry.device_ordinal if share.parts else (),)
+        for part in range(max(1, len(share.parts)))
+    ]
+    numbers = {key[1:]: number for number, key in enumerate(sorted(keys))}
+    return [[numbers[index, part] for part in range(len(share.parts))] for index, share in enumerate(shares)]
+
+
+def _fit_to_promises(shares: Sequence[_GpuShare], ledger: Ledger) -> tuple[list[_GpuShare], Ledger]:
+    """Fit a message to what earlier ones promised: an allocator that exists stays, new ones share what is left."""
+    fitted = []
+    for share, numbers in zip(shares, _number_parts(shares), strict=True):
+        gpu = share.gpu
+        if not share.parts or gpu.limit is None or not gpu.binding:
+            fitted.append(share)
+            continue
+        known = [ledger.find(gpu.ordinal, number) for number in numbers]
+        new = [size for size, promised in zip(share.parts, known, strict=True) if promised is None]
+        rest = iter(_scale_down(new, max(0.0, gpu.limit - ledger.sum_up(gpu.ordinal))))
+        parts = [
+            next(rest) if promised is None else min(size, promised)
+            for size, promised in zip(share.parts, known, strict=True)
+        ]
+        ledger = ledger.add(map(Promise, [gpu.ordinal] * len(parts), numbers, parts))
+        fitted.append(_GpuShare(gpu, share.entry, parts))
+    return fitted, ledger
+
+
+def _fit_fraction(fraction: float, wanted: Sequence[PolicyGpu], ledger: Ledger) -> tuple[float, Ledger]:
+    """Fit one fraction for all GPUs, each a single logical GPU, to what earlier messages promised on each."""
+    fitted = fraction
+    for number, gpu in enumerate(wanted):
+        if gpu.binding and (gpu.limit is None or gpu.total):
+            scale = 1.0 if gpu.limit is None else float(gpu.total or 1)
+            bound = float(gpu.fraction or 0) if gpu.limit is None else float(gpu.limit)
+            promised = ledger.find(gpu.ordinal, number)
+            room = bound - ledger.sum_up(gpu.ordinal) if promised is None else promised
+            # What a promise lost to whole bytes is no reason to fit anything.
+            loss = 1e-9 if gpu.limit is None else 1.0
+            fitted = min(fitted, room / scale) if room < fraction * scale - loss else fitted
+    # 0 would be nearly all of a card.
+    fitted = max(fitted, _NOTHING)
+    promises = (
+        Promise(gpu.ordinal, number, fitted if gpu.limit is None else min(float(gpu.limit), fitted * (gpu.total or 0)))
+        for number, gpu in enumerate(wanted)
+        if gpu.binding
+    )
+    return fitted, ledger.add(promises)
+
+
+#: A fraction of a card that is no memory at all, of any card.
+_NOTHING = 1e-12
+
+
 def _compute_bound(gpu: PolicyGpu, fraction: float) -> float | None:
     """Return the bytes that a GPU's devices may take together: the limit, or the program's fraction if it is less."""
     wish = fraction * gpu.total if fraction and gpu.total is not None else None
@@ -271,6 +366,8 @@ def _write_shares(config: ConfigProto, shares: Sequence[_GpuShare]) -> None:
         entry = type(share.entry)()
         if share.parts:
             entry.CopyFrom(share.entry)
+        if not entry.memory_limit_mb:
+            _fill_up(entry, shares, len(share.parts))
         del entry.memory_limit_mb[:]
         entry.memory_limit_mb.extend(size / MIB for size in share.parts)
         entries.append(entry)
@@ -279,6 +376,15 @@ def _write_shares(config: ConfigProto, shares: Sequence[_GpuShare]) -> None:
     options.experimental.num_virtual_devices_per_gpu = 0
     # TensorFlow refuses the one beside the other. Where a card's size is unknown, its fraction is lost.
     options.per_process_gpu_memory_fraction = 0
+
+
+def _fill_up(entry: VirtualDevices, shares: Sequence[_GpuShare], count: int) -> None:
+    """Give an entry as many priorities and ordinals as sizes, as TensorFlow demands where another entry has some."""
+    for name in ("priority", "device_ordinal"):
+        values = getattr(entry, name)
+        if any(getattr(share.entry, name) for share in shares):
+            # 0 is what TensorFlow takes where none is written.
+            values.extend([0] * (count - len(values)))
 
 
 def _cap_fraction(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> None:
@@ -290,27 +396,37 @@ def _cap_fraction(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> None:
     options.per_process_gpu_memory_fraction = min(asked, 1.0, *unsized)
 
 
-def _write_limits(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> list[_GpuShare]:
+def _write_limits(config: ConfigProto, wanted: Sequence[PolicyGpu], ledger: Ledger) -> tuple[list[_GpuShare], Ledger]:
     """Write the limits of all wanted GPUs into the message.
 
     Returns:
-        What each GPU was given, if it was written as virtual devices. Otherwise [].
+        What each GPU was given, if it was written as virtual devices. Otherwise []. And the ledger with it.
     """
+    options = config.gpu_options
     fraction = _find_plain_fraction(config, wanted)
     if fraction is not None:
-        _write_fraction(config, fraction)
-        return []
-    options = config.gpu_options
+        asked = min(options.per_process_gpu_memory_fraction or fraction, fraction)
+        fitted, promised = _fit_fraction(asked, wanted, ledger)
+        if fitted == asked or any(gpu.total is None for gpu in wanted):
+            _write_fraction(config, fitted)
+            return [], promised
     if any(gpu.limit is None and gpu.binding for gpu in wanted):
         # A percentage of a card of unknown size: beside any size it would be lost, so sizes are given up.
-        del options.experimental.virtual_devices[:]
-        options.experimental.num_virtual_devices_per_gpu = 0
+        _write_fraction(config, 1.0)
         _cap_fraction(config, wanted)
-        return []
+        fitted, promised = _fit_fraction(options.per_process_gpu_memory_fraction, wanted, ledger)
+        options.per_process_gpu_memory_fraction = fitted
+        return [], promised
     if not any(gpu.binding or gpu.parts for gpu in wanted):
         # No card reaches its limit; only what goes beyond a card has to be held.
         _cap_fraction(config, wanted)
-        return []
+        return [], ledger
+    return _write_sizes(config, wanted, ledger)
+
+
+def _write_sizes(config: ConfigProto, wanted: Sequence[PolicyGpu], ledger: Ledger) -> tuple[list[_GpuShare], Ledger]:
+    """Write limits as the sizes of virtual devices, as `_write_limits` does."""
+    options = config.gpu_options
     asked_fraction = options.per_process_gpu_memory_fraction
     split = options.experimental.num_virtual_devices_per_gpu
     shares = [
@@ -320,9 +436,10 @@ def _write_limits(config: ConfigProto, wanted: Sequence[PolicyGpu]) -> list[_Gpu
     if not any(share.parts for share in shares):
         _cap_fraction(config, wanted)
         del options.experimental.virtual_devices[:]
-        return []
+        return [], ledger
+    shares, ledger = _fit_to_promises(shares, ledger)
     _write_shares(config, shares)
-    return shares
+    return shares, ledger
 
 
 # ---- the record
@@ -356,11 +473,18 @@ _CLAMPABLE = (
 
 
 def _note_clamps(
-    asked: dict[str, object], given: dict[str, object], wanted: Sequence[PolicyGpu], devices: Sequence[DeviceOutcome]
+    asked: dict[str, object],
+    given: dict[str, object],
+    wanted: Sequence[PolicyGpu],
+    devices: Sequence[DeviceOutcome],
+    *,
+    promised: bool = False,
 ) -> list[Finding]:
     held = ", ".join(sorted({format_bytes(d.limit) for d in devices if d.limit is not None})) or "the policy's share"
     keys = tuple(dict.fromkeys(origin for gpu in wanted for origin in gpu.planned.limited_by))
     under = f" under {format_origins(keys)}" if keys else ""
+    if promised:
+        under += ", of which earlier sessions and listings of this process keep what they were given"
     return [
         report_program_clamp(f"{PROGRAM} asked for {key} = {asked[key]}; it was given {held} on each GPU{under}", keys)
         for key in _CLAMPABLE
@@ -397,7 +521,8 @@ def _describe_devices(
     for index, gpu in enumerate(wanted):
         parts = shares[index].parts if shares else []
         device = gpu.planned.device
-        total = sum(parts) or (fraction * gpu.total if fraction and gpu.total else gpu.limit)
+        whole = fraction * gpu.total if fraction and gpu.total else gpu.limit
+        total = sum(parts) if parts else whole
         outcomes.append(
             DeviceOutcome(
                 index=index,
@@ -415,22 +540,24 @@ def _describe_devices(
 # ---- the clamp
 
 
-def clamp(config: ConfigProto, view: PolicyView) -> ClampResult:
+def clamp(config: ConfigProto, view: PolicyView, ledger: Ledger | None = None) -> ClampResult:
     """Hold one ConfigProto to the policy.
 
     Args:
         config: What the program wrote. It is not changed.
         view: The policy at this entry point.
+        ledger: What earlier entry points of the process promised. None: nothing.
 
     Returns:
         The narrower of what was asked for and what is allowed. A message that creates no GPU, or that TensorFlow
         refuses, goes on untouched. So CUDA stays closed, and the error is TensorFlow's own.
     """
+    ledger = ledger or Ledger()
     if _read_device_count(config) == 0:
-        return ClampResult(None)
+        return ClampResult(None, ledger=ledger)
     wanted = _select_gpus(_copy_without_split(config) if view.hidden else config, view)
     if wanted is None or (not wanted and not view.cpu_only):
-        return ClampResult(None)
+        return ClampResult(None, ledger=ledger)
     comparable = _drop_incomparable(wanted)
     result = type(config)()
     result.CopyFrom(config)
@@ -439,11 +566,13 @@ def clamp(config: ConfigProto, view: PolicyView) -> ClampResult:
     wanted = comparable
     if view.cpu_only:
         result.device_count["GPU"] = 0
-        return ClampResult(result, asked=_describe_terms(config), given=_describe_terms(result))
-    shares = _write(result, wanted, view)
+        return ClampResult(result, asked=_describe_terms(config), given=_describe_terms(result), ledger=ledger)
+    promised = any(ledger.sum_up(gpu.ordinal) for gpu in wanted)
+    shares, ledger = _write(result, wanted, view, ledger)
     devices = _describe_devices(result, wanted, shares)
     asked, given = _describe_terms(config), _describe_terms(result)
-    return ClampResult(result, devices, asked, given, tuple(_note_clamps(asked, given, wanted, devices)))
+    notes = _note_clamps(asked, given, wanted, devices, promised=promised)
+    return ClampResult(result, devices, asked, given, tuple(notes), ledger)
 
 
 def _copy_without_split(config: ConfigProto) -> ConfigProto:
@@ -454,7 +583,9 @@ def _copy_without_split(config: ConfigProto) -> ConfigProto:
     return result
 
 
-def _write(config: ConfigProto, wanted: Sequence[PolicyGpu], view: PolicyView) -> list[_GpuShare]:
+def _write(
+    config: ConfigProto, wanted: Sequence[PolicyGpu], view: PolicyView, ledger: Ledger
+) -> tuple[list[_GpuShare], Ledger]:
     options = config.gpu_options
     if view.growth:
         options.allow_growth = True
@@ -462,10 +593,10 @@ def _write(config: ConfigProto, wanted: Sequence[PolicyGpu], view: PolicyView) -
     if any(gpu.limited or gpu.parts for gpu in wanted):
         options.experimental.use_cuda_malloc_async = False
         options.experimental.use_unified_memory = False
-        shares = _write_limits(config, wanted)
+        shares, ledger = _write_limits(config, wanted, ledger)
     if view.hidden or (shares and not _has_foreign_entries(options.visible_device_list, view)):
         _write_visible_list(config, wanted, view)
-    return shares
+    return shares, ledger
 
 
 def _has_foreign_entries(visible_device_list: str, view: PolicyView) -> bool:

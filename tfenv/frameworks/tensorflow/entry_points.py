@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tfenv.errors import Finding
     from tfenv.frameworks.base import PolicyCallbacks
-    from tfenv.frameworks.tensorflow.config_proto import ClampResult, PolicyView
+    from tfenv.frameworks.tensorflow.config_proto import ClampResult, Ledger, PolicyView
     from tfenv.policy.model import Outcome
 
     Function = Callable[..., Any]
@@ -64,6 +64,8 @@ class EntryPointWrappers:
     Attributes:
         policy: The policy of this process.
         missing: Entry points that this TensorFlow does not have.
+        ledger: What the entry points promised so far. A forked child inherits TensorFlow's allocators, and with them
+            this. None: nothing yet.
         lock: Held inside of an entry point. A fork waits for it.
     """
 
@@ -76,6 +78,7 @@ class EntryPointWrappers:
         self.lock = self.make_lock()
         self.listed_by = 0  # pid: a forked child lists anew
         self.clustered_by = 0
+        self.ledger: Ledger | None = None
         self.list_physical: Function = list
         self.list_local: Function = list
         self.config_class: Any = None
@@ -151,7 +154,9 @@ class EntryPointWrappers:
 
         view = self.make_view()
         notes = prepare_environment(self.policy.get_plan(), os.environ)
-        result = clamp(config, view)
+        result = clamp(config, view, self.ledger)
+        # Before the report, which may raise: what is promised too often is only less than could be given.
+        self.ledger = result.ledger
         self.policy.report(_make_outcome(result, notes, view, entry_point))
         return data if result.config is None else bytes(result.config.SerializeToString())
 
