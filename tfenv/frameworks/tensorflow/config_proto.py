@@ -66,6 +66,8 @@ class PolicyView:
         cpu_only: No GPU may be created at all, as `on_error = "cpu"` says.
         hidden: TensorFlow can use others, too, because something opened CUDA before it could be narrowed.
         shown: How many GPUs CUDA shows, those included that TensorFlow ignores. None: unknown.
+        ignored: Those that TensorFlow leaves out of its list. It uses them where a message names no other: what it
+            compares a card with are the cards of the message alone.
     """
 
     gpus: tuple[PolicyGpu, ...]
@@ -73,6 +75,7 @@ class PolicyView:
     cpu_only: bool = False
     hidden: bool = False
     shown: int | None = None
+    ignored: tuple[PolicyGpu, ...] = ()
 
 
 @frozen
@@ -153,7 +156,15 @@ def make_view(
     """
     known = {ordinal: _find_planned(plan, ordinal) for ordinal in ordinals} if planned is None else planned
     gpus = tuple(_make_gpu(ordinal, known[ordinal]) for ordinal in ordinals if ordinal in known)
-    return PolicyView(gpus, plan.growth is True, cpu_only, hidden=len(gpus) < len(ordinals), shown=shown)
+    ignored = (ordinal for ordinal in range(shown or 0) if ordinal not in ordinals)
+    return PolicyView(
+        gpus,
+        plan.growth is True,
+        cpu_only,
+        hidden=len(gpus) < len(ordinals),
+        shown=shown,
+        ignored=tuple(_make_gpu(ordinal, _find_planned(plan, ordinal)) for ordinal in ignored),
+    )
 
 
 def _find_planned(plan: Plan, ordinal: int) -> PlannedDevice:
@@ -196,10 +207,13 @@ def _read_visible_list(visible_device_list: str) -> list[int] | None:
 def _select_gpus(config: ConfigProto, view: PolicyView) -> list[PolicyGpu] | None:
     """Return the GPUs that this message is about, in TensorFlow's order. None means that TensorFlow refuses it."""
     options = config.gpu_options
-    by_ordinal = {gpu.ordinal: gpu for gpu in view.gpus}
-    listed = _read_visible_list(options.visible_device_list) if options.visible_device_list else list(by_ordinal)
-    if listed is None:
-        return None
+    by_ordinal = {gpu.ordinal: gpu for gpu in (*view.gpus, *(() if view.hidden else view.ignored))}
+    listed = [gpu.ordinal for gpu in view.gpus]
+    if options.visible_device_list:
+        named = _read_visible_list(options.visible_device_list)
+        if named is None:
+            return None
+        listed = named
     gpus = [by_ordinal[ordinal] for ordinal in listed if ordinal in by_ordinal]
     if view.hidden and not gpus:
         gpus = list(view.gpus)  # what it names is not allowed; the rest stays
