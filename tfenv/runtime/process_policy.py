@@ -169,12 +169,15 @@ class ProcessPolicy:
         if self.loaded.policy.on_error == "fail":
             raise PolicyError((finding,))
         if self.loaded.policy.on_error == "cpu":
-            self._faulted = self.no_gpu = True
-            self.plan = Plan(visible=NO_GPU, devices=(), findings=self.plan.findings)
-            for policy in self.frameworks.values():
-                policy.adopt(self.plan)
-            self.write_visibility()
-            self.visible_when_listed = NO_GPU
+            self._hide_gpus()
+
+    def _hide_gpus(self) -> None:
+        self._faulted = self.no_gpu = True
+        self.plan = Plan(visible=NO_GPU, devices=(), findings=self.plan.findings)
+        for policy in self.frameworks.values():
+            policy.adopt(self.plan)
+        self.write_visibility()
+        self.visible_when_listed = NO_GPU
 
     # -- listing
 
@@ -219,6 +222,20 @@ class ProcessPolicy:
                 self.leases += (result.choice.lease,)
         if self.choice is not None and not self.no_gpu:
             self.decide(self.inventory)
+
+    def narrow_unchosen(self) -> None:
+        """Take the first allowed GPUs if a fault prevented the choice of free ones. All of them were never meant."""
+        if self.plan.choosing is None or self.choice is not None or self.no_gpu:
+            return
+        try:
+            from tfenv.sharing.allocate import take_first_gpus
+
+            self._choice = (os.getpid(), take_first_gpus(self.plan, self.plan.choosing))
+            self.decide(self.inventory)
+        except PolicyError:
+            raise
+        except Exception:  # noqa: BLE001 (whoever calls reports the fault that came first)
+            self._hide_gpus()
 
     def _handle_choice_findings(self, result: AllocationResult, framework: Framework) -> None:
         findings = tuple(self._locate_choice(finding) for finding in result.findings)
@@ -362,6 +379,7 @@ class FrameworkPolicy:
         """Write down a fault of tfenv's own at an entry point."""
         text = f"tfenv failed at {entry_point}: {type(error).__name__}: {error}"
         with Inside():
+            self.process.narrow_unchosen()
             self.process.handle_fault(Finding("internal-error", text), entry_point, self.framework)
 
     def _explain(self, finding: Finding) -> Finding:

@@ -142,10 +142,17 @@ def _allocate_without_inventory(plan: Plan, inventory: Inventory) -> AllocationR
     if plan.choosing is None:
         text = f"memory_total holds for this process alone: without NVML{why} nobody can tell which GPUs these are"
         return AllocationResult(None, (Finding("no-inventory", text, "warning"),))
-    tokens = [device.token for device in plan.devices] if plan.devices is not None else map(str, range(1024))
-    allocations = tuple(Allocation(token) for token, _ in zip(tokens, range(plan.choosing.count), strict=False))
-    text = f"which GPUs are free cannot be told without NVML{why}: the first {len(allocations)} allowed are taken"
-    return AllocationResult(Choice(allocations), (Finding("no-inventory", text, "warning"),))
+    choice = take_first_gpus(plan, plan.choosing)
+    count = len(choice.allocations)
+    text = f"which GPUs are free cannot be told without NVML{why}: the first {count} allowed are taken"
+    return AllocationResult(choice, (Finding("no-inventory", text, "warning"),))
+
+
+def take_first_gpus(plan: Plan, automatic: AutoChoice) -> Choice:
+    """Choose the first GPUs that a plan allows, where nobody can tell which are free."""
+    known = None if plan.devices is None else [d.token if d.device is None else d.device.uuid for d in plan.devices]
+    names = map(str, range(automatic.count)) if known is None else known[: automatic.count]
+    return Choice(tuple(map(Allocation, names)))
 
 
 def _allocate_without_leases(

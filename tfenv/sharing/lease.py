@@ -285,6 +285,12 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 # ---- their content
 
+#: No GPU has more, and no machine has more of them. Whoever writes more wants to break the reader.
+_MOST_BYTES = 1 << 50
+_MOST_GPUS = 1 << 16
+#: Seconds since 1970, in the year 2514. Dates can be computed up to there.
+_LATEST = 1 << 34
+
 #: Few users have many leases, and a directory service may be slow to name them.
 _get_user_name = cache(get_user_name)
 
@@ -298,9 +304,9 @@ def parse_leases(entry: DirectoryEntry) -> list[Lease]:
             allocation=Allocation(""),
             uid=entry.uid,
             user=_get_user_name(entry.uid),
-            pid=int(data["pid"]),
+            pid=int(_read_number(data["pid"], 1 << 31)),
             script=None if data.get("script") is None else str(data["script"]),
-            since=float(data["since"]),
+            since=float(_read_number(data["since"], _LATEST)),
             parent=None if data.get("parent") is None else str(data["parent"]),
         )
         return [replace(lease, allocation=_parse_allocation(allocation)) for allocation in data["allocations"]]
@@ -309,8 +315,22 @@ def parse_leases(entry: DirectoryEntry) -> list[Lease]:
 
 
 def _parse_allocation(data: Mapping[str, Any]) -> Allocation:
-    limit = data["limit"]
-    return Allocation(str(data["uuid"]), None if limit is None else max(0, int(limit)), bool(data["shared"]))
+    return Allocation(str(data["uuid"]), _read_bytes(data["limit"]), bool(data["shared"]))
+
+
+def _read_number(value: object, highest: int) -> float:
+    """Return a number that anybody may have written. It is finite, and neither negative nor above `highest`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= highest:
+        raise ValueError(value)
+    return value
+
+
+def _read_bytes(value: object) -> int | None:
+    return None if value is None else int(_read_number(value, _MOST_BYTES))
 
 
 def parse_request(entry: DirectoryEntry) -> GpuRequest | None:
@@ -318,14 +338,16 @@ def parse_request(entry: DirectoryEntry) -> GpuRequest | None:
     try:
         gpu_request = entry.data["request"]
         candidates = tuple(_parse_candidate(candidate) for candidate in gpu_request["candidates"])
-        return GpuRequest(entry.uid, candidates, int(gpu_request["count"]), bool(gpu_request["fixed"]))
+        count = int(_read_number(gpu_request["count"], _MOST_GPUS))
+        return GpuRequest(entry.uid, candidates, count, bool(gpu_request["fixed"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
 def _parse_candidate(data: Mapping[str, Any]) -> Candidate:
-    need, user_total = (None if data[key] is None else int(data[key]) for key in ("need", "user_total"))
-    return Candidate(str(data["uuid"]), int(data["total"]), need, user_total, int(data["min_free"]))
+    need, user_total = _read_bytes(data["need"]), _read_bytes(data["user_total"])
+    total, min_free = (int(_read_number(data[key], _MOST_BYTES)) for key in ("total", "min_free"))
+    return Candidate(str(data["uuid"]), total, need, user_total, min_free)
 
 
 def parse_ticket_number(name: str) -> int:

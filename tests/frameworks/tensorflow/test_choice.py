@@ -179,3 +179,26 @@ def test_a_child_knows_its_parents_leases_where_nothing_is_said_of_visibility(
     ended = run_program(World(f'{limit}[ceiling]\nmemory_total = "5GiB"\n'), NESTED, tmp_path)
     assert ended.status == 0, ended.stderr
     assert ended.stdout.splitlines() == printed, ended.stderr
+
+
+FAULTY_CHOICE = """
+import os
+import tensorflow as tf
+from tfenv.sharing import allocate
+allocate.acquire = None
+print(len(tf.config.list_physical_devices("GPU")), os.environ.get("CUDA_VISIBLE_DEVICES"))
+tf.zeros([1])
+"""
+
+
+@pytest.mark.parametrize(("on_error", "shown"), [("warn", "1 0"), ("cpu", "0 -1")])
+def test_a_fault_while_choosing_gives_no_more_than_was_asked_for(on_error: str, shown: str, tmp_path: Path) -> None:
+    """The first GPU that is allowed, or none as `on_error` says: never all, and never without a line and a record."""
+    policy = f'on_error = "{on_error}"\n[gpu]\nvisible_devices = {{count = 1}}\nmemory_limit = "1GiB"\n'
+    ended = run_program(World(policy), FAULTY_CHOICE, tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.strip() == shown
+    assert {request.gpu for request in ended.requests if request.op == "alloc"} <= {0}
+    assert any("TypeError" in line for line in ended.ours)
+    failed = [record for record in ended.records if record["event"] == "policy_failed"]
+    assert failed[0]["findings"][0]["code"] == "internal-error"
