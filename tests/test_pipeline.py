@@ -128,6 +128,17 @@ def test_a_strangers_file_counts_only_if_the_administrator_trusts_him(machine: M
     assert machine.load().policy.settings["memory_growth"].value is True
 
 
+@pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
+@pytest.mark.parametrize("name", ["tfgpu.toml", "pyproject.toml"])
+def test_a_strangers_file_is_a_warning_and_the_walk_goes_on(name: str, machine: Machine) -> None:
+    """Whoever plants a file takes nobody's GPU, is not parsed, and hides no policy above."""
+    machine.write("home/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    os.chown(machine.write(f"home/project/{name}", "[[tool.tfgpu] this is no TOML"), 65534, -1)
+    loaded = machine.load()
+    assert [(finding.code, finding.severity) for finding in loaded.findings] == [("untrusted-owner", "warning")]
+    assert loaded.policy.settings["memory_growth"].value is True
+
+
 def test_the_start_is_read_from_what_was_remembered() -> None:
     """A relative script stands in the working directory. `-m`, `-c` and a deleted directory have none."""
     start = pipeline.make_start({"cwd": "/srv/p", "script": "bin/train.py", "SUDO_UID": "1000"})

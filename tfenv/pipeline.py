@@ -189,10 +189,14 @@ def load(
     sources, missing = discover(start, subject, machine_root)
     machine = read_layers([s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid))
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
-    rest = [source for source in sources if source.layer != "machine"]
-    if _find_machine_value(machine, "allow_project_files") is False:
-        rest = [source for source in rest if source.layer != "project"]
-    others = read_layers(rest, trust)
+    allow_project = _find_machine_value(machine, "allow_project_files") is not False
+    others = _read_others(sources, trust, allow_project=allow_project)
+    planted: tuple[Finding, ...] = ()
+    while stopped := _find_planted(sources, others):
+        planted += stopped
+        passed_over = frozenset(finding.path or "" for finding in planted)
+        sources, _ = discover(start, subject, machine_root, passed_over)
+        others = _read_others(sources, trust, allow_project=allow_project)
     subject = replace(subject, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
     return LoadedPolicy(
@@ -201,8 +205,20 @@ def load(
         documents=(*machine.documents, *others.documents),
         layers=layers,
         policy=merge(layers, subject),
-        findings=(*missing, *machine.findings, *others.findings),
+        findings=(*missing, *machine.findings, *planted, *others.findings),
     )
+
+
+def _read_others(sources: Iterable[Source], trust: Trust, *, allow_project: bool) -> ReadLayers:
+    """Read all layers above the machine's."""
+    left_out = {"machine"} if allow_project else {"machine", "project"}
+    return read_layers([source for source in sources if source.layer not in left_out], trust)
+
+
+def _find_planted(sources: Iterable[Source], others: ReadLayers) -> tuple[Finding, ...]:
+    """Return what is wrong with a project file that the walk found and that is a stranger's. There is one at most."""
+    walked = {source.path for source in sources if source.layer == "project" and not source.required}
+    return tuple(f for f in others.findings if f.code == "untrusted-owner" and f.path in walked)
 
 
 @frozen

@@ -27,7 +27,7 @@ _SearchResult = tuple[list[Source], tuple[Finding, ...]]
 
 
 def discover(
-    start: Start, subject: Subject, machine_root: str = MACHINE_ROOT
+    start: Start, subject: Subject, machine_root: str = MACHINE_ROOT, passed_over: frozenset[str] = frozenset()
 ) -> tuple[tuple[Source, ...], tuple[Finding, ...]]:
     """Find all files that speak for this process.
 
@@ -35,6 +35,7 @@ def discover(
         start: What the process was when it started.
         subject: For whom. Only this user's and these groups' own machine files are looked for.
         machine_root: The administrator's directory. It is another one only for `tfgpu check DIR` and tests.
+        passed_over: Paths of project files that do not count. The walk goes on above them.
 
     Returns:
         The files, the machine's first and the nearest last. Beside them what is wrong with TFGPU_CONFIG, if it names
@@ -46,7 +47,7 @@ def discover(
         owner = _find_start_owner(start.cwd)
         sources += _find_user_file(start, owner)
         if not start.isolated:
-            project, findings = _find_project_file(start, owner, _find_identities(sources))
+            project, findings = _find_project_file(start, owner, _find_identities(sources), passed_over)
             sources += project
             sources += _take_run_options(start)
     return tuple(sources), findings
@@ -123,12 +124,15 @@ def _take_run_options(start: Start) -> Iterator[Source]:
 # ---- project
 
 
-def _find_project_file(start: Start, owner: int | None, taken: frozenset[Identity]) -> _SearchResult:
+def _find_project_file(
+    start: Start, owner: int | None, taken: frozenset[Identity], passed_over: frozenset[str]
+) -> _SearchResult:
     if start.config:
         return _follow_config_variable(start, start.config, owner, taken)
     for directory in dict.fromkeys((start.cwd, start.script_dir)):
-        if directory is not None and (source := _walk_upward(directory, start.home, owner, taken)) is not None:
-            return [source], ()
+        for source in () if directory is None else _walk_upward(directory, start, owner, taken):
+            if source.path not in passed_over:
+                return [source], ()
     return [], ()
 
 
@@ -160,26 +164,30 @@ def _is_in_home(config: str) -> bool:
     return config == "~" or config.startswith("~/")
 
 
-def _walk_upward(bottom: str, home: str | None, owner: int | None, taken: frozenset[Identity]) -> Source | None:
-    """Find the nearest project file from a directory upward."""
-    for directory in list_upward(bottom, home):
+def _walk_upward(bottom: str, start: Start, owner: int | None, taken: frozenset[Identity]) -> Iterator[Source]:
+    """Find the project files from a directory upward, the nearest first."""
+    for directory in list_upward(bottom, start.home):
         path = os.path.join(directory, FILE_NAME)
         if _exists(path) and find_identity(path) not in taken:
-            return Source("project", path, start_owner=owner)
+            yield Source("project", path, start_owner=owner)
         path = os.path.join(directory, PYPROJECT)
-        if _exists(path) and _has_policy(path):
-            return Source("project", path, table=PYPROJECT_TABLE, start_owner=owner)
-    return None
+        if _exists(path) and _has_policy(path, frozenset({start.uid, 0, owner})):
+            yield Source("project", path, table=PYPROJECT_TABLE, start_owner=owner)
 
 
-def _has_policy(path: str) -> bool:
-    """Return whether a pyproject.toml is about us. One that mentions us but does not parse is: `read` then says why."""
+def _has_policy(path: str, known: frozenset[int | None]) -> bool:
+    """Return whether a pyproject.toml is about us. One that mentions us but does not parse is: `read` then says why.
+
+    Nobody parses a file of an owner who is not known here. If it mentions us, `read` decides whether it counts.
+    """
     try:
         raw = peek(path)
     except DocumentError:
         return False
     if b"tfgpu" not in raw or len(raw) > LARGEST:
         return b"tfgpu" in raw
+    if os.stat(path).st_uid not in known:
+        return True
     tomli = import_dependency("tomli")
 
     try:

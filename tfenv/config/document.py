@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from tfenv.dependencies import import_dependency
-from tfenv.errors import Finding, TfenvError
+from tfenv.errors import Finding, Severity, TfenvError
 from tfenv.policy.model import KeyPath, Source
 from tfenv.values import frozen
 
@@ -95,9 +95,16 @@ class DocumentError(TfenvError):
     """
 
     def __init__(
-        self, code: str, path: str, message: str, *, line: int | None = None, column: int | None = None
+        self,
+        code: str,
+        path: str,
+        message: str,
+        severity: Severity = "error",
+        *,
+        line: int | None = None,
+        column: int | None = None,
     ) -> None:
-        self.finding = Finding(code, message, path=path, line=line, column=column)
+        self.finding = Finding(code, message, severity, path=path, line=line, column=column)
         super().__init__(str(self.finding))
 
 
@@ -304,7 +311,10 @@ def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -
                 "owner of the directory the process started in; copy it, or ask for trusted_owners in the machine's "
                 "policy"
             )
-            raise DocumentError("untrusted-owner", source.path, message)
+            # A stranger who plants a file must not have `on_error` take the GPUs of those who come by. But who names
+            # a file in TFGPU_CONFIG means it.
+            severity: Severity = "error" if source.required else "warning"
+            raise DocumentError("untrusted-owner", source.path, message, severity)
 
 
 def _require_not_public(path: str, descriptor: int, opened: os.stat_result) -> None:
