@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, get_gpu_id, list_logged_devices, select_records
-from tfenv.audit.rotation import can_open, find_log_files, is_damage, open_log
+from tfenv.audit.rotation import find_log_files, find_refusal, is_damage, open_log
 from tfenv.files import replace_file
 from tfenv.values import as_dict, frozen
 
@@ -197,16 +197,17 @@ def _read_file(path: Path) -> str:
 # ---- reading on
 
 
-def export_totals(target: Path, logs: Iterable[Path], tally: LineTally) -> list[Path]:
+def export_totals(target: Path, logs: Iterable[Path], tally: LineTally, *, named: bool = True) -> dict[Path, str]:
     """Add what is new in the logs, and in what was rotated away from them, to the totals in a file.
 
     Args:
         target: Written anew, readable for everybody.
         logs: Each is told from the others by its path.
         tally: Counts the lines that are no records, of this time only.
+        named: The user named the logs, as `find_refusal` has it.
 
     Returns:
-        The files that nothing here can decompress.
+        The files that are left out, and why.
 
     Raises:
         ForeignFileError: The target was written by something else.
@@ -215,12 +216,12 @@ def export_totals(target: Path, logs: Iterable[Path], tally: LineTally) -> list[
     text = _read_file(target)
     totals, before = _parse_totals(text), _parse_positions(text)
     after: dict[str, _Positions] = {}
-    unread: list[Path] = []
+    unread: dict[Path, str] = {}
     for log in logs:
         known = before.get(str(log.absolute()), {})
         files = find_log_files(log) or [log]
-        unread += [file for file in files if not can_open(file)]
-        after[str(log.absolute())] = _read_on([file for file in files if can_open(file)], known, totals, tally)
+        unread |= {file: why for file in files if (why := find_refusal(file, named=named)) is not None}
+        after[str(log.absolute())] = _read_on([file for file in files if file not in unread], known, totals, tally)
     totals.add_unreadable(tally.unreadable)
     # A log that is not named this time may be named the next time.
     replace_file(target, _format_file(totals, {**before, **after}), 0o644)

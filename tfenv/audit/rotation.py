@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
@@ -53,6 +54,31 @@ def find_all_log_files(paths: Iterable[Path]) -> list[Path]:
 def can_open(path: Path) -> bool:
     """Tell whether something here can decompress the file, by its suffix."""
     return path.suffix not in COMPRESSED or _find_decompressor(path) is not None
+
+
+def find_refusal(path: Path, *, named: bool) -> str | None:
+    """Return why a log is left out. None: it is read.
+
+    Args:
+        path: The log, or what rotation made of it.
+        named: The user named it. Otherwise a policy did, and anybody may have put something else there.
+    """
+    if not named and (problem := _find_planted(path)) is not None:
+        return problem
+    return None if can_open(path) else "nothing here can decompress it; `pip install 'tfenv[audit]'` can"
+
+
+def _find_planted(path: Path) -> str | None:
+    try:
+        status = path.stat(follow_symlinks=False)
+    except OSError:
+        return None  # whoever opens it says so
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a regular file"
+    uid = path.name.partition(".")[0]
+    if uid.isdecimal() and status.st_uid not in (0, int(uid)):
+        return f"it belongs to uid {status.st_uid}, not to uid {uid}"
+    return None
 
 
 def open_log(path: Path) -> BufferedReader:

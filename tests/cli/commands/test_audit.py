@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.cli.conftest import TFGPU, Tfgpu
+from tests.shared_machine import ALICE, BOB, SharedMachine
 from tfenv.audit.gpu_totals import summarize_groups
 from tfenv.audit.query import RecordQuery, make_group
 from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
@@ -326,3 +327,34 @@ def test_without_a_file_the_log_of_the_policy_here_is_read(run_audit: RunAudit, 
     (project / "here.jsonl").write_text(line + "\n")
     done = run_audit("--format", "json")
     assert '"zoe"' in done.stdout, done.stderr
+
+
+PLANTED_POLICY = '[audit]\nfile = "/var/log/tfgpu/<uid>.jsonl"\n'
+
+
+@pytest.mark.parametrize(
+    "command", [("audit",), ("audit", "summary"), ("audit", "export", "--prometheus", "/srv/tf.prom")]
+)
+def test_what_somebody_else_planted_is_left_out_and_named(
+    shared_machine: SharedMachine, command: tuple[str, ...]
+) -> None:
+    """A FIFO holds nothing up, and a log of another's name is not read as that user's. The others are, with exit 1."""
+    shared_machine.clear()
+    shared_machine.policy({"tfgpu.toml": PLANTED_POLICY})
+    record = {"timestamp": "2026-11-05T10:00:00.000000Z", "event": "policy_applied", "user": "bob", "uid": BOB.uid}
+    line = json.dumps(record) + "\n"
+    folder = "/var/log/tfgpu"
+    for name in shared_machine.path(folder).iterdir():
+        name.unlink()
+    shared_machine.write(f"{folder}/{BOB.uid}.jsonl", line, BOB)
+    shared_machine.write(f"{folder}/{BOB.uid}.jsonl.1", line, ALICE)
+    shared_machine.write(f"{folder}/99999.jsonl", line, ALICE)
+    os.mkfifo(shared_machine.path(f"{folder}/{ALICE.uid}.jsonl"))
+    done = shared_machine.tfgpu(*command)
+    assert done.returncode == 1, done.stderr
+    assert sorted(re.findall(r"(\S+) is left out: (.*)", done.stderr)) == [
+        (f"{folder}/{ALICE.uid}.jsonl", "it is not a regular file"),
+        (f"{folder}/{BOB.uid}.jsonl.1", f"it belongs to uid {ALICE.uid}, not to uid {BOB.uid}"),
+        (f"{folder}/99999.jsonl", f"it belongs to uid {ALICE.uid}, not to uid 99999"),
+    ]
+    assert len(command) > 1 or done.stdout.count("bob") == 1

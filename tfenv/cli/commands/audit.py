@@ -22,7 +22,7 @@ from tfenv.audit.query import (
     read_records,
     select_records,
 )
-from tfenv.audit.rotation import LogTail, can_open, find_all_log_files
+from tfenv.audit.rotation import LogTail, find_all_log_files, find_refusal
 from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
 from tfenv.cli.tables import print_table
@@ -180,13 +180,13 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
         is_json: Whether to print one JSON value a line, or else a table.
 
     Returns:
-        The exit code: 1 if some lines are not records or some files cannot be decompressed.
+        The exit code: 1 if some lines are not records or some files are left out.
 
     Raises:
         OSError: A log cannot be read.
     """
     tally = LineTally()
-    logs, code = _select_readable(_find_logs(files))
+    logs, code = _select_readable(_find_logs(files), named=files is not None)
     if is_json:
         records = read_records(logs, query, tally) if count is None else read_newest(logs, query, tally, count)
         for record in records:
@@ -205,9 +205,10 @@ def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int 
     """
     tally = LineTally()
     logs = _find_named_logs(files)
-    tails = [LogTail(path) for path in logs]
+    named = files is not None
+    existing, _ = _select_readable([log for log in find_all_log_files(logs) if log.exists()], named=named)
+    tails = [LogTail(path) for path in logs if find_refusal(path, named=named) is None]
     ends = {tail.path: tail.position for tail in tails}
-    existing, _ = _select_readable([log for log in find_all_log_files(logs) if log.exists()])
     _print_stream(
         read_newest(existing, query, tally, _DEFAULT_COUNT if count is None else count, ends), is_json=is_json
     )
@@ -226,7 +227,7 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, is_json: 
         OSError: A log cannot be read.
     """
     tally = LineTally()
-    logs, code = _select_readable(_find_logs(files))
+    logs, code = _select_readable(_find_logs(files), named=files is not None)
     rows = summarize_logs(logs, query, tally)
     if is_json:
         for row in rows:
@@ -244,7 +245,7 @@ def export_figures(target: Path, files: Sequence[Path] | None) -> int:
         files: The logs. None: those that the policy here names.
 
     Returns:
-        The exit code: 1 if some lines are not records or some files cannot be decompressed, 2 if the file was written
+        The exit code: 1 if some lines are not records or some files are left out, 2 if the file was written
         by something else.
 
     Raises:
@@ -254,12 +255,12 @@ def export_figures(target: Path, files: Sequence[Path] | None) -> int:
 
     tally = LineTally()
     try:
-        unread = export_totals(target, _find_named_logs(files), tally)
+        unread = export_totals(target, _find_named_logs(files), tally, named=files is not None)
     except ForeignFileError as error:
         print_message("audit", f"{target}: {error}")
         return USAGE
-    for log in unread:
-        _report_unreadable_log(log)
+    for log, why in unread.items():
+        _report_unreadable_log(log, why)
     return max(FINDINGS if unread else OK, _report_unreadable_lines(tally))
 
 
@@ -311,16 +312,21 @@ def _is_log_of_user(log: Path, pattern: str) -> bool:
     return log.name.removeprefix(before).removesuffix(after).isdecimal()
 
 
-def _select_readable(logs: Sequence[Path]) -> tuple[list[Path], int]:
-    """Return the logs that can be decompressed here, and the exit code: 1 if there are others. They are reported."""
-    unread = [log for log in logs if not can_open(log)]
-    for log in unread:
-        _report_unreadable_log(log)
+def _select_readable(logs: Sequence[Path], *, named: bool) -> tuple[list[Path], int]:
+    """Return the logs that are read, and the exit code: 1 if some are left out. These are reported.
+
+    Args:
+        logs: What there is.
+        named: The user named them.
+    """
+    unread = {log: why for log in logs if (why := find_refusal(log, named=named)) is not None}
+    for log, why in unread.items():
+        _report_unreadable_log(log, why)
     return [log for log in logs if log not in unread], FINDINGS if unread else OK
 
 
-def _report_unreadable_log(log: Path) -> None:
-    print_message("audit", f"{log} is left out: nothing here can decompress it; `pip install 'tfenv[audit]'` can")
+def _report_unreadable_log(log: Path, why: str) -> None:
+    print_message("audit", f"{log} is left out: {why}")
 
 
 def _report_unreadable_lines(tally: LineTally) -> int:
