@@ -265,6 +265,24 @@ def test_a_log_that_the_machine_asks_for_is_an_error_when_it_is_refused(tmp_path
     assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "error")]
 
 
+@as_root
+@pytest.mark.parametrize("kind", ["file", "FIFO", "symlink", "directory"])
+def test_a_required_log_that_a_stranger_planted_is_a_warning(tmp_path: Path, applied: AuditRecord, kind: str) -> None:
+    """It names who did it and never triggers `on_error`. The record goes to the other logs."""
+    path, other = tmp_path / "log", tmp_path / "other"
+    if kind == "symlink":
+        path.symlink_to("victim")
+    else:
+        {"file": path.touch, "FIFO": lambda: os.mkfifo(path), "directory": path.mkdir}[kind]()
+    os.chown(path, 65534, -1, follow_symlinks=False)
+    log = make_log(path, other, required_files=(str(path),))
+    log.emit(applied)
+    log.open_now()
+    assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "warning")]
+    assert "it belongs to nobody" in log.findings[0].message
+    assert other.read_bytes() == encode_record(applied.as_dict())
+
+
 def test_a_project_cannot_lead_its_log_out_by_a_symlinked_directory(tmp_path: Path, applied: AuditRecord) -> None:
     """A cloned repository with `logs -> ~/.ssh` does not get a line into ~/.ssh."""
     project, secret = tmp_path / "project", tmp_path / "secret"

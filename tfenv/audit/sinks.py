@@ -18,6 +18,7 @@ from tfenv.audit.record import encode_record
 from tfenv.audit.stderr_line import print_once, print_to_stderr
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, escape_for_terminal
+from tfenv.identity import get_user_name
 from tfenv.values import replace
 
 TYPE_CHECKING = False
@@ -49,6 +50,10 @@ _OPEN = os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 class RefusedLogError(OSError):
     """The log at this path is not one to write to. Its text says why."""
+
+
+class PlantedLogError(RefusedLogError):
+    """Somebody else put a file at this path, before a log of this user was there."""
 
 
 def list_log_names(sinks: AuditSinks) -> tuple[str, ...]:
@@ -109,7 +114,7 @@ def append_line(path: str, line: bytes, uid: int) -> None:
 
 def _open_for_append(path: str, uid: int) -> int:
     for _ in range(8):  # a rotation may take the file away between any two of these steps
-        descriptor = _open_or_create(path)
+        descriptor = _open_or_create(path, uid)
         if descriptor is None:
             continue
         try:
@@ -122,7 +127,7 @@ def _open_for_append(path: str, uid: int) -> int:
     raise OSError(errno.EAGAIN, "the log is being replaced all the time")
 
 
-def _open_or_create(path: str) -> int | None:
+def _open_or_create(path: str, uid: int) -> int | None:
     """Return a descriptor. None when somebody else created or removed the file just now.
 
     Opened before it is created: O_CREAT on a file of another owner in a sticky directory (/var/log/tfgpu)
@@ -133,7 +138,7 @@ def _open_or_create(path: str) -> int | None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise _explain_refusal(error) from error
+        raise _explain_refusal(error, path, uid) from error
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
     except FileExistsError:
@@ -147,12 +152,26 @@ def _open_readable(path: str) -> int:
         return os.open(path, os.O_WRONLY | _OPEN)
 
 
-def _explain_refusal(error: OSError) -> OSError:
+def _explain_refusal(error: OSError, path: str, uid: int) -> OSError:
+    try:
+        _require_owner(os.lstat(path), uid)
+    except OSError as other:
+        return other if isinstance(other, PlantedLogError) else error
     if error.errno == errno.ELOOP:
         return RefusedLogError(errno.ELOOP, "it is a symbolic link")
     if error.errno in (errno.ENXIO, errno.EISDIR):
         return RefusedLogError(error.errno, "it is not a regular file")
     return error
+
+
+def _require_owner(status: os.stat_result, uid: int) -> None:
+    """Require that a file is the user's or root's.
+
+    Raises:
+        PlantedLogError: It belongs to somebody else.
+    """
+    if status.st_uid not in (uid, 0):
+        raise PlantedLogError(errno.EPERM, f"it belongs to {get_user_name(status.st_uid)}")
 
 
 def _is_current_log(status: os.stat_result, uid: int) -> bool:
@@ -161,10 +180,9 @@ def _is_current_log(status: os.stat_result, uid: int) -> bool:
     Raises:
         RefusedLogError: It is not a file to log to.
     """
+    _require_owner(status, uid)
     if not stat.S_ISREG(status.st_mode):
         raise RefusedLogError(errno.EINVAL, "it is not a regular file")
-    if status.st_uid not in (uid, 0):
-        raise RefusedLogError(errno.EPERM, f"it belongs to uid {status.st_uid}")
     if status.st_nlink > 1:
         raise RefusedLogError(errno.EMLINK, "it has a second name (hard link)")
     return status.st_nlink == 1
@@ -452,7 +470,9 @@ class AuditLog:
     def _note_failure(self, sink: LineSink, error: OSError | ValueError) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         refused = isinstance(error, RefusedLogError)
-        severity: Severity = "error" if sink.name in self._required else "warning"
+        # Whoever plants a file must not have `on_error` take the GPUs of the user it is named after.
+        planted = isinstance(error, PlantedLogError)
+        severity: Severity = "error" if sink.name in self._required and not planted else "warning"
         text = f"the audit log {sink.name} {'is refused' if refused else 'was not written'}: {reason}"
         finding = Finding("refused-log" if refused else "log-not-written", text, severity, path=sink.name)
         if finding not in self.findings:
