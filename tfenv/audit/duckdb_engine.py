@@ -8,7 +8,6 @@ key twice in one object, as in two records melted into one, and a bare nan.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -20,6 +19,7 @@ from tfenv.audit.query import (
     LineTally,
     RecordGroup,
     RecordQuery,
+    decode_json,
     make_group,
     read_groups,
     select_records,
@@ -45,8 +45,8 @@ _ASKED = ("virtual_devices", "per_process_gpu_memory_fraction")
 _FILTERED = ("uid", "status", "project", "script")
 
 # A line is a text between two newlines: no delimiter that a text could have, no quotes, no header. What is not ours
-# from its first byte on, what JSON readers do not agree on (a comma before a bracket), and what DuckDB cannot parse is
-# odd: it comes back as it is, each different line once.
+# from its first byte on, what JSON readers do not agree on (a comma before a bracket), a process number that is none,
+# and what DuckDB cannot parse is odd: it comes back as it is, each different line once.
 # Plans, which are half of a log, are left out here. Other events are not: a condition on a field would make DuckDB
 # parse each line twice.
 _SQL = """
@@ -60,6 +60,7 @@ WITH line AS (
 ), checked AS (
     SELECT field, CASE WHEN field IS NULL OR NOT ours OR length(field[1]) <> $quoted_timestamp
         OR contains(field[1], '\\') OR NOT starts_with(field[2], '"') OR field[2] IS NULL
+        OR length(field[3]) > 40 OR regexp_matches(field[3], '[eENI]')
         OR contains(line, ',}}') OR contains(line, ',]') THEN line END AS odd
     FROM parsed
 )
@@ -90,9 +91,16 @@ def group_records(log: Path, query: RecordQuery, tally: LineTally) -> Iterator[R
         yield from read_groups(log, query, tally)
         return
     names = _list_fields(query)[3:]
+    prefilter = query.build_prefilter()
     for odd_line, times, timestamp, pids, event, fields in rows:
         if odd_line is None:
-            group = _make_group(dict(zip(names, fields, strict=True)), event, timestamp, times, pids)
+            try:
+                group = _make_group(dict(zip(names, fields, strict=True)), event, timestamp, times, pids)
+            except (ValueError, RecursionError):
+                # Without DuckDB a line that cannot match is not parsed, and so not counted.
+                text = " ".join(filter(None, (event, *fields))).encode()
+                tally.unreadable += times * all(any(wanted in text for wanted in texts) for texts in prefilter)
+                continue
             if query.matches(group.record):
                 yield group
         else:
@@ -157,11 +165,11 @@ def _list_paths(query: RecordQuery) -> list[str]:
 
 def _make_group(texts: dict[str, str | None], event: str, timestamp: str, times: int, pids: list[Any]) -> RecordGroup:
     """Make a record with the fields that were asked for, from their JSON."""
-    fields = {name: json.loads(text) for name, text in texts.items() if text is not None}
+    fields = {name: decode_json(text) for name, text in texts.items() if text is not None}
     fields["asked"] = {name: fields.pop(name) for name in _ASKED if name in fields}
-    record = {**fields, "event": json.loads(event), "timestamp": json.loads(timestamp)}
+    record = {**fields, "event": decode_json(event), "timestamp": decode_json(timestamp)}
     return RecordGroup(record, times, tuple(_parse_pid(text) for text in pids))
 
 
 def _parse_pid(text: str | None) -> str:
-    return text if text is not None and text.isdecimal() else str(json.loads(text or "null"))
+    return text if text is not None and text.isdecimal() else str(decode_json(text or "null"))

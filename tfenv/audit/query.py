@@ -12,8 +12,9 @@ from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from io import BufferedReader
 from itertools import islice
+from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from tfenv.audit.record import format_timestamp
 from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
@@ -30,6 +31,8 @@ _TIMESTAMP = slice(len(RECORD_BEGIN), len(RECORD_BEGIN) + TIMESTAMP_BYTES)
 _CHUNK_BYTES = 1 << 20
 # Far above any record: a file of zeros, or of something else, is not collected into one line.
 _LONGEST_LINE_BYTES = 1 << 16
+# A float holds no longer number.
+_MOST_DIGITS = 300
 # A file server's clock, which dates the last change of a log, may be behind the one that dates its records.
 _CLOCKS_DIFFER_BY = timedelta(hours=1)
 
@@ -217,9 +220,32 @@ def _parse_line(line: bytes, tally: LineTally) -> LoggedRecord | None:
     return record
 
 
+def decode_json(text: bytes | str) -> Any:
+    """Return a value of JSON whose numbers are finite, as floats too. Anybody may have written it.
+
+    Raises:
+        ValueError: It is something else.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_refuse_number, parse_int=_parse_int, parse_float=_parse_float)
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]} is not a number that a record has")
+
+
+def _parse_int(text: str) -> int:
+    return int(text) if len(text) <= _MOST_DIGITS else _refuse_number(text)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    return value if isfinite(value) else _refuse_number(text)
+
+
 def _parse_record(text: bytes) -> LoggedRecord | None:
     try:
-        value = json.loads(text)
+        value = decode_json(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("timestamp", "event")):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.cli.conftest import TFGPU, Tfgpu
 from tests.shared_machine import ALICE, BOB, SharedMachine
 from tfenv.audit.gpu_totals import summarize_groups
-from tfenv.audit.query import RecordQuery, make_group
+from tfenv.audit.query import LineTally, RecordQuery, make_group, read_groups
 from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
 from tfenv.cli.commands import audit
 from tfenv.errors import Finding
@@ -358,3 +358,24 @@ def test_what_somebody_else_planted_is_left_out_and_named(
         (f"{folder}/99999.jsonl", f"it belongs to uid {ALICE.uid}, not to uid 99999"),
     ]
     assert len(command) > 1 or done.stdout.count("bob") == 1
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 400, "NaN", "-Infinity", "1e999", "[" * 20000 + "]" * 20000])
+@pytest.mark.parametrize("command", [(), ("--format", "json"), ("summary",), ("summary", "--format", "json")])
+def test_a_number_that_no_record_has_makes_a_line_unreadable(
+    tmp_path: Path, run_audit: RunAudit, command: tuple[str, ...], number: str
+) -> None:
+    """With DuckDB and without, the line is counted, the others are read, and JSON has no NaN."""
+    log = tmp_path / "log"
+    whole = encode_line(1)
+    broken = whole.replace(str(8 << 30).encode(), number.encode())
+    assert broken != whole
+    log.write_bytes(whole + broken + encode_line(2))
+    done = run_audit(*command, "--file", log)
+    assert done.returncode == 1, done.stderr
+    assert "tfgpu audit: 1 line is not an audit record" in done.stderr
+    assert "internal error" not in done.stderr
+    assert not re.search("NaN|Infinity", done.stdout)
+    tally = LineTally()
+    assert sum(group.times for group in read_groups(log, RecordQuery(), tally)) == 2
+    assert tally.unreadable == 1
