@@ -954,3 +954,19 @@ def test_a_syslog_that_does_not_read_never_blocks(tmp_path: Path, applied: Audit
         sink, line = SyslogSink(address), encode_record(applied.as_dict())
         with pytest.raises(BlockingIOError):
             any(sink.write(line, "info") for _ in range(10_000))  # type: ignore[func-returns-value]
+
+
+def test_no_blank_line_comes_of_many_writers(tmp_path: Path) -> None:
+    """A line of somebody else that is half written is no torn one: 16 writers leave their lines and nothing else."""
+    path = tmp_path / "log"
+    line = encode_record({"timestamp": "2026-11-05T09:31:07.123456Z", "event": "x" * 1500})
+    program = f"""
+import os, sys
+from tfenv.audit.sinks import append_line
+for _ in range(500):
+    append_line(sys.argv[1], {line!r}, os.geteuid())
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(16)]
+    assert [writer.wait() for writer in writers] == [0] * 16
+    assert set(path.read_bytes().splitlines(keepends=True)) == {line}
+    assert path.read_bytes().count(b"\n") == 16 * 500

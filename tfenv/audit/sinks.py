@@ -9,6 +9,7 @@ of a descriptor kept open (6 µs against 4), and no rotation, fork or closed des
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import gc
 import os
@@ -44,6 +45,8 @@ _SYSLOG_SEVERITY = {"error": 3, "warning": 4, "info": 6}
 # How every record begins: `encode_record` sees to it.
 _LOG_BEGIN = b'{"timestamp"'
 
+# So many half-grown lines in a row are a torn one.
+_MOST_WRITERS = 32
 # O_NOFOLLOW: a planted symlink is refused. O_NONBLOCK: a planted FIFO does not hang us.
 _OPEN = os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -104,7 +107,7 @@ def append_line(path: str, line: bytes, uid: int) -> None:
     descriptor = _open_for_append(path, uid)
     try:
         _check_holds_records(descriptor)
-        line = line if _ends_with_newline(descriptor) else b"\n" + line
+        line = line if _ends_whole(descriptor) else b"\n" + line
         written = os.write(descriptor, line)
     finally:
         os.close(descriptor)
@@ -207,6 +210,24 @@ def _check_holds_records(descriptor: int) -> None:
         raise RefusedLogError(errno.EINVAL, "it holds something else than audit records")
     if len(head) == len(_LOG_BEGIN):
         _known_logs.add(identity)
+
+
+def _ends_whole(descriptor: int) -> bool:
+    """Tell whether the last record is whole. What another process is writing is waited for, as often as it happens."""
+    for _ in range(_MOST_WRITERS):
+        if _ends_with_newline(descriptor):
+            return True
+        _wait_for_writer(descriptor)
+    return _ends_with_newline(descriptor)
+
+
+def _wait_for_writer(descriptor: int) -> None:
+    """Wait until a write(2) that goes on now has ended: its first half is no torn line.
+
+    A write holds the kernel's lock on the file, and so does a change of its mode, even to the same.
+    """
+    with contextlib.suppress(OSError):  # only the owner may; a log of root's is not waited for
+        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
 
 
 def _ends_with_newline(descriptor: int) -> bool:
