@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from tfenv.values import frozen
+
 _SUCCESS = 0
 
 
-def read_uuids() -> tuple[str, ...] | None:
-    """Return the UUIDs by CUDA ordinal, in hex and without their prefix. None: CUDA is not open, or does not say.
+@frozen
+class CudaDevice:
+    """One GPU as CUDA shows it.
+
+    Attributes:
+        uuid: Hex digits, without a prefix.
+        total: Memory in bytes that CUDA can give. None: CUDA does not say.
+    """
+
+    uuid: str
+    total: int | None
+
+
+def read_devices() -> tuple[CudaDevice, ...] | None:
+    """Return the GPUs by CUDA ordinal. None: CUDA is not open, or does not say.
 
     CUDA counts the fastest first unless told otherwise, and what it shows was settled when it was opened, perhaps
-    by another library: only it can tell which card is which.
+    by another library: only it can tell which card is which. It knows their sizes where NVML does not (WSL2).
     """
     import ctypes
 
@@ -20,12 +35,14 @@ def read_uuids() -> tuple[str, ...] | None:
             return None
         # The second version tells the slices of one card apart (MIG).
         get_uuid = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
+        get_total = getattr(cuda, "cuDeviceTotalMem_v2", None)
         found = []
         for ordinal in range(count.value):
-            device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+            device, uuid, total = ctypes.c_int(), (ctypes.c_ubyte * 16)(), ctypes.c_size_t()
             if cuda.cuDeviceGet(ctypes.byref(device), ordinal) != _SUCCESS or get_uuid(uuid, device) != _SUCCESS:
                 return None
-            found.append(bytes(uuid).hex())
+            told = get_total is not None and get_total(ctypes.byref(total), device) == _SUCCESS
+            found.append(CudaDevice(bytes(uuid).hex(), total.value if told else None))
     except (OSError, AttributeError):
         return None
     return tuple(found)

@@ -139,7 +139,8 @@ def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings
         position = addressable.cards.index(card)
     else:
         position = int(card.token) if card.token.isdigit() else -1
-    total = card.device.total if card.device is not None else None
+    cuda_total = inputs.inventory.find_cuda_total(card.token, card.device)
+    total = PlannedDevice(card.token, card.device, cuda_total=cuda_total).total
     rules = (rule for rule in get_device_rules(policy) if matches_card(rule.match, rule.origin, card, position))
     rule = next(rules, None)
     allocations = inputs.allocations or ()
@@ -153,7 +154,7 @@ def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings
         text = f"logical_devices are scaled down to fit {bound}"
         findings.add_clamp(text, rule.origin, asked_by=rule.origin, held_by=limited_by or bound)
     user_total = _find_tightest([bound for bound, _ in _list_bounds(policy, "memory_total")], total)
-    return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total)
+    return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total, cuda_total)
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:

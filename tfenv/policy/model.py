@@ -194,6 +194,11 @@ class MemoryLimit:
         """Whether it is explicitly no limit."""
         return self.bytes is None and self.fraction is None
 
+    @property
+    def mixed(self) -> bool:
+        """Whether a size and a share hold together."""
+        return self.bytes is not None and self.fraction is not None
+
     def on(self, total: int | None) -> int | None:
         """Return the limit in bytes on a card of `total` bytes. None: unlimited, or unknown without the total."""
         if self.fraction is None or total is None:
@@ -385,12 +390,26 @@ class Inventory:
         problem: Why NVML could not say. None: it could, or nobody looked.
         lost: GPUs that do not answer, by index, with the reason.
         named: UUIDs of tokens of CUDA_VISIBLE_DEVICES, as CUDA tells them once it is open.
+        totals: Memory in bytes by the digits of a UUID, as CUDA tells it once it is open.
     """
 
     devices: tuple[Device, ...] | None = None
     problem: str | None = None
     lost: Mapping[int, str] = field(default_factory=dict)
     named: Mapping[str, str] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
+
+    def find_cuda_total(self, token: str, device: Device | None) -> int | None:
+        """Return the memory of a card in bytes, where CUDA has to tell it. None: NVML does, or neither."""
+        if device is not None and device.total is not None:
+            return None
+        uuid = device.uuid if device is not None else self.named.get(token, "")
+        return self.totals.get(get_uuid_digits(uuid))
+
+
+def get_uuid_digits(uuid: str) -> str:
+    """Return a UUID as hex digits, without "GPU-" or "MIG-": CUDA's own have no prefix."""
+    return uuid.partition("-")[2].replace("-", "").lower()
 
 
 @frozen
@@ -507,6 +526,7 @@ class PlannedDevice:
         logical_devices: The sizes of the logical GPUs it is split into. Together they fit the limit.
         limited_by: The keys that set `limit`: one, or a size's and a share's where only the card can tell which holds.
         user_total: What all processes of the user may take of it together. None: there is no such ceiling.
+        cuda_total: Its memory in bytes, where CUDA had to tell it. None: NVML does, or neither.
     """
 
     token: str
@@ -515,6 +535,12 @@ class PlannedDevice:
     logical_devices: tuple[MemoryLimit, ...] = ()
     limited_by: tuple[Origin, ...] = ()
     user_total: MemoryLimit | None = None
+    cuda_total: int | None = None
+
+    @property
+    def total(self) -> int | None:
+        """Its memory in bytes, as NVML says or else CUDA. None: unknown."""
+        return self.device.total if self.device is not None and self.device.total is not None else self.cuda_total
 
 
 @frozen

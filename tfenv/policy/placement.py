@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tfenv.errors import Finding
-from tfenv.policy.model import Plan, PlannedDevice
+from tfenv.policy.model import MemoryLimit, Plan, PlannedDevice, get_uuid_digits
+from tfenv.policy.units import format_limit
 from tfenv.values import frozen
 
 
@@ -50,19 +51,35 @@ def place(
     allowed = plan.devices or ()
     if not _knows_all(allowed):
         return Placement(None, _compare_counts(plan, listed))
-    planned = {_get_digits(device.device.uuid): device for device in allowed if device.device is not None}
+    planned = {get_uuid_digits(device.device.uuid): device for device in allowed if device.device is not None}
     found = {ordinal: planned[uuids[ordinal]] for ordinal in ordinals if uuids[ordinal] in planned}
     return Placement(found or None, _report_difference(len(allowed), len(found), listed))
+
+
+def report_unknown_memory(plan: Plan, placement: Placement) -> Finding | None:
+    """Report a size and a share that hold together on a card whose memory neither NVML nor CUDA tells.
+
+    Args:
+        plan: What this process may use.
+        placement: Which card is which.
+
+    Returns:
+        None: there is no such card. What of the limit is applied to one is the size.
+    """
+    devices = plan.devices if placement.devices is None else tuple(placement.devices.values())
+    limits = (plan.limit,) if devices is None else tuple(d.limit for d in devices if d.total is None)
+    limit = next((limit for limit in limits if limit is not None and limit.mixed), None)
+    if limit is None:
+        return None
+    size, share = MemoryLimit(bytes=limit.bytes), MemoryLimit(fraction=limit.fraction)
+    text = f"at most {format_limit(size)} is applied: neither NVML nor CUDA says how much memory the card has"
+    return Finding("unknown-memory", f"{text}, so that {format_limit(share)} of it is not known; write both as sizes")
 
 
 def _knows_all(devices: Sequence[PlannedDevice]) -> bool:
     """Return whether each card is known, and not only its token. Two tokens of one card are not."""
     known = {device.device.uuid for device in devices if device.device is not None}
     return len(known) == len(devices)
-
-
-def _get_digits(uuid: str) -> str:
-    return uuid.partition("-")[2].replace("-", "").lower()
 
 
 def _format_uuid(digits: str) -> str:

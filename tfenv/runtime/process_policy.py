@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tfenv.devices.cuda import CudaDevice
     from tfenv.frameworks.base import Framework
     from tfenv.policy.model import Choice, Outcome, PlannedDevice
     from tfenv.runtime.resolver import Resolver
@@ -282,7 +283,7 @@ class FrameworkPolicy:
         self.plan = Plan()
         self.pending: tuple[Finding, ...] = ()
         self._reported: tuple[Finding, ...] = ()
-        self._uuids: tuple[str, ...] | None = None
+        self._shown: tuple[CudaDevice, ...] | None = None  # by CUDA ordinal. None: CUDA did not say
         self._identified: tuple[int, Mapping[int, PlannedDevice] | None] | None = None  # by pid: a child lists anew
 
     @property
@@ -319,18 +320,24 @@ class FrameworkPolicy:
             return self._identify_devices(ordinals)
 
     def _identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
-        from tfenv.devices.cuda import read_uuids
-        from tfenv.policy.placement import place
+        from tfenv.devices.cuda import read_devices
+        from tfenv.policy.placement import place, report_unknown_memory
 
         if self._identified is None or self._identified[0] != os.getpid():
-            self._uuids = read_uuids()
-            placement = place(self.plan, ordinals, self._uuids, self._replan)
+            self._shown = read_devices()
+            uuids = None if self._shown is None else [device.uuid for device in self._shown]
+            if any(device.total is None for device in self.plan.devices or ()):
+                self._replan({})  # CUDA knows sizes that NVML does not
+            placement = place(self.plan, ordinals, uuids, self._replan)
             remark = placement.remark
             if remark is not None and remark.severity == "error":
                 # With on_error = "fail" the next try is refused, too: nothing is remembered yet.
                 self.process.handle_fault(remark, self.framework.first_listing, self.framework)
             elif remark is not None:
                 self.pending += (remark,)
+            unsized = report_unknown_memory(self.plan, placement)
+            if unsized is not None:
+                self.process.handle_fault(unsized, self.framework.first_listing, self.framework)
             self._identified = (os.getpid(), placement.devices)
         return self._identified[1]
 
@@ -339,20 +346,22 @@ class FrameworkPolicy:
         if self.plan.devices is None:
             return self._make_plan(Grant(tokens=tuple(named)), named)
         made = self._make_plan(self.process.grant, named, self.process.program_request)
-        # What was written, and said of it, stays: only which card is which is known now.
+        # What was written, and said of it, stays: only which card is which, and how large, is known now.
+        self.pending += tuple(f for f in made.findings if f.code == "clamped" and f not in self.plan.findings)
         self.plan = replace(made, visible=self.plan.visible, findings=self.plan.findings)
         return self.plan
 
     def _make_plan(self, grant: Grant, named: Mapping[str, str], request: Sequence[str] | None = None) -> Plan:
         process = self.process
-        inventory, choice = replace(process.inventory, named=named), process.choice
+        totals = {device.uuid: device.total for device in self._shown or () if device.total is not None}
+        inventory, choice = replace(process.inventory, named=named, totals=totals), process.choice
         allocations = None if choice is None or self.plan.devices is None else choice.allocations
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
         return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
 
     def count_shown_devices(self) -> int | None:
         """Return how many GPUs CUDA shows."""
-        return None if self._uuids is None else len(self._uuids)
+        return None if self._shown is None else len(self._shown)
 
     def get_plan(self) -> Plan:
         """Return what this framework may use."""

@@ -57,9 +57,9 @@ def request_from_plan(plan: Plan, uid: int, ancestor_leases: Iterable[str] = ())
 
 
 def _make_candidate(planned: PlannedDevice, choosing: AutoChoice | None) -> Candidate | None:
-    if planned.device is None or planned.device.total is None:
+    if planned.device is None or planned.total is None:
         return None
-    total = planned.device.total
+    total = planned.total
     need = planned.limit.on(total) if planned.limit is not None else None
     if need is None and planned.logical_devices:
         need = sum(size.on(total) or 0 for size in planned.logical_devices)

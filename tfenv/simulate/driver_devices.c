@@ -210,13 +210,13 @@ API int cuDeviceGetName(char *out, int room, int device) {
 API int cuDeviceGetUuid(unsigned char *out, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
   machine_uuid(machine_gpu_of(place_of[device]), out);
-  return SUCCESS;
+  return machine_error("uuid_error", machine_gpu_of(place_of[device]));
 }
 
 API int cuDeviceGetUuid_v2(unsigned char *out, int device) {
   if (!driver_has(device)) return INVALID_DEVICE;
   machine_uuid(place_of[device], out);
-  return SUCCESS;
+  return machine_error("uuid_error", machine_gpu_of(place_of[device]));
 }
 
 API int cuDeviceTotalMem_v2(size_t *bytes, int device) {

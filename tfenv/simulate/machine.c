@@ -63,7 +63,7 @@ int machine_gpus(void) {
 }
 
 int machine_driver_version(void) { return (int)read_number("driver", 0, "12080"); }
-int machine_nvml_error(const char *key, int gpu) { return (int)read_number(key, gpu, "0"); }
+int machine_error(const char *key, int gpu) { return (int)read_number(key, gpu, "0"); }
 void machine_driver_release(char *out, size_t room) {
   char text[SETTING_TEXT];
   read_setting("release", 0, "570.00.00", text);

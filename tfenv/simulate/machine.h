@@ -10,7 +10,8 @@
  *                             by '+', or 0: MIG is off), driver (12080), release (570.00.00). And what NVML
  *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
  *                             to all questions about a GPU, memory_error and processes_error to
- *                             how much memory it has and who uses it.
+ *                             how much memory it has and who uses it. uuid_error is CUDA's answer, as a number of
+ *                             CUresult, to which card is which.
  *                             A value may be a ':'-separated list, one item a GPU. The last repeats.
  *   TFGPU_SIMULATE_LOG        A file. One JSON line for each request to the driver is appended.
  *   TFGPU_SIMULATE_PROCESSES  A file of "<gpu> <pid> <MiB>" lines: what other users' processes hold. Of a
@@ -46,7 +47,7 @@ int machine_gpu_of(int place);
 int machine_instance_of(int place); /* -1: a whole GPU */
 int machine_driver_version(void);
 void machine_driver_release(char *out, size_t room);
-int machine_nvml_error(const char *key, int gpu); /* 0: none */
+int machine_error(const char *key, int gpu); /* 0: none */
 Bytes machine_memory(int place);   /* as NVML tells it */
 Bytes machine_reserved(int place); /* of it, what the driver keeps. A MIG instance has none of its own */
 Bytes machine_usable(int place);   /* the rest, which CUDA can give */

@@ -42,7 +42,7 @@ static int instance_of(void *handle) { return machine_instance_of(place_of(handl
 
 static int check(void *handle) {
   if (!users) return UNINITIALIZED;
-  return machine_has(place_of(handle)) ? machine_nvml_error("error", gpu_of(handle)) : INVALID_ARGUMENT;
+  return machine_has(place_of(handle)) ? machine_error("error", gpu_of(handle)) : INVALID_ARGUMENT;
 }
 
 static int copy_text(char *out, unsigned room, const char *text) {
@@ -68,7 +68,7 @@ static int copy_text(char *out, unsigned room, const char *text) {
 /* ---- the library */
 
 API int nvmlInit_v2(void) {
-  int error = machine_nvml_error("init_error", 0);
+  int error = machine_error("init_error", 0);
   if (error) return error;
   users++;
   return SUCCESS;
@@ -285,7 +285,7 @@ API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
   Usage usage;
   Bytes usable;
   int result = check(handle);
-  if (!result) result = machine_nvml_error("memory_error", gpu_of(handle));
+  if (!result) result = machine_error("memory_error", gpu_of(handle));
   if (result) return result;
   find_usage(place_of(handle), &usage);
   usable = machine_usable(usage.place);
@@ -315,7 +315,7 @@ API int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, P
   long long bytes;
   unsigned room = *count;
   int result = check(handle);
-  if (!result) result = machine_nvml_error("processes_error", gpu_of(handle));
+  if (!result) result = machine_error("processes_error", gpu_of(handle));
   if (result) return result;
   find_usage(place_of(handle), &usage);
   *count = usage.count;

@@ -174,7 +174,7 @@ def _find_planned(plan: Plan, ordinal: int) -> PlannedDevice:
 
 
 def _make_gpu(ordinal: int, planned: PlannedDevice) -> PolicyGpu:
-    total = planned.device.total if planned.device is not None else None
+    total = planned.total
     limit = planned.limit
     return PolicyGpu(
         ordinal=ordinal,
