@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: Handed as text to the interpreter that it asks about, and never imported: there is nothing of ours around it.
 TEXT = ROOT / "tfenv" / "cli" / "diagnosis" / "probe.py"
-MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT})
+#: PyInstaller runs them, while it freezes a program and when that starts. No module of ours imports them.
+FOR_PYINSTALLER = {*(ROOT / "tfenv" / "deploy" / "pyinstaller").rglob("*tfenv.py")}
+MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT} - FOR_PYINSTALLER)
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (

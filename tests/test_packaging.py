@@ -73,7 +73,7 @@ def test_boot_module_is_the_checkouts(wheel: zipfile.ZipFile) -> None:
 
 def test_package_is_complete(wheel: zipfile.ZipFile) -> None:
     """Every module, C source and header of the package, its py.typed and its schemas are in the wheel."""
-    expected = checkout("tfenv", "*.py", "*.c", "*.h", "py.typed") - {
+    expected = checkout("tfenv", "*.py", "*.c", "*.h", "*.dat", "py.typed") - {
         "tfenv/runtime/finder.py"
     }  # that one is the boot module
     expected |= {f"tfenv/{name}" for name in checkout("schemas", "*.json")}
@@ -85,7 +85,7 @@ def test_package_is_complete(wheel: zipfile.ZipFile) -> None:
 def test_nothing_else_in_the_package(wheel: zipfile.ZipFile) -> None:
     """No bytecode, no shared library, no test, no editor's leavings."""
     inside = [name for name in wheel.namelist() if name.startswith("tfenv/")]
-    assert {Path(name).suffix for name in inside} <= {".py", ".c", ".h", ".json", ".typed"}, inside
+    assert {Path(name).suffix for name in inside} <= {".py", ".c", ".h", ".json", ".typed", ".dat"}, inside
 
 
 def test_no_sitecustomize_where_python_looks(wheel: zipfile.ZipFile) -> None:
@@ -95,10 +95,11 @@ def test_no_sitecustomize_where_python_looks(wheel: zipfile.ZipFile) -> None:
     assert [n for n in wheel.namelist() if n.startswith("tfenv/deploy/pythonpath/")] == found
 
 
-def test_console_script(wheel: zipfile.ZipFile) -> None:
-    """There is one command, tfgpu; one named tfenv would hide another project's."""
+def test_entry_points(wheel: zipfile.ZipFile) -> None:
+    """There is one command, tfgpu: one named tfenv would hide another project's. And PyInstaller's hook."""
     text = wheel.read(f"tfenv-{tfenv.__version__}.dist-info/entry_points.txt").decode()
-    assert text == "[console_scripts]\ntfgpu = tfenv.cli.main:main\n"
+    hook = "[pyinstaller40]\nhook-dirs = tfenv.deploy.pyinstaller:get_hook_dirs\n"
+    assert text == f"[console_scripts]\ntfgpu = tfenv.cli.main:main\n\n{hook}"
 
 
 def test_wheel_fits_every_platform(distributions: Path) -> None:

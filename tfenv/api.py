@@ -178,7 +178,10 @@ def apply() -> Status:
     from tfenv.runtime import enforce
 
     armed_before = arming.is_armed()
-    arming.arm()  # it catches up by itself, but only when it was not armed before
+    try:
+        arming.arm()  # it catches up by itself, but only when it was not armed before
+    except ImportError as error:  # a freezer left a part of tfenv out
+        return Status(armed=False, findings=(_report_incomplete(error),))
     for name in list_frameworks():
         process = enforce.get_current()
         is_governed = process is not None and name in process.frameworks
@@ -188,3 +191,11 @@ def apply() -> Status:
             elif enforce.get_refusal():
                 raise PolicyError(enforce.get_refusal())
     return status()
+
+
+def _report_incomplete(error: ImportError) -> Finding:
+    """Say and record that tfenv cannot be loaded, and do what the machine's `on_error` says."""
+    from tfenv.runtime import emergency
+
+    emergency.handle(error, "tfenv")
+    return Finding("internal-error", f"tfenv failed at import tfenv: {type(error).__name__}: {error}")

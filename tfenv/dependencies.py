@@ -30,6 +30,8 @@ def import_dependency(name: str) -> Any:
     """
     if name in _imported_apart:
         return _imported_apart[name]
+    if hasattr(sys, "frozen"):  # whoever froze the program chose its modules
+        return import_module(name)
     found = getattr(sys.modules[name], "__spec__", None) if name in sys.modules else PathFinder.find_spec(name)
     if found is None or _is_installed(found.origin, name):
         return import_module(name)

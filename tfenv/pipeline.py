@@ -6,12 +6,11 @@ It composes config, policy and devices. No other module knows all three.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
-from tfenv.config.presence import MACHINE_ROOT
+from tfenv.config.presence import MACHINE_ROOT, is_isolated
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
@@ -122,7 +121,6 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
     """
     uid = os.geteuid()
     home = find_home(uid)
-    isolated = bool(sys.flags.isolated or sys.flags.ignore_environment)
     config_home = remembered.get("XDG_CONFIG_HOME") or ""
     if not config_home.startswith("/"):
         config_home = f"{home}/.config" if home else ""
@@ -136,7 +134,7 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
         config_home=config_home or None,
         disable=remembered.get("TFGPU_DISABLE") or None,
         elevated=remembered.get("SUDO_UID") is not None or os.getuid() != uid,
-        isolated=isolated,
+        isolated=is_isolated(),
     )
 
 

@@ -23,7 +23,7 @@ def test_each_framework_has_the_name_it_is_registered_under(name: str) -> None:
     framework = registry.get_framework(name)
     assert framework.name == name
     assert framework.title
-    assert framework.supports <= {"growth", "limit", "limit_per_gpu", "split", "allocator"}
+    assert framework.supports <= {"growth", "limit", "limit_per_gpu", "split", "allocator", "choice"}
 
 
 def test_an_unknown_name_is_a_key_error() -> None:

@@ -39,7 +39,7 @@ def may_find_policy(start: "Mapping[str, str | None]") -> bool:
         config_home = f"{home}/.config" if home else "/nonexistent"
     if may_exist(os.path.join(config_home, "tfgpu")):
         return True
-    if sys.flags.isolated or sys.flags.ignore_environment:
+    if is_isolated():
         return False
     if start.get("TFGPU_CONFIG") or start.get("TFGPU_RUN"):
         return True
@@ -48,6 +48,14 @@ def may_find_policy(start: "Mapping[str, str | None]") -> bool:
     if script not in ("-c", "-m", "-"):
         folders.append(os.path.dirname(os.path.normpath(os.path.join(cwd or "/", script))))
     return any(_may_have_policy(folder) for bottom in folders for folder in list_upward(bottom, home))
+
+
+def is_isolated() -> bool:
+    """Return whether Python was told to heed neither the working directory nor variables (`-I`, `-E`).
+
+    A frozen program has the flags from whoever froze it, and nobody meant the policy by them.
+    """
+    return bool(sys.flags.isolated or sys.flags.ignore_environment) and not hasattr(sys, "frozen")
 
 
 def list_upward(bottom: str, home: "str | None") -> "Iterator[str]":

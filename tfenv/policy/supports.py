@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     #: "growth": memory grows on demand. "limit": one limit for all GPUs. "limit_per_gpu": limits that differ by GPU.
     #: "split": logical devices. "allocator": the choice of one.
-    Capability = Literal["growth", "limit", "limit_per_gpu", "split", "allocator"]
+    #: "choice": free GPUs are chosen when it first lists them.
+    Capability = Literal["growth", "limit", "limit_per_gpu", "split", "allocator", "choice"]
 
 
 def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Capability], title: str) -> Plan:
@@ -51,6 +52,9 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
         collector.add("unsupported", text, plan.limits[0])
         unlimited = [replace(device, limit=None, limited_by=()) for device in plan.devices or ()]
         plan = replace(_replace_devices(plan, unlimited), limit=None, limited_by=())
+    if plan.choosing is not None and "choice" not in supports:
+        origin = policy.settings["visible_devices"].origin
+        collector.add("unsupported", f"no free GPU is chosen for {title}: it gets the first", origin)
     limits = {device.limit for device in plan.devices or ()}
     if len(limits) > 1 and "limit_per_gpu" not in supports:
         text = f"{title} has one memory limit for all GPUs: the smallest holds"

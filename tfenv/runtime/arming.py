@@ -7,13 +7,6 @@ from collections.abc import Mapping
 
 #: Installed it is a module of its own at the root of the wheel, in a checkout it is tfenv/runtime/finder.py.
 _NAMES = ("_tfenv_boot", "tfenv.runtime.finder")
-#: What the finder loads by its file, unless it is loaded already.
-_LOADED_ALONE = (
-    "tfenv.config.presence",
-    "tfenv.runtime.emergency",
-    "tfenv.runtime.import_hook",
-    "tfenv.runtime.own_imports",
-)
 
 
 def is_armed() -> bool:
@@ -23,18 +16,26 @@ def is_armed() -> bool:
 
 def arm() -> None:
     """Watch imports from now on. A framework that is there already is reported as too late. Again does nothing."""
-    from importlib import import_module
-
     if is_armed():
         return
-    if hasattr(sys, "frozen"):  # there are no files for the finder to load
-        for name in _LOADED_ALONE:
-            import_module(name)
+    if hasattr(sys, "frozen"):
+        _import_loaded_alone()
     try:
-        finder = import_module(_NAMES[0])  # arms itself when it is loaded for the first time
+        import _tfenv_boot as finder  # arms itself when it is loaded for the first time
     except ImportError:
-        finder = import_module(_NAMES[1])
+        from tfenv.runtime import finder
     finder.arm()
+
+
+def _import_loaded_alone() -> None:
+    """Import what the finder would load by its file. A frozen program has no files.
+
+    Each is an import statement, which is what freezers look for.
+    """
+    import tfenv.config.presence
+    import tfenv.runtime.emergency
+    import tfenv.runtime.import_hook
+    import tfenv.runtime.own_imports  # noqa: F401
 
 
 def get_start() -> Mapping[str, str | None]:

@@ -9,13 +9,16 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-from tfenv.cli.output import NOT_EXECUTABLE, NOT_FOUND, USAGE, format_toml, print_message
+from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, format_toml, print_message
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.config.values import read_selector
 from tfenv.deploy import launch
+from tfenv.deploy.frozen import is_frozen_without_tfenv
+from tfenv.errors import PolicyError
 from tfenv.policy.model import Source
 from tfenv.policy.units import parse_limit
+from tfenv.runtime.opaque_program import apply_to_environment
 
 VARIABLE = "TFGPU_RUN"
 #: Python ignores these from its start on, and what is ignored stays so in the command.
@@ -123,7 +126,7 @@ def run_command(command: Sequence[str], settings: Mapping[str, object], config: 
 
     Returns:
         The exit code: 2 if there is no command or a mistake in the settings, 127 if there is no such command, 126 if
-        it cannot be run.
+        it cannot be run, 1 if the policy refuses it.
     """
     if not command:
         print_message("run", "no command given; write: tfgpu run --memory-limit 4GiB -- python train.py")
@@ -137,6 +140,15 @@ def run_command(command: Sequence[str], settings: Mapping[str, object], config: 
         variables[VARIABLE] = policy
     if config is not None:
         variables["TFGPU_CONFIG"] = config
+    program = shutil.which(command[0], path=variables.get("PATH"))
+    if program is not None and is_frozen_without_tfenv(program):
+        os.environ.update(variables)
+        try:
+            apply_to_environment(program, f"{command[0]}, frozen without tfenv,")
+        except PolicyError as error:
+            print_message("run", str(error))
+            return FINDINGS
+        variables = dict(os.environ)
     return _replace_process(command, variables)
 
 

@@ -22,7 +22,7 @@ class TensorFlow:
 
     name = "tensorflow"
     title = "TensorFlow"
-    supports: frozenset[Capability] = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator"))
+    supports: frozenset[Capability] = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator", "choice"))
     first_listing = FIRST_LISTING
     public_api = "tf.config"
 
