@@ -142,10 +142,10 @@ def test_a_strangers_file_is_a_warning_and_the_walk_goes_on(name: str, machine: 
 def test_the_start_is_read_from_what_was_remembered() -> None:
     """A relative script stands in the working directory. `-m`, `-c` and a deleted directory have none."""
     start = pipeline.make_start({"cwd": "/srv/p", "script": "bin/train.py", "SUDO_UID": "1000"})
-    assert (start.cwd, start.script_dir, start.elevated) == ("/srv/p", "/srv/p/bin", True)
+    assert (start.cwd, start.program_folders, start.elevated) == ("/srv/p", ("/srv/p/bin",), True)
     for script in ("-m", "-c", "", None):
-        assert pipeline.make_start({"cwd": "/srv/p", "script": script}).script_dir is None
-    assert pipeline.make_start({"cwd": None, "script": "train.py"}).script_dir is None
+        assert pipeline.make_start({"cwd": "/srv/p", "script": script}).program_folders == ()
+    assert pipeline.make_start({"cwd": None, "script": "train.py"}).program_folders == ()
     assert pipeline.make_start({"cwd": None, "XDG_CONFIG_HOME": "relative"}).config_home != "relative"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
-from tfenv.config.presence import MACHINE_ROOT, is_isolated
+from tfenv.config.presence import MACHINE_ROOT, is_isolated, list_program_folders
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
@@ -113,11 +113,12 @@ def _find_key_path(data: Mapping[str, object], wanted: str) -> KeyPath | None:
 # ---- who and where
 
 
-def make_start(remembered: Mapping[str, str | None]) -> Start:
+def make_start(remembered: Mapping[str, str | None], *, at_import: bool = False) -> Start:
     """Turn what the hook remembered of the process's start into a value.
 
     Args:
         remembered: By name: the variables of `_REMEMBERED`, "cwd" and "script". None, or no entry: it was not set.
+        at_import: A framework is being imported, and its importer counts, too.
     """
     uid = os.geteuid()
     home = find_home(uid)
@@ -127,7 +128,7 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
     return Start(
         cwd=remembered.get("cwd"),
         uid=uid,
-        script_dir=_find_script_dir(remembered),
+        program_folders=tuple(list_program_folders(remembered, at_import=at_import)),
         config=remembered.get("TFGPU_CONFIG") or None,
         run=remembered.get("TFGPU_RUN") or None,
         home=home,
@@ -136,16 +137,6 @@ def make_start(remembered: Mapping[str, str | None]) -> Start:
         elevated=remembered.get("SUDO_UID") is not None or os.getuid() != uid,
         isolated=is_isolated(),
     )
-
-
-def _find_script_dir(remembered: Mapping[str, str | None]) -> str | None:
-    """Return the directory of a plain script. None for `-m`, `-c` and interactive use."""
-    script, cwd = remembered.get("script"), remembered.get("cwd")
-    if not script or script in ("-c", "-m", "-"):
-        return None
-    if not script.startswith("/"):
-        script = f"{cwd}/{script}" if cwd else ""
-    return os.path.dirname(os.path.normpath(script)) or None
 
 
 def current_start(cwd: str | None = None) -> Start:

@@ -57,7 +57,7 @@ class MachineTree:
         return Start(
             cwd=str(cwd or self.project),
             uid=ME,
-            script_dir=None if script_dir is None else str(script_dir),
+            program_folders=() if script_dir is None else (str(script_dir),),
             config=config,
             run=run,
             home=str(self.home),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tfenv.deploy.install import _BEGIN, _END, _list_closed, _remove_block, find
 
 REPOSITORY = Path(__file__).parents[2]
 DEBIAN = Path("/usr/bin/python3")
+VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
 needs_debian = pytest.mark.skipif(
     os.geteuid() != 0 or not DEBIAN.exists() or not list(Path("/etc").glob("python3.*/sitecustomize.py")),
@@ -36,6 +38,7 @@ set -e
 mount -t tmpfs tmpfs /opt
 cp -a "$HERE/opt/." /opt/
 chown -R root:root /opt; chmod 755 /opt
+mkdir /opt/python /opt/packages; mount --bind "$PYTHON" /opt/python; mount --bind "$PACKAGES" /opt/packages
 ETC=$(dirname "$(ls /etc/python3.*/sitecustomize.py | head -1)")
 cp -a "$ETC" "$HERE/etc"; mount --bind "$HERE/etc" "$ETC"
 SITE="$ETC/sitecustomize.py"; cp "$SITE" "$HERE/original"
@@ -74,6 +77,15 @@ BROKEN = {
     "the interpreter": ("mv /opt/tfenv/bin /opt/gone", "mv /opt/gone /opt/tfenv/bin"),
     "no way in": ("chmod 700 /opt/tfenv", "chmod 755 /opt/tfenv"),
 }
+#: Of those, what leaves tfenv there and makes it impossible to load.
+ONLY_BROKEN = (
+    "one module",
+    "half of the hook",
+    "all of its text",
+    "a folder for it",
+    "a hook that exits",
+    "the interpreter",
+)
 _BREAK = """
 {do}
 echo "{name}: $( ( {somebody} /usr/bin/python3 -c 'print(1)'; say program ) 2>&1 | tr '\\n' ' ')"
@@ -86,8 +98,10 @@ def prepare(here: Path) -> None:
     own = here / "opt" / "tfenv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(own)], check=True)
     site = next((own / "lib").glob("python3*")) / "site-packages"
-    packages = [entry for entry in sys.path if entry.endswith("-packages")]
-    (site / "dependencies.pth").write_text("\n".join(packages) + "\n")
+    (site / "dependencies.pth").write_text("/opt/packages\n")
+    (own / "bin" / "python").unlink()
+    (own / "bin" / "python").symlink_to(f"/opt/python/bin/{VERSION}")
+    (own / "pyvenv.cfg").write_text("home = /opt/python/bin\ninclude-system-site-packages = false\n")
     shutil.copytree(REPOSITORY / "tfenv", site / "tfenv", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "schemas", site / "tfenv" / "schemas")
     shutil.copy(REPOSITORY / "tfenv" / "runtime" / "finder.py", site / "_tfenv_boot.py")
@@ -107,7 +121,14 @@ def tell(story: str, here: Path) -> tuple[list[str], str]:
     prepare(here)
     done = subprocess.run(
         ["unshare", "--mount", "bash", "-c", BEGIN + story],
-        env={"PATH": os.environ["PATH"], "HERE": str(here), "HOME": "/root"},
+        # Users must be able to read the interpreter and the packages, which may lie in root's home.
+        env={
+            "PATH": os.environ["PATH"],
+            "HERE": str(here),
+            "HOME": "/root",
+            "PYTHON": sys.base_prefix,
+            "PACKAGES": sysconfig.get_path("purelib"),
+        },
         capture_output=True,
         text=True,
         timeout=120,
@@ -122,9 +143,8 @@ def tell(story: str, here: Path) -> tuple[list[str], str]:
 def test_every_environment_of_an_interpreter_is_covered_and_left_as_it_was(tmp_path: Path) -> None:
     """Installed twice it is one block; programs keep their own versions of what tfenv needs; nothing remains."""
     lines, stderr = tell(COVERED, tmp_path)
-    version = "python" + ".".join(str(part) for part in sys.version_info[:2])
     (doctor,) = [line for line in lines if line.startswith("ok ")]
-    assert doctor.endswith(f"by `tfgpu install --system` from /opt/tfenv/lib/{version}/site-packages")
+    assert doctor.endswith(f"by `tfgpu install --system` from /opt/tfenv/lib/{VERSION}/site-packages")
     assert lines == [
         "before: None [] False",
         "dry run: unchanged",
@@ -138,8 +158,8 @@ def test_every_environment_of_an_interpreter_is_covered_and_left_as_it_was(tmp_p
 
 
 @needs_debian
-def test_nothing_is_ever_printed_by_a_half_removed_install(tmp_path: Path) -> None:
-    """Whatever of it is gone, cut or closed to users, Python starts and programs run as if it had never been there."""
+def test_an_install_that_is_gone_is_silent_and_a_broken_one_is_said(tmp_path: Path) -> None:
+    """Python starts whatever is gone, cut or closed. What is there and broken is said at the framework's import."""
     somebody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
     steps = [_BREAK.format(name=name, do=do, undo=undo, somebody=somebody) for name, (do, undo) in BROKEN.items()]
     story = "BOOT=$(ls /opt/tfenv/lib/python3*/site-packages/_tfenv_boot.py); LIB=$(dirname $BOOT)\nset +e\n"
@@ -152,11 +172,39 @@ def test_nothing_is_ever_printed_by_a_half_removed_install(tmp_path: Path) -> No
         # Root, who runs the program, may read what is not for others.
         governed = name in ("not for others", "no way in")
         seen = ("-1 [] True",) if governed else ("None [] False", "None [] True")
-        if name == "one module":  # tfenv is there and broken: the program is told
-            assert "no policy is applied" in line
+        if name in ONLY_BROKEN:
+            assert line.startswith("1 program: tfgpu: "), line
+            assert line.count("no policy is applied") == 1
             assert line.endswith(seen)
             continue
         assert line in {f"1 program: {text}" for text in seen}, name
+
+
+USERS = """
+chmod -R go-rwx /opt/tfenv
+tfgpu install --system --python /usr/bin/python3 2>&1 || echo "refused: $?"
+cmp -s "$SITE" "$HERE/original" && echo "nothing was written"
+chmod -R go+rX /opt/tfenv
+tfgpu install --system --python /usr/bin/python3 2>/dev/null
+user() { setpriv --reuid=5001 --regid=5001 --clear-groups "$HERE/project/bin/python" "$HERE/project/program.py" 2>&1; }
+echo "open: $(user)"
+chmod 700 /opt/tfenv
+echo "closed: $(user | tr '\\n' ' ')"
+tfgpu doctor --no-tensorflow --python "$HERE/project/bin/python" | grep -A1 'others cannot read'
+"""
+
+
+@needs_debian
+def test_an_environment_that_only_root_can_read_covers_nobody(tmp_path: Path) -> None:
+    """It is refused. One that is closed later is named by doctor, and said in the programs of users."""
+    for folder in (tmp_path, *list(tmp_path.parents)[:-1]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    lines, stderr = tell(USERS, tmp_path)
+    assert "others cannot read /opt/tfenv" in lines[0], stderr
+    assert lines[1:4] == ["refused: 1", "nothing was written", "open: -1 [] True"], stderr
+    assert lines[4].startswith("closed: tfgpu: tfenv cannot be loaded, no policy is applied: PermissionError"), stderr
+    assert lines[4].endswith("None [] False ")
+    assert "others cannot read /opt/tfenv" in lines[5]
 
 
 def test_what_others_can_change_is_not_installed_for_everybody(tmp_path: Path) -> None:

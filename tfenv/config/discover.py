@@ -80,7 +80,7 @@ def _list_project_paths(start: Start) -> Iterator[str]:
         path = _make_absolute(start.config, start)
         yield from () if path is None else (path,)
         return
-    for bottom in (start.cwd, start.script_dir):
+    for bottom in (start.cwd, *start.program_folders):
         for directory in () if bottom is None else list_upward(bottom, start.home):
             yield from (os.path.join(directory, name) for name in (FILE_NAME, PYPROJECT))
 
@@ -129,7 +129,7 @@ def _find_project_file(
 ) -> _SearchResult:
     if start.config:
         return _follow_config_variable(start, start.config, owner, taken)
-    for directory in dict.fromkeys((start.cwd, start.script_dir)):
+    for directory in dict.fromkeys((start.cwd, *start.program_folders)):
         for source in () if directory is None else _walk_upward(directory, start, owner, taken):
             if source.path not in passed_over:
                 return [source], ()

@@ -10,7 +10,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import FrameType
 
     #: What tells one file from another, whatever its names: device and inode.
     Identity = tuple[int, int]
@@ -43,11 +44,79 @@ def may_find_policy(start: "Mapping[str, str | None]") -> bool:
         return False
     if start.get("TFGPU_CONFIG") or start.get("TFGPU_RUN"):
         return True
-    cwd, script = start.get("cwd"), start.get("script") or "-"
-    folders = [] if cwd is None else [cwd]
-    if script not in ("-c", "-m", "-"):
-        folders.append(os.path.dirname(os.path.normpath(os.path.join(cwd or "/", script))))
+    cwd = start.get("cwd")
+    folders = [*([] if cwd is None else [cwd]), *list_program_folders(start, at_import=True)]
     return any(_may_have_policy(folder) for bottom in folders for folder in list_upward(bottom, home))
+
+
+def list_program_folders(start: "Mapping[str, str | None]", *, at_import: bool) -> "list[str]":
+    """List where a project's file is looked for if there is none above the working directory of the start.
+
+    Args:
+        start: What the process was when it started, as `finder.START`.
+        at_import: A framework is being imported. Its importer counts, too: a tool may have started the program.
+
+    Returns:
+        The script's folder, those of the links that led to the working directory, and at an import the working
+        directory now, the folder of the main module, and that of the outermost caller that nobody installed.
+    """
+    cwd, script = start.get("cwd"), start.get("script") or "-"
+    is_file = script not in ("-c", "-m", "-") and (cwd is not None or script.startswith("/"))
+    scripts = [os.path.abspath(os.path.join(cwd or "/", script))] if is_file else []
+    folders = [folder for path in scripts for folder in _list_folders_of(path)]
+    if cwd is not None:
+        folders += _list_link_folders(cwd)
+    if at_import:
+        folders += _list_importer_folders(scripts)
+    return list(dict.fromkeys(folders))
+
+
+def _list_folders_of(path: str) -> "list[str]":
+    """List the folder of the file that a path leads to, as Python does for sys.path, and that of the link to it."""
+    return [os.path.dirname(os.path.realpath(path)), os.path.dirname(path)]
+
+
+def _list_link_folders(cwd: str) -> "list[str]":
+    """List the folders of the symbolic links in $PWD, the nearest first, if it names the working directory."""
+    path = os.environ.get("PWD") or ""
+    found: list[str] = []
+    if path in ("", cwd) or not path.startswith("/") or find_identity(path) != find_identity(cwd):
+        return []
+    while path != "/":
+        if os.path.islink(path):
+            found.append(os.path.dirname(path))
+        path = os.path.dirname(path)
+    return found
+
+
+def _list_importer_folders(scripts: "Sequence[str]") -> "list[str]":
+    """List the working directory now, and the folders of the main module and of the importer."""
+    try:
+        folders = [os.getcwd()]
+    except OSError:
+        folders = []
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    for file in (main, _find_importer(scripts)):
+        if isinstance(file, str) and os.path.isfile(file):
+            folders += _list_folders_of(os.path.abspath(file))
+    return folders
+
+
+def _find_importer(scripts: "Sequence[str]") -> "str | None":
+    """Return the file of the outermost caller that is neither installed, nor Python's own, nor the script.
+
+    It is what a tool runs that was started itself: a profiler's program, a test runner's module.
+    """
+    ours = (os.path.dirname(os.__file__) + "/", os.path.dirname(os.path.dirname(__file__)) + "/", "<")
+    found: str | None = None
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - what tracebacks and loggers use
+    while frame is not None:
+        file = frame.f_code.co_filename
+        installed = "/site-packages/" in file or "/dist-packages/" in file or file.startswith(ours)
+        if not installed and os.path.abspath(file) not in scripts:
+            found = file
+        frame = frame.f_back
+    return found
 
 
 def is_isolated() -> bool:

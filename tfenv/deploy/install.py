@@ -32,8 +32,17 @@ try:
         importlib.machinery.SourceFileLoader("_tfenv_boot", _tfenv.__file__).exec_module(_tfenv)
         sys.modules["_tfenv_boot"] = _tfenv
         _tfenv.START.update(folder={folder!r}, interpreter={interpreter!r})
-except (Exception, SystemExit):
+except (FileNotFoundError, NotADirectoryError):
     pass  # tfenv is gone: Python starts as if it had never been there
+except (Exception, SystemExit) as _tfenv_error:
+    class _TfenvUnloadable:
+        text = "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(_tfenv_error) + "\\n"
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            if name == "tensorflow" and cls.text and sys.stderr:
+                sys.stderr.write(cls.text)
+                cls.text = ""
+    sys.meta_path.insert(0, _TfenvUnloadable)
 """
 
 #: Asked of the interpreter itself, isolated from the caller's environment.
@@ -78,9 +87,11 @@ def plan_install(python: str | None = None) -> SitecustomizeChange:
         python: The interpreter, or one of an environment made from it. None: this one's.
 
     Raises:
-        InstallError: It is not a Python interpreter, or others than root can change the files of tfenv.
+        InstallError: It is not a Python interpreter, others than root can change the files of tfenv, or only root can
+            read them.
     """
     _require_roots_own(_find_own_folder())
+    _require_readable()
     path, before = _find_sitecustomize(python or sys.executable)
     block = _BLOCK.format(boot=_find_finder_file(), folder=_find_own_folder(), interpreter=sys.executable)
     rest = _remove_block(before or "")
@@ -154,6 +165,15 @@ def _require_roots_own(folder: str) -> None:
         if path == "/":
             return
         path = os.path.dirname(path)
+
+
+def _require_readable() -> None:
+    """Refuse where the block would cover nobody but root: other users' Python could not load the hook."""
+    closed = find_closed_path()
+    if closed is not None:
+        raise InstallError(
+            f"others cannot read {closed}, so that only root would be covered: run `chmod -R go+rX` on it and try again"
+        )
 
 
 def find_closed_path(paths: Sequence[str] = ()) -> str | None:

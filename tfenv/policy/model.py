@@ -46,7 +46,7 @@ class Start:
     Attributes:
         cwd: Working directory. None: it was deleted.
         uid: Effective user id.
-        script_dir: Directory of the plain script that runs. None: `-m`, `-c` or an interactive session.
+        program_folders: Where a project's file is looked for if there is none above `cwd`, in this order.
         config: TFGPU_CONFIG. None: it is unset.
         run: The policy text of `tfgpu run` options (TFGPU_RUN). None: it is unset.
         home: Home directory, from the passwd entry of the euid. None: there is no entry.
@@ -58,7 +58,7 @@ class Start:
 
     cwd: str | None
     uid: int
-    script_dir: str | None = None
+    program_folders: tuple[str, ...] = ()
     config: str | None = None
     run: str | None = None
     home: str | None = None

@@ -63,7 +63,7 @@ def before_import(name: str, start: Start) -> None:
         process = _current
         if process is None:
             resolver = make_resolver(start)
-            loaded = resolver.load(pipeline.make_start(start))
+            loaded = resolver.load(pipeline.make_start(start, at_import=True))
             process = ProcessPolicy(start, loaded, resolver) if loaded.found else None
         else:
             loaded = process.loaded
@@ -73,6 +73,8 @@ def before_import(name: str, start: Start) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the program goes on unless the policy forbids that
         text = f"tfenv failed at import {name}: {type(error).__name__}: {error}"
+        if loaded is None:
+            text += "; no policy is applied"
         _handle_fault(Finding("internal-error", text), start, loaded)
 
 

@@ -7,13 +7,11 @@ part. Only the standard library and the clamp run inside of the program.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from tfenv import pipeline
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import TfenvError
-from tfenv.identity import identify
 from tfenv.policy.model import Inventory
 
 TYPE_CHECKING = False
@@ -72,13 +70,11 @@ class RemoteResolver(Resolver):
         self.folder = folder
 
     def load(self, start: Start) -> pipeline.LoadedPolicy:
-        """Find, read, check and merge all files. Nothing is found where the interpreter was removed.
+        """Find, read, check and merge all files.
 
         Raises:
-            ResolverError: The interpreter did not answer.
+            ResolverError: The interpreter did not answer, or is gone.
         """
-        if not os.path.exists(self.interpreter):
-            return pipeline.LoadedPolicy(start, identify(start.uid))
         loaded: pipeline.LoadedPolicy = self._ask("load", start)
         return loaded
 

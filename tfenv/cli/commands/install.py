@@ -7,7 +7,6 @@ import argparse
 from tfenv.cli.output import OK, print_message
 from tfenv.deploy.install import (
     SitecustomizeChange,
-    find_closed_path,
     format_difference,
     plan_install,
     write_change,
@@ -42,12 +41,6 @@ def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
         InstallError: The interpreter cannot be covered.
     """
     change = plan_install(python)
-    closed = find_closed_path()
-    if closed is not None:
-        text = (
-            f"only root is covered: others cannot read {closed}; run `chmod -R go+rX` on it, then try a user's Python"
-        )
-        print_message("install", text)
     return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfenv.cli.diagnosis.row import DoctorRow
 from tfenv.cli.output import shorten_path
+from tfenv.deploy.install import find_closed_path
 from tfenv.deploy.launch import PYTHONPATH_FOLDER
 
 
@@ -23,6 +24,7 @@ def diagnose_hook(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     else:
         yield DoctorRow("hook", "ok", f"live in {where}{_format_origin(hook)}")
         yield from _diagnose_copies(hook)
+        yield from _diagnose_access(hook)
         # What covers a whole interpreter reads files in tfenv's own.
         if hook["missing"] and hook["lent_from"] is None:
             found = f"not installed: {', '.join(hook['missing'])}"
@@ -35,6 +37,17 @@ def _format_origin(hook: Mapping[str, Any]) -> str:
     if hook["blocks"]:
         return f", by `tfgpu install --system` from {shorten_path(hook['lent_from'])}"
     return ", lent by `tfgpu run`"
+
+
+def _diagnose_access(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
+    """Yield a row if what covers the interpreter is closed to others than root, who may be the one that asks."""
+    if not hook["blocks"] or hook["lent_from"] is None:
+        return
+    needed = (os.path.join(hook["lent_from"], "tfenv", "__init__.py"), hook["lent_interpreter"])
+    closed = find_closed_path([path for path in needed if os.path.exists(path)])
+    if closed is not None:
+        found = f"others cannot read {shorten_path(closed)}: only root is covered by `tfgpu install --system`"
+        yield DoctorRow("hook", "problem", found, f"run `chmod -R go+rX {closed}`")
 
 
 def _diagnose_copies(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
@@ -57,6 +70,9 @@ def _explain_unarmed(hook: Mapping[str, Any]) -> tuple[str, str]:
         winner = shorten_path(hook["sitecustomize"] or "another sitecustomize")
         found = f"{winner} shadows {shorten_path(hook['blocks'][0])}, where `tfgpu install --system` wrote"
         return found, "take its folder from PYTHONPATH, or install again"
+    if hook["blocks"]:
+        found = f"what {shorten_path(hook['blocks'][0])} loads for `tfgpu install --system` is gone, or closed to you"
+        return found, "have root run `tfgpu install --system` again"
     if hook["pth"]:
         return f"{shorten_path(hook['pth'][0])} is there, _tfenv_boot.py beside it is gone", "install tfenv again there"
     if hook["pth_unread"]:

@@ -39,6 +39,7 @@ def describe_hook() -> "dict[str, Any]":
         "armed": bool(armed),
         "boot": getattr(boot, "__file__", None) or _find_origin("_tfenv_boot"),
         "lent_from": getattr(boot, "START", {}).get("folder"),
+        "lent_interpreter": getattr(boot, "START", {}).get("interpreter"),
         "site_disabled": bool(sys.flags.no_site),
         "pth": _find_files("tfenv.pth", _find_site_folders()),
         "pth_unread": _find_files("tfenv.pth", [path for path in sys.path if path not in _find_site_folders()]),
