@@ -93,8 +93,11 @@ def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
 
     Args:
         uid: Effective user id.
-        groups: Group ids. None: those of this process.
+        groups: Group ids. None: those of this process. Inside of a user namespace that lives in the machine's own /etc,
+            the subject is then whoever it is outside.
     """
+    if groups is None and (outer := find_outer_uid(uid)) != uid:
+        return identify(outer, find_account(outer).groups)
     ids = [os.getegid(), *os.getgroups()] if groups is None else groups
     return Subject(user=get_user_name(uid), uid=uid, groups=tuple(_get_group_name(gid) for gid in dict.fromkeys(ids)))
 
@@ -120,6 +123,57 @@ def find_home(uid: int) -> str | None:
         return pwd.getpwuid(uid).pw_dir or None
     except KeyError:
         return None
+
+
+# ---- user namespaces
+
+
+@frozen
+class IdMapping:
+    """One line of /proc/self/uid_map: a range of ids of this user namespace, and what they are outside of it."""
+
+    inside: int
+    outside: int
+    count: int
+
+
+def read_uid_map(path: str = "/proc/self/uid_map") -> tuple[IdMapping, ...] | None:
+    """Return the uids of this process's user namespace. () where it maps none. None: the kernel does not say."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return tuple(IdMapping(*map(int, line.split())) for line in file)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_outer_root(uid: int) -> bool:
+    """Return whether a file's owner may be the root outside of this user namespace (bubblewrap, `unshare -r`).
+
+    The kernel shows one id for all owners that the namespace does not map. Among them is root, unless it is mapped.
+    """
+    mapping = read_uid_map()
+    if mapping is None or any(line.outside == 0 for line in mapping):
+        return False
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
+            return uid == int(file.read())
+    except (OSError, ValueError):
+        return False
+
+
+def find_outer_uid(uid: int) -> int:
+    """Return what a uid of this process is to the machine, whose /etc this is. Elsewhere it is itself.
+
+    In a namespace of its own a process may be root by name. Its ceilings are those of the user who made it.
+    """
+    try:
+        owner = os.stat("/etc").st_uid
+    except OSError:
+        return uid
+    if not is_outer_root(owner):
+        return uid
+    found = (line.outside + uid - line.inside for line in read_uid_map() or () if 0 <= uid - line.inside < line.count)
+    return next(found, uid)
 
 
 def suggest_name(name: str, names: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ from tfenv.config.presence import MACHINE_ROOT, is_isolated, list_program_folder
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
-from tfenv.identity import find_home, find_user, identify
+from tfenv.identity import find_home, find_outer_uid, find_user, identify
 from tfenv.policy.merge import merge
 from tfenv.policy.model import (
     Allocation,
@@ -121,7 +121,7 @@ def make_start(remembered: Mapping[str, str | None], *, at_import: bool = False)
         at_import: A framework is being imported, and its importer counts, too.
     """
     uid = os.geteuid()
-    home = find_home(uid)
+    home = find_home(find_outer_uid(uid))
     config_home = remembered.get("XDG_CONFIG_HOME") or ""
     if not config_home.startswith("/"):
         config_home = f"{home}/.config" if home else ""

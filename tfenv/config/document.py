@@ -16,6 +16,7 @@ from functools import cached_property
 
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding, Severity, TfenvError
+from tfenv.identity import is_outer_root
 from tfenv.policy.model import KeyPath, Source
 from tfenv.values import frozen
 
@@ -248,12 +249,13 @@ def _require_administrator(path: str, opened: os.stat_result, trust: Trust) -> N
     """Require that the file and every directory on the way to it belong to the administrator alone."""
     for directory, status in _list_directories_to(path):
         if not _is_above(directory, trust.checked_from):
-            _require_administrators_own(path, f"its directory {directory}", status, trust)
-    _require_administrators_own(path, "it", opened, trust)
+            _require_administrators_own(path, directory, status, trust)
+    _require_administrators_own(path, path, opened, trust)
 
 
-def _require_administrators_own(path: str, subject: str, status: os.stat_result, trust: Trust) -> None:
-    if status.st_uid not in (trust.administrator, 0):
+def _require_administrators_own(path: str, place: str, status: os.stat_result, trust: Trust) -> None:
+    subject = "it" if place == path else f"its directory {place}"
+    if status.st_uid not in (trust.administrator, 0) and not _is_outer_roots(place, status):
         owner = _name_user(trust.administrator)
         message = f"{subject} belongs to {_name_user(status.st_uid)}, not to {owner}; give it to {owner} (chown)"
         raise DocumentError("insecure-permissions", path, message)
@@ -261,6 +263,11 @@ def _require_administrators_own(path: str, subject: str, status: os.stat_result,
         who = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
         message = f"{subject} is writable by {who}; take that away (chmod go-w)"
         raise DocumentError("insecure-permissions", path, message)
+
+
+def _is_outer_roots(place: str, status: os.stat_result) -> bool:
+    """Return whether a place belongs to somebody outside of this user namespace, root for one, and not to us."""
+    return is_outer_root(status.st_uid) and not os.access(place, os.W_OK, effective_ids=True)
 
 
 def _is_above(directory: str, bottom: str) -> bool:

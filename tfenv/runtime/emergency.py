@@ -94,11 +94,23 @@ def _read_roots_file(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         status = os.fstat(descriptor)
-        if status.st_uid != 0 or status.st_mode & _OTHERS_WRITE or not _is_regular(status):
+        if status.st_uid not in (0, _find_outer_root()) or status.st_mode & _OTHERS_WRITE or not _is_regular(status):
             return ""
         return os.read(descriptor, _MOST_BYTES).decode(errors="replace").removeprefix("\ufeff")
     finally:
         os.close(descriptor)
+
+
+def _find_outer_root() -> int:
+    """Return the uid that stands for root in a user namespace that does not map it. 0: root is root."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            if any(line.split()[1] == "0" for line in file):
+                return 0
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _is_regular(status: os.stat_result) -> bool:
