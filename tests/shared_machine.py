@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 _TOOLS = ("unshare", "nsenter", "setpriv", "mount")
 
-#: /etc as it is, with users of our own; the rest is empty.
+#: /etc as it is, with users of our own; /home, /srv, /var/log and /var/lib are empty.
 _SETUP = """
 set -e
 mkdir "$STAGE/etc"
@@ -37,7 +37,7 @@ for user in alice:5001 bob:5002 carol:5003; do
     echo "$name:x:$uid:" >> "$STAGE/etc/group"
 done
 mount --move "$STAGE/etc" /etc
-for folder in /home /srv /var/log; do mount -t tmpfs -o mode=755 tmpfs $folder; done
+for folder in /home /srv /var/log /var/lib; do mount -t tmpfs -o mode=755 tmpfs $folder; done
 mkdir /home/alice /home/bob /home/carol /etc/tfgpu
 for name in alice bob carol; do chown $name:$name /home/$name; done
 mkdir -m 1733 /var/log/tfgpu
@@ -118,7 +118,8 @@ class SharedMachine:
 
     def policy(self, files: Mapping[str, str]) -> None:
         """Write root's own files below /etc/tfgpu, and no others."""
-        shutil.rmtree(self.path("/etc/tfgpu"), ignore_errors=True)
+        for folder in ("/etc/tfgpu", "/var/lib/tfgpu"):
+            shutil.rmtree(self.path(folder), ignore_errors=True)
         self.folder("/etc/tfgpu")
         for name, text in files.items():
             self.write(f"/etc/tfgpu/{name}", text)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
+from tfenv.config.last_good import find_last_good, format_copy_time
 from tfenv.config.presence import MACHINE_ROOT, is_isolated, list_program_folders
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
@@ -176,7 +177,9 @@ def load(
     """
     subject = subject or identify(start.uid)
     sources, missing = discover(start, subject, machine_root)
-    machine = read_layers([s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid))
+    machine = read_layers(
+        [s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid), use_last_good=True
+    )
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     allow_project = _find_machine_value(machine, "allow_project_files") is not False
     others = _read_others(sources, trust, allow_project=allow_project)
@@ -225,8 +228,14 @@ class ReadLayers:
     findings: tuple[Finding, ...] = ()
 
 
-def read_layers(sources: Iterable[Source], trust: Trust) -> ReadLayers:
-    """Read and validate files. Never raises for what is written in them."""
+def read_layers(sources: Iterable[Source], trust: Trust, *, use_last_good: bool = False) -> ReadLayers:
+    """Read and validate files. Never raises for what is written in them.
+
+    Args:
+        sources: The files.
+        trust: Whose files count.
+        use_last_good: Of a machine file that is left out the last good copy stays in force.
+    """
     documents: list[Document] = []
     layers: list[Layer] = []
     findings: list[Finding] = []
@@ -234,13 +243,27 @@ def read_layers(sources: Iterable[Source], trust: Trust) -> ReadLayers:
         try:
             document = read(source, trust)
         except DocumentError as error:
-            findings.append(error.finding)
-            continue
+            kept = _read_last_good(source, trust) if use_last_good else None
+            if kept is None:
+                findings.append(error.finding)
+                continue
+            document = kept
+            since = format_copy_time(document.source.path)
+            text = f"{error.finding.message}; the last good copy, of {since}, stays in force"
+            findings.append(replace(error.finding, message=text, severity="warning"))
         layer, wrong = validate(document)
         documents.append(document)
         layers.append(layer)
         findings.extend(wrong)
     return ReadLayers(tuple(documents), tuple(layers), tuple(findings))
+
+
+def _read_last_good(source: Source, trust: Trust) -> Document | None:
+    copy = find_last_good(source)
+    try:
+        return None if copy is None else read(copy, trust)
+    except DocumentError:
+        return None
 
 
 def _find_machine_value(machine: ReadLayers, key: str) -> object:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from tfenv.config.discover import PYPROJECT_TABLE
 from tfenv.config.document import Document, Trust
+from tfenv.config.last_good import forget_copies, keep_copies
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
@@ -45,6 +46,7 @@ def check_here() -> CheckResult:
     read_files = [document.source.path for document in loaded.documents]
     dropped = [finding.path for finding in loaded.findings if finding.path is not None]
     findings = (*loaded.findings, *_advise_with_cards(loaded.layers, loaded.documents))
+    keep_valid(loaded.documents, loaded.findings)
     return CheckResult(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
 
@@ -70,8 +72,21 @@ def check_path(path: str, *, table_optional: bool = False) -> CheckResult:
         return _report_nothing(full, message)
     checked = _check_sources(sources)
     if _is_machine_root(full):
+        if full == MACHINE_ROOT and os.geteuid() == 0:
+            forget_copies(checked.files)
         return checked + CheckResult((), (*_check_listable(full), *_check_never_read(full)))
     return checked
+
+
+def keep_valid(documents: Iterable[Document], findings: Iterable[Finding]) -> None:
+    """Keep copies of the machine's files that have no mistake, if this is root. They stay in force when one breaks.
+
+    Args:
+        documents: The files that were read.
+        findings: What is wrong with them.
+    """
+    wrong = {finding.path for finding in findings if finding.severity == "error"}
+    keep_copies(document for document in documents if document.source.path not in wrong)
 
 
 def _report_nothing(path: str, message: str) -> CheckResult:
@@ -87,6 +102,7 @@ def _check_sources(sources: Sequence[Source]) -> CheckResult:
         documents += found.documents
         layers += found.layers
         findings += [*_check_readable(source), *found.findings]
+        keep_valid(found.documents, found.findings)
     return CheckResult(tuple(source.path for source in sources), (*findings, *_advise_with_cards(layers, documents)))
 
 

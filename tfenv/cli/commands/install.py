@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from tfenv.cli.output import OK, print_message
+from tfenv.config.presence import MACHINE_ROOT
 from tfenv.deploy.install import (
     SitecustomizeChange,
     format_difference,
     plan_install,
     write_change,
 )
+from tfenv.lint.check import check_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,8 @@ def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
         InstallError: The interpreter cannot be covered.
     """
     change = plan_install(python)
+    if not dry_run and os.path.isdir(MACHINE_ROOT):
+        check_path(MACHINE_ROOT)  # keeps the last good copies
     return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
 
 

@@ -25,6 +25,7 @@ from tfenv.cli.output import (
 )
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import plan_as_dict
+from tfenv.lint.check import keep_valid
 from tfenv.pipeline import current_start
 from tfenv.values import as_dict
 from tfenv.watch.change import ChangeRecorder, PolicyChange, WrittenValue
@@ -93,7 +94,9 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
 
         signal.signal(signal.SIGTERM, end)
         _print_start(watch, is_json=is_json)
+        keep_valid(watch.state.loaded.documents, watch.state.findings)
         for change in watch.follow_changes():
+            keep_valid(change.after.loaded.documents, change.after.findings)
             if change.alters_policy:
                 log.write(change)
             if is_json:
