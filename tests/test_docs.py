@@ -24,7 +24,19 @@ from tfenv.config.schema import validate
 from tfenv.launchers.grant import read_grant
 from tfenv.launchers.parent import split_tokens
 from tfenv.lint.combinations import advise
-from tfenv.policy.model import Allocation, Device, Inventory, LayerName, Lease, Plan, Source, Start, Subject
+from tfenv.policy.model import (
+    DEFAULT_OVERHEAD,
+    Allocation,
+    Device,
+    Inventory,
+    LayerName,
+    Lease,
+    Plan,
+    Source,
+    Start,
+    Subject,
+)
+from tfenv.sharing.allocate import describe_request
 from tfenv.sharing.choose import choose_gpus
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.request import request_from_plan
@@ -99,18 +111,18 @@ class Example:
     def _take_seats(self, command: Command, plan: Plan) -> tuple[Allocation, ...] | str:
         """The places the program takes beside those of the section that run already, or what it says while it waits."""
         user = command.user or YOU
-        gpu_request = request_from_plan(plan, UIDS[user])
+        gpu_request = request_from_plan(plan, UIDS[user], overhead=DEFAULT_OVERHEAD)
         assert gpu_request is not None
         scene = Occupancy(tuple(self.leases))
         allocations = choose_gpus(gpu_request, scene)
         if allocations is None:
             names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
-            what = "a free GPU" if gpu_request.count == 1 else f"{gpu_request.count} free GPUs"
-            return f"tfgpu: waiting for {what} (0:12): {describe_occupancy(scene, names)}"
+            return f"tfgpu: waiting for {describe_request(gpu_request)} (0:12): {describe_occupancy(scene, names)}"
         if command.background:
             pid = 4101 + len(self.leases)
             self.leases += [
-                Lease(str(pid), allocation, UIDS[user], user, pid, command.words[-1]) for allocation in allocations
+                Lease(str(pid), allocation, UIDS[user], user, pid, command.words[-1], overhead=DEFAULT_OVERHEAD)
+                for allocation in allocations
             ]
         return allocations
 

@@ -24,7 +24,7 @@ from tfenv.policy.model import (
 )
 from tfenv.sharing import allocate
 from tfenv.sharing import lease as leases
-from tfenv.sharing.allocate import AllocationResult, Requester, allocate_gpus
+from tfenv.sharing.allocate import AllocationResult, Requester, allocate_gpus, renew_lease
 from tfenv.sharing.queue import Acquired, acquire
 from tfenv.sharing.request import Candidate, GpuRequest
 
@@ -235,3 +235,44 @@ def test_a_gpu_that_becomes_free_ends_the_waiting() -> None:
     assert get_allocations(made) == (Allocation("GPU-1"),)
     assert made.choice is not None
     assert made.choice.waited_s > 0.3
+
+
+# ---- a lease that is lost
+
+
+def test_a_lost_lease_is_taken_again(tmp_path: Path) -> None:
+    """Others see it again, and the process is told."""
+    plan, requester = make_plan(limit=8 * GIB), make_requester()
+    made = allocate_gpus(plan, INVENTORY, requester)
+    assert made.choice is not None
+    assert renew_lease(made.choice, plan, requester) is None
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    assert leases.read_leases() == ()
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-renewed", "note")]
+    assert [lease.allocation for lease in leases.read_leases()] == list(get_allocations(made))
+
+
+def test_a_gpu_that_others_took_meanwhile_is_an_error(tmp_path: Path) -> None:
+    """`on_error` decides about a GPU that is shared beyond its memory."""
+    plan, requester = make_plan(limit=20 * GIB), make_requester()
+    made = allocate_gpus(plan, INVENTORY, requester)
+    assert made.choice is not None
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    fill(22 * GIB)
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-lost", "error")]
+    assert len(leases.read_leases()) == 2
+
+
+def test_waiting_for_what_has_no_lease_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A desktop on every card: the line says who is in the way, that this may last for ever, and what helps."""
+    desktop = {device.uuid: MemoryUse(GIB, {os.getppid(): GIB}) for device in DEVICES}
+    requester = Requester(os.geteuid(), lambda _: desktop)
+    made = allocate_gpus(make_plan(timeout_s=1), INVENTORY, requester)
+    assert list_codes(made) == [("no-free-gpu", "error")]
+    for text in (capsys.readouterr().err, made.findings[0].message):
+        assert f"(pid {os.getppid()}" in text
+        assert "may never end: set memory_limit, or min_free, to share a GPU with it" in text

@@ -17,9 +17,17 @@ from tfenv.policy.model import (
     Plan,
     PlannedDevice,
 )
-from tfenv.sharing.choose import choose_gpus, find_claimed_gpus, is_possible, share_gpus, waits_for_ancestor
-from tfenv.sharing.occupancy import Occupancy
+from tfenv.sharing.choose import (
+    choose_gpus,
+    find_claimed_gpus,
+    is_possible,
+    needs_unleased_memory,
+    share_gpus,
+    waits_for_ancestor,
+)
+from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.request import Candidate, GpuRequest, request_from_plan
+from tfenv.values import replace
 
 ALICE, BOB = 1000, 1001
 TOTAL = 24 * GIB
@@ -256,3 +264,45 @@ def test_no_card_is_ever_over_committed(requests: list[GpuRequest]) -> None:
     for gpu in "abcd":
         on_it = [lease.allocation.limit for lease in leases if lease.allocation.uuid == gpu]
         assert sum(TOTAL if limit is None else limit for limit in on_it) <= TOTAL
+
+
+# ---- what has no lease, and what a process takes beside its limit
+
+
+def test_who_waits_for_what_has_no_lease_holds_up_nobody() -> None:
+    """22 GiB of a card on which a stranger has 3: those who come later and fit are served."""
+    memory = {"a": MemoryUse(3 * GIB, {5: 3 * GIB})}
+    first = make_request(need=22 * GIB, gpus="a", uid=BOB)
+    later = make_request(need=4 * GIB, gpus="a")
+    assert needs_unleased_memory(first, Occupancy(memory=memory))
+    assert choose(later, memory=memory, ahead=(first,)) == "a"
+    assert choose(replace(later, uid=BOB), memory=memory, ahead=(first,)) == "a", "one's own user's, too"
+    satisfiable = make_request(need=20 * GIB, gpus="a", uid=BOB)
+    assert choose(later, make_lease("a", 10 * GIB), memory=memory, ahead=(satisfiable,)) is None
+
+
+def test_a_process_takes_more_than_its_limit() -> None:
+    """Two limits of half a card do not fit on it, when each process takes 600 MiB beside its limit."""
+    half = TOTAL // 2
+    assert choose(make_request(need=half, gpus="a"), make_lease("a", half)) == "a"
+    overhead = 600 << 20
+    lease = replace(make_lease("a", half), overhead=overhead)
+    assert choose(make_request(need=half, gpus="a", overhead=overhead), lease) is None
+    assert choose(make_request(need=half - 2 * overhead, gpus="a", overhead=overhead), lease) == "a"
+    assert is_possible(make_request(need=TOTAL, gpus="a", overhead=overhead)), "a whole card is no more than a card"
+
+
+def test_memory_of_a_lease_of_another_container_counts_once() -> None:
+    """Its pid is unknown here: what NVML shows of somebody is its memory, up to what its lease allows."""
+    lease = make_lease("a", 8 * GIB, pid=0)
+    memory = {"a": MemoryUse(8 * GIB, {4242: 8 * GIB})}
+    assert choose(make_request(need=16 * GIB, gpus="a"), lease, memory=memory) == "a"
+    more = {"a": MemoryUse(12 * GIB, {4242: 12 * GIB})}
+    assert choose(make_request(need=16 * GIB, gpus="a"), lease, memory=more) is None
+
+
+def test_what_is_in_the_way_is_named() -> None:
+    """The largest of those without a lease, by pid, program and size."""
+    memory = {"a": MemoryUse(3 * GIB, {812: GIB, 813: 2 * GIB})}
+    text = describe_occupancy(Occupancy(memory=memory), {"a": "0"}, {812: "Xorg", 813: "python"}.get)
+    assert text == "GPU 0: 3.0 GiB used without a lease (pid 813 python, pid 812 Xorg)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.sharing.holders import AS_ROOT, NOBODY, hold, make_request, take
 from tfenv.policy.model import Allocation
 from tfenv.sharing import lease as module
@@ -107,6 +109,48 @@ print("forked", flush=True)
         assert len(read_leases()) == 1, "a child that ends does not free it"
         holder.end("SIGKILL")
         assert wait_for_no_lease(), "a child that lives on does not keep it"
+
+
+def test_a_fork_while_another_thread_chooses_keeps_no_lock(machine: Path) -> None:
+    """The directory's lock ends with the choice, and with the parent, however long the child lives."""
+    with hold(make_request(1, gpus="d")), lock_directories():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        began = time.monotonic()
+        with lock_directories():
+            assert time.monotonic() - began < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_fork_before_a_parent_dies_in_its_choice_keeps_no_lock(machine: Path) -> None:
+    """A parent that is killed while it has the directory locked takes the lock with it."""
+    text = """
+import os, signal, sys
+from tfenv.sharing.lease import lock_directories
+with lock_directories():
+    if os.fork() == 0:
+        os.setsid()
+        print(os.getpid(), flush=True)
+        signal.pause()
+    signal.pause()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    try:
+        began = time.monotonic()
+        with lock_directories():
+            assert time.monotonic() - began < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_child_that_is_spawned_does_not_keep_the_lease(machine: Path) -> None:
@@ -310,3 +354,64 @@ def test_threads_of_one_process_do_not_take_each_others_gpus(machine: Path) -> N
         thread.join()
     assert sum(isinstance(one, Acquired) for one in taken) == 4
     assert len({lease.allocation.uuid for lease in read_leases()}) == 4
+
+
+# ---- a lease that is lost
+
+
+@pytest.mark.parametrize("how", ["closed", "removed", "another file"])
+def test_a_lost_lease_is_noticed(how: str, machine: Path) -> None:
+    """The program closed its descriptor, or whoever owns the directory removed the file."""
+    acquired = take("a")
+    assert acquired is not None
+    assert module.is_intact(acquired.id)
+    descriptor = next(fd for fd, kept in module._locked.items() if kept.st_ino == (machine / acquired.id).stat().st_ino)
+    if how == "removed":
+        (machine / acquired.id).unlink()
+    else:
+        os.close(descriptor)
+    if how == "another file":
+        os.dup2(os.open("/dev/null", os.O_RDONLY), descriptor)
+    assert not module.is_intact(acquired.id)
+    module.release_entry(descriptor)
+    if how == "another file":
+        os.fstat(descriptor)  # whatever has the number now is the program's
+
+
+# ---- containers
+
+
+IN_A_CONTAINER = """
+import os
+from tfenv.sharing.lease import read_leases
+print(os.getpid(), [lease.pid for lease in read_leases()], flush=True)
+"""
+
+
+@AS_ROOT
+def test_a_holder_is_known_by_its_lock_and_not_by_the_number_it_wrote(machine: Path) -> None:
+    """In a container the process has another pid. Each reader sees the holder's as its own kernel counts, or none."""
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c"]
+    probe = subprocess.run([*unshare, "print(1)"], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"no PID namespace here: {probe.stderr.strip()}")
+    program = (
+        "import os, sys\nfrom tfenv.sharing.queue import acquire\n"
+        "from tfenv.sharing.request import Candidate, GpuRequest\n"
+        "acquire(GpuRequest(0, (Candidate('a', 24, 8),), 1), dict)\nprint(os.getpid(), flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    inside = subprocess.Popen(
+        [*unshare, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert inside.stdin is not None
+    assert inside.stdout is not None
+    try:
+        assert inside.stdout.readline().strip() == "1"
+        (lease,) = read_leases()
+        children = Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text().split()
+        assert lease.pid == int(children[0])
+        other = subprocess.run([*unshare, IN_A_CONTAINER], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+        assert other.stdout == "1 [0]\n", "what has the number 1 there is not the holder"
+    finally:
+        inside.communicate("\n", timeout=20)

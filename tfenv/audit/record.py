@@ -53,7 +53,7 @@ _SCHEDULER_IDS = (
 
 # "timestamp" comes first: a reader finds the beginning of a record inside a damaged line by it.
 _ORDER = (
-    "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "script", "python", "framework",
+    "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
     "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
     "limit_fraction", "growth", "choice", "asked", "given", "changes", "sources", "findings", "scheduler",
     "duration_ms", "lost", "truncated", "dropped",
@@ -81,6 +81,7 @@ class ProcessFacts:
     Attributes:
         pid: Process id.
         ppid: The parent's.
+        start_ticks: When it started, in clock ticks since the machine did. None: the kernel does not say.
         host: As the kernel names it. In Kubernetes this is the pod.
         script: Absolute path of the program that runs. None for `-c`, notebooks, interactive.
         python: Version of the interpreter: "3.11.7".
@@ -97,6 +98,7 @@ class ProcessFacts:
     framework: str | None = None
     framework_version: str | None = None
     scheduler: Mapping[str, str] = field(default_factory=dict)
+    start_ticks: int | None = None
 
     @classmethod
     def collect(cls, framework: str | None = None, framework_version: str | None = None) -> ProcessFacts:
@@ -110,7 +112,17 @@ class ProcessFacts:
             framework=framework,
             framework_version=framework_version,
             scheduler=_find_scheduler_ids(os.environ),
+            start_ticks=_read_start_ticks(),
         )
+
+
+def _read_start_ticks() -> int | None:
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # The name, in parentheses, may hold blanks and parentheses. Of what follows it, the twentieth field.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _find_script() -> str | None:
@@ -285,6 +297,7 @@ def _describe_context(context: RecordContext) -> dict[str, Any]:
         "uid": subject.uid,
         "pid": process.pid,
         "ppid": process.ppid,
+        **({} if process.start_ticks is None else {"start_ticks": process.start_ticks}),
         "script": process.script,
         "python": process.python,
         "framework": process.framework,

@@ -23,6 +23,8 @@ _EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed", "polic
 #: The start is known to within a second, and a clock may have been set meanwhile.
 _SLACK_SECONDS = 2.0
 _MOST_RECORDS = 100_000
+#: Seconds. A clock that was wrong by more than a day when a program started hides its records.
+_CLOCK_STEP = 86_400.0
 
 
 @frozen
@@ -59,7 +61,9 @@ def read_user_records(processes: Iterable[GpuProcess], sinks: AuditSinks) -> Map
 def _read_records_of_user(uid: int, processes: list[GpuProcess], sinks: AuditSinks) -> UserRecords:
     logs, readable = _find_logs(uid, sinks)
     starts = [process.started for process in processes if process.started is not None]
-    query = RecordQuery(events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts)) if starts else "")
+    query = RecordQuery(
+        events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts) - _CLOCK_STEP) if starts else ""
+    )
     try:
         found = read_newest(logs, query, LineTally(), _MOST_RECORDS)
     except OSError:
@@ -73,8 +77,19 @@ def _select_records(process: GpuProcess, records: Iterable[LoggedRecord]) -> tup
     return tuple(
         record
         for record in records
-        if record.get("pid") == process.pid and record.get("host") == host and record["timestamp"] >= since
+        if record.get("pid") == process.pid and record.get("host") == host and _is_same_start(record, process, since)
     )
+
+
+def _is_same_start(record: LoggedRecord, process: GpuProcess, since: str) -> bool:
+    """Return whether a record is of this process and not of an earlier one with its number.
+
+    Ticks since the machine's start do not move when somebody sets the clock. Older records lack them.
+    """
+    ticks = record.get("start_ticks")
+    if isinstance(ticks, int) and process.start_ticks is not None:
+        return ticks == process.start_ticks
+    return str(record["timestamp"]) >= since
 
 
 def _format_start(seconds: float) -> str:

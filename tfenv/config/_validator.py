@@ -173,6 +173,14 @@ def validate_urn_tfenv_schema_tfgpu_1(data, custom_formats={}, name_prefix=None)
                                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.trusted_owners[{data__machine__trustedowners_x}]".format(**locals()) + " must be longer than or equal to 1 characters")
                                 if not REGEX_PATTERNS['^[^/]+$'].search(data__machine__trustedowners_item):
                                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.trusted_owners[{data__machine__trustedowners_x}]".format(**locals()) + " must match pattern ^[^/]+$")
+                if "process_overhead" in data__machine_keys:
+                    data__machine_keys.remove("process_overhead")
+                    data__machine__processoverhead = data__machine["process_overhead"]
+                    if not isinstance(data__machine__processoverhead, (str)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.process_overhead must be string")
+                    if isinstance(data__machine__processoverhead, str):
+                        if not REGEX_PATTERNS['^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb])$'].search(data__machine__processoverhead):
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.process_overhead must match pattern ^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb])$")
                 if data__machine_keys:
                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine must not contain "+str(data__machine_keys)+" properties")
         if data_keys:

@@ -104,6 +104,14 @@ def read_size(value: object) -> MemoryLimit:
     return size
 
 
+def read_overhead(value: object) -> int:
+    """Read what a process takes beside its limit, in bytes: "600MiB", and "none" for nothing."""
+    size = read_limit(value)
+    if size.fraction is not None:
+        raise WrongValueError(f'{quote_value(value)} is a share of a card; write "600MiB" or "none"')
+    return size.bytes or 0
+
+
 def read_sizes(value: object) -> tuple[MemoryLimit, ...]:
     """Read the sizes of logical GPUs: ["30GiB", "30GiB"]."""
     if not isinstance(value, list):

@@ -72,6 +72,7 @@ class GpuProcess:
         uid: The owner's id. None when there is no such process here.
         program: What it calls itself. None when there is no such process here.
         started: When, in seconds since the epoch, to within a second. None when that cannot be told.
+        start_ticks: The same in clock ticks since the machine did, which no change of the clock moves.
     """
 
     gpu: int
@@ -83,6 +84,7 @@ class GpuProcess:
     uid: int | None = None
     program: str | None = None
     started: float | None = None
+    start_ticks: int | None = None
 
     @property
     def label(self) -> str:
@@ -209,7 +211,7 @@ def describe_process(state: GpuState, pid: int, memory: int | None) -> GpuProces
         pid: Its number.
         memory: Bytes it holds there. None: the driver does not say.
     """
-    uid = _read_owner(pid)
+    uid, ticks, boot = _read_owner(pid), _read_start_ticks(pid), _read_boot_time()
     return GpuProcess(
         gpu=state.index,
         pid=pid,
@@ -219,7 +221,8 @@ def describe_process(state: GpuState, pid: int, memory: int | None) -> GpuProces
         uid=uid,
         user=None if uid is None else get_user_name(uid),
         program=_read_program(pid),
-        started=_read_start(pid),
+        started=None if ticks is None or boot is None else boot + ticks / os.sysconf("SC_CLK_TCK"),
+        start_ticks=ticks,
     )
 
 
@@ -239,14 +242,20 @@ def _read_program(pid: int) -> str | None:
         return None
 
 
-def _read_start(pid: int) -> float | None:
-    """Return when a process started, in seconds since the epoch, to within a second. None: it cannot be told."""
+def _read_start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the machine did. None: it cannot be told."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             # The name, in parentheses, may hold blanks and parentheses.
-            ticks = int(file.read().rpartition(")")[2].split()[_START_FIELD])
+            return int(file.read().rpartition(")")[2].split()[_START_FIELD])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _read_boot_time() -> float | None:
+    """Return when the machine started, in seconds since the epoch, by the clock on the wall. None: it is not told."""
+    try:
         with open("/proc/stat", encoding="ascii") as file:
-            boot = next(int(line.split()[1]) for line in file if line.startswith("btime "))
+            return next(float(line.split()[1]) for line in file if line.startswith("btime "))
     except (OSError, ValueError, IndexError, StopIteration):
         return None
-    return boot + ticks / os.sysconf("SC_CLK_TCK")

@@ -5,7 +5,7 @@ Only type checkers load this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Protocol
 
 from tfenv.errors import Finding
@@ -16,8 +16,11 @@ from tfenv.policy.supports import Capability
 class PolicyCallbacks(Protocol):
     """What an entry point asks of the policy of its process."""
 
-    def before_listing(self) -> None:
+    def before_listing(self, sleep: Callable[[float], object] | None = None) -> None:
         """Settle which GPUs are visible. Call it just before the framework opens CUDA: it is the last moment.
+
+        Args:
+            sleep: Waits for so many seconds, or less, while no GPU is free. Other threads may fork. None: time.sleep.
 
         Raises:
             PolicyError: The policy cannot be applied and `on_error = "fail"`.

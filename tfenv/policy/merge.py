@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 from tfenv.policy.model import (
+    DEFAULT_OVERHEAD,
     LAYER_ORDER,
     ON_ERROR_ORDER,
     AuditSinks,
@@ -135,6 +136,14 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
             bool(layer.machine["allow_disable"].value)
             for layer in ordered
             if layer.name == "machine" and "allow_disable" in layer.machine
+        ),
+        process_overhead=next(
+            (
+                cast(int, layer.machine["process_overhead"].value)
+                for layer in reversed(ordered)
+                if layer.name == "machine" and "process_overhead" in layer.machine
+            ),
+            DEFAULT_OVERHEAD,
         ),
         paths=tuple(dict.fromkeys(path for layer in ordered for path in layer.paths)),
     )

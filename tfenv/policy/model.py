@@ -312,6 +312,10 @@ class AuditSinks:
     default_file: bool = True
 
 
+#: Bytes of a GPU that a process takes beside its limit, unless the machine layer says otherwise (docs/hardware.md).
+DEFAULT_OVERHEAD = 600 << 20
+
+
 @frozen
 class EffectivePolicy:
     """All layers merged for one subject. Every value has its Origin.
@@ -325,6 +329,7 @@ class EffectivePolicy:
         audit: Sinks of all layers.
         allow_disable: TFGPU_DISABLE=1 may switch the policy off.
         paths: Every file that was merged.
+        process_overhead: Bytes that a process takes of a GPU beside its limit.
     """
 
     settings: Table = field(default_factory=dict)
@@ -334,6 +339,7 @@ class EffectivePolicy:
     audit: AuditSinks = field(default_factory=AuditSinks)
     allow_disable: bool = True
     paths: tuple[str, ...] = ()
+    process_overhead: int = DEFAULT_OVERHEAD
 
     @property
     def silent(self) -> bool:
@@ -459,10 +465,11 @@ class Lease:
         allocation: Which GPU, and how much of it.
         uid: The owner, as the kernel says.
         user: Name of the owner, or "uid:1234" without a passwd entry.
-        pid: The holder's process id, as its own container counts.
+        pid: The holder's process id, as the kernel counts here. 0: it is a process of another container.
         script: The program's file. None: `-c`, a notebook or an interactive session.
         since: When it was taken, in seconds since the epoch.
         parent: The id of the lease of an ancestor whose GPU it shares. None: it shares none.
+        overhead: Bytes of each GPU that the process takes beside what the allocation says.
     """
 
     id: str
@@ -473,6 +480,7 @@ class Lease:
     script: str | None = None
     since: float = 0.0
     parent: str | None = None
+    overhead: int = 0
 
 
 @frozen

@@ -17,13 +17,13 @@ from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tfenv.devices.cuda import CudaDevice
     from tfenv.frameworks.base import Framework
     from tfenv.policy.model import Choice, Outcome, PlannedDevice
     from tfenv.runtime.resolver import Resolver
-    from tfenv.sharing.allocate import AllocationResult
+    from tfenv.sharing.allocate import AllocationResult, Requester
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ORDER = "CUDA_DEVICE_ORDER"
@@ -182,8 +182,12 @@ class ProcessPolicy:
 
     # -- listing
 
-    def settle(self, framework: Framework) -> None:
+    def settle(self, framework: Framework, sleep: Callable[[float], object] | None = None) -> None:
         """Settle which GPUs this process uses, just before a framework opens CUDA. Choose free ones where asked to.
+
+        Args:
+            framework: Which one.
+            sleep: Waits for so many seconds, or less, while none is free. None: time.sleep.
 
         Raises:
             PolicyError: The policy cannot be applied and `on_error = "fail"`.
@@ -195,27 +199,21 @@ class ProcessPolicy:
         before = self.plan.findings
         self.decide(self.inventory)
         if self.plan.takes_leases and not self.no_gpu:
-            self._allocate(framework)
+            self._allocate(framework, sleep)
         # What the program requested before the import was noted with the plan. What came of it belongs here, too.
         new = (finding for finding in self.plan.findings if finding not in before or finding.asked_by == PROGRAM)
         self.reporter.pending += tuple(new)
         self.visible_when_listed = os.environ.get(_VISIBLE)
         self._listed_by = os.getpid()
 
-    def _allocate(self, framework: Framework) -> None:
+    def _allocate(self, framework: Framework, sleep: Callable[[float], object] | None) -> None:
         """Agree with other processes on who takes which GPU, and plan anew with what came of it."""
-        from tfenv.sharing.allocate import Requester, allocate_gpus  # most processes choose nothing
+        from tfenv.sharing.allocate import allocate_gpus  # most processes choose nothing
 
-        policy = self.loaded.policy
         if self.choice is None:
-            requester = Requester(
-                uid=self.loaded.start.uid,
-                measure=self.resolver.read_memory,
-                script=self.reporter.find_script(),
-                ancestor_leases=self.leases,
-                on_error=policy.on_error,
-                speaks=policy.audit.stderr == "summary",
-            )
+            requester = self._make_requester()
+            if sleep is not None:
+                requester = replace(requester, sleep=sleep)
             result = allocate_gpus(self.plan, self.inventory, requester)
             self._handle_choice_findings(result, framework)
             self._choice = (os.getpid(), result.choice)
@@ -223,6 +221,41 @@ class ProcessPolicy:
                 self.leases += (result.choice.lease,)
         if self.choice is not None and not self.no_gpu:
             self.decide(self.inventory)
+
+    def _make_requester(self) -> Requester:
+        from tfenv.sharing.allocate import Requester
+
+        policy = self.loaded.policy
+        return Requester(
+            uid=self.loaded.start.uid,
+            measure=self.resolver.read_memory,
+            script=self.reporter.find_script(),
+            ancestor_leases=self.leases,
+            on_error=policy.on_error,
+            speaks=policy.audit.stderr == "summary",
+            overhead=policy.process_overhead,
+        )
+
+    def renew_lease(self, framework: Framework) -> None:
+        """Take a lease again that the program closed, or that somebody removed. Say so.
+
+        Raises:
+            PolicyError: Others have taken the GPU meanwhile, and `on_error = "fail"`.
+        """
+        choice = self.choice
+        if choice is None or choice.lease is None:
+            return
+        from tfenv.sharing.allocate import renew_lease
+
+        requester = replace(self._make_requester(), ancestor_leases=self.inherited.leases)
+        result = renew_lease(choice, self.plan, requester)
+        if result is None:
+            return
+        self._choice = (os.getpid(), result.choice)
+        new = () if result.choice is None or result.choice.lease is None else (result.choice.lease,)
+        self.leases = (*(lease for lease in self.leases if lease != choice.lease), *new)
+        self.write_visibility()
+        self._handle_choice_findings(result, framework)
 
     def narrow_unchosen(self) -> None:
         """Take the first allowed GPUs if a fault prevented the choice of free ones. All of them were never meant."""
@@ -309,10 +342,10 @@ class FrameworkPolicy:
 
     # -- what entry points ask
 
-    def before_listing(self) -> None:
+    def before_listing(self, sleep: Callable[[float], object] | None = None) -> None:
         """Settle which GPUs are visible."""
         with Inside():
-            self.process.settle(self.framework)
+            self.process.settle(self.framework, sleep)
 
     def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
         """Find the plan's GPUs among those that the framework lists."""
@@ -339,6 +372,7 @@ class FrameworkPolicy:
             if unsized is not None:
                 self.process.handle_fault(unsized, self.framework.first_listing, self.framework)
             self._identified = (os.getpid(), placement.devices)
+        self.process.renew_lease(self.framework)
         return self._identified[1]
 
     def _replan(self, named: Mapping[str, str]) -> Plan:

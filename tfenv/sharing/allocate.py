@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import Allocation, AutoChoice, Choice, Inventory, MemoryUse, OnError, Plan
-from tfenv.sharing.choose import choose_gpus, share_gpus
-from tfenv.sharing.lease import LeaseError
+from tfenv.policy.units import format_bytes
+from tfenv.sharing.choose import choose_gpus, needs_unleased_memory, share_gpus
+from tfenv.sharing.lease import LeaseError, is_intact, read_program
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
 from tfenv.sharing.request import GpuRequest, request_from_plan
-from tfenv.values import frozen
+from tfenv.values import frozen, replace
 
 #: Seconds between two messages of a process that waits: on a terminal, in a log.
 _ON_TERMINAL, _IN_LOG = 1.0, 60.0
@@ -33,6 +35,8 @@ class Requester:
         ancestor_leases: Ids of the leases of ancestors, whose GPUs it shares.
         on_error: What the policy does about errors. A process that one of them will stop takes no GPU.
         speaks: It may tell on stderr that it waits.
+        overhead: Bytes of each GPU that it takes beside its limit.
+        sleep: Waits for so many seconds, or less. Other threads may fork meanwhile.
     """
 
     uid: int
@@ -41,6 +45,8 @@ class Requester:
     ancestor_leases: tuple[str, ...] = ()
     on_error: OnError = "warn"
     speaks: bool = True
+    overhead: int = 0
+    sleep: Callable[[float], object] = time.sleep
 
 
 @frozen
@@ -66,7 +72,7 @@ def allocate_gpus(plan: Plan, inventory: Inventory, requester: Requester) -> All
         inventory: The machine's GPUs.
         requester: The process.
     """
-    gpu_request = request_from_plan(plan, requester.uid, requester.ancestor_leases)
+    gpu_request = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
     if gpu_request is None:
         return _allocate_without_inventory(plan, inventory)
 
@@ -75,7 +81,8 @@ def allocate_gpus(plan: Plan, inventory: Inventory, requester: Requester) -> All
 
     automatic = plan.choosing or AutoChoice(gpu_request.count)
     names = {d.device.uuid: d.token for d in plan.devices or () if d.device is not None}
-    reporter = _WaitReporter(automatic, names, speaks=requester.speaks) if automatic.when_busy == "wait" else None
+    waits = automatic.when_busy == "wait"
+    reporter = _WaitReporter(automatic, gpu_request, names, speaks=requester.speaks) if waits else None
     try:
         with reporter or nullcontext():
             answer = acquire(
@@ -84,12 +91,49 @@ def allocate_gpus(plan: Plan, inventory: Inventory, requester: Requester) -> All
                 script=requester.script,
                 keep_waiting=reporter,
                 fallback=lambda unavailable: _choose_fallback(unavailable, gpu_request, automatic, requester.on_error),
+                sleep=requester.sleep,
             )
     except LeaseError as error:
         return _allocate_without_leases(gpu_request, measure(), error)
     if isinstance(answer, Acquired):
-        return _report_acquired(answer, automatic, names, chosen=plan.choosing is not None)
-    return _report_unavailable(answer, automatic, names)
+        return _report_acquired(answer, automatic, gpu_request, names, chosen=plan.choosing is not None)
+    return _report_unavailable(answer, automatic, gpu_request, names)
+
+
+def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationResult | None:
+    """Take a process's lease again if it is gone: closed by the program, or removed by whoever owns the directory.
+
+    Args:
+        choice: What the process has.
+        plan: Its plan.
+        requester: The process, without its own lease among those of its ancestors.
+
+    Returns:
+        What it has from now on, with what there is to say. None: the lease is there.
+    """
+    if choice.lease is None or is_intact(choice.lease):
+        return None
+    sizes = {allocation.uuid: allocation.limit for allocation in choice.allocations}
+    asked = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
+    known = () if asked is None else asked.candidates
+    held = tuple(replace(c, need=sizes[c.uuid], user_total=None) for c in known if c.uuid in sizes)
+    lost = "the lease was gone: the program closed it, or its file was removed"
+    request = GpuRequest(
+        requester.uid, held, len(held), fixed=True, ancestor_leases=frozenset(requester.ancestor_leases)
+    )
+    try:
+        again = acquire(request, lambda: requester.measure(tuple(sizes)), script=requester.script)
+    except LeaseError as error:
+        text = f"{lost}. It cannot be taken again: {error}"
+        return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", text),))
+    if not isinstance(again, Acquired):
+        return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", f"{lost}"),))
+    renewed = replace(choice, lease=again.id)
+    before = {allocation.uuid for allocation in choice.allocations if allocation.shared}
+    if all(allocation.uuid in before for allocation in again.allocations if allocation.shared):
+        return AllocationResult(renewed, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
+    text = f"{lost}. Others took the GPU meanwhile: it is shared beyond its memory"
+    return AllocationResult(renewed, (Finding("lease-lost", text),))
 
 
 def _choose_fallback(
@@ -101,14 +145,14 @@ def _choose_fallback(
 
 
 def _report_acquired(
-    acquired: Acquired, automatic: AutoChoice, names: Mapping[str, str], *, chosen: bool
+    acquired: Acquired, automatic: AutoChoice, gpu_request: GpuRequest, names: Mapping[str, str], *, chosen: bool
 ) -> AllocationResult:
     choice = Choice(acquired.allocations, acquired.id, acquired.waited_s)
     shared = ", ".join(
         names.get(allocation.uuid, allocation.uuid) for allocation in choice.allocations if allocation.shared
     )
     if acquired.fell_back_from is not None and automatic.when_busy == "wait":
-        there = describe_occupancy(acquired.fell_back_from.occupancy, names)
+        there = _describe(gpu_request, acquired.fell_back_from.occupancy, names)
         text = f"no GPU became free in {acquired.waited_s:.0f} s ({there}): GPU {shared} is shared"
         return AllocationResult(choice, (Finding("no-free-gpu", text),))
     if not shared:
@@ -117,9 +161,19 @@ def _report_acquired(
     return AllocationResult(choice, (Finding("shared-gpu", text, "warning" if chosen else "note"),))
 
 
-def _report_unavailable(unavailable: Unavailable, automatic: AutoChoice, names: Mapping[str, str]) -> AllocationResult:
+def _describe(gpu_request: GpuRequest, occupancy: Occupancy, names: Mapping[str, str]) -> str:
+    """Describe who is on which GPU, and say so if waiting may never end."""
+    there = describe_occupancy(occupancy, names, read_program)
+    if not needs_unleased_memory(gpu_request, occupancy):
+        return there
+    return f"{there}. What has no lease may never end: set memory_limit, or min_free, to share a GPU with it"
+
+
+def _report_unavailable(
+    unavailable: Unavailable, automatic: AutoChoice, gpu_request: GpuRequest, names: Mapping[str, str]
+) -> AllocationResult:
     nothing = Choice(waited_s=unavailable.waited_s)
-    there = describe_occupancy(unavailable.occupancy, names)
+    there = _describe(gpu_request, unavailable.occupancy, names)
     if not unavailable.possible:
         text = "none of these GPUs is large enough for memory_limit and min_free, even when it is free: no GPU"
         return AllocationResult(nothing, (Finding("no-free-gpu", text),), refused=automatic.when_busy == "fail")
@@ -171,9 +225,12 @@ def _allocate_without_leases(
 class _WaitReporter:
     """Decides whether to go on waiting, and tells the user: on a terminal each second, in a log once a minute."""
 
-    def __init__(self, automatic: AutoChoice, names: Mapping[str, str], *, speaks: bool) -> None:
+    def __init__(
+        self, automatic: AutoChoice, gpu_request: GpuRequest, names: Mapping[str, str], *, speaks: bool
+    ) -> None:
         self.timeout_s = automatic.timeout_s
-        self.awaited = "a free GPU" if automatic.count == 1 else f"{automatic.count} free GPUs"
+        self.awaited = describe_request(gpu_request)
+        self.gpu_request = gpu_request
         self.names = names
         self.speaks = speaks
         self.terminal = _is_stderr_terminal()
@@ -195,7 +252,7 @@ class _WaitReporter:
         return True
 
     def _report(self, unavailable: Unavailable) -> None:
-        occupancy = describe_occupancy(unavailable.occupancy, self.names)
+        occupancy = _describe(self.gpu_request, unavailable.occupancy, self.names)
         waited = _format_clock(unavailable.waited_s)
         text = escape_for_terminal(f"tfgpu: waiting for {self.awaited} ({waited}): {occupancy}")
         if not self.terminal:
@@ -209,6 +266,16 @@ class _WaitReporter:
         with suppress(OSError, ValueError, AttributeError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def describe_request(gpu_request: GpuRequest) -> str:
+    """Say what a process waits for: a free GPU, or so much of one."""
+    count = gpu_request.count
+    sizes = {c.need + c.overhead for c in gpu_request.candidates if c.need is not None}
+    size = f" with {format_bytes(min(sizes))} free" if sizes else ""
+    if count > 1:
+        return f"{count} GPUs{size}" if size else f"{count} free GPUs"
+    return f"a GPU{size}" if size else "a free GPU"
 
 
 def _is_stderr_terminal() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tfenv.policy.model import Allocation
+from tfenv.policy.model import Allocation, MemoryUse
 from tfenv.policy.units import MIB
 from tfenv.sharing.occupancy import Occupancy
 from tfenv.sharing.request import Candidate, GpuRequest
@@ -64,6 +64,12 @@ def is_possible(gpu_request: GpuRequest) -> bool:
     return choose_gpus(gpu_request, Occupancy()) is not None
 
 
+def needs_unleased_memory(gpu_request: GpuRequest, occupancy: Occupancy) -> bool:
+    """Return whether the end of all leases would not be enough: what has no lease is in the way."""
+    hopeful = [c for c in gpu_request.candidates if _can_become_free(c, occupancy)]
+    return not gpu_request.fixed and len(hopeful) < gpu_request.count
+
+
 def _is_inherited(candidate: Candidate, gpu_request: GpuRequest, occupancy: Occupancy) -> bool:
     return any(lease.id in gpu_request.ancestor_leases for lease in occupancy.list_leases(candidate.uuid))
 
@@ -77,7 +83,7 @@ def _fits(candidate: Candidate, uid: int, occupancy: Occupancy) -> bool:
         return False
     free_bytes = occupancy.compute_free_bytes(candidate)
     if candidate.need is not None:
-        return free_bytes >= max(candidate.need, candidate.min_free)
+        return free_bytes >= max(min(candidate.need + candidate.overhead, candidate.total), candidate.min_free)
     # A card is taken whole only from strangers who leave what the process says is enough for it.
     undisturbed = occupancy.compute_unleased_bytes(candidate.uuid) == 0 or candidate.min_free > 0
     return not occupancy.list_leases(candidate.uuid) and undisturbed and free_bytes >= candidate.min_free
@@ -100,14 +106,24 @@ def _allocate_each(candidates: Iterable[Candidate], uid: int, occupancy: Occupan
 def _list_claims(earlier: GpuRequest, gpu_request: GpuRequest, occupancy: Occupancy) -> set[str]:
     """Return the GPUs that go first to one who came earlier.
 
-    A process that its own user's total holds up holds up nobody else: free memory on a card would not help it.
+    A process that its own user's total holds up holds up nobody else: free memory on a card would not help it. Nor does
+    one that waits for memory of processes without a lease.
     """
+    hopeful = [c for c in earlier.candidates if earlier.fixed or _can_become_free(c, occupancy)]
+    if len(hopeful) < earlier.count:
+        return set()
     if earlier.uid == gpu_request.uid:
-        return {c.uuid for c in earlier.candidates if not gpu_request.fixed or c.user_total is not None}
+        return {c.uuid for c in hopeful if not gpu_request.fixed or c.user_total is not None}
     if earlier.fixed or gpu_request.fixed:
         return set()
-    usable = {c.uuid for c in earlier.candidates if _is_within_total(c, earlier.uid, occupancy)}
+    usable = {c.uuid for c in hopeful if _is_within_total(c, earlier.uid, occupancy)}
     return usable if len(usable) >= earlier.count else set()
+
+
+def _can_become_free(candidate: Candidate, occupancy: Occupancy) -> bool:
+    """Return whether the end of all leases would free enough. What has no lease may stay for ever."""
+    unleased = Occupancy((), {candidate.uuid: MemoryUse(occupancy.compute_unleased_bytes(candidate.uuid), {})})
+    return _fits(replace(candidate, user_total=None), 0, unleased)
 
 
 def _is_within_total(candidate: Candidate, uid: int, occupancy: Occupancy) -> bool:

@@ -4,7 +4,7 @@ A lease is a file in a directory that all users share, with an flock on it that 
 kernel drops the lock when the process ends, however it ends (SIGKILL too), so that no daemon has to clean up: a file
 that can be locked belongs to nobody any more. One process at a time chooses, under a lock on the directory itself.
 
-    lease-ID     {"pid", "script", "since", "allocations": [{"uuid", "limit", "shared"}, ...], "parent"}
+    lease-ID     {"pid", "script", "since", "allocations": [{"uuid", "limit", "shared"}, ...], "parent", "overhead"}
     ticket-N-ID  the same with "request" in the place of "allocations": the process waits, and came as number N
 """
 
@@ -73,6 +73,19 @@ def _open_directory(path: str) -> int | None:
     return None
 
 
+def find_foreign_directory() -> tuple[str, str] | None:
+    """Return the path of a directory of leases that an ordinary user owns, and that user's name.
+
+    Its owner can remove everybody's leases, as `rm -rf /tmp/*` does. None: there is no such directory.
+    """
+    with open_lease_directories() as directories:
+        for path, descriptor in directories.items():
+            uid = os.fstat(descriptor).st_uid
+            if uid != 0:
+                return path, get_user_name(uid)
+    return None
+
+
 def _make_directory() -> bool:
     """Make the first of the directories that can be made. Return False where all exist, fit or not."""
     problem: OSError | None = None
@@ -95,11 +108,16 @@ def open_lease_directories() -> Iterator[dict[str, int]]:
     """Open the directories that exist, for as long as the context lasts. Yield their descriptors by path."""
     found = {path: _open_directory(path) for path in list_lease_directories()}
     opened = {path: descriptor for path, descriptor in found.items() if descriptor is not None}
+    for descriptor in opened.values():
+        _keep_from_children(descriptor)
     try:
         yield opened
     finally:
         for descriptor in opened.values():
-            os.close(descriptor)  # and any lock with it
+            # A child that another thread forked meanwhile has a copy, and would keep the lock with it.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            release_entry(descriptor)
 
 
 def _is_same_directory(path: str, descriptor: int) -> bool:
@@ -177,6 +195,7 @@ class DirectoryEntry:
         uid: Its owner.
         data: Its content, which anybody may have written.
         touched_s: Seconds since its process touched it. A process that waits does so now and then.
+        file: Device and inode.
     """
 
     name: str
@@ -184,6 +203,7 @@ class DirectoryEntry:
     uid: int
     data: Mapping[str, Any]
     touched_s: float = 0.0
+    file: tuple[int, int] = (0, 0)
 
 
 def read_entries(directory: int, *, clean: bool = False) -> Iterator[DirectoryEntry]:
@@ -221,7 +241,8 @@ def _read_entry(name: str, directory: int, descriptor: int) -> DirectoryEntry | 
     except (ValueError, RecursionError):
         return None
     touched_s = time.time() - status.st_mtime
-    return DirectoryEntry(name, directory, status.st_uid, data, touched_s) if isinstance(data, dict) else None
+    file = (status.st_dev, status.st_ino)
+    return DirectoryEntry(name, directory, status.st_uid, data, touched_s, file) if isinstance(data, dict) else None
 
 
 def create_entry(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, int]:
@@ -238,19 +259,19 @@ def create_entry(kind: str, content: Mapping[str, Any], directory: int) -> tuple
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(new, flags, 0o600, dir_fd=directory)
+        _keep_from_children(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             _write_all(descriptor, json.dumps(content).encode())
             os.fchmod(descriptor, _FILE_MODE)
             os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
-            os.close(descriptor)
+            release_entry(descriptor)
             with contextlib.suppress(OSError):
                 os.unlink(new, dir_fd=directory)
             raise
     except OSError as error:
         raise LeaseError(f"a lease cannot be written: {error}") from error
-    _locked[descriptor] = os.fstat(descriptor)
     return name, descriptor
 
 
@@ -259,8 +280,13 @@ def _write_all(descriptor: int, text: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-#: What this process keeps locked, by descriptor.
+#: What this process keeps open or locked, by descriptor.
 _locked: dict[int, os.stat_result] = {}
+
+
+def _keep_from_children(descriptor: int) -> None:
+    """Have a descriptor closed in forked children."""
+    _locked[descriptor] = os.fstat(descriptor)
 
 
 def release_entry(descriptor: int) -> None:
@@ -272,7 +298,7 @@ def release_entry(descriptor: int) -> None:
 
 
 def _release_in_child() -> None:
-    """Leave the leases to the parent in a forked child, so that they end with the parent.
+    """Leave leases and directories to the parent in a forked child, so that their locks end with the parent.
 
     To close a child's copy does not unlock the file. To keep it would hold the parent's GPU as long as the child lives.
     """
@@ -281,6 +307,65 @@ def _release_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_release_in_child)
+
+
+def is_intact(name: str) -> bool:
+    """Return whether a lease of this process is still there for others to see, and locked.
+
+    A program may close descriptors that it did not open, as daemons do. And whoever owns the directory may remove the
+    file.
+    """
+    with open_lease_directories() as directories:
+        for directory in directories.values():
+            with contextlib.suppress(OSError):
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                return any(_is_held(descriptor, status) for descriptor in tuple(_locked))
+    return False
+
+
+def _is_held(descriptor: int, status: os.stat_result) -> bool:
+    """Return whether a descriptor of this process is still that of a file."""
+    try:
+        return os.path.samestat(status, _locked[descriptor]) and os.path.samestat(status, os.fstat(descriptor))
+    except (OSError, KeyError):
+        return False
+
+
+# ---- who holds them
+
+
+def read_lock_holders() -> dict[tuple[int, int], int] | None:
+    """Return the pid of each lock's holder, by device and inode, as the kernel counts for this process.
+
+    A holder that this process's PID namespace does not have is missing, as in another container.
+
+    Returns:
+        None where the kernel does not tell.
+    """
+    holders: dict[tuple[int, int], int] = {}
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            for line in file:
+                fields = line.split()
+                if fields[1:2] != ["FLOCK"] or fields[3] != "WRITE" or int(fields[4]) <= 0:
+                    continue
+                major, minor, inode = fields[5].split(":")
+                holders[os.makedev(int(major, 16), int(minor, 16)), int(inode)] = int(fields[4])
+    except (OSError, ValueError, IndexError):
+        return None
+    return holders
+
+
+def read_program(pid: int) -> str | None:
+    """Return the kernel's name of a process. None: it is not of this PID namespace, as in a container."""
+    initial = 0xEFFFFFFC  # the inode of the first namespace, in every Linux
+    try:
+        if os.stat("/proc/self/ns/pid").st_ino != initial:
+            return None
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None
 
 
 # ---- their content
@@ -295,19 +380,26 @@ _LATEST = 1 << 34
 _get_user_name = cache(get_user_name)
 
 
-def parse_leases(entry: DirectoryEntry) -> list[Lease]:
-    """Return one Lease per GPU, and none where somebody wrote something else."""
+def parse_leases(entry: DirectoryEntry, holders: Mapping[tuple[int, int], int] | None = None) -> list[Lease]:
+    """Return one Lease per GPU, and none where somebody wrote something else.
+
+    Args:
+        entry: The file.
+        holders: As `read_lock_holders` tells. None: whatever the file says.
+    """
     try:
         data = entry.data
+        written = int(_read_number(data["pid"], 1 << 31))
         lease = Lease(
             id=entry.name,
             allocation=Allocation(""),
             uid=entry.uid,
             user=_get_user_name(entry.uid),
-            pid=int(_read_number(data["pid"], 1 << 31)),
+            pid=written if holders is None else holders.get(entry.file, 0),
             script=None if data.get("script") is None else str(data["script"]),
             since=float(_read_number(data["since"], _LATEST)),
             parent=None if data.get("parent") is None else str(data["parent"]),
+            overhead=int(_read_number(data.get("overhead", 0), _MOST_BYTES)),
         )
         return [replace(lease, allocation=_parse_allocation(allocation)) for allocation in data["allocations"]]
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -347,7 +439,7 @@ def parse_request(entry: DirectoryEntry) -> GpuRequest | None:
 def _parse_candidate(data: Mapping[str, Any]) -> Candidate:
     need, user_total = _read_bytes(data["need"]), _read_bytes(data["user_total"])
     total, min_free = (int(_read_number(data[key], _MOST_BYTES)) for key in ("total", "min_free"))
-    return Candidate(str(data["uuid"]), total, need, user_total, min_free)
+    return Candidate(str(data["uuid"]), total, need, user_total, min_free, _read_bytes(data.get("overhead")) or 0)
 
 
 def parse_ticket_number(name: str) -> int:
@@ -359,8 +451,9 @@ def parse_ticket_number(name: str) -> int:
 def read_leases() -> tuple[Lease, ...]:
     """Return the leases of all live processes of all users, oldest first. Lock nothing and never raise."""
     found: list[Lease] = []
+    holders = read_lock_holders()
     with open_lease_directories() as directories:
         for descriptor in directories.values():
             with contextlib.suppress(OSError, LeaseError):
-                found += [lease for entry in read_entries(descriptor) for lease in parse_leases(entry)]
+                found += [lease for entry in read_entries(descriptor) for lease in parse_leases(entry, holders)]
     return tuple(sorted(found, key=lambda lease: lease.since))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tfenv.policy.model import UNNOTICED_BYTES, Lease, MemoryUse
 from tfenv.policy.units import format_bytes
@@ -35,6 +35,13 @@ class Occupancy:
         """Return the leases on a GPU."""
         return [lease for lease in self.leases if lease.allocation.uuid == uuid]
 
+    def list_unleased(self, uuid: str) -> list[tuple[int, int]]:
+        """Return pid and bytes of the processes without a lease, as far as they are known, the largest first."""
+        memory = (self.memory or {}).get(uuid)
+        pids = {self.pid, *(lease.pid for lease in self.list_leases(uuid))}
+        sizes = {} if memory is None or memory.by_pid is None else memory.by_pid
+        return sorted(((pid, size) for pid, size in sizes.items() if pid not in pids), key=lambda found: -found[1])
+
     def compute_unleased_bytes(self, uuid: str) -> int:
         """Return the bytes that processes without a lease use. 0 where it is too little to be noticed."""
         memory = (self.memory or {}).get(uuid)
@@ -42,15 +49,26 @@ class Occupancy:
             return 0
         leases = self.list_leases(uuid)
         if memory.by_pid is None:  # hidden processes: what leases do not explain is somebody else's
-            known = _add_limits(leases, memory.used)
+            known = self._sum_up(leases, memory.used)
         else:
             pids = {self.pid, *(lease.pid for lease in leases)}
-            known = sum(size for pid, size in memory.by_pid.items() if pid in pids)
+            seen = sum(size for pid, size in memory.by_pid.items() if pid in pids)
+            # Leases of other containers: which of the processes are theirs, nobody can tell here.
+            hidden = [lease for lease in leases if lease.pid == 0]
+            known = min(memory.used, seen + self._sum_up(hidden, memory.used))
         return memory.used - known if memory.used - known >= UNNOTICED_BYTES else 0
+
+    @staticmethod
+    def _sum_up(leases: Iterable[Lease], whole: int) -> int:
+        """Return what processes take together: what their leases say, and what each takes beside it."""
+        sizes = (
+            whole if lease.allocation.limit is None else lease.allocation.limit + lease.overhead for lease in leases
+        )
+        return sum(min(size, whole) for size in sizes)
 
     def compute_free_bytes(self, candidate: Candidate) -> int:
         """Return the card's free bytes. Negative where it is shared beyond its memory."""
-        leased = _add_limits(self.list_leases(candidate.uuid), candidate.total)
+        leased = self._sum_up(self.list_leases(candidate.uuid), candidate.total)
         return candidate.total - leased - self.compute_unleased_bytes(candidate.uuid)
 
     def compute_rest_of_total(self, candidate: Candidate, uid: int) -> int | None:
@@ -65,24 +83,35 @@ def _add_limits(leases: Iterable[Lease], whole: int) -> int:
     return sum(whole if lease.allocation.limit is None else lease.allocation.limit for lease in leases)
 
 
-def describe_occupancy(occupancy: Occupancy, names: Mapping[str, str]) -> str:
-    """Describe in one line who is on which GPU, and how many wait. `names` has people's name of each GPU by UUID."""
-    cards = [f"GPU {name}: {', '.join(_describe_card(occupancy, uuid))}" for uuid, name in names.items()]
+def describe_occupancy(
+    occupancy: Occupancy, names: Mapping[str, str], read_program: Callable[[int], str | None] = lambda _: None
+) -> str:
+    """Describe in one line who is on which GPU, and how many wait.
+
+    Args:
+        occupancy: Who has what.
+        names: People's name of each GPU, by UUID.
+        read_program: Returns the name of a process by its pid. None: it is not known.
+    """
+    cards = [f"GPU {name}: {', '.join(_describe_card(occupancy, uuid, read_program))}" for uuid, name in names.items()]
     more = [f"{len(cards) - _MOST_CARDS} more"] if len(cards) > _MOST_CARDS else []
     return "; ".join(
         [*cards[:_MOST_CARDS], *more, *([f"{len(occupancy.ahead)} came earlier"] if occupancy.ahead else [])]
     )
 
 
-def _describe_card(occupancy: Occupancy, uuid: str) -> Iterator[str]:
+def _describe_card(occupancy: Occupancy, uuid: str, read_program: Callable[[int], str | None]) -> Iterator[str]:
     leases, unleased_bytes = occupancy.list_leases(uuid), occupancy.compute_unleased_bytes(uuid)
     for lease in leases[:_MOST_LEASES]:
         size = "all of it" if lease.allocation.limit is None else format_bytes(lease.allocation.limit)
         script = f" {lease.script.rpartition('/')[2]}" if lease.script else ""
-        yield f"{lease.user} (pid {lease.pid}{script}) {size}"
+        pid = f"pid {lease.pid}" if lease.pid else "in another container"
+        yield f"{lease.user} ({pid}{script}) {size}"
     if len(leases) > _MOST_LEASES:
         yield f"and {len(leases) - _MOST_LEASES} more"
     if unleased_bytes:
-        yield f"{format_bytes(unleased_bytes)} used without a lease"
+        found = occupancy.list_unleased(uuid)[:_MOST_LEASES]
+        who = ", ".join(f"pid {pid} {read_program(pid) or ''}".rstrip() for pid, _ in found)
+        yield f"{format_bytes(unleased_bytes)} used without a lease{f' ({who})' if who else ''}"
     if not leases and not unleased_bytes:
         yield "free"

@@ -22,6 +22,7 @@ from tfenv.sharing.lease import (
     parse_request,
     parse_ticket_number,
     read_entries,
+    read_lock_holders,
     release_entry,
     try_lock,
 )
@@ -103,6 +104,7 @@ def acquire(
     script: str | None = None,
     keep_waiting: KeepWaiting | None = None,
     fallback: Callable[[Unavailable], tuple[Allocation, ...]] | None = None,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Acquired | Unavailable:
     """Take GPUs, all of them at once, and keep them as long as this process lives.
 
@@ -112,11 +114,12 @@ def acquire(
         script: The program, for others to see.
         keep_waiting: Tells whether to go on waiting. None: do not wait.
         fallback: Chooses what the process takes if the request cannot be served. That is leased all the same.
+        sleep: Waits for so many seconds, or less.
 
     Raises:
         LeaseError: There is no directory for leases, or it cannot be written.
     """
-    acquisition = _Acquisition(gpu_request, script)
+    acquisition = _Acquisition(gpu_request, script, sleep)
     try:
         answer = acquisition.try_until_served(measure, keep_waiting)
         if isinstance(answer, Unavailable) and fallback is not None and (allocations := fallback(answer)):
@@ -154,7 +157,13 @@ class _DirectorySnapshot:
     ) -> _DirectorySnapshot:
         """Read the directories, but only those tickets that come before the reader's `own`."""
         found = [entry for descriptor in directories.values() for entry in read_entries(descriptor, clean=clean)]
-        leases = [(lease, entry) for entry in found if entry.name.startswith("lease-") for lease in parse_leases(entry)]
+        holders = read_lock_holders()
+        leases = [
+            (lease, entry)
+            for entry in found
+            if entry.name.startswith("lease-")
+            for lease in parse_leases(entry, holders)
+        ]
         waiting = sorted((e for e in found if e.name.startswith("ticket-")), key=lambda e: _get_queue_order(e.name))
         awake = (entry for entry in waiting if entry.touched_s < _PASSED_OVER)
         before = [entry for entry in awake if not own or _get_queue_order(entry.name) < _get_queue_order(own)]
@@ -196,9 +205,10 @@ class _Acquisition:
         ahead: How many came earlier.
     """
 
-    def __init__(self, gpu_request: GpuRequest, script: str | None) -> None:
+    def __init__(self, gpu_request: GpuRequest, script: str | None, sleep: Callable[[float], object]) -> None:
         self.gpu_request = gpu_request
         self.script = script
+        self.sleep = sleep
         self.began = time.monotonic()
         self.ticket: tuple[str, int] | None = None
         self.obstacles: list[int] = []
@@ -237,7 +247,12 @@ class _Acquisition:
     def take(self, allocations: tuple[Allocation, ...], directories: Mapping[str, int]) -> Acquired:
         """Write the lease. The directories are locked."""
         parent = next(iter(self.gpu_request.ancestor_leases), None)
-        content = {**self.make_content(), "allocations": as_dict(allocations), "parent": parent}
+        content = {
+            **self.make_content(),
+            "allocations": as_dict(allocations),
+            "parent": parent,
+            "overhead": self.gpu_request.overhead,
+        }
         name, _ = create_entry("lease", content, next(iter(directories.values())))
         return Acquired(allocations, name, self.waited_s)
 
@@ -274,7 +289,7 @@ class _Acquisition:
                 return False
             if any(try_lock(descriptor, fcntl.LOCK_SH) for descriptor in self.obstacles):
                 return True
-            time.sleep(pause)
+            self.sleep(pause)
             pause = min(pause * 1.5, longest)
         return True
 

@@ -18,6 +18,7 @@ class Candidate:
         need: Bytes the process is limited to. None: it has no limit and takes the whole card.
         user_total: Bytes that all processes of the user may take of it together. None: any.
         min_free: Bytes that must be free before the process starts.
+        overhead: Bytes that the process takes beside `need`.
     """
 
     uuid: str
@@ -25,6 +26,7 @@ class Candidate:
     need: int | None = None
     user_total: int | None = None
     min_free: int = 0
+    overhead: int = 0
 
 
 @frozen
@@ -45,10 +47,24 @@ class GpuRequest:
     fixed: bool = False
     ancestor_leases: frozenset[str] = frozenset()
 
+    @property
+    def overhead(self) -> int:
+        """Bytes that it takes of each GPU beside its limit."""
+        return max((candidate.overhead for candidate in self.candidates), default=0)
 
-def request_from_plan(plan: Plan, uid: int, ancestor_leases: Iterable[str] = ()) -> GpuRequest | None:
-    """Make the request of a process that follows the plan. None: it is not known which GPUs these are, or how large."""
-    candidates = [_make_candidate(device, plan.choosing) for device in plan.devices or ()]
+
+def request_from_plan(
+    plan: Plan, uid: int, ancestor_leases: Iterable[str] = (), overhead: int = 0
+) -> GpuRequest | None:
+    """Make the request of a process that follows the plan. None: it is not known which GPUs these are, or how large.
+
+    Args:
+        plan: The plan.
+        uid: The user of the process.
+        ancestor_leases: Ids of the leases of its ancestors.
+        overhead: Bytes of each GPU that the process takes beside its limit.
+    """
+    candidates = [_make_candidate(device, plan.choosing, overhead) for device in plan.devices or ()]
     known = tuple(candidate for candidate in candidates if candidate is not None)
     if not known or len(known) < len(candidates):
         return None
@@ -56,7 +72,7 @@ def request_from_plan(plan: Plan, uid: int, ancestor_leases: Iterable[str] = ())
     return GpuRequest(uid, known, count, fixed=plan.choosing is None, ancestor_leases=frozenset(ancestor_leases))
 
 
-def _make_candidate(planned: PlannedDevice, choosing: AutoChoice | None) -> Candidate | None:
+def _make_candidate(planned: PlannedDevice, choosing: AutoChoice | None, overhead: int) -> Candidate | None:
     if planned.device is None or planned.total is None:
         return None
     total = planned.total
@@ -65,4 +81,5 @@ def _make_candidate(planned: PlannedDevice, choosing: AutoChoice | None) -> Cand
         need = sum(size.on(total) or 0 for size in planned.logical_devices)
     user_total = planned.user_total.on(total) if planned.user_total is not None else None
     least = choosing.min_free.on(total) if choosing is not None and choosing.min_free is not None else 0
-    return Candidate(planned.device.uuid, total, None if need is None else min(need, total), user_total, least or 0)
+    need = None if need is None else min(need, total)
+    return Candidate(planned.device.uuid, total, need, user_total, least or 0, overhead)

@@ -308,3 +308,18 @@ def test_uncompiled_packages_are_told(tfgpu: Tfgpu, live: dict[str, str], projec
     assert "PYTHONDONTWRITEBYTECODE" in row["found"]
     assert "not compiled: tensorflow, keras" in row["found"]
     assert "compileall -q tensorflow keras" in row["advice"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")
+def test_a_directory_of_leases_that_a_user_owns(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
+    """Whoever owns it can remove everybody's leases: doctor names the owner and what helps."""
+    gpus = build_environment(parse_gpus("1x24GiB"), log=str(tmp_path / "log"), base={})
+    folder = tmp_path / "log.leases"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    assert "leases" not in read_rows(tfgpu(*QUICK, env=live | gpus))
+    os.chown(folder, 65534, -1)
+    row = read_rows(tfgpu(*QUICK, env=live | gpus))["leases"]
+    assert row["verdict"] == "note"
+    assert f"{folder} belongs to" in row["found"]
+    assert "/run/lock/tfgpu" in row["advice"]

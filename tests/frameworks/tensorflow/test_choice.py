@@ -202,3 +202,50 @@ def test_a_fault_while_choosing_gives_no_more_than_was_asked_for(on_error: str, 
     assert any("TypeError" in line for line in ended.ours)
     failed = [record for record in ended.records if record["event"] == "policy_failed"]
     assert failed[0]["findings"][0]["code"] == "internal-error"
+
+
+DAEMON = """
+import os
+import tensorflow as tf
+tf.zeros([1])
+from tfenv.sharing.lease import read_leases
+os.closerange(3, 256)  # as python-daemon and launchers do
+print(len(read_leases()), flush=True)
+tf.compat.v1.Session()
+print([lease.pid == os.getpid() for lease in read_leases()], flush=True)
+"""
+
+
+def test_a_program_that_closes_all_descriptors_gets_its_lease_again(tmp_path: Path, needs_tensorflow: None) -> None:
+    """At its next entry point the lease is taken again, and the record says so."""
+    ended = run_program(World('[gpu]\nvisible_devices = {count = 1}\nmemory_limit = "4GiB"\n'), DAEMON, tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.split("\n")[:2] == ["0", "[True]"]
+    assert "lease-renewed" in {finding["code"] for record in ended.records for finding in record["findings"]}
+
+
+FORK = """
+import os, signal, sys, threading, time
+import tensorflow as tf
+threading.Thread(target=lambda: tf.zeros([1]), daemon=True).start()
+while not any(name.startswith("ticket-") for name in os.listdir(sys.argv[0] + "/../requests.leases")):
+    time.sleep(0.05)
+signal.alarm(30)
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+print("forked", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_thread_that_waits_for_a_gpu_keeps_nobody_from_forking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs_tensorflow: None
+) -> None:
+    """Another thread's fork, as of a data loader, does not wait with it."""
+    holder = held(0, tmp_path, monkeypatch, g0=None, g1=None, g2=None, g3=None)
+    text = FORK.replace('sys.argv[0] + "/../requests.leases"', repr(str(tmp_path / "requests.leases")))
+    ended = run_program(World("[gpu]\nvisible_devices = {count = 1}\n"), text, tmp_path)
+    holder.close()
+    assert (ended.status, ended.stdout) == (0, "forked\n"), ended.stderr

@@ -32,6 +32,7 @@ from tfenv.explanation import Explanation, explain
 from tfenv.lint.check import check_here
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
+from tfenv.sharing.lease import find_foreign_directory
 from tfenv.values import as_dict
 
 _STYLES: Mapping[Verdict, Style] = {"ok": "ok", "note": "note", "problem": "problem"}
@@ -79,6 +80,7 @@ def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True)
         *_diagnose_tensorflow(hook, explanation, usage, python if import_tensorflow else None),
         *diagnose_bytecode(hook),
         *_diagnose_logs(explanation),
+        *_diagnose_leases(),
     ]
     if output_format == "json":
         print_json(as_dict({"rows": rows, "processes": usage.processes}))
@@ -161,6 +163,15 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
             )
         else:
             yield DoctorRow("audit log", "ok", shorten_path(path))
+
+
+def _diagnose_leases() -> Iterator[DoctorRow]:
+    """Yield a row if an ordinary user can remove everybody's leases."""
+    found = find_foreign_directory()
+    if found is not None:
+        path, owner = found
+        text = f"{path} belongs to {owner}, who can remove everybody's leases"
+        yield DoctorRow("leases", "note", text, "have root make /run/lock/tfgpu at every boot: see docs/sharing.md")
 
 
 # ---- output

@@ -238,7 +238,7 @@ def _build_row(holder: GpuHolder) -> tuple[StyledText | str, ...]:
     limit = "-" if holder.limit is None else format_bytes(holder.limit)
     held = StyledText(memory, style if holder.state == "over" else "")
     program, policy = _format_program(holder), _format_policy(holder, style)
-    return (process.label, process.user or "?", str(process.pid), held, limit, program, policy)
+    return (process.label, process.user or "?", str(process.pid or "?"), held, limit, program, policy)
 
 
 def _format_program(holder: GpuHolder) -> str:

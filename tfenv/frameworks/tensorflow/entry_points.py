@@ -66,16 +66,18 @@ class EntryPointWrappers:
         missing: Entry points that this TensorFlow does not have.
         ledger: What the entry points promised so far. A forked child inherits TensorFlow's allocators, and with them
             this. None: nothing yet.
-        lock: Held inside of an entry point. A fork waits for it.
+        lock: Held inside of an entry point, but not while the process waits for a GPU. A fork waits for it.
+        settling_by: The pid that settles visibility in one of its threads, which may wait for a GPU. 0: none does.
     """
 
     def __init__(self, policy: PolicyCallbacks) -> None:
         import threading  # not before the program could: gevent wants to be first
 
+        self._make_condition = threading.Condition
         self.policy = policy
         self.missing: tuple[str, ...] = ()
         self.make_lock = threading.RLock
-        self.lock = self.make_lock()
+        self.renew_lock()
         self.listed_by = 0  # pid: a forked child lists anew
         self.clustered_by = 0
         self.ledger: Ledger | None = None
@@ -97,17 +99,26 @@ class EntryPointWrappers:
     def renew_lock(self) -> None:
         """Make a new lock in a forked child, where nobody may be left who could release the parent's."""
         self.lock = self.make_lock()
+        self.settled = self._make_condition(self.lock)
+        self.settling_by = 0
 
     # -- listing
 
     def before_listing(self) -> None:
         """Settle visibility, once per process."""
         with self.lock:
+            while self.settling_by == os.getpid():
+                self.settled.wait()
             if self.listed_by == os.getpid():
                 return
-            # A PolicyError leaves it unlisted: the next try meets the policy again.
-            self.run_guarded(FIRST_LISTING, self.policy.before_listing)
-            self.listed_by = os.getpid()
+            self.settling_by = os.getpid()
+            try:
+                # A PolicyError leaves it unlisted: the next try meets the policy again.
+                self.run_guarded(FIRST_LISTING, lambda: self.policy.before_listing(self.settled.wait))
+                self.listed_by = os.getpid()
+            finally:
+                self.settling_by = 0
+                self.settled.notify_all()
 
     def run_guarded(self, entry_point: str, action: Callable[[], object]) -> None:
         """Run code of tfenv. A fault of its own breaks the program only if the policy asks for that."""
