@@ -42,6 +42,7 @@ OWNERS = {
     "pynvml": ("devices",),
     "watchdog": ("watch",),
     "duckdb": ("audit",),
+    "orjson": ("audit",),
     "backports": ("audit",),
     "shtab": ("cli",),
 }

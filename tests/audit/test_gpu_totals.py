@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tfenv.audit import duckdb_engine, gpu_totals
 from tfenv.audit.gpu_totals import summarize_groups, summarize_logs
-from tfenv.audit.query import LineTally, RecordGroup, RecordQuery, make_group, read_groups
+from tfenv.audit.query import LineTally, RecordGroup, RecordQuery, make_group, read_groups, select_records
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
 needs_duckdb = pytest.mark.skipif(not duckdb_engine.is_installed(), reason="DuckDB is not installed: tfenv[audit]")
@@ -191,6 +191,82 @@ def test_duckdb_does_the_work(long_log: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(duckdb_engine, "read_groups", None)
     groups = list(duckdb_engine.group_records(long_log, RecordQuery(), LineTally()))
     assert any(group.times > 1 for group in groups)
+
+
+#: How collectors write records anew: jq and Python with blanks, rsyslog and Vector with their own order of keys.
+COLLECTORS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "blanks": json.dumps,
+    "sorted": lambda record: json.dumps(record, sort_keys=True, separators=(",", ":")),
+    "both, indented by one": lambda record: " " + json.dumps(record, sort_keys=True, separators=(" , ", " : ")),
+    "reversed": lambda record: json.dumps(dict(reversed(record.items()))),
+}
+
+
+def rewrite(log: Path, collector: str) -> None:
+    """Write each record of a log as a collector does."""
+    records = [json.loads(line) for line in log.read_bytes().splitlines()]
+    log.write_text("".join(f"{COLLECTORS[collector](record)}\n" for record in records))
+
+
+@needs_duckdb
+@pytest.mark.parametrize("collector", COLLECTORS)
+def test_duckdb_groups_what_a_collector_wrote_anew(
+    collector: str, long_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The totals are those of our own bytes, and no more lines are left to plain reading."""
+    left: list[bytes] = []
+
+    def note(lines: list[bytes], *rest: Any) -> Iterator[Any]:
+        left.extend(lines)
+        return select_records(lines, *rest)
+
+    monkeypatch.setattr(duckdb_engine, "read_groups", None)
+    monkeypatch.setattr(duckdb_engine, "select_records", note)
+    ours = [vars(row) for row in summarize_groups(duckdb_engine.group_records(long_log, RecordQuery(), LineTally()))]
+    odd = len(left)
+    rewrite(long_log, collector)
+    groups = duckdb_engine.group_records(long_log, RecordQuery(), LineTally())
+    assert format_rows([vars(row) for row in summarize_groups(groups)]) == format_rows(ours)
+    assert len(left) <= 2 * odd
+    monkeypatch.undo()
+    for query in QUERIES.values():
+        assert_agreement(long_log, query)
+
+
+@needs_duckdb
+@pytest.mark.parametrize("collector", COLLECTORS)
+def test_junk_among_rewritten_records_is_counted_alike(collector: str, long_log: Path) -> None:
+    """Torn lines, trailing commas and what follows a record on its line count the same in both ways."""
+    rewrite(long_log, collector)
+    lines = long_log.read_bytes().splitlines()
+    broken = [lines[0][:-1] + b" , }", lines[1] + b" x", lines[2] + lines[3], b" " + lines[4][:40], b'{"a": [1, ]}']
+    long_log.write_bytes(b"\n".join([*lines, *broken, *JUNK]))
+    for query in QUERIES.values():
+        assert_agreement(long_log, query)
+
+
+@pytest.mark.parametrize("make_groups", [duckdb_engine.group_records, read_groups])
+def test_repeats_count_as_often_as_they_happened(make_groups: Any, tmp_path: Path) -> None:
+    """A record of ninety clamps is ninety clamps. A number that is no count is one."""
+    log = tmp_path / "audit.jsonl"
+    base: dict[str, Any] = {
+        "timestamp": "2026-11-05T09:31:07.123456Z",
+        "event": "policy_clamped",
+        "user": "a",
+        "pid": 1,
+        "host": "h",
+    }
+    repeats: list[dict[str, Any]] = [
+        {},
+        {"repeats": 9},
+        {"repeats": 90},
+        {"repeats": -5},
+        {"repeats": "x"},
+        {"repeats": True},
+    ]
+    log.write_text("".join(json.dumps({**base, **each}) + "\n" for each in repeats))
+    (row,) = summarize_groups(make_groups(log, RecordQuery(), LineTally()))
+    assert row.clamped == 1 + 9 + 90 + 3
 
 
 @needs_duckdb

@@ -38,17 +38,19 @@ _FIELDS = {
     "user": "$.user",
     "host": "$.host",
     "devices": "$.devices",
+    "repeats": "$.repeats",
     "virtual_devices": "$.asked.virtual_devices",
     "per_process_gpu_memory_fraction": "$.asked.per_process_gpu_memory_fraction",
 }
 _ASKED = ("virtual_devices", "per_process_gpu_memory_fraction")
 _FILTERED = ("uid", "status", "project", "script")
 
-# A line is a text between two newlines: no delimiter that a text could have, no quotes, no header. What is not ours
-# from its first byte on, what JSON readers do not agree on (a comma before a bracket), a process number that is none,
-# and what DuckDB cannot parse is odd: it comes back as it is, each different line once.
-# Plans, which are half of a log, are left out here. Other events are not: a condition on a field would make DuckDB
-# parse each line twice.
+# A line is a text between two newlines: no delimiter that a text could have, no quotes, no header. What JSON readers do
+# not agree on (a comma before a bracket), a process number that is none, and what DuckDB cannot parse is odd: it comes
+# back as it is, each different line once. How a line is written does not matter: a collector may have put blanks into
+# it, or its keys into another order.
+# Plans, which are half of a log, are left out before they are parsed, where they are written as we write them. Other
+# events are not: a condition on a field would make DuckDB parse each line twice.
 _SQL = """
 WITH line AS (
     SELECT line, starts_with(line, $begin) AS ours
@@ -56,15 +58,19 @@ WITH line AS (
         delim = '\x01', quote = '', escape = '', comment = '', new_line = '\\n', compression = $compression)
     WHERE line IS NOT NULL AND NOT line LIKE $plans AND NOT {out_of_time}
 ), parsed AS (
-    SELECT line, ours, try(json_extract(line, {paths})) AS field FROM line
+    SELECT line, ours, CAST(try(json_extract(line, {paths})) AS VARCHAR[]) AS field FROM line
 ), checked AS (
-    SELECT field, CASE WHEN field IS NULL OR NOT ours OR length(field[1]) <> $quoted_timestamp
+    SELECT field, CASE WHEN field IS NULL
+        OR length(field[1]) <> $quoted_timestamp OR field[1] IS NULL
         OR contains(field[1], '\\') OR NOT starts_with(field[2], '"') OR field[2] IS NULL
         OR length(field[3]) > 40 OR regexp_matches(field[3], '[eENI]')
-        OR contains(line, ',}}') OR contains(line, ',]') THEN line END AS odd
+        OR contains(line, ',}}') OR contains(line, ',]')
+        OR (NOT ours AND regexp_matches(line, ',\\s+[}}\\]]')) THEN line END AS odd
     FROM parsed
 )
-SELECT odd, count(*), max(field[1]), list(DISTINCT field[3]), field[2], field[4:] FROM checked GROUP BY ALL
+SELECT odd, count(*), max(field[1]), list(DISTINCT field[3]), field[2], field[4:] FROM checked
+WHERE odd IS NOT NULL OR (field[2] <> $plan AND {in_time})
+GROUP BY ALL
 """
 #: Whole plans as they are written, where they are not wanted. Where they are wanted, a form that nothing has.
 _PLANS = RECORD_BEGIN.decode() + "_" * TIMESTAMP_BYTES + '","event":"policy_loaded",%}'
@@ -73,6 +79,8 @@ _NO_PLANS = ""
 # record may follow; a line without its first brace that begins a record has another one in it.
 _OUT_OF_TIME = """(starts_with(line, $begin) AND (line < $begin || $since OR line >= $begin || $until)
     AND NOT contains(ltrim(line, '{'), $begin))"""
+
+_IN_TIME = "field[1] >= '\"' || $since AND field[1] < '\"' || $until"
 
 
 def is_installed() -> bool:
@@ -124,13 +132,16 @@ def _read_rows(log: Path, query: RecordQuery) -> Sequence[Any] | None:
         "compression": _COMPRESSION.get(log.suffix, "none"),
         "begin": RECORD_BEGIN.decode(),
         "quoted_timestamp": TIMESTAMP_BYTES + 2,
-        "plans": _PLANS if query.events and "policy_loaded" not in query.events else _NO_PLANS,
+        "plans": _NO_PLANS,
+        "plan": "",
     }
-    out_of_time = "false"
+    if query.events and "policy_loaded" not in query.events:
+        parameters |= {"plans": _PLANS, "plan": '"policy_loaded"'}
+    out_of_time, in_time = "false", "true"
     if query.since or query.until:
-        out_of_time = _OUT_OF_TIME
+        out_of_time, in_time = _OUT_OF_TIME, _IN_TIME
         parameters |= {"since": query.since, "until": query.until or "~"}
-    sql = _SQL.format(out_of_time=out_of_time, paths=_list_paths(query))
+    sql = _SQL.format(out_of_time=out_of_time, in_time=in_time, paths=_list_paths(query))
     try:
         with duckdb.connect(config=_CONFIGURATION) as connection:
             rows: list[Any] = connection.execute(sql, parameters).fetchall()

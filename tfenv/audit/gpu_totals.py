@@ -23,6 +23,8 @@ from tfenv.values import frozen, replace
 #: The events of a use. Plans (policy_loaded, policy_changed) are none.
 _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 _MIB = 1 << 20
+#: More repeats than this are no count of ours.
+_MOST_REPEATS = 1 << 40
 #: Below that plain reading is done before DuckDB is imported.
 _SMALL_LOGS_BYTES = 8 << 20
 
@@ -141,8 +143,10 @@ def _check_number(value: object) -> float | None:
 def _add_use(row: UserGpuTotals, group: RecordGroup, use: _GpuUse) -> None:
     event, host = group.record["event"], str(group.record.get("host"))
     row.processes.update((host, pid) for pid in group.pids)
-    row.clamped += group.times * (event == "policy_clamped")
-    row.failed += group.times * (event == "policy_failed")
+    repeats = group.record.get("repeats", 1)
+    times = group.times * (repeats if type(repeats) is int and 0 < repeats < _MOST_REPEATS else 1)
+    row.clamped += times * (event == "policy_clamped")
+    row.failed += times * (event == "policy_failed")
     row.last = max(row.last, group.record["timestamp"])
     for name in ("asked_bytes", "asked_fraction", "given_bytes", "given_fraction"):
         largest, new = getattr(row, name), getattr(use, name)

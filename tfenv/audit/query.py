@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 
 from tfenv.audit.record import format_timestamp
 from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
+from tfenv.dependencies import import_dependency
 from tfenv.policy.units import parse_duration
 from tfenv.values import frozen
 
@@ -197,15 +198,21 @@ def select_records(lines: Iterable[bytes], query: RecordQuery, tally: LineTally)
     """Yield the records among `lines` that the query wants."""
     prefilter, since, until = query.build_prefilter(), query.since.encode("ascii"), query.until.encode("ascii") or b"~"
     for line in lines:
-        if line.startswith(RECORD_BEGIN):
-            # A whole record may stand behind a torn one.
-            if not since <= line[_TIMESTAMP] < until and line.find(RECORD_BEGIN, 1) < 0:
-                continue
-            if line.endswith(b"}") and not all(any(text in line for text in texts) for texts in prefilter):
+        # A whole record may stand behind a torn one.
+        is_ours = line.startswith(RECORD_BEGIN)
+        if is_ours and not since <= line[_TIMESTAMP] < until and line.find(RECORD_BEGIN, 1) < 0:
+            continue
+        if (is_ours or _looks_like_record(line)) and line.endswith(b"}"):  # noqa: SIM102 - the costly part comes last
+            if not all(any(text in line for text in texts) for texts in prefilter):
                 continue
         record = _parse_line(line, tally)
         if record is not None and query.matches(record):
             yield record
+
+
+def _looks_like_record(line: bytes) -> bool:
+    """Return whether a line may be a record that a collector wrote anew, with blanks or in another order."""
+    return line.startswith(b"{") and b'"timestamp"' in line and b'"event"' in line
 
 
 def _parse_line(line: bytes, tally: LineTally) -> LoggedRecord | None:
@@ -243,9 +250,34 @@ def _parse_float(text: str) -> float:
     return value if isfinite(value) else _refuse_number(text)
 
 
+def _load_fast_parser() -> Callable[[bytes], Any] | None:
+    """Return orjson's parser, which is of the extra `audit`. None: it is not installed."""
+    try:
+        parse: Callable[[bytes], Any] = import_dependency("orjson").loads
+    except ImportError:
+        return None
+    return parse
+
+
+_parse_fast = _load_fast_parser()
+
+
+def _parse_value(text: bytes) -> Any:
+    """Return a value of JSON, as `decode_json` does. What orjson takes is the same there; it refuses more."""
+    if _parse_fast is not None:
+        try:
+            value = _parse_fast(text)
+        except ValueError:
+            return decode_json(text)
+        # An integer of more than 64 bits is a float to it.
+        if not isinstance(value, dict) or (type(value.get("pid")) is not float and type(value.get("uid")) is not float):
+            return value
+    return decode_json(text)
+
+
 def _parse_record(text: bytes) -> LoggedRecord | None:
     try:
-        value = decode_json(text)
+        value = _parse_value(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("timestamp", "event")):

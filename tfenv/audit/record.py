@@ -55,7 +55,7 @@ _SCHEDULER_IDS = (
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
     "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
-    "limit_fraction", "growth", "choice", "asked", "given", "changes", "sources", "findings", "scheduler",
+    "limit_fraction", "growth", "repeats", "choice", "asked", "given", "changes", "sources", "findings", "scheduler",
     "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
@@ -200,18 +200,26 @@ def make_loaded_record(
     return _make_record("policy_loaded", context, _describe_plan(policy, plan), all_findings, duration_ms)
 
 
-def make_outcome_record(context: RecordContext, outcome: Outcome, duration_ms: float | None = None) -> AuditRecord:
+def make_outcome_record(
+    context: RecordContext, outcome: Outcome, duration_ms: float | None = None, *, repeats: int = 1
+) -> AuditRecord:
     """Make the record of an entry point that was passed: `policy_applied`, `policy_clamped` or `policy_failed`.
 
     Args:
         context: Of the process.
         outcome: What happened. Its status decides the event.
         duration_ms: How long tfenv took for it, in milliseconds.
+        repeats: How many times it happened since the last record of it.
     """
     if outcome.status in ("too_late", "failed", "cpu"):
-        return make_failed_record(context, outcome=outcome, duration_ms=duration_ms)
+        return make_failed_record(context, outcome=outcome, duration_ms=duration_ms, repeats=repeats)
     event: EventName = "policy_clamped" if outcome.status == "clamped" else "policy_applied"
-    return _make_record(event, context, _describe_outcome(outcome), outcome.findings, duration_ms)
+    fields = {**_describe_outcome(outcome), **_describe_repeats(repeats)}
+    return _make_record(event, context, fields, outcome.findings, duration_ms)
+
+
+def _describe_repeats(repeats: int) -> dict[str, Any]:
+    return {} if repeats == 1 else {"repeats": repeats}
 
 
 def make_failed_record(
@@ -220,6 +228,8 @@ def make_failed_record(
     policy: EffectivePolicy | None = None,
     outcome: Outcome | None = None,
     duration_ms: float | None = None,
+    *,
+    repeats: int = 1,
 ) -> AuditRecord:
     """Make the record `policy_failed`: the policy is not in force.
 
@@ -229,8 +239,9 @@ def make_failed_record(
         policy: Its `on_error` says what followed. None: it is not known.
         outcome: What happened at an entry point. None: none was passed.
         duration_ms: How long tfenv took for it, in milliseconds.
+        repeats: How many times it happened since the last record of it.
     """
-    fields = {} if outcome is None else _describe_outcome(outcome)
+    fields = {**({} if outcome is None else _describe_outcome(outcome)), **_describe_repeats(repeats)}
     if policy is not None:
         fields["on_error"] = policy.on_error
     all_findings = (*findings, *(outcome.findings if outcome else ()))

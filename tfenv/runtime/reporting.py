@@ -17,8 +17,46 @@ if TYPE_CHECKING:
     from tfenv.pipeline import LoadedPolicy
     from tfenv.policy.model import Grant, Outcome, Plan
 
-#: Distinct outcomes that are written down per process: a program that opens sessions in a loop fills no disk.
-_MOST_OUTCOMES = 64
+#: Of outcomes that differ only in details so many are written down one by one. Then they are counted together.
+_MOST_DETAILS = 1000
+#: Kinds and details that are counted in a process, about.
+_MOST_KINDS = 8192
+
+
+class RepeatCounter:
+    """Says what of all that happens in a process is to be written down: a program's loop fills no disk.
+
+    What happens again is written the tenth, the hundredth, the thousandth time, with the count.
+    """
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def count(self, kind: tuple[str, ...], details: str) -> int:
+        """Count once more what happened.
+
+        Args:
+            kind: What it was, roughly: the entry point, the status, the codes of the findings.
+            details: All of it.
+
+        Returns:
+            How many times it happened since it was last to be written down, this one included. 0: do not write it.
+        """
+        if self._pid != os.getpid():  # a forked worker has a record of its own
+            self._pid, self._counts = os.getpid(), {}
+        each, different = ("each", *kind, str(hash(details))), ("different", *kind)
+        if different not in self._counts and len(self._counts) >= _MOST_KINDS:
+            each = ("all others",)
+        elif each not in self._counts:
+            self._counts[different] = self._counts.get(different, 0) + 1
+            if self._counts[different] > _MOST_DETAILS:
+                each = ("others", *kind)
+        times = self._counts[each] = self._counts.get(each, 0) + 1
+        if times == 1:
+            return 1
+        is_power = str(times).rstrip("0") == "1"
+        return times - max(1, times // 10) if is_power else 0
 
 
 class Reporter:
@@ -35,7 +73,7 @@ class Reporter:
         self.grant = grant
         self.pending: tuple[Finding, ...] = ()
         self._outcomes: list[tuple[str, Outcome]] = []
-        self._written: set[tuple[int, str, str]] = set()
+        self._repeats = RepeatCounter()
         self._log: AuditLog | None = None
 
     # -- events
@@ -69,9 +107,15 @@ class Reporter:
         from tfenv.policy.model import Outcome
 
         outcome = Outcome("failed", entry_point, findings=(finding,))
-        self._outcomes.append(("" if framework is None else framework.name, outcome))
+        name = "" if framework is None else framework.name
+        times = self._repeats.count((name, entry_point, "failed", finding.code), finding.message)
+        if not times:
+            return
+        self._outcomes.append((name, outcome))
         policy = self.loaded.policy
-        self._write(lambda: make_failed_record(self._make_context(framework), policy=policy, outcome=outcome))
+        self._write(
+            lambda: make_failed_record(self._make_context(framework), policy=policy, outcome=outcome, repeats=times)
+        )
         if policy.audit.stderr == "summary":
             show_policy_line(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{policy.on_error}")'))
 
@@ -90,12 +134,13 @@ class Reporter:
 
         outcome = _add_pending(outcome, (*self.pending, *pending))
         self.pending = ()
-        seen = (os.getpid(), framework.name, repr(outcome))
-        if seen in self._written or len(self._written) >= _MOST_OUTCOMES:
+        codes = ",".join(sorted({finding.code for finding in outcome.findings}))
+        kind = (framework.name, outcome.entry_point, outcome.status, codes)
+        times = self._repeats.count(kind, repr(outcome))
+        if not times:
             return
-        self._written.add(seen)
         self._outcomes.append((framework.name, outcome))
-        self._write(lambda: make_outcome_record(self._make_context(framework), outcome))
+        self._write(lambda: make_outcome_record(self._make_context(framework), outcome, repeats=times))
         self._show(outcome, plan)
 
     # -- what was reported
