@@ -139,6 +139,34 @@ def test_a_strangers_file_is_a_warning_and_the_walk_goes_on(name: str, machine: 
     assert loaded.policy.settings["memory_growth"].value is True
 
 
+@pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
+@pytest.mark.parametrize("name", ["tfgpu.toml", "pyproject.toml"])
+def test_a_file_of_others_in_a_public_directory_is_a_warning(name: str, machine: Machine) -> None:
+    """Anybody could have put it there. One's own file in such a directory is a mistake that stops the walk."""
+    machine.write("home/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    machine.write("etc/tfgpu.toml", '[machine]\ntrusted_owners = ["nobody"]\n')
+    table = "tool.tfgpu.gpu" if name == "pyproject.toml" else "gpu"
+    path = machine.write(f"home/project/{name}", f"[{table}]\nmemory_growth = false\n")
+    path.parent.chmod(0o777)
+    os.chown(path, 65534, -1)
+    loaded = machine.load()
+    assert [(finding.code, finding.severity) for finding in loaded.findings] == [("insecure-permissions", "warning")]
+    assert loaded.policy.settings["memory_growth"].value is True
+    os.chown(path, ME, -1)
+    assert [finding.severity for finding in machine.load().findings] == ["error"]
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
+def test_a_trusted_owners_pyproject_that_only_mentions_us_hides_nothing(machine: Machine) -> None:
+    """Without a table of ours it is no policy, whoever owns it."""
+    machine.write("home/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    machine.write("etc/tfgpu.toml", '[machine]\ntrusted_owners = ["nobody"]\n')
+    os.chown(machine.write("home/project/pyproject.toml", "[project]\nname = 'uses-tfgpu'\n"), 65534, -1)
+    loaded = machine.load()
+    assert list_codes(loaded) == []
+    assert loaded.policy.settings["memory_growth"].value is True
+
+
 def test_the_start_is_read_from_what_was_remembered() -> None:
     """A relative script stands in the working directory. `-m`, `-c` and a deleted directory have none."""
     start = pipeline.make_start({"cwd": "/srv/p", "script": "bin/train.py", "SUDO_UID": "1000"})

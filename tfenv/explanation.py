@@ -36,6 +36,7 @@ from tfenv.policy.model import (
     Start,
     format_key,
 )
+from tfenv.sharing.lease import read_program
 from tfenv.sharing.occupancy import describe_occupancy
 from tfenv.sharing.queue import Unavailable, look
 from tfenv.sharing.request import request_from_plan
@@ -320,7 +321,7 @@ def _explain_choice(plan: Plan, uid: int) -> ExplainedChoice | None:
     names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
     found = look(gpu_request, lambda: read_memory(names))
     if isinstance(found, Unavailable):
-        return replace(made, scene=describe_occupancy(found.occupancy, names))
+        return replace(made, scene=describe_occupancy(found.occupancy, names, read_program))
     return replace(made, now=tuple(names[allocation.uuid] for allocation in found))
 
 

@@ -181,13 +181,15 @@ def load(
         [s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid), use_last_good=True
     )
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
+    if trust.owners:  # their files can be looked into
+        sources, missing = discover(start, subject, machine_root, owners=trust.owners)
     allow_project = _find_machine_value(machine, "allow_project_files") is not False
     others = _read_others(sources, trust, allow_project=allow_project)
     planted: tuple[Finding, ...] = ()
     while stopped := _find_planted(sources, others):
         planted += stopped
         passed_over = frozenset(finding.path or "" for finding in planted)
-        sources, _ = discover(start, subject, machine_root, passed_over)
+        sources, _ = discover(start, subject, machine_root, passed_over, trust.owners)
         others = _read_others(sources, trust, allow_project=allow_project)
     subject = replace(subject, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
@@ -210,7 +212,8 @@ def _read_others(sources: Iterable[Source], trust: Trust, *, allow_project: bool
 def _find_planted(sources: Iterable[Source], others: ReadLayers) -> tuple[Finding, ...]:
     """Return what is wrong with a project file that the walk found and that is a stranger's. There is one at most."""
     walked = {source.path for source in sources if source.layer == "project" and not source.required}
-    return tuple(f for f in others.findings if f.code == "untrusted-owner" and f.path in walked)
+    codes = ("untrusted-owner", "insecure-permissions")
+    return tuple(f for f in others.findings if f.code in codes and f.severity == "warning" and f.path in walked)
 
 
 @frozen

@@ -27,7 +27,11 @@ _SearchResult = tuple[list[Source], tuple[Finding, ...]]
 
 
 def discover(
-    start: Start, subject: Subject, machine_root: str = MACHINE_ROOT, passed_over: frozenset[str] = frozenset()
+    start: Start,
+    subject: Subject,
+    machine_root: str = MACHINE_ROOT,
+    passed_over: frozenset[str] = frozenset(),
+    owners: frozenset[int] = frozenset(),
 ) -> tuple[tuple[Source, ...], tuple[Finding, ...]]:
     """Find all files that speak for this process.
 
@@ -36,6 +40,7 @@ def discover(
         subject: For whom. Only this user's and these groups' own machine files are looked for.
         machine_root: The administrator's directory. It is another one only for `tfgpu check DIR` and tests.
         passed_over: Paths of project files that do not count. The walk goes on above them.
+        owners: Further trusted owners, `trusted_owners` of the machine layer.
 
     Returns:
         The files, the machine's first and the nearest last. Beside them what is wrong with TFGPU_CONFIG, if it names
@@ -47,7 +52,8 @@ def discover(
         owner = _find_start_owner(start.cwd)
         sources += _find_user_file(start, owner)
         if not start.isolated:
-            project, findings = _find_project_file(start, owner, _find_identities(sources), passed_over)
+            known = frozenset({start.uid, 0, owner, *owners})
+            project, findings = _find_project_file(start, owner, known, _find_identities(sources), passed_over)
             sources += project
             sources += _take_run_options(start)
     return tuple(sources), findings
@@ -125,12 +131,16 @@ def _take_run_options(start: Start) -> Iterator[Source]:
 
 
 def _find_project_file(
-    start: Start, owner: int | None, taken: frozenset[Identity], passed_over: frozenset[str]
+    start: Start,
+    owner: int | None,
+    known: frozenset[int | None],
+    taken: frozenset[Identity],
+    passed_over: frozenset[str],
 ) -> _SearchResult:
     if start.config:
         return _follow_config_variable(start, start.config, owner, taken)
     for directory in dict.fromkeys((start.cwd, *start.program_folders)):
-        for source in () if directory is None else _walk_upward(directory, start, owner, taken):
+        for source in () if directory is None else _walk_upward(directory, start, owner, known, taken):
             if source.path not in passed_over:
                 return [source], ()
     return [], ()
@@ -164,14 +174,16 @@ def _is_in_home(config: str) -> bool:
     return config == "~" or config.startswith("~/")
 
 
-def _walk_upward(bottom: str, start: Start, owner: int | None, taken: frozenset[Identity]) -> Iterator[Source]:
+def _walk_upward(
+    bottom: str, start: Start, owner: int | None, known: frozenset[int | None], taken: frozenset[Identity]
+) -> Iterator[Source]:
     """Find the project files from a directory upward, the nearest first."""
     for directory in list_upward(bottom, start.home):
         path = os.path.join(directory, FILE_NAME)
         if _exists(path) and find_identity(path) not in taken:
             yield Source("project", path, start_owner=owner)
         path = os.path.join(directory, PYPROJECT)
-        if _exists(path) and _has_policy(path, frozenset({start.uid, 0, owner})):
+        if _exists(path) and _has_policy(path, known):
             yield Source("project", path, table=PYPROJECT_TABLE, start_owner=owner)
 
 
@@ -181,12 +193,12 @@ def _has_policy(path: str, known: frozenset[int | None]) -> bool:
     Nobody parses a file of an owner who is not known here. If it mentions us, `read` decides whether it counts.
     """
     try:
-        raw = peek(path)
+        raw, owner = peek(path)
     except DocumentError:
         return False
     if b"tfgpu" not in raw or len(raw) > LARGEST:
         return b"tfgpu" in raw
-    if os.stat(path).st_uid not in known:
+    if owner not in known:
         return True
     tomli = import_dependency("tomli")
 

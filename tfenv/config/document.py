@@ -125,16 +125,17 @@ def read(source: Source, trust: Trust) -> Document:
     return Document(source, data, hashlib.sha256(raw).hexdigest(), text, owner)
 
 
-def peek(path: str) -> bytes:
-    """Return the bytes of any regular file, whoever owns it. Of one that is too large, the first `LARGEST` + 1.
+def peek(path: str) -> tuple[bytes, int]:
+    """Return the bytes of a regular file, whoever owns it, and the owner's uid. Of a large one, `LARGEST` + 1 bytes.
 
     Raises:
         DocumentError: With the codes "not-found", "unreadable", "not-a-file".
     """
     descriptor = _open(path)
     try:
-        _require_regular(path, os.fstat(descriptor))
-        return _read_up_to(descriptor, LARGEST + 1)
+        opened = os.fstat(descriptor)
+        _require_regular(path, opened)
+        return _read_up_to(descriptor, LARGEST + 1), opened.st_uid
     except OSError as error:
         raise _make_read_error(path, error) from None
     finally:
@@ -240,7 +241,9 @@ def _require_trust(source: Source, descriptor: int, opened: os.stat_result, trus
             _require_administrator(source.path, opened, trust)
         else:
             _require_known_owner(source, opened, trust)
-            _require_not_public(source.path, descriptor, opened)
+            # One's own file in a directory of everybody is a mistake to be told. That of others may have been planted.
+            severity: Severity = "error" if source.required or opened.st_uid == trust.uid else "warning"
+            _require_not_public(source.path, descriptor, opened, severity)
     except OSError as error:
         raise _make_read_error(source.path, error) from None
 
@@ -324,17 +327,18 @@ def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -
             raise DocumentError("untrusted-owner", source.path, message, severity)
 
 
-def _require_not_public(path: str, descriptor: int, opened: os.stat_result) -> None:
+def _require_not_public(path: str, descriptor: int, opened: os.stat_result, severity: Severity) -> None:
     """Require that not everybody may write the file, the directory of its name, or that of the file itself.
 
     The sticky bit (/tmp) is no excuse: it keeps people from taking files away, not from planting them.
     """
     if opened.st_mode & stat.S_IWOTH:
-        raise DocumentError("insecure-permissions", path, "is writable by everybody; take that away (chmod o-w)")
+        message = "is writable by everybody; take that away (chmod o-w)"
+        raise DocumentError("insecure-permissions", path, message, severity)
     for directory in {os.path.dirname(path), os.path.dirname(_find_opened_path(path, descriptor))}:
         if os.stat(directory).st_mode & stat.S_IWOTH and not _is_read_only(directory):
             message = f"its directory {directory} is writable by everybody; move it to a directory of your own"
-            raise DocumentError("insecure-permissions", path, message)
+            raise DocumentError("insecure-permissions", path, message, severity)
 
 
 def _is_read_only(directory: str) -> bool:

@@ -221,7 +221,7 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
     assert not (tmp_path / "log.leases").exists()
     others.write_text("0 4190001 9000\n1 4190001 9000\n2 4190001 9000\n")
     shown = tfgpu("explain", env=variables).stdout
-    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease; GPU 1:" in shown
+    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease (pid 4190001); GPU 1:" in shown
 
 
 # ---- somebody else: with real users, on a machine of its own
