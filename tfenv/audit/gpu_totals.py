@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tfenv.audit import duckdb_engine
 from tfenv.audit.query import (
@@ -18,7 +18,9 @@ from tfenv.audit.query import (
     list_logged_devices,
     read_groups,
 )
-from tfenv.values import frozen, replace
+from tfenv.values import replace
+
+_Number = TypeVar("_Number", int, float)
 
 #: The events of a use. Plans (policy_loaded, policy_changed) are none.
 _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
@@ -93,13 +95,14 @@ def summarize_groups(groups: Iterable[RecordGroup], query: RecordQuery = RecordQ
         if group.record["event"] in _USES:
             for use in _list_uses(group.record, query):
                 key = (str(group.record.get("user")), use.gpu)
-                _add_use(rows.setdefault(key, UserGpuTotals(*key)), group, use)
+                if key not in rows:
+                    rows[key] = UserGpuTotals(*key)
+                _add_use(rows[key], group, use)
     return [rows[key] for key in sorted(rows)]
 
 
-@frozen
-class _GpuUse:
-    """What a record says of one GPU: what was asked of it and given."""
+class _GpuUse(NamedTuple):
+    """What a record says of one GPU: what was asked of it and given. A tuple, for there is one for each line."""
 
     gpu: str
     asked_bytes: int | None = None
@@ -148,7 +151,11 @@ def _add_use(row: UserGpuTotals, group: RecordGroup, use: _GpuUse) -> None:
     row.clamped += times * (event == "policy_clamped")
     row.failed += times * (event == "policy_failed")
     row.last = max(row.last, group.record["timestamp"])
-    for name in ("asked_bytes", "asked_fraction", "given_bytes", "given_fraction"):
-        largest, new = getattr(row, name), getattr(use, name)
-        if new is not None and (largest is None or new > largest):
-            setattr(row, name, new)
+    row.asked_bytes = _take_larger(row.asked_bytes, use.asked_bytes)
+    row.asked_fraction = _take_larger(row.asked_fraction, use.asked_fraction)
+    row.given_bytes = _take_larger(row.given_bytes, use.given_bytes)
+    row.given_fraction = _take_larger(row.given_fraction, use.given_fraction)
+
+
+def _take_larger(one: _Number | None, other: _Number | None) -> _Number | None:
+    return other if other is not None and (one is None or other > one) else one

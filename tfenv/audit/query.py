@@ -14,7 +14,7 @@ from io import BufferedReader
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 from tfenv.audit.record import format_timestamp
 from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
@@ -108,9 +108,8 @@ class RecordQuery:
         )
 
 
-@frozen
-class RecordGroup:
-    """Records of one log that differ in nothing that is asked for.
+class RecordGroup(NamedTuple):
+    """Records of one log that differ in nothing that is asked for. A tuple, for there is one for each line.
 
     Attributes:
         record: One for all. Its `timestamp` is the newest of all.
@@ -202,12 +201,22 @@ def select_records(lines: Iterable[bytes], query: RecordQuery, tally: LineTally)
         is_ours = line.startswith(RECORD_BEGIN)
         if is_ours and not since <= line[_TIMESTAMP] < until and line.find(RECORD_BEGIN, 1) < 0:
             continue
-        if (is_ours or _looks_like_record(line)) and line.endswith(b"}"):  # noqa: SIM102 - the costly part comes last
-            if not all(any(text in line for text in texts) for texts in prefilter):
-                continue
+        if (is_ours or _looks_like_record(line)) and line.endswith(b"}") and not _has_all(line, prefilter):
+            continue
         record = _parse_line(line, tally)
         if record is not None and query.matches(record):
             yield record
+
+
+def _has_all(line: bytes, prefilter: tuple[tuple[bytes, ...], ...]) -> bool:
+    """Return whether a line has a text of every group. In loops: generators take as long as parsing."""
+    for texts in prefilter:
+        for text in texts:
+            if text in line:
+                break
+        else:
+            return False
+    return True
 
 
 def _looks_like_record(line: bytes) -> bool:
@@ -280,7 +289,9 @@ def _parse_record(text: bytes) -> LoggedRecord | None:
         value = _parse_value(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("timestamp", "event")):
+    if not (
+        isinstance(value, dict) and isinstance(value.get("timestamp"), str) and isinstance(value.get("event"), str)
+    ):
         return None
     return cast(LoggedRecord, value)
 
