@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from tfenv.audit.sinks import list_log_names
+from tfenv.config.discover import find_hidden_file
 from tfenv.config.document import Trust, read
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import validate
@@ -100,13 +101,13 @@ class ExaminedFile:
     Attributes:
         layer: Whose files stand there.
         path: A file, or for "none" the place where one would stand.
-        state: "read", "dropped" as a whole, or "none" there.
+        state: "read", "dropped" as a whole, "hidden" by a nearer file of the layer, or "none" there.
         why: The reason, where it was dropped. What was looked for, where there is none.
     """
 
     layer: LayerName
     path: str
-    state: Literal["read", "dropped", "none"]
+    state: Literal["read", "dropped", "hidden", "none"]
     why: str = ""
 
 
@@ -395,9 +396,14 @@ def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[Examined
             seen.append(
                 ExaminedFile(_guess_layer(finding.path, loaded.start), finding.path, "dropped", finding.message)
             )
+    for document in loaded.documents:
+        if document.source.layer == "project":
+            hidden = find_hidden_file(loaded.start, document.source.path)
+            if hidden is not None and hidden.path not in paths:
+                seen.append(ExaminedFile("project", hidden.path, "hidden", "a nearer file of a project counts"))
     present = {file.layer for file in seen}
     seen += [place for place in _list_places(loaded.start, obstacle) if place.layer not in present]
-    return sorted(seen, key=lambda file: LAYER_ORDER.index(file.layer))
+    return sorted(seen, key=lambda file: (LAYER_ORDER.index(file.layer), file.state != "hidden"))
 
 
 def _guess_layer(path: str, start: Start) -> LayerName:

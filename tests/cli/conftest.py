@@ -46,21 +46,28 @@ class Tfgpu(Protocol):
     """`tfgpu("check", "a.toml", env={"NO_COLOR": "1"})`, where `env` is added to the variables."""
 
     def __call__(
-        self, *arguments: str | Path, env: Mapping[str, str] | None = None, stdin: str | None = None
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
 @pytest.fixture
 def tfgpu(project: Path, variables: dict[str, str]) -> Tfgpu:
-    """Return what runs `tfgpu` in the project's directory."""
+    """Return what runs `tfgpu` in the project's directory, or in another one."""
 
     def run(
-        *arguments: str | Path, env: Mapping[str, str] | None = None, stdin: str | None = None
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         command = [*TFGPU, *map(str, arguments)]
         env = variables | dict(env or {})
         return subprocess.run(
-            command, cwd=project, env=env, input=stdin, capture_output=True, text=True, timeout=200, check=False
+            command, cwd=cwd or project, env=env, input=stdin, capture_output=True, text=True, timeout=200, check=False
         )
 
     return run

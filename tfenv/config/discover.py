@@ -15,6 +15,7 @@ from tfenv.config.document import LARGEST, DocumentError, peek
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT, find_identity, list_upward, may_exist
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
+from tfenv.identity import identify
 from tfenv.policy.model import Source, Start, Subject
 
 if TYPE_CHECKING:
@@ -57,6 +58,29 @@ def discover(
             sources += project
             sources += _take_run_options(start)
     return tuple(sources), findings
+
+
+def find_hidden_file(start: Start, path: str) -> Source | None:
+    """Return the project file that would count if the one that does were not there.
+
+    Args:
+        start: The process that starts.
+        path: The project file that counts.
+
+    Returns:
+        None: there is none, or it is another file that counts.
+    """
+    if start.config or start.isolated or start.elevated:
+        return None
+    nearest = _find_project_source(start, frozenset())
+    if nearest is None or nearest.path != path:
+        return None
+    return _find_project_source(start, frozenset({path}))
+
+
+def _find_project_source(start: Start, passed_over: frozenset[str]) -> Source | None:
+    sources, _ = discover(start, identify(start.uid), passed_over=passed_over)
+    return next((source for source in sources if source.layer == "project"), None)
 
 
 def list_candidate_paths(start: Start, subject: Subject, machine_root: str = MACHINE_ROOT) -> tuple[str, ...]:

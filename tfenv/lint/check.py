@@ -14,10 +14,11 @@ from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import find_account, find_group, find_user, suggest_name
 from tfenv.lint.combinations import advise
+from tfenv.lint.hidden import advise_on_hidden
 from tfenv.pipeline import current_start, load, read_layers
 from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Source, Tables
-from tfenv.values import frozen
+from tfenv.values import frozen, replace
 
 _SCOPES: dict[str, Literal["group", "user"]] = {"groups": "group", "users": "user"}
 
@@ -45,7 +46,8 @@ def check_here() -> CheckResult:
     loaded = load(current_start())
     read_files = [document.source.path for document in loaded.documents]
     dropped = [finding.path for finding in loaded.findings if finding.path is not None]
-    findings = (*loaded.findings, *_advise_with_cards(loaded.layers, loaded.documents))
+    hidden = advise_on_hidden(loaded.start, loaded.layers)
+    findings = (*loaded.findings, *_advise_with_cards(loaded.layers, loaded.documents), *hidden)
     keep_valid(loaded.documents, loaded.findings)
     return CheckResult(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
@@ -71,6 +73,11 @@ def check_path(path: str, *, table_optional: bool = False) -> CheckResult:
         message = f"neither {FILE_NAME} nor {PYPROJECT} is here; `tfgpu init` writes a first policy"
         return _report_nothing(full, message)
     checked = _check_sources(sources)
+    if sources[0].layer == "project":
+        folder = os.path.dirname(sources[0].path)
+        start = replace(current_start(folder), config=None)
+        layers = read_layers(sources[:1], _choose_trust(sources[0])).layers
+        checked += CheckResult((), tuple(advise_on_hidden(start, layers)))
     if _is_machine_root(full):
         if full == MACHINE_ROOT and os.geteuid() == 0:
             forget_copies(checked.files)

@@ -34,6 +34,7 @@ from tfenv.policy.units import format_bytes, format_limit
 _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
     "dropped": ("dropped", "problem"),
+    "hidden": ("hidden", "note"),
     "none": ("-", "quiet"),
 }
 #: Characters of a value behind which the others' origins are lined up.
