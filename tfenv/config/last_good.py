@@ -76,7 +76,7 @@ def _make_folder(path: str) -> None:
     if not os.path.isdir(path):
         _make_folder(os.path.dirname(path))
         os.mkdir(path)
-        os.chmod(path, 0o755)
+        os.chmod(path, 0o755)  # noqa: S103 - as /etc is
 
 
 def forget_copies(paths: Iterable[str]) -> None:
