@@ -235,7 +235,7 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
         PermissionError: Only root may ask for somebody else.
     """
     if project is not None and not os.path.isdir(project):
-        raise NotADirectoryError(f"{os.fspath(project)} is no directory")
+        raise NotADirectoryError(f"{os.fspath(project)} is not a directory")
     # As a process that starts there sees it: the kernel knows no links in a working directory.
     cwd = None if project is None else os.path.realpath(project)
     uid = os.geteuid() if user is None else _find_uid(user)
