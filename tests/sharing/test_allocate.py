@@ -27,6 +27,7 @@ from tfenv.sharing import lease as leases
 from tfenv.sharing.allocate import AllocationResult, Requester, allocate_gpus, renew_lease
 from tfenv.sharing.queue import Acquired, acquire
 from tfenv.sharing.request import Candidate, GpuRequest
+from tfenv.values import as_dict
 
 GIB = 1 << 30
 TOTAL = 24 * GIB
@@ -252,6 +253,37 @@ def test_a_lost_lease_is_taken_again(tmp_path: Path) -> None:
     assert again is not None
     assert list_codes(again) == [("lease-renewed", "note")]
     assert [lease.allocation for lease in leases.read_leases()] == list(get_allocations(made))
+    assert [lease.id for lease in leases.read_leases()] == [made.choice.lease], "children know it by its id"
+
+
+def test_a_lost_lease_comes_before_those_who_wait(tmp_path: Path) -> None:
+    """The process has the GPU already: that another one of its user waits for a part of it changes nothing."""
+    plan, requester = make_plan(limit=8 * GIB), make_requester()
+    made = allocate_gpus(plan, INVENTORY, requester)
+    assert made.choice is not None
+    waiting = Candidate("GPU-0", TOTAL, 20 * GIB, user_total=TOTAL)
+    with leases.lock_directories() as directories:
+        request = as_dict(GpuRequest(os.geteuid(), (waiting,), 1))
+        del request["ancestor_leases"]
+        leases.create_entry("ticket-1", {"request": request}, next(iter(directories.values())))
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-renewed", "note")]
+    assert len(leases.read_leases()) == 1
+
+
+@pytest.mark.parametrize("limit", [8 * GIB, None])
+def test_a_process_is_not_in_its_own_way(limit: int | None, tmp_path: Path) -> None:
+    """Where NVML does not say whose memory it is, as in a container, what the process itself takes is its own."""
+    plan = make_plan(limit=limit)
+    made = allocate_gpus(plan, INVENTORY, make_requester())
+    assert made.choice is not None
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    requester = Requester(os.geteuid(), lambda uuids: {uuid: MemoryUse(limit or TOTAL) for uuid in uuids})
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-renewed", "note")]
 
 
 def test_a_gpu_that_others_took_meanwhile_is_an_error(tmp_path: Path) -> None:

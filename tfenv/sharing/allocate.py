@@ -15,7 +15,7 @@ from tfenv.sharing.choose import choose_gpus, needs_unleased_memory, share_gpus
 from tfenv.sharing.lease import LeaseError, is_intact, read_program
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
-from tfenv.sharing.request import GpuRequest, request_from_plan
+from tfenv.sharing.request import Candidate, GpuRequest, request_from_plan
 from tfenv.values import frozen, replace
 
 #: Seconds between two messages of a process that waits: on a terminal, in a log.
@@ -103,6 +103,8 @@ def allocate_gpus(plan: Plan, inventory: Inventory, requester: Requester) -> All
 def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationResult | None:
     """Take a process's lease again if it is gone: closed by the program, or removed by whoever owns the directory.
 
+    It keeps its id, by which children know it. It comes before those who wait: the process has the GPUs.
+
     Args:
         choice: What the process has.
         plan: Its plan.
@@ -116,24 +118,36 @@ def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationR
     sizes = {allocation.uuid: allocation.limit for allocation in choice.allocations}
     asked = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
     known = () if asked is None else asked.candidates
-    held = tuple(replace(c, need=sizes[c.uuid], user_total=None) for c in known if c.uuid in sizes)
+    held = tuple(replace(c, need=sizes[c.uuid], user_total=None, min_free=0) for c in known if c.uuid in sizes)
+    ancestors = frozenset(requester.ancestor_leases)
+    request = GpuRequest(requester.uid, held, len(held), fixed=True, ancestor_leases=ancestors)
     lost = "the lease was gone: the program closed it, or its file was removed"
-    request = GpuRequest(
-        requester.uid, held, len(held), fixed=True, ancestor_leases=frozenset(requester.ancestor_leases)
-    )
     try:
-        again = acquire(request, lambda: requester.measure(tuple(sizes)), script=requester.script)
+        again = acquire(
+            request,
+            lambda: _leave_out_own(held, requester.measure(tuple(sizes))),
+            script=requester.script,
+            fallback=lambda unavailable: share_gpus(request, unavailable.occupancy),
+            name=choice.lease,
+        )
     except LeaseError as error:
         text = f"{lost}. It cannot be taken again: {error}"
         return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", text),))
-    if not isinstance(again, Acquired):
-        return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", f"{lost}"),))
-    renewed = replace(choice, lease=again.id)
     before = {allocation.uuid for allocation in choice.allocations if allocation.shared}
-    if all(allocation.uuid in before for allocation in again.allocations if allocation.shared):
-        return AllocationResult(renewed, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
+    now = again.allocations if isinstance(again, Acquired) else ()
+    if all(allocation.uuid in before for allocation in now if allocation.shared):
+        return AllocationResult(choice, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
     text = f"{lost}. Others took the GPU meanwhile: it is shared beyond its memory"
-    return AllocationResult(renewed, (Finding("lease-lost", text),))
+    return AllocationResult(choice, (Finding("lease-lost", text),))
+
+
+def _leave_out_own(held: tuple[Candidate, ...], memory: Mapping[str, MemoryUse]) -> Mapping[str, MemoryUse]:
+    """Leave out what a process itself has of its GPUs, where NVML does not tell whose memory it is."""
+    sizes = {c.uuid: c.total if c.need is None else c.need + c.overhead for c in held}
+    return {
+        uuid: use if use.by_pid is not None else MemoryUse(max(0, use.used - sizes.get(uuid, 0)))
+        for uuid, use in memory.items()
+    }
 
 
 def _choose_fallback(
