@@ -16,10 +16,11 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.sharing.holders import AS_ROOT, NOBODY, hold, make_request, take
-from tfenv.policy.model import Allocation
+from tfenv.policy.model import Allocation, MemoryUse
 from tfenv.sharing import lease as module
 from tfenv.sharing.lease import LeaseError, list_lease_directories, lock_directories, read_leases
-from tfenv.sharing.queue import Acquired, acquire
+from tfenv.sharing.queue import Acquired, Unavailable, acquire, look
+from tfenv.sharing.request import Candidate, GpuRequest
 
 
 def list_names(machine: Path) -> set[str]:
@@ -449,7 +450,7 @@ def test_a_holder_is_known_by_its_lock_and_not_by_the_number_it_wrote(machine: P
     program = (
         "import os, sys\nfrom tfenv.sharing.queue import acquire\n"
         "from tfenv.sharing.request import Candidate, GpuRequest\n"
-        "acquire(GpuRequest(0, (Candidate('a', 24, 8),), 1), dict)\nprint(os.getpid(), flush=True)\n"
+        "acquire(GpuRequest(0, (Candidate('a', 24 << 30, 8 << 30),), 1), dict)\nprint(os.getpid(), flush=True)\n"
         "sys.stdin.readline()\n"
     )
     inside = subprocess.Popen(
@@ -464,6 +465,11 @@ def test_a_holder_is_known_by_its_lock_and_not_by_the_number_it_wrote(machine: P
         assert lease.pid == int(children[0])
         other = subprocess.run([*unshare, IN_A_CONTAINER], capture_output=True, text=True, cwd=REPOSITORY, check=True)
         assert other.stdout == "1 [0]\n", "what has the number 1 there is not the holder"
+        wanted = GpuRequest(0, (Candidate("a", 24 << 30, 16 << 30),), 1)
+        memory = {"a": MemoryUse(8 << 30, {lease.pid: 8 << 30})}
+        assert look(wanted, lambda: memory) == (Allocation("a", 16 << 30),), "what it uses counts once"
+        memory = {"a": MemoryUse(8 << 30, {1: 8 << 30})}
+        assert isinstance(look(wanted, lambda: memory), Unavailable), "what number 1 of the machine uses is not its own"
     finally:
         inside.communicate("\n", timeout=20)
 
