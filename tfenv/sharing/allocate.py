@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import Allocation, AutoChoice, Choice, Inventory, MemoryUse, OnError, Plan
 from tfenv.policy.units import format_bytes
-from tfenv.sharing.choose import choose_gpus, needs_unleased_memory, share_gpus
+from tfenv.sharing.choose import choose_gpus, fits_but_for_overhead, needs_unleased_memory, share_gpus
 from tfenv.sharing.lease import LeaseError, is_intact, read_program
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
@@ -171,16 +171,32 @@ def _report_acquired(
         return AllocationResult(choice, (Finding("no-free-gpu", text),))
     if not shared:
         return AllocationResult(choice)
-    text = f"GPU {shared} is shared with others beyond its memory, or beyond what they leave"
+    advice = "" if acquired.fell_back_from is None else _advise(gpu_request, acquired.fell_back_from.occupancy)
+    text = f"GPU {shared} is shared with others beyond its memory, or beyond what they leave{advice and f'. {advice}'}"
     return AllocationResult(choice, (Finding("shared-gpu", text, "warning" if chosen else "note"),))
 
 
 def _describe(gpu_request: GpuRequest, occupancy: Occupancy, names: Mapping[str, str]) -> str:
-    """Describe who is on which GPU, and say so if waiting may never end."""
-    there = describe_occupancy(occupancy, names, read_program)
-    if not needs_unleased_memory(gpu_request, occupancy):
-        return there
-    return f"{there}. What has no lease may never end: set memory_limit, or min_free, to share a GPU with it"
+    """Describe who is on which GPU, and what may help."""
+    return ". ".join(
+        filter(None, (describe_occupancy(occupancy, names, read_program), _advise(gpu_request, occupancy)))
+    )
+
+
+def _advise(gpu_request: GpuRequest, occupancy: Occupancy) -> str:
+    """Say so if waiting may never end, or if only process_overhead is in the way. "": neither."""
+    if needs_unleased_memory(gpu_request, occupancy):
+        if any(candidate.need is not None for candidate in gpu_request.candidates):
+            remedy = "lower memory_limit to fit beside it"
+        elif any(candidate.min_free for candidate in gpu_request.candidates):
+            remedy = "lower min_free, or set memory_limit, to share a GPU with it"
+        else:
+            remedy = "set memory_limit, or min_free, to share a GPU with it"
+        return f"What has no lease may never end: {remedy}"
+    if fits_but_for_overhead(gpu_request, occupancy):
+        size = format_bytes(gpu_request.overhead)
+        return f"It would fit but for process_overhead, {size} beside the limit of each process: lower memory_limit"
+    return ""
 
 
 def _report_unavailable(
@@ -249,6 +265,7 @@ class _WaitReporter:
         self.speaks = speaks
         self.terminal = _is_stderr_terminal()
         self.reported_at: float | None = None
+        self.advised = False
 
     def __enter__(self) -> None: ...
 
@@ -272,6 +289,10 @@ class _WaitReporter:
         if not self.terminal:
             self._write(f"{text}\n")
             return
+        advice = _advise(self.gpu_request, unavailable.occupancy)
+        if advice and not self.advised:  # in full, for the line is cut
+            self.advised = True
+            self._write(f"\r\x1b[K{text}\n")
         with suppress(OSError):
             text = text[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]
         self._write(f"\r\x1b[K{text}")
