@@ -111,7 +111,7 @@ def _describe_card(occupancy: Occupancy, uuid: str, read_program: Callable[[int]
         yield f"and {len(leases) - _MOST_LEASES} more"
     if unleased_bytes:
         found = occupancy.list_unleased(uuid)[:_MOST_LEASES]
-        who = ", ".join(f"pid {pid} {read_program(pid) or ''}".rstrip() for pid, _ in found)
+        who = ", ".join(f"pid {pid} {read_program(pid) or '?'} {format_bytes(size)}" for pid, size in found)
         yield f"{format_bytes(unleased_bytes)} used without a lease{f' ({who})' if who else ''}"
     if not leases and not unleased_bytes:
         yield "free"
