@@ -41,8 +41,7 @@ OWNERS = {
     "google": ("frameworks",),
     "pynvml": ("devices",),
     "watchdog": ("watch",),
-    "duckdb": ("audit",),
-    "orjson": ("audit",),
+    "msgspec": ("audit",),
     "backports": ("audit",),
     "shtab": ("cli",),
 }

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from tfenv.audit import rotation
+from tfenv.audit.gpu_totals import summarize_logs
 from tfenv.audit.query import LineTally, RecordQuery, read_newest, read_records
-from tfenv.audit.rotation import LogTail, can_open, find_all_log_files, find_log_files, open_log
+from tfenv.audit.rotation import LogOrigin, LogRefusedError, LogTail, find_all_log_files, find_log_files, open_log
 
 WriteLog = Callable[..., "list[dict[str, Any]]"]
 ALL = RecordQuery()
@@ -44,7 +47,7 @@ def test_a_log_is_read_once_however_it_was_named(tmp_path: Path) -> None:
 
 
 def compress_zstd(data: bytes) -> bytes:
-    zstd = pytest.importorskip("backports.zstd", reason="RunProgram 3.14 or tfenv[audit] brings it")
+    zstd = pytest.importorskip("backports.zstd", reason="Python 3.14 or tfenv[audit] brings it")
     packed: bytes = zstd.compress(data)
     return packed
 
@@ -77,10 +80,11 @@ def test_a_log_that_nothing_here_can_decompress(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setitem(sys.modules, name, None)
     log = tmp_path / "log.1.zst"
     log.touch()
-    assert not can_open(log)
-    assert can_open(tmp_path / "log.1.gz")
-    with pytest.raises(OSError, match=r"tfenv\[audit\]"):
+    with pytest.raises(LogRefusedError, match=r"tfenv\[audit\]"):
         open_log(log)
+    tally = LineTally()
+    assert list(read_records([log], ALL, tally)) == []
+    assert list(tally.left_out) == [log]
 
 
 def test_old_compressed_logs_are_left_alone(tmp_path: Path, write_log: WriteLog) -> None:
@@ -144,3 +148,90 @@ def test_a_tail_survives_copytruncate(tmp_path: Path) -> None:
     path.write_bytes(b"1\n")
     assert tail.poll() == [b"1"]
     tail.close()
+
+
+# ---- whose a log is
+
+
+PLANTED = LogOrigin(is_trusted=False, name="~/logs/<uid>/audit.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "owner"),
+    [
+        ("/var/log/tfgpu/<uid>.jsonl", "/var/log/tfgpu/1001.jsonl", 1001),
+        ("/var/log/tfgpu/<uid>.jsonl", "/var/log/tfgpu/1001.jsonl.2.gz", 1001),
+        ("/var/log/tfgpu/<uid>/audit.jsonl", "/var/log/tfgpu/1001/audit.jsonl-20261105", 1001),
+        ("/var/log/<uid>/<uid>.jsonl", "/var/log/7/7.jsonl", 7),
+        ("~/logs/<uid>.jsonl", "/home/alice/logs/5.jsonl", 5),
+        ("/srv/2024/audit.jsonl", "/srv/2024/audit.jsonl", None),
+        ("/srv/20261105.jsonl", "/srv/20261105.jsonl", None),
+    ],
+)
+def test_whose_a_log_is_stands_where_the_policy_has_the_users_number(name: str, path: str, owner: int | None) -> None:
+    """Numbers elsewhere in a path are no users."""
+    assert LogOrigin(is_trusted=False, name=name).find_owner(Path(path)) == owner
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory", "socket"])
+def test_what_is_no_log_is_refused_once_it_is_open(tmp_path: Path, kind: str) -> None:
+    """A FIFO does not hang, a link is not followed, and neither descriptor stays open."""
+    path = tmp_path / "log"
+    (tmp_path / "real").write_bytes(b"secret\n")
+    server = socket.socket(socket.AF_UNIX)
+    make: dict[str, Callable[[], object]] = {
+        "fifo": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to(tmp_path / "real"),
+        "directory": path.mkdir,
+        "socket": lambda: server.bind(str(path)),
+    }
+    make[kind]()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(LogRefusedError, match="not a regular file"):
+        open_log(path, PLANTED)
+    assert os.listdir("/proc/self/fd") == before
+    tail = LogTail(path, PLANTED)
+    assert (tail.poll(), tail.refusal) == ([], "it is not a regular file")
+    server.close()
+
+
+def test_a_log_that_is_exchanged_after_it_was_found_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is what was opened: there is no moment between the look and the reading."""
+    log = tmp_path / "5.jsonl"
+    log.write_bytes(b"{}\n")
+    os.chown(log, 5, 5)
+    origin = LogOrigin(is_trusted=False, name=f"{tmp_path}/<uid>.jsonl")
+    really_open = os.open
+
+    def exchange_and_open(path: Path, flags: int) -> int:
+        log.unlink()
+        log.write_bytes(b"{}\n")
+        os.chown(log, 6, 6)
+        return really_open(path, flags)
+
+    open_log(log, origin).close()
+    monkeypatch.setattr(os, "open", exchange_and_open)
+    with pytest.raises(LogRefusedError, match="belongs to uid 6, not to uid 5"):
+        open_log(log, origin)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", compress_zstd)],
+    ids=[".gz", ".bz2", ".xz", ".zst"],
+)
+def test_a_compressed_log_that_expands_without_end_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """A small file of gigabytes is named, and read no further than any log would go. Others are read."""
+    monkeypatch.setattr(rotation, "_MOST_EXPANDED_BYTES", 1 << 20)
+    bomb = tmp_path / f"log.1{suffix}"
+    bomb.write_bytes(compress(b"\n" * (8 << 20)))
+    for read in (
+        lambda tally: list(read_records([bomb], ALL, tally)),
+        lambda tally: summarize_logs([bomb], ALL, tally),
+    ):
+        tally = LineTally()
+        assert read(tally) == []
+        assert (tally.unreadable, list(tally.left_out)) == (0, [bomb])
+        assert "expands" in tally.left_out[bomb]

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from signal import SIG_DFL, SIGINT, signal
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from tfenv.audit import duckdb_engine
 from tfenv.audit.query import (
     LineTally,
     LoggedRecord,
-    RecordGroup,
     RecordQuery,
+    count_times,
+    decode_json,
     get_gpu_id,
     is_worth_reading,
     list_logged_devices,
-    read_groups,
+    parse_line,
+    read_lines,
 )
-from tfenv.values import replace
+from tfenv.audit.record import MAX_RECORD_BYTES
+from tfenv.audit.rotation import COMPRESSED, LogOrigin
+from tfenv.dependencies import import_dependency
+from tfenv.values import frozen, replace
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 _Number = TypeVar("_Number", int, float)
 
 #: The events of a use. Plans (policy_loaded, policy_changed) are none.
 _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 _MIB = 1 << 20
-#: More repeats than this are no count of ours.
-_MOST_REPEATS = 1 << 40
-#: Below that plain reading is done before DuckDB is imported.
-_SMALL_LOGS_BYTES = 8 << 20
+#: Of a log, for a process of its own. Below that it is read before others have started.
+_SMALLEST_PART_BYTES = 16 << 20
+_MOST_PROCESSES = 16
+#: Different records that are remembered at a time.
+_MOST_KNOWN = 10_000
+_LONGEST_PID = 18
+#: What a summary asks of a record, beside its time and process.
+_SUMMARIZED = ("event", "user", "host", "devices", "asked", "repeats")
 
 
 @dataclass
@@ -64,8 +79,17 @@ class UserGpuTotals:
         return {**vars(self), "processes": len(self.processes)}
 
 
+@frozen
+class _LogPart:
+    """A part of a log. Of one that is compressed, or a pipe, the whole."""
+
+    path: Path
+    begin: int = 0
+    stop: int | None = None
+
+
 def summarize_logs(logs: Sequence[Path], query: RecordQuery, tally: LineTally) -> list[UserGpuTotals]:
-    """Sum up the wanted records of all logs, by DuckDB where it is installed and worth its import.
+    """Sum up the wanted records of all logs, long ones in as many processes as there are cores.
 
     Raises:
         OSError: A log cannot be read.
@@ -75,30 +99,216 @@ def summarize_logs(logs: Sequence[Path], query: RecordQuery, tally: LineTally) -
         return []
     query = replace(query, events=events)
     logs = [log for log in logs if is_worth_reading(log, query.since)]
-    is_large = sum(log.stat().st_size for log in logs) > _SMALL_LOGS_BYTES
-    make_groups = duckdb_engine.group_records if is_large and duckdb_engine.is_installed() else read_groups
-    return summarize_groups((group for log in logs for group in make_groups(log, query, tally)), query)
+    size = sum(log.stat().st_size for log in logs) // _count_cores() + 1
+    parts = [part for log in logs for part in _split_log(log, max(size, _SMALLEST_PART_BYTES))]
+    summarizer = _Summarizer(query)
+    for rows, part_tally in _map_in_processes(partial(_summarize_part, query, tally.origin), parts):
+        summarizer.add_rows(rows)
+        tally.add(part_tally)
+    return summarizer.list_rows()
 
 
-def summarize_groups(groups: Iterable[RecordGroup], query: RecordQuery = RecordQuery()) -> list[UserGpuTotals]:  # noqa: B008 - it is frozen
+def _count_cores() -> int:
+    return min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
+
+
+def _split_log(log: Path, size: int) -> list[_LogPart]:
+    if log.suffix in COMPRESSED or not log.is_file():
+        return [_LogPart(log)]
+    *begins, last = range(0, max(1, log.stat().st_size), size)
+    return [*(_LogPart(log, begin, begin + size) for begin in begins), _LogPart(log, last)]
+
+
+def _map_in_processes(
+    summarize: Callable[[_LogPart], tuple[list[UserGpuTotals], LineTally]], parts: Sequence[_LogPart]
+) -> Iterator[tuple[list[UserGpuTotals], LineTally]]:
+    """Yield what comes of each part. In this process where there is one part or core, or no way to share the work."""
+    count = min(len(parts), _count_cores())
+    pool = _make_pool(count) if count > 1 else None
+    if pool is None:
+        yield from map(summarize, parts)
+        return
+    with pool:
+        yield from pool.map(summarize, parts)
+
+
+def _make_pool(count: int) -> ProcessPoolExecutor | None:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    try:
+        # Ctrl-C ends the others without a word.
+        return ProcessPoolExecutor(count, get_context("fork"), signal, (SIGINT, SIG_DFL))
+    except (ImportError, OSError):  # a machine without semaphores, as some sandboxes are
+        return None
+
+
+def _summarize_part(query: RecordQuery, origin: LogOrigin, part: _LogPart) -> tuple[list[UserGpuTotals], LineTally]:
+    tally = LineTally(origin=origin)
+    summarizer = _Summarizer(query)
+    summarizer.add_lines(read_lines(part.path, query, tally, part.begin, part.stop), tally)
+    return summarizer.list_rows(), tally
+
+
+def summarize_records(records: Iterable[LoggedRecord], query: RecordQuery = RecordQuery()) -> list[UserGpuTotals]:  # noqa: B008 - it is frozen
     """Sum up records per user and GPU.
 
     Args:
-        groups: The records.
-        query: Which GPUs of a record with several count.
+        records: The records.
+        query: Which of them are wanted, and which GPUs of a record with several count.
 
     Returns:
         Totals sorted by user and GPU.
     """
-    rows: dict[tuple[str, str], UserGpuTotals] = {}
-    for group in groups:
-        if group.record["event"] in _USES:
-            for use in _list_uses(group.record, query):
-                key = (str(group.record.get("user")), use.gpu)
-                if key not in rows:
-                    rows[key] = UserGpuTotals(*key)
-                _add_use(rows[key], group, use)
-    return [rows[key] for key in sorted(rows)]
+    summarizer = _Summarizer(query)
+    for record in records:
+        summarizer.add(record)
+    return summarizer.list_rows()
+
+
+class _KnownRecord(NamedTuple):
+    """What records say that differ in nothing but time and process.
+
+    Attributes:
+        host: The process's.
+        rows: The totals they count in. None, if they are not wanted.
+        clamped: For how many clamps each of them counts.
+        failed: For how many failures.
+    """
+
+    host: str = ""
+    rows: Sequence[UserGpuTotals] = ()
+    clamped: int = 0
+    failed: int = 0
+
+
+class _Summarizer:
+    """Sums up records per user and GPU. What records say that differ only in time and process is worked out once."""
+
+    def __init__(self, query: RecordQuery) -> None:
+        self._query = query
+        # Its time differs from record to record.
+        self._timeless = replace(query, since="", until="")
+        self._fields = (*_SUMMARIZED, *_list_filtered(query))
+        self._rows: dict[tuple[str, str], UserGpuTotals] = {}
+        self._known: dict[object, _KnownRecord] = {}
+
+    def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> None:
+        """Count the records in the lines, and in the tally what is none."""
+        decode = _choose_decoder(self._fields)
+        fields = ("timestamp", "pid", *self._fields)
+        for line in lines:
+            try:
+                timestamp, pid, key = decode(line)
+                known = self._known.get(key) or self._learn(key, self._decode_fields(key))
+                self._count(known, timestamp, pid)
+            except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
+                record = parse_line(line, tally, fields)
+                if record is not None:
+                    self.add(record)
+
+    def _decode_fields(self, texts: Iterable[bytes]) -> LoggedRecord:
+        return {name: decode_json(text) for name, text in zip(self._fields, texts, strict=True) if text}
+
+    def add(self, record: LoggedRecord) -> None:
+        """Count a record."""
+        key = repr([record.get(name) for name in self._fields])
+        known = self._known.get(key)
+        self._count(self._learn(key, record) if known is None else known, record["timestamp"], str(record.get("pid")))
+
+    def _count(self, known: _KnownRecord, timestamp: str, pid: str) -> None:
+        if not known.rows or not self._query.is_in_time(timestamp):
+            return
+        for row in known.rows:
+            row.processes.add((known.host, pid))
+            row.clamped += known.clamped
+            row.failed += known.failed
+            row.last = max(row.last, timestamp)
+
+    def _learn(self, key: object, record: LoggedRecord) -> _KnownRecord:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        known = self._known[key] = self._work_out(record)
+        return known
+
+    def _work_out(self, record: LoggedRecord) -> _KnownRecord:
+        event = record.get("event")
+        if not isinstance(event, str):
+            raise ValueError("a record has the name of an event")  # noqa: TRY004 - what is read is no argument
+        if event not in _USES or not self._timeless.matches({**record, "timestamp": ""}):
+            return _KnownRecord()
+        rows = []
+        for use in _list_uses(record, self._query):
+            row = self._find_row(str(record.get("user")), use.gpu)
+            _widen_limits(row, use)
+            rows.append(row)
+        times = count_times(record)
+        return _KnownRecord(
+            str(record.get("host")), rows, times * (event == "policy_clamped"), times * (event == "policy_failed")
+        )
+
+    def _find_row(self, user: str, gpu: str) -> UserGpuTotals:
+        if (user, gpu) not in self._rows:
+            self._rows[user, gpu] = UserGpuTotals(user, gpu)
+        return self._rows[user, gpu]
+
+    def add_rows(self, rows: Iterable[UserGpuTotals]) -> None:
+        """Count what others summed up."""
+        for other in rows:
+            row = self._find_row(other.user, other.gpu)
+            row.processes |= other.processes
+            row.clamped += other.clamped
+            row.failed += other.failed
+            row.last = max(row.last, other.last)
+            _widen_limits(row, other)
+
+    def list_rows(self) -> list[UserGpuTotals]:
+        """Return the totals, sorted by user and GPU."""
+        return [self._rows[key] for key in sorted(self._rows)]
+
+
+def _list_filtered(query: RecordQuery) -> list[str]:
+    """Name the fields that the query's filters need. Others would make more records different."""
+    needed = {
+        "uid": bool(query.uids),
+        "status": bool(query.outcomes),
+        "project": query.project is not None,
+        "script": query.script is not None or query.project is not None,
+    }
+    return [name for name in needed if needed[name]]
+
+
+def _choose_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, str, tuple[bytes, ...]]]:
+    """Return what reads of a line its time, its process and the JSON of these fields, and raises where it is in doubt.
+
+    msgspec makes no values of what is not asked for: ten times as fast as `parse_line`. It takes nothing that is not
+    JSON, but for bytes that are no text, and numbers that are not finite.
+    """
+    try:
+        msgspec = import_dependency("msgspec")
+    except ImportError:  # an optional library: tfenv[audit]
+        return _refuse_line
+    shape = [("timestamp", str), *((name, msgspec.Raw, msgspec.Raw()) for name in ("pid", *fields))]
+    load = msgspec.json.Decoder(msgspec.defstruct("Line", shape, gc=False)).decode
+    get_fields = attrgetter(*fields)
+
+    def decode(line: bytes) -> tuple[str, str, tuple[bytes, ...]]:
+        if len(line) > MAX_RECORD_BYTES:
+            raise ValueError("it is longer than a record")
+        found = load(line)
+        if not line.isascii():
+            line.decode()
+        return found.timestamp, _format_pid(bytes(found.pid)), tuple(map(bytes, get_fields(found)))
+
+    return decode
+
+
+def _refuse_line(_: bytes) -> NoReturn:
+    raise ValueError("msgspec is not installed")
+
+
+def _format_pid(text: bytes) -> str:
+    return text.decode() if text.isdigit() and len(text) <= _LONGEST_PID else str(decode_json(text or b"null"))
 
 
 class _GpuUse(NamedTuple):
@@ -143,14 +353,7 @@ def _check_number(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _add_use(row: UserGpuTotals, group: RecordGroup, use: _GpuUse) -> None:
-    event, host = group.record["event"], str(group.record.get("host"))
-    row.processes.update((host, pid) for pid in group.pids)
-    repeats = group.record.get("repeats", 1)
-    times = group.times * (repeats if type(repeats) is int and 0 < repeats < _MOST_REPEATS else 1)
-    row.clamped += times * (event == "policy_clamped")
-    row.failed += times * (event == "policy_failed")
-    row.last = max(row.last, group.record["timestamp"])
+def _widen_limits(row: UserGpuTotals, use: _GpuUse | UserGpuTotals) -> None:
     row.asked_bytes = _take_larger(row.asked_bytes, use.asked_bytes)
     row.asked_fraction = _take_larger(row.asked_fraction, use.asked_fraction)
     row.given_bytes = _take_larger(row.given_bytes, use.given_bytes)

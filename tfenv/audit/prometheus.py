@@ -19,8 +19,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, get_gpu_id, list_logged_devices, select_records
-from tfenv.audit.rotation import find_log_files, find_refusal, is_damage, open_log
+from tfenv.audit.query import (
+    LineTally,
+    LoggedRecord,
+    RecordQuery,
+    count_times,
+    get_gpu_id,
+    list_logged_devices,
+    select_records,
+)
+from tfenv.audit.rotation import LogRefusedError, find_log_files, is_damage, open_log
 from tfenv.files import replace_file
 from tfenv.values import as_dict, frozen
 
@@ -93,7 +101,7 @@ class MetricTotals:
             user = _make_label(str(record.get("user")))
             gpus = [_make_label(get_gpu_id(device)) for device in list_logged_devices(record)] or [""]
             for labels in [(user, gpu) for gpu in gpus] if "gpu" in metric.labels else [(user,)]:
-                self._increase(metric, labels, 1)
+                self._increase(metric, labels, count_times(record))
         lost = record.get("lost")
         if isinstance(lost, int):
             self._increase(_LOST, (), lost)
@@ -197,17 +205,13 @@ def _read_file(path: Path) -> str:
 # ---- reading on
 
 
-def export_totals(target: Path, logs: Iterable[Path], tally: LineTally, *, named: bool = True) -> dict[Path, str]:
+def export_totals(target: Path, logs: Iterable[Path], tally: LineTally) -> None:
     """Add what is new in the logs, and in what was rotated away from them, to the totals in a file.
 
     Args:
         target: Written anew, readable for everybody.
         logs: Each is told from the others by its path.
-        tally: Counts the lines that are no records, of this time only.
-        named: The user named the logs, as `find_refusal` has it.
-
-    Returns:
-        The files that are left out, and why.
+        tally: Counts the lines that are no records, of this time only, and gets the files that are left out.
 
     Raises:
         ForeignFileError: The target was written by something else.
@@ -216,16 +220,12 @@ def export_totals(target: Path, logs: Iterable[Path], tally: LineTally, *, named
     text = _read_file(target)
     totals, before = _parse_totals(text), _parse_positions(text)
     after: dict[str, _Positions] = {}
-    unread: dict[Path, str] = {}
     for log in logs:
         known = before.get(str(log.absolute()), {})
-        files = find_log_files(log) or [log]
-        unread |= {file: why for file in files if (why := find_refusal(file, named=named)) is not None}
-        after[str(log.absolute())] = _read_on([file for file in files if file not in unread], known, totals, tally)
+        after[str(log.absolute())] = _read_on(find_log_files(log) or [log], known, totals, tally)
     totals.add_unreadable(tally.unreadable)
     # A log that is not named this time may be named the next time.
     replace_file(target, _format_file(totals, {**before, **after}), 0o644)
-    return unread
 
 
 def _parse_positions(text: str) -> dict[str, _Positions]:
@@ -248,6 +248,8 @@ def _read_on(files: Iterable[Path], known: _Positions, totals: MetricTotals, tal
             lines = _NewLineReader(path, places, tally)
             for record in select_records(lines, RecordQuery(), tally):
                 totals.add(record)
+            if path in tally.left_out:
+                continue
             head = lines.head
             places[head] = _ReadPosition(lines.position, status.st_size, status.st_mtime_ns)
         kept[head] = places[head]
@@ -273,13 +275,15 @@ class _NewLineReader:
         self._path, self._known, self._tally = path, known, tally
 
     def __iter__(self) -> Iterator[bytes]:
-        with open_log(self._path) as file:
-            try:
+        try:
+            with open_log(self._path, self._tally.origin) as file:
                 yield from self._read(file)
-            except Exception as error:
-                if not is_damage(self._path, error):
-                    raise
-                self._tally.unreadable += 1
+        except LogRefusedError as error:
+            self._tally.left_out[self._path] = str(error)
+        except Exception as error:
+            if not is_damage(self._path, error):
+                raise
+            self._tally.unreadable += 1
 
     def _read(self, file: IO[bytes]) -> Iterator[bytes]:
         first = _read_whole_line(file)

@@ -6,19 +6,18 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from io import BufferedReader
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn, cast
 
-from tfenv.audit.record import format_timestamp
-from tfenv.audit.rotation import COMPRESSED, is_damage, open_log
-from tfenv.dependencies import import_dependency
+from tfenv.audit.record import MAX_RECORD_BYTES, format_timestamp
+from tfenv.audit.rotation import COMPRESSED, LogOrigin, LogRefusedError, is_damage, open_log
 from tfenv.policy.units import parse_duration
 from tfenv.values import frozen
 
@@ -29,9 +28,11 @@ LoggedRecord = Mapping[str, Any]
 RECORD_BEGIN = b'{"timestamp":"'
 TIMESTAMP_BYTES = len("2026-11-05T09:31:07.123456Z")
 _TIMESTAMP = slice(len(RECORD_BEGIN), len(RECORD_BEGIN) + TIMESTAMP_BYTES)
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
 # Far above any record: a file of zeros, or of something else, is not collected into one line.
 _LONGEST_LINE_BYTES = 1 << 16
+# More repeats than this are no count of ours.
+_MOST_REPEATS = 1 << 40
 # A float holds no longer number.
 _MOST_DIGITS = 300
 # A file server's clock, which dates the last change of a log, may be behind the one that dates its records.
@@ -44,9 +45,18 @@ class LineTally:
 
     Attributes:
         unreadable: Lines, or damaged beginnings of lines, that are not records.
+        left_out: The logs that were not read, or not to their end, and why.
+        origin: Who named the logs.
     """
 
     unreadable: int = 0
+    left_out: dict[Path, str] = field(default_factory=dict)
+    origin: LogOrigin = field(default_factory=LogOrigin)
+
+    def add(self, other: LineTally) -> None:
+        """Add what was met elsewhere."""
+        self.unreadable += other.unreadable
+        self.left_out |= other.left_out
 
 
 @frozen
@@ -78,63 +88,48 @@ class RecordQuery:
     def matches(self, record: LoggedRecord) -> bool:
         """Tell whether the record is wanted."""
         return (
-            record["timestamp"] >= self.since
-            and (not self.until or record["timestamp"] < self.until)
-            and _is_wanted(record["event"], self.events)
-            and _is_wanted(record.get("user"), self.users)
-            and _is_wanted(record.get("uid"), self.uids)
-            and _is_wanted(record.get("status"), self.outcomes)
+            self.is_in_time(record["timestamp"])
+            and (not self.events or record["event"] in self.events)
+            and (not self.users or _is_wanted(record.get("user"), self.users))
+            and (not self.uids or _is_wanted(record.get("uid"), self.uids))
+            and (not self.outcomes or _is_wanted(record.get("status"), self.outcomes))
             and (not self.gpus or any(self.matches_gpu(device) for device in list_logged_devices(record)))
             and (self.project is None or _is_of_project(record, self.project))
             and (self.script is None or _is_script(record.get("script"), self.script))
         )
 
+    def is_in_time(self, timestamp: str) -> bool:
+        """Tell whether a record of that moment is wanted."""
+        return timestamp >= self.since and (not self.until or timestamp < self.until)
+
     def matches_gpu(self, device: Mapping[str, Any]) -> bool:
         """Tell whether an entry of a record's `devices` is among the GPUs that are wanted."""
         return not self.gpus or any(_is_gpu(device, wanted) for wanted in self.gpus)
 
-    def build_prefilter(self) -> tuple[tuple[bytes, ...], ...]:
-        """Return groups of byte strings. Each line that matches has at least one of every group.
+    def build_prefilter(self) -> tuple[bytes, ...]:
+        """Return byte strings, all of which a line has that matches, unless it spells something with a backslash.
 
-        To look for them is cheaper than to parse the line.
+        To look for one is cheaper than to parse the line. To look for one of several is not.
         """
-        groups: list[Iterable[str]] = [
-            [json.dumps(text) for text in wanted] for wanted in (self.events, self.users, self.outcomes) if wanted
-        ]
-        groups += [[str(uid) for uid in self.uids]] if self.uids else []
+        single = [next(iter(wanted)) for wanted in (self.events, self.users, self.outcomes) if len(wanted) == 1]
         # A text that JSON may spell in several ways cannot be looked for.
-        return tuple(
-            tuple(text.encode("ascii") for text in texts) for texts in groups if not any("\\" in text for text in texts)
-        )
-
-
-class RecordGroup(NamedTuple):
-    """Records of one log that differ in nothing that is asked for. A tuple, for there is one for each line.
-
-    Attributes:
-        record: One for all. Its `timestamp` is the newest of all.
-        times: How many there are.
-        pids: Of what processes, each once, as text.
-    """
-
-    record: LoggedRecord
-    times: int
-    pids: Sequence[str]
-
-
-def make_group(record: LoggedRecord) -> RecordGroup:
-    """Make a group of one record."""
-    return RecordGroup(record, 1, (str(record.get("pid")),))
+        return tuple(f'"{text}"'.encode("ascii") for text in single if json.dumps(text) == f'"{text}"')
 
 
 def _is_wanted(value: object, wanted: frozenset[Any]) -> bool:
-    return not wanted or (isinstance(value, (str, int)) and value in wanted)
+    return isinstance(value, (str, int)) and value in wanted
 
 
 def list_logged_devices(record: LoggedRecord) -> list[Mapping[str, Any]]:
     """Return the entries of `devices` that are what they should be."""
     devices = record.get("devices")
     return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
+
+
+def count_times(record: LoggedRecord) -> int:
+    """Return how often what the record says happened, since the last record of it."""
+    repeats = record.get("repeats")
+    return repeats if type(repeats) is int and 0 < repeats < _MOST_REPEATS else 1
 
 
 def get_gpu_id(device: Mapping[str, Any]) -> str:
@@ -195,44 +190,46 @@ def _parse_iso(text: str) -> datetime:
 
 def select_records(lines: Iterable[bytes], query: RecordQuery, tally: LineTally) -> Iterator[LoggedRecord]:
     """Yield the records among `lines` that the query wants."""
-    prefilter, since, until = query.build_prefilter(), query.since.encode("ascii"), query.until.encode("ascii") or b"~"
-    for line in lines:
-        # A whole record may stand behind a torn one.
-        is_ours = line.startswith(RECORD_BEGIN)
-        if is_ours and not since <= line[_TIMESTAMP] < until and line.find(RECORD_BEGIN, 1) < 0:
-            continue
-        if (is_ours or _looks_like_record(line)) and line.endswith(b"}") and not _has_all(line, prefilter):
-            continue
-        record = _parse_line(line, tally)
+    for line in _skip_unwanted_lines(lines, query):
+        record = parse_line(line, tally)
         if record is not None and query.matches(record):
             yield record
 
 
-def _has_all(line: bytes, prefilter: tuple[tuple[bytes, ...], ...]) -> bool:
-    """Return whether a line has a text of every group. In loops: generators take as long as parsing."""
-    for texts in prefilter:
-        for text in texts:
-            if text in line:
-                break
-        else:
-            return False
-    return True
+def _skip_unwanted_lines(lines: Iterable[bytes], query: RecordQuery) -> Iterable[bytes]:
+    """Leave out what cannot match, by a look at the bytes. In doubt a line stays."""
+    if query.since or query.until:
+        lines = _skip_out_of_time(lines, query.since.encode("ascii"), query.until.encode("ascii") or b"~")
+    for text in query.build_prefilter():
+        lines = _skip_without(lines, text)
+    return lines
 
 
-def _looks_like_record(line: bytes) -> bool:
-    """Return whether a line may be a record that a collector wrote anew, with blanks or in another order."""
-    return line.startswith(b"{") and b'"timestamp"' in line and b'"event"' in line
+def _skip_out_of_time(lines: Iterable[bytes], since: bytes, until: bytes) -> Iterator[bytes]:
+    for line in lines:
+        is_ours = line.startswith(RECORD_BEGIN)
+        # A whole record may stand behind a torn one.
+        if not is_ours or since <= line[_TIMESTAMP] < until or line.find(RECORD_BEGIN, 1) >= 0:
+            yield line
 
 
-def _parse_line(line: bytes, tally: LineTally) -> LoggedRecord | None:
-    """Return the record in the line. Behind a torn one, where a writer was killed, a whole one may follow."""
-    if not line or line.isspace():
-        return None
-    record = _parse_record(line)
-    if record is None:
+def _skip_without(lines: Iterable[bytes], text: bytes) -> Iterator[bytes]:
+    return (line for line in lines if text in line or b"\\" in line or not line.endswith(b"}"))
+
+
+def parse_line(line: bytes, tally: LineTally, fields: Collection[str] | None = None) -> LoggedRecord | None:
+    """Return the record in the line. Behind a torn one, where a writer was killed, a whole one may follow.
+
+    Args:
+        line: Without its newline.
+        tally: Counts a line that is no record, and no blank one.
+        fields: Only these are looked at: what is in the others does not matter, as long as it is JSON. None: all are.
+    """
+    record = _parse_record(line, fields)
+    if record is None and line and not line.isspace():
         tally.unreadable += 1
         start = line.rfind(RECORD_BEGIN)
-        record = _parse_record(line[start:]) if start > 0 else None
+        record = _parse_record(line[start:], fields) if start > 0 else None
     return record
 
 
@@ -254,76 +251,88 @@ def _parse_int(text: str) -> int:
     return int(text) if len(text) <= _MOST_DIGITS else _refuse_number(text)
 
 
+def _parse_any_int(text: str) -> int | float:
+    return int(text) if len(text) <= _MOST_DIGITS else float("inf")
+
+
 def _parse_float(text: str) -> float:
     value = float(text)
     return value if isfinite(value) else _refuse_number(text)
 
 
-def _load_fast_parser() -> Callable[[bytes], Any] | None:
-    """Return orjson's parser, which is of the extra `audit`. None: it is not installed."""
+def _decode_fields(text: bytes, fields: Collection[str]) -> Any:
+    """Return a record with these fields only, of which the numbers are finite. Those of others may be anything.
+
+    Raises:
+        ValueError: It is not JSON, or a number in these fields is not finite.
+        RecursionError: It is nested too deeply.
+    """
     try:
-        parse: Callable[[bytes], Any] = import_dependency("orjson").loads
-    except ImportError:
+        value = decode_json(text)
+    except ValueError:
+        if len(text) > MAX_RECORD_BYTES:
+            raise
+        value = json.loads(text, parse_constant=_refuse_number, parse_int=_parse_any_int)
+        if isinstance(value, dict):
+            json.dumps([value.get(name) for name in fields], allow_nan=False)
+    return {name: value[name] for name in fields if name in value} if isinstance(value, dict) else None
+
+
+def _parse_record(text: bytes, fields: Collection[str] | None = None) -> LoggedRecord | None:
+    if len(text) > _LONGEST_LINE_BYTES:
         return None
-    return parse
-
-
-_parse_fast = _load_fast_parser()
-
-
-def _parse_value(text: bytes) -> Any:
-    """Return a value of JSON, as `decode_json` does. What orjson takes is the same there; it refuses more."""
-    if _parse_fast is not None:
-        try:
-            value = _parse_fast(text)
-        except ValueError:
-            return decode_json(text)
-        # An integer of more than 64 bits is a float to it.
-        if not isinstance(value, dict) or (type(value.get("pid")) is not float and type(value.get("uid")) is not float):
-            return value
-    return decode_json(text)
-
-
-def _parse_record(text: bytes) -> LoggedRecord | None:
     try:
-        value = _parse_value(text)
+        value = decode_json(text) if fields is None else _decode_fields(text, fields)
     except (ValueError, RecursionError):
         return None
-    if not (
-        isinstance(value, dict) and isinstance(value.get("timestamp"), str) and isinstance(value.get("event"), str)
-    ):
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("timestamp", "event")):
         return None
-    return cast(LoggedRecord, value)
+    return cast("LoggedRecord", value)
 
 
-def _split_lines(file: BufferedReader, tally: LineTally) -> Iterator[bytes]:
-    """Yield lines without their newlines. What follows the last newline is a line too."""
-    rest = b""
+def _split_lines(file: BufferedReader, begin: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Yield lines without their newlines. What follows the last newline is a line too.
+
+    Args:
+        file: A log. It is read from its beginning, or else can be sought.
+        begin: Only lines that begin there or later, in bytes.
+        stop: Only lines that begin before. None: all.
+    """
+    place = max(0, begin - 1)  # the line that goes on there is of the part before
+    if begin:
+        file.seek(place)
+    rest, is_of_part_before = b"", begin > 0
     while chunk := file.read1(_CHUNK_BYTES):  # not read: what stands before a damage would be lost with it
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-        if len(rest) > _LONGEST_LINE_BYTES:
-            tally.unreadable += 1
-            rest = b""
-    if rest:
+        place += len(chunk)
+        data = rest + chunk
+        end = -1 if stop is None or place < stop else data.find(b"\n", max(0, stop - 1 - place + len(data)))
+        *lines, rest = (data if end < 0 else data[: end + 1]).split(b"\n")
+        yield from lines[is_of_part_before:]
+        is_of_part_before = is_of_part_before and not lines
+        if end >= 0:
+            return
+        rest = _cut_line(rest)
+    if rest and not is_of_part_before:
         yield rest
 
 
-def _split_lines_backwards(path: Path, end: int | None, tally: LineTally) -> Iterator[bytes]:
+def _cut_line(line: bytes) -> bytes:
+    """Return the line, of one that is far longer than any record only the end: a file of zeros is not collected."""
+    return line if len(line) <= 2 * _LONGEST_LINE_BYTES else b"\0" + line[-_LONGEST_LINE_BYTES:]
+
+
+def _split_lines_backwards(file: BufferedReader, end: int | None) -> Iterator[bytes]:
     """Yield lines of an uncompressed file, last first, from `end` bytes on: the newest 20 of a million come at once."""
-    with path.open("rb") as file:
-        position = file.seek(0, os.SEEK_END) if end is None else end
-        rest = b""
-        while position > 0:
-            step = min(_LONGEST_LINE_BYTES, position)
-            position -= step
-            file.seek(position)
-            rest, *lines = (file.read(step) + rest).split(b"\n")
-            yield from reversed(lines)
-            if len(rest) > 2 * _LONGEST_LINE_BYTES:
-                tally.unreadable += 1
-                rest = b""
-        yield rest
+    position = file.seek(0, os.SEEK_END) if end is None else end
+    rest = b""
+    while position > 0:
+        step = min(_CHUNK_BYTES, position)
+        position -= step
+        file.seek(position)
+        rest, *lines = (file.read(step) + rest).split(b"\n")
+        yield from reversed(lines)
+        rest = _cut_line(rest)
+    yield rest
 
 
 # ---- logs
@@ -337,17 +346,30 @@ def read_records(paths: Sequence[Path], query: RecordQuery, tally: LineTally) ->
     """
     for path in paths:
         if is_worth_reading(path, query.since):
-            with open_log(path) as file:
-                yield from select_records(_read_undamaged_lines(path, file, tally), query, tally)
+            yield from select_records(read_lines(path, query, tally), query, tally)
 
 
-def read_groups(log: Path, query: RecordQuery, tally: LineTally) -> Iterator[RecordGroup]:
-    """Yield each wanted record of a log as a group of its own.
+def read_lines(
+    path: Path, query: RecordQuery, tally: LineTally, begin: int = 0, stop: int | None = None
+) -> Iterator[bytes]:
+    """Yield the lines of a log, or of a part of it, but for some that the query does not want.
+
+    Args:
+        path: The log.
+        query: What is wanted.
+        tally: Counts what is damaged, and gets the log if it is refused.
+        begin: Only lines that begin there or later, in bytes. 0 for a log that is compressed or a pipe.
+        stop: Only lines that begin before. None: all.
 
     Raises:
         OSError: The log cannot be read.
     """
-    return map(make_group, read_records([log], query, tally))
+    try:
+        with open_log(path, tally.origin) as file:
+            lines = _read_undamaged_lines(path, _split_lines(file, begin, stop), tally)
+            yield from _skip_unwanted_lines(lines, query)
+    except LogRefusedError as error:
+        tally.left_out[path] = str(error)
 
 
 def is_worth_reading(path: Path, since: str) -> bool:
@@ -357,10 +379,10 @@ def is_worth_reading(path: Path, since: str) -> bool:
     return format_timestamp(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc) + _CLOCKS_DIFFER_BY) >= since
 
 
-def _read_undamaged_lines(path: Path, file: BufferedReader, tally: LineTally) -> Iterator[bytes]:
+def _read_undamaged_lines(path: Path, lines: Iterator[bytes], tally: LineTally) -> Iterator[bytes]:
     """Yield the lines up to where a compressed file is damaged."""
     try:
-        yield from _split_lines(file, tally)
+        yield from lines
     except Exception as error:
         if not is_damage(path, error):
             raise
@@ -399,5 +421,10 @@ def _read_newest_of(
     """Return the newest records of one log, oldest first."""
     if path.suffix in COMPRESSED or not path.is_file():  # a pipe, as from journalctl, has no end to begin at
         return list(deque(read_records([path], query, tally), maxlen=count))
-    newest = select_records(_split_lines_backwards(path, end, tally), query, tally)
-    return list(islice(newest, count))[::-1]
+    try:
+        with open_log(path, tally.origin) as file:
+            newest = select_records(_split_lines_backwards(file, end), query, tally)
+            return list(islice(newest, count))[::-1]
+    except LogRefusedError as error:
+        tally.left_out[path] = str(error)
+        return []

@@ -9,9 +9,14 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any
+
+from tfenv.values import frozen
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: What logrotate's compressors make, and the modules that read it, of which the first that is there is taken.
 #: (Python has zstd from 3.14 on; tfenv[audit] brings backports.zstd.)
@@ -29,6 +34,13 @@ _SIBLING = (
     + "|".join(re.escape(suffix) for suffix in COMPRESSED)
     + ")?"
 )
+
+# O_NONBLOCK: a planted FIFO does not hang us. O_NOFOLLOW: a planted link leads nowhere.
+_OPEN_UNTRUSTED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CHUNK_BYTES = 1 << 16
+# A log becomes a twentieth to a fiftieth by gzip. Whatever is above both is made to fill memory or take time.
+_MOST_EXPANDED_BYTES = 1 << 30
+_MOST_EXPANSION = 200
 
 
 def find_log_files(path: Path) -> list[Path]:
@@ -51,52 +63,118 @@ def find_all_log_files(paths: Iterable[Path]) -> list[Path]:
 # ---- compressed logs
 
 
-def can_open(path: Path) -> bool:
-    """Tell whether something here can decompress the file, by its suffix."""
-    return path.suffix not in COMPRESSED or _find_decompressor(path) is not None
+class LogRefusedError(Exception):
+    """A log is not one to read, or not to its end. Its text says why."""
 
 
-def find_refusal(path: Path, *, named: bool) -> str | None:
-    """Return why a log is left out. None: it is read.
+@frozen
+class LogOrigin:
+    """Who named the logs, and so what may stand at their paths.
 
-    Args:
-        path: The log, or what rotation made of it.
-        named: The user named it. Otherwise a policy did, and anybody may have put something else there.
+    Attributes:
+        is_trusted: The user named them: pipes and files of anybody are read. Otherwise a policy did, and anybody may
+            have put something else there.
+        name: As a policy names the log. A number in the place of its `<uid>` is the only user, beside root, whose
+            file is read.
+        uid: That user, where the name does not tell.
     """
-    if not named and (problem := _find_planted(path)) is not None:
-        return problem
-    return None if can_open(path) else "nothing here can decompress it; `pip install 'tfenv[audit]'` can"
+
+    is_trusted: bool = True
+    name: str = ""
+    uid: int | None = None
+
+    def find_owner(self, path: Path) -> int | None:
+        """Return the user whose log this is, or was before rotation. None: nothing says."""
+        if self.uid is not None or "<uid>" not in self.name:
+            return self.uid
+        found = re.search(self._make_pattern(), str(path))
+        return int(found[1]) if found else None
+
+    def is_whole(self, path: Path) -> bool:
+        """Return whether a path is the name with a user's number in it, and nothing that rotation added."""
+        return re.fullmatch(self._make_pattern(), str(path)) is not None
+
+    def _make_pattern(self) -> str:
+        before, *behind = map(re.escape, self.name.removeprefix("~").split("<uid>"))
+        return rf"{before}(\d+)" + r"\1".join(behind)
 
 
-def _find_planted(path: Path) -> str | None:
-    try:
-        status = path.stat(follow_symlinks=False)
-    except OSError:
-        return None  # whoever opens it says so
-    if not stat.S_ISREG(status.st_mode):
-        return "it is not a regular file"
-    uid = path.name.partition(".")[0]
-    if uid.isdecimal() and status.st_uid not in (0, int(uid)):
-        return f"it belongs to uid {status.st_uid}, not to uid {uid}"
-    return None
-
-
-def open_log(path: Path) -> BufferedReader:
+def open_log(path: Path, origin: LogOrigin = LogOrigin()) -> BufferedReader:  # noqa: B008 - it is frozen
     """Open a log for reading its bytes, decompressed by what the suffix says.
 
+    What stands at the path is looked at once it is open: nobody can put something else there in between.
+
     Raises:
-        OSError: It cannot be opened, or nothing here can decompress it.
+        LogRefusedError: It is something else, somebody else's, or nothing here can decompress it. Reading raises it,
+            too, where a compressed log expands without end.
+        OSError: It cannot be opened.
     """
-    if path.suffix not in COMPRESSED:
-        return path.open("rb")
-    module = _find_decompressor(path)
-    if module is None:
-        raise OSError(errno.ENOTSUP, "nothing here can decompress it; `pip install 'tfenv[audit]'` can", str(path))
-    return cast("BufferedReader", module.open(path, "rb"))
+    module = _find_decompressor(path) if path.suffix in COMPRESSED else None
+    if path.suffix in COMPRESSED and module is None:
+        raise LogRefusedError("nothing here can decompress it; `pip install 'tfenv[audit]'` can")
+    file = path.open("rb") if origin.is_trusted else _open_untrusted(path, origin.find_owner(path))
+    return file if module is None else BufferedReader(_BoundedReader(module.open(file, "rb"), file), _CHUNK_BYTES)
+
+
+def _open_untrusted(path: Path, owner: int | None) -> BufferedReader:
+    try:
+        descriptor = os.open(path, _OPEN_UNTRUSTED)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a socket, a directory
+            raise LogRefusedError("it is not a regular file") from None
+        raise
+    try:
+        _require_log_of(os.fstat(descriptor), owner)
+    except LogRefusedError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _require_log_of(status: os.stat_result, owner: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise LogRefusedError("it is not a regular file")
+    if owner is not None and status.st_uid not in (0, owner):
+        raise LogRefusedError(f"it belongs to uid {status.st_uid}, not to uid {owner}")
+
+
+class _BoundedReader(RawIOBase):
+    """Reads a compressed log, and stops where no log would have become so large."""
+
+    def __init__(self, unpacked: IO[bytes], packed: IO[bytes]) -> None:
+        self._unpacked, self._packed = unpacked, packed
+        self._left = max(_MOST_EXPANDED_BYTES, _MOST_EXPANSION * os.fstat(packed.fileno()).st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        data = self._unpacked.read(min(len(memoryview(buffer)), _CHUNK_BYTES))
+        self._left -= len(data)
+        if self._left < 0:
+            raise LogRefusedError("it expands to more than any log would, and is not read to its end")
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._unpacked.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._unpacked.tell()
+
+    def close(self) -> None:
+        self._unpacked.close()
+        self._packed.close()
+        super().close()
 
 
 def is_damage(path: Path, error: Exception) -> bool:
     """Tell whether an error is of a compressed file that was cut off or changed. Each compression has its own."""
+    if isinstance(error, LogRefusedError):
+        return False
     return path.suffix in COMPRESSED and not (isinstance(error, OSError) and error.errno)
 
 
@@ -116,11 +194,19 @@ class LogTail:
     Attributes:
         path: The log.
         position: Where reading goes on, in bytes.
+        refusal: Why what stands at the path now is not read. "" where it is read, or nothing is there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, origin: LogOrigin = LogOrigin()) -> None:  # noqa: B008 - it is frozen
+        """
+        Args:
+            path: The log. What rotation made of it is not followed.
+            origin: Who named it.
+        """
         self.path = path
         self.position = 0
+        self.refusal = ""
+        self._origin = origin
         self._rest = b""
         self._file: IO[bytes] | None = None
         self._was_replaced = False
@@ -146,10 +232,12 @@ class LogTail:
 
     def _open_again(self, whence: int = os.SEEK_SET) -> None:
         self.close()
-        self.position, self._rest, self._was_replaced = 0, b"", False
+        self.position, self._rest, self._was_replaced, self.refusal = 0, b"", False, ""
         try:
-            self._file = self.path.open("rb")
+            self._file = open_log(self.path, self._origin)
             self.position = self._file.seek(0, whence)
+        except LogRefusedError as error:
+            self.refusal = str(error)
         except OSError:
             self.close()
 

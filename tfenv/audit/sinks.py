@@ -14,6 +14,7 @@ import errno
 import gc
 import os
 import stat
+import time
 
 from tfenv.audit.record import encode_record
 from tfenv.audit.stderr_line import print_once, print_to_stderr
@@ -45,6 +46,9 @@ _SYSLOG_SEVERITY = {"error": 3, "warning": 4, "info": 6}
 # How every record begins: `encode_record` sees to it.
 _LOG_BEGIN = b'{"timestamp"'
 
+# A rotation takes less than the product between its renaming and its creating.
+_MOST_ATTEMPTS = 8
+_ROTATION_SECONDS = 0.002
 # So many half-grown lines in a row are a torn one.
 _MOST_WRITERS = 32
 # O_NOFOLLOW: a planted symlink is refused. O_NONBLOCK: a planted FIFO does not hang us.
@@ -92,6 +96,20 @@ def expand_path(path: str, home: str | None, uid: int) -> str:
     return expanded
 
 
+def find_open_folder(path: str) -> str | None:
+    """Return the folder in which everybody can create a log that an administrator named. None: nobody else can.
+
+    Args:
+        path: As configured. What has `<uid>` in its name and does not exist yet can be created by anybody first.
+    """
+    folder = os.path.dirname(path.partition("<uid>")[0])
+    try:
+        mode = os.stat(folder).st_mode
+    except (OSError, ValueError):
+        return None
+    return folder if path.startswith("/") and mode & stat.S_IWOTH else None
+
+
 def append_line(path: str, line: bytes, uid: int) -> None:
     """Append one line with one write(2).
 
@@ -116,8 +134,8 @@ def append_line(path: str, line: bytes, uid: int) -> None:
 
 
 def _open_for_append(path: str, uid: int) -> int:
-    for _ in range(8):  # a rotation may take the file away between any two of these steps
-        descriptor = _open_or_create(path, uid)
+    for attempt in range(_MOST_ATTEMPTS):  # a rotation may take the file away between any two of these steps
+        descriptor = _open_or_create(path, uid, is_last=attempt == _MOST_ATTEMPTS - 1)
         if descriptor is None:
             continue
         try:
@@ -130,8 +148,10 @@ def _open_for_append(path: str, uid: int) -> int:
     raise OSError(errno.EAGAIN, "the log is being replaced all the time")
 
 
-def _open_or_create(path: str, uid: int) -> int | None:
-    """Return a descriptor. None when somebody else created or removed the file just now.
+def _open_or_create(path: str, uid: int, *, is_last: bool) -> int | None:
+    """Return a descriptor. None when somebody else created or removed the file just now, or will in a moment.
+
+    In a directory where only root creates files, a rotation renames the old one and then makes the new one.
 
     Opened before it is created: O_CREAT on a file of another owner in a sticky directory (/var/log/tfgpu)
     is refused by the kernel (fs.protected_regular) even to root.
@@ -145,6 +165,11 @@ def _open_or_create(path: str, uid: int) -> int | None:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
     except FileExistsError:
+        return None
+    except PermissionError:
+        if is_last:
+            raise
+        time.sleep(_ROTATION_SECONDS)
         return None
 
 

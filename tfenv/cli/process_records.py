@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, read_newest
 from tfenv.audit.record import format_timestamp
-from tfenv.audit.rotation import find_log_files
+from tfenv.audit.rotation import LogOrigin, find_log_files
 from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.devices.usage import GpuProcess
 from tfenv.identity import find_home
@@ -65,9 +65,12 @@ def _read_records_of_user(uid: int, processes: list[GpuProcess], sinks: AuditSin
         events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts) - _CLOCK_STEP) if starts else ""
     )
     try:
-        found = read_newest(logs, query, LineTally(), _MOST_RECORDS)
+        # What stands at a path may have been changed since it was looked at.
+        tally = LineTally(origin=LogOrigin(is_trusted=False, uid=uid))
+        found = read_newest(logs, query, tally, _MOST_RECORDS)
     except OSError:
         return UserRecords(readable=False)
+    readable = readable and not tally.left_out
     return UserRecords({process.pid: _select_records(process, found) for process in processes}, readable)
 
 

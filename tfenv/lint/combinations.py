@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from tfenv.config.schema import list_device_rules
 from tfenv.errors import Finding
 from tfenv.identity import find_subject
+from tfenv.lint.logs import advise_on_logs
 from tfenv.lint.reach import KeyPositions, LintRemark, advise_on_reach
 from tfenv.policy.merge import combine, merge_groups, select_tables
 from tfenv.policy.model import (
@@ -88,6 +89,7 @@ def _check_layer(
     if name == "machine":
         machine_documents = [document for document in documents if document.source.layer == "machine"]
         yield from advise_on_reach(own, whole, machine_documents, positions)
+        yield from advise_on_logs(parts)
     for view in (*_list_views(whole), *(_TableView(tables, tables) for _, others in split for tables in others)):
         yield from _check_view(view, cards, positions)
 

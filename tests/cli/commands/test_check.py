@@ -5,13 +5,16 @@ from __future__ import annotations
 import grp
 import json
 import os
+import re
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Tfgpu
-from tests.shared_machine import ALICE, SharedMachine
+from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
 from tfenv.simulate.environment import build_environment, parse_gpus
 
 DAEMON = grp.getgrnam("daemon").gr_gid
@@ -299,3 +302,56 @@ def test_folders_that_may_not_be_listed(server: SharedMachine) -> None:
     result = server.tfgpu("check", "/etc/tfgpu", user=ALICE)
     assert result.returncode == 1
     assert "/etc/tfgpu/users: may not be listed" in result.stdout
+
+
+LOG_FOLDER = "/var/log/tfgpu"
+APPEND = "import os; from tfenv.audit.sinks import FileSink\n"
+APPEND += "FileSink('/var/log/tfgpu/<uid>.jsonl', None, os.geteuid()).write(b'{\"timestamp\":1}\\n', 'info')"
+ADMINISTRATORS_PAGE = Path(__file__).parents[3] / "docs" / "administrators.md"
+
+
+def test_a_log_directory_in_which_nobody_can_create_anothers_log(shared_machine: SharedMachine) -> None:
+    """Root is told of one that everybody can write in. After the page's commands nobody can, and users write theirs."""
+    shared_machine.clear()
+    shared_machine.policy({"tfgpu.toml": '[audit]\nfile = "/var/log/tfgpu/<uid>.jsonl"\n'})
+    folder = shared_machine.path(LOG_FOLDER)
+    for left in folder.iterdir():
+        left.unlink()
+    told = shared_machine.tfgpu("check", "/etc/tfgpu")
+    assert (told.returncode, "everybody can write in /var/log/tfgpu" in told.stdout) == (1, True), told.stdout
+    assert "everybody can write in /var/log/tfgpu" in shared_machine.tfgpu("doctor").stdout
+    assert shared_machine.tfgpu("check", user=ALICE).returncode == 0
+    shutil.rmtree(folder)
+    try:
+        page = ADMINISTRATORS_PAGE.read_text(encoding="utf-8")
+        (block,) = re.findall(r"```bash\n(sudo mkdir -m 755 /var/log/tfgpu\n.*?)```", page, re.DOTALL)
+        script = block.replace("sudo ", "")
+        for _ in range(2):  # again, for new users: what is there stays
+            done = shared_machine.run(ROOT, "sh", "-c", script)
+            assert shared_machine.python(ALICE, APPEND).stderr == ""
+        assert "File exists" in done.stderr
+        assert shared_machine.tfgpu("check", "/etc/tfgpu").returncode == 0
+        log, theirs = folder / f"{ALICE.uid}.jsonl", f"{LOG_FOLDER}/{BOB.uid}.jsonl"
+        assert (log.stat().st_uid, log.stat().st_mode & 0o777, log.read_text().count("\n")) == (ALICE.uid, 0o600, 2)
+        for act in (["touch", f"{LOG_FOLDER}/4711.jsonl"], ["rm", "-f", theirs], ["cat", theirs]):
+            assert shared_machine.run(ALICE, *act).returncode != 0
+        assert shared_machine.path(theirs).stat().st_uid == BOB.uid
+        _rotate_while_alice_writes(shared_machine, log)
+    finally:
+        shutil.rmtree(folder)
+        shared_machine.folder(LOG_FOLDER, mode=0o1733)
+
+
+def _rotate_while_alice_writes(machine: SharedMachine, log: Path) -> None:
+    """Rename the log, and create the new one once she waits for it, as logrotate's `create` does."""
+    log.rename(f"{log}.1")
+    gate = log.with_name("gate")
+    os.mkfifo(gate)
+    waiting = f"import tfenv.audit.sinks as sinks\nsinks.time.sleep = lambda _: open('{LOG_FOLDER}/gate').read()\n"
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(machine.python, ALICE, waiting + APPEND)
+        with gate.open("w"):
+            log.touch(0o600)
+            os.chown(log, ALICE.uid, ALICE.uid)
+        assert written.result().stderr == ""
+    assert log.read_text().count("\n") == 1

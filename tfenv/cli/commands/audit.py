@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from tfenv.audit.query import (
     read_records,
     select_records,
 )
-from tfenv.audit.rotation import LogTail, find_all_log_files, find_refusal
+from tfenv.audit.rotation import LogOrigin, LogTail, find_all_log_files
 from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
 from tfenv.cli.tables import print_table
@@ -185,8 +186,7 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
     Raises:
         OSError: A log cannot be read.
     """
-    tally = LineTally()
-    logs, code = _select_readable(_find_logs(files), named=files is not None)
+    logs, tally = _find_logs(files)
     if is_json:
         records = read_records(logs, query, tally) if count is None else read_newest(logs, query, tally, count)
         for record in records:
@@ -194,7 +194,7 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
     else:
         newest = read_newest(logs, query, tally, _DEFAULT_COUNT if count is None else count)
         print_table(_RECORD_COLUMNS, [_format_record(record) for record in newest])
-    return max(code, _report_unreadable_lines(tally))
+    return _report_unreadable(tally)
 
 
 def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> NoReturn:
@@ -203,18 +203,22 @@ def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int 
     Raises:
         OSError: A log cannot be read.
     """
-    tally = LineTally()
-    logs = _find_named_logs(files)
-    named = files is not None
-    existing, _ = _select_readable([log for log in find_all_log_files(logs) if log.exists()], named=named)
-    tails = [LogTail(path) for path in logs if find_refusal(path, named=named) is None]
+    logs, origin = _find_named_logs(files)
+    tally = LineTally(origin=origin)
+    existing = [log for log in find_all_log_files(logs) if log.exists()]
+    tails = [LogTail(path, origin) for path in logs]
     ends = {tail.path: tail.position for tail in tails}
     _print_stream(
         read_newest(existing, query, tally, _DEFAULT_COUNT if count is None else count, ends), is_json=is_json
     )
+    reported: set[tuple[Path, str]] = set()
     while True:
         for tail in tails:
             _print_stream(select_records(tail.poll(), query, tally), is_json=is_json)
+        refused = {(tail.path, tail.refusal) for tail in tails if tail.refusal}
+        for log, why in sorted((refused | set(tally.left_out.items())) - reported):
+            _report_unreadable_log(log, why)
+            reported.add((log, why))
         time.sleep(_POLL_SECONDS)
 
 
@@ -226,15 +230,14 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, is_json: 
     Raises:
         OSError: A log cannot be read.
     """
-    tally = LineTally()
-    logs, code = _select_readable(_find_logs(files), named=files is not None)
+    logs, tally = _find_logs(files)
     rows = summarize_logs(logs, query, tally)
     if is_json:
         for row in rows:
             print_json_line(row.as_dict())
     else:
         print_table(_SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows])
-    return max(code, _report_unreadable_lines(tally))
+    return _report_unreadable(tally)
 
 
 def export_figures(target: Path, files: Sequence[Path] | None) -> int:
@@ -253,34 +256,34 @@ def export_figures(target: Path, files: Sequence[Path] | None) -> int:
     """
     from tfenv.audit.prometheus import ForeignFileError, export_totals
 
-    tally = LineTally()
+    logs, origin = _find_named_logs(files)
+    tally = LineTally(origin=origin)
     try:
-        unread = export_totals(target, _find_named_logs(files), tally, named=files is not None)
+        export_totals(target, logs, tally)
     except ForeignFileError as error:
         print_message("audit", f"{target}: {error}")
         return USAGE
-    for log, why in unread.items():
-        _report_unreadable_log(log, why)
-    return max(FINDINGS if unread else OK, _report_unreadable_lines(tally))
+    return _report_unreadable(tally)
 
 
 # ---- which logs
 
 
-def _find_logs(files: Sequence[Path] | None) -> list[Path]:
-    """Return the logs with what was rotated away from them."""
-    logs = find_all_log_files(_find_named_logs(files))
+def _find_logs(files: Sequence[Path] | None) -> tuple[list[Path], LineTally]:
+    """Return the logs with what was rotated away from them, and what counts their lines."""
+    named, origin = _find_named_logs(files)
+    logs, tally = find_all_log_files(named), LineTally(origin=origin)
     if files is not None or any(log.exists() for log in logs):
-        return logs
+        return logs, tally
     print_message("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
-    return []
+    return [], tally
 
 
-def _find_named_logs(files: Sequence[Path] | None) -> Sequence[Path]:
-    return _find_own_logs() if files is None else files
+def _find_named_logs(files: Sequence[Path] | None) -> tuple[Sequence[Path], LogOrigin]:
+    return _find_own_logs() if files is None else (files, LogOrigin())
 
 
-def _find_own_logs() -> list[Path]:
+def _find_own_logs() -> tuple[Sequence[Path], LogOrigin]:
     """Return the log that the policy in force here names, or the caller's own.
 
     Every record is in every log of a policy: the first one that exists is enough.
@@ -288,17 +291,20 @@ def _find_own_logs() -> list[Path]:
     from tfenv.pipeline import current_start, load
 
     loaded = load(current_start())
-    candidates = [_expand_log(name, loaded.start) for name in list_log_names(loaded.policy.audit)]
-    existing = [logs for logs in candidates if any(log.exists() for log in find_all_log_files(logs))]
-    return [*existing, *candidates, []][0]
+    candidates = [
+        (_expand_log(name, loaded.start), LogOrigin(is_trusted=False, name=name))
+        for name in list_log_names(loaded.policy.audit)
+    ]
+    existing = [logs for logs in candidates if any(log.exists() for log in find_all_log_files(logs[0]))]
+    return [*existing, *candidates, ([], LogOrigin())][0]
 
 
 def _expand_log(name: str, start: Start) -> list[Path]:
     """Return the log's path. For root those of all users if each has one of their own."""
-    if start.uid == 0 and "<uid>" in name:
-        folder, _, pattern = name.rpartition("/")
-        found = sorted(Path(folder).glob(pattern.replace("<uid>", "*")))
-        logs = [log for log in found if _is_log_of_user(log, pattern)]
+    if start.uid == 0 and "<uid>" in name and name.startswith("/"):
+        origin = LogOrigin(name=name)
+        found = sorted(Path("/").glob(escape(name[1:]).replace("<uid>", "*")))
+        logs = [log for log in found if origin.is_whole(log)]
         if logs:
             return logs
     try:
@@ -307,34 +313,19 @@ def _expand_log(name: str, start: Start) -> list[Path]:
         return []
 
 
-def _is_log_of_user(log: Path, pattern: str) -> bool:
-    before, _, after = pattern.partition("<uid>")
-    return log.name.removeprefix(before).removesuffix(after).isdecimal()
-
-
-def _select_readable(logs: Sequence[Path], *, named: bool) -> tuple[list[Path], int]:
-    """Return the logs that are read, and the exit code: 1 if some are left out. These are reported.
-
-    Args:
-        logs: What there is.
-        named: The user named them.
-    """
-    unread = {log: why for log in logs if (why := find_refusal(log, named=named)) is not None}
-    for log, why in unread.items():
-        _report_unreadable_log(log, why)
-    return [log for log in logs if log not in unread], FINDINGS if unread else OK
-
-
 def _report_unreadable_log(log: Path, why: str) -> None:
     print_message("audit", f"{log} is left out: {why}")
 
 
-def _report_unreadable_lines(tally: LineTally) -> int:
-    if not tally.unreadable:
-        return OK
+def _report_unreadable(tally: LineTally) -> int:
+    """Say what could not be read, and return the exit code."""
+    for log, why in tally.left_out.items():
+        _report_unreadable_log(log, why)
     count = tally.unreadable
-    print_message("audit", "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records")
-    return FINDINGS
+    if count:
+        text = "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records"
+        print_message("audit", text)
+    return FINDINGS if count or tally.left_out else OK
 
 
 # ---- output

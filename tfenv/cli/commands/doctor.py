@@ -149,7 +149,7 @@ def _share_busy_gpus(plan: Plan) -> dict[str, str]:
 
 def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
     """Yield a row for each log of this user, after writing nothing to it in the way a record is written."""
-    from tfenv.audit.sinks import FileSink
+    from tfenv.audit.sinks import FileSink, find_open_folder
     from tfenv.identity import find_home
 
     uid = os.geteuid()
@@ -163,6 +163,10 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
             )
         else:
             yield DoctorRow("audit log", "ok", shorten_path(path))
+        folder = find_open_folder(path) if "<uid>" in path and uid == 0 else None
+        if folder is not None:
+            text = f"everybody can write in {folder}, and so create the log of a user who has none yet"
+            yield DoctorRow("audit log", "note", text, "create the users' logs: see docs/administrators.md")
 
 
 def _diagnose_leases() -> Iterator[DoctorRow]:
