@@ -21,7 +21,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Variables that would change what a child process does; a test sets those it is about.
-_DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CONFIG_HOME")
+_DISTURBING = (
+    "TFGPU_",
+    "TF_",
+    "CUDA_",
+    "SLURM_",
+    "RAY_",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+)
 
 
 class SimulatedGpus(Protocol):

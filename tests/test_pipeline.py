@@ -177,6 +177,24 @@ def test_the_start_is_read_from_what_was_remembered() -> None:
     assert pipeline.make_start({"cwd": None, "XDG_CONFIG_HOME": "relative"}).config_home != "relative"
 
 
+@pytest.mark.parametrize(
+    ("remembered", "log"),
+    [
+        ({"XDG_STATE_HOME": "/srv/state/"}, "/srv/state/tfgpu/audit.jsonl"),
+        ({"XDG_STATE_HOME": "state"}, "~/.local/state/tfgpu/audit.jsonl"),
+        ({"XDG_STATE_HOME": ""}, "~/.local/state/tfgpu/audit.jsonl"),
+        ({"XDG_STATE_HOME": "/srv/state", "SUDO_UID": "1000"}, "~/.local/state/tfgpu/audit.jsonl"),
+        ({}, "~/.local/state/tfgpu/audit.jsonl"),
+    ],
+)
+def test_the_default_log_is_in_the_users_state_directory(
+    machine: Machine, remembered: dict[str, str | None], log: str
+) -> None:
+    """XDG_STATE_HOME names it, if it is absolute and the process is the user's own."""
+    start = pipeline.make_start({"cwd": str(machine.project), **remembered})
+    assert pipeline.load(start).policy.audit.default_log == log
+
+
 def test_a_hostile_project_file_widens_nothing(machine: Machine) -> None:
     """Whatever a cloned repository says, devices, memory, growth, on_error and the log stay the administrator's."""
     machine.write("etc/tfgpu.toml", STRICT)

@@ -36,7 +36,7 @@ from tfenv.policy.visibility import needs_inventory
 from tfenv.values import field, frozen, replace
 
 #: Variables that count as they were when the process started.
-_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "SUDO_UID")
+_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "SUDO_UID")
 
 
 @frozen
@@ -126,6 +126,8 @@ def make_start(remembered: Mapping[str, str | None], *, at_import: bool = False)
     config_home = remembered.get("XDG_CONFIG_HOME") or ""
     if not config_home.startswith("/"):
         config_home = f"{home}/.config" if home else ""
+    elevated = remembered.get("SUDO_UID") is not None or os.getuid() != uid
+    state_home = remembered.get("XDG_STATE_HOME") or ""
     return Start(
         cwd=remembered.get("cwd"),
         uid=uid,
@@ -135,7 +137,9 @@ def make_start(remembered: Mapping[str, str | None], *, at_import: bool = False)
         home=home,
         config_home=config_home or None,
         disable=remembered.get("TFGPU_DISABLE") or None,
-        elevated=remembered.get("SUDO_UID") is not None or os.getuid() != uid,
+        # As for the specification, a relative one is none.
+        state_home=state_home if state_home.startswith("/") and not elevated else None,
+        elevated=elevated,
         isolated=is_isolated(),
     )
 
@@ -198,9 +202,15 @@ def load(
         subject=subject,
         documents=(*machine.documents, *others.documents),
         layers=layers,
-        policy=merge(layers, subject),
+        policy=_place_default_log(merge(layers, subject), start),
         findings=(*missing, *machine.findings, *planted, *others.findings),
     )
+
+
+def _place_default_log(policy: EffectivePolicy, start: Start) -> EffectivePolicy:
+    if start.state_home is None:
+        return policy
+    return replace(policy, audit=replace(policy.audit, default_log=f"{start.state_home.rstrip('/')}/tfgpu/audit.jsonl"))
 
 
 def _read_others(sources: Iterable[Source], trust: Trust, *, allow_project: bool) -> ReadLayers:

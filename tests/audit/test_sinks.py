@@ -24,7 +24,6 @@ from tfenv.audit.record import AuditRecord, RecordContext, encode_record, make_d
 from tfenv.audit.rotation import find_log_files
 from tfenv.audit.sinks import (
     COMPLAINED_VARIABLE,
-    DEFAULT_LOG,
     AuditLog,
     RefusedLogError,
     SyslogSink,
@@ -34,6 +33,7 @@ from tfenv.audit.sinks import (
 )
 from tfenv.policy.model import AuditSinks
 
+DEFAULT_LOG = AuditSinks().default_log
 CheckLine = Callable[[bytes], dict[str, Any]]
 RunProgram = Callable[..., "subprocess.CompletedProcess[str]"]
 LINE = b'{"timestamp":"x"}\n'
@@ -137,6 +137,16 @@ def test_the_logs_are_named_in_order_and_once() -> None:
     assert list_log_names(AuditSinks(files=("/u", "/m"), required_files=("/m",))) == ("/m", "/u", DEFAULT_LOG)
     assert list_log_names(AuditSinks(files=("/u", DEFAULT_LOG))) == ("/u", DEFAULT_LOG)
     assert list_log_names(AuditSinks(default_file=False)) == ()
+
+
+def test_the_default_log_is_made_where_the_state_directory_is(tmp_path: Path, applied: AuditRecord) -> None:
+    """In $XDG_STATE_HOME its folder is made, private, also for a user without a home. Another folder is not."""
+    default = tmp_path / "state" / "tfgpu" / "audit.jsonl"
+    log = AuditLog(AuditSinks("none", (f"{tmp_path}/other/log.jsonl",), default_log=str(default)), None, UID)
+    log.emit(applied)
+    assert default.read_bytes().count(b"\n") == 1
+    assert default.parent.stat().st_mode & 0o777 == 0o700
+    assert [finding.path for finding in log.findings] == [f"{tmp_path}/other/log.jsonl"]
 
 
 @pytest.mark.parametrize("home", [None, "nonexistent"])

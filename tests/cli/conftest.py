@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 TFGPU = [sys.executable, "-m", "tfenv"]
 _DISTURBING = (
     "TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "KERAS_", "LD_LIBRARY_PATH", "NO_COLOR", "XDG_CONFIG_HOME",
-    "PYTHONUNBUFFERED",
+    "XDG_STATE_HOME", "PYTHONUNBUFFERED",
 )  # fmt: skip
 
 

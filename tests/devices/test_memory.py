@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tfenv.devices.memory import read_memory
+from tfenv.devices.nvml import NvmlUnavailableError, open_nvml
 from tfenv.policy.model import MemoryUse
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ FIRST, SECOND = (f"GPU-a{number}fa4e00-0000-4000-8000-00000000000{number}" for n
 PROGRAM = """
 import json, sys
 from tfenv.devices.memory import read_memory
+from tfenv.devices.nvml import NvmlUnavailableError, open_nvml
 print(json.dumps({uuid: [held.used, held.by_pid] for uuid, held in read_memory(sys.argv[1:]).items()}))
 """
 MIB = 1 << 20
@@ -138,3 +140,22 @@ def test_a_container_is_known_by_its_numbers_of_processes() -> None:
 def test_without_a_driver(busy: dict[str, str]) -> None:
     """Nothing is known, and nothing is raised."""
     assert ask(busy, FIRST, init_error=NOT_LOADED) == {}
+
+
+def test_a_driver_that_goes_away_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nvmlShutdown says comes out of no context manager, neither in the place of an error nor without one."""
+    calls: list[str] = []
+
+    def refuse() -> None:
+        calls.append("shutdown")
+        raise pynvml.NVMLError_DriverNotLoaded
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", refuse)
+    with open_nvml():
+        pass
+    with pytest.raises(KeyError), open_nvml():
+        raise KeyError
+    with pytest.raises(NvmlUnavailableError, match="NVML"), open_nvml():
+        raise pynvml.NVMLError_GpuIsLost
+    assert calls == ["shutdown"] * 3

@@ -35,7 +35,17 @@ MIB = 1 << 20
 GROWING = ("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 #: Variables that would change what a child process does; a World sets those it is about.
-_DISTURBING = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "RAY_", "PYTHONPATH", "LD_LIBRARY_PATH", "XDG_CONFIG_HOME")
+_DISTURBING = (
+    "TFGPU_",
+    "TF_",
+    "CUDA_",
+    "SLURM_",
+    "RAY_",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+)
 #: Read once, while there is one thread: pytest sets and removes PYTEST_CURRENT_TEST while batches start in others.
 _ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
 #: Cases of one zygote that run at once. Many of them only wait, ten seconds for each tensor that is refused.

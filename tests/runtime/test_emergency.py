@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
 import sys
 import sysconfig
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from tests.environments import Environment, install, make_environment
 from tests.shared_machine import ROOT, SharedMachine, shared_machine
+from tfenv.runtime import emergency
 from tfenv.runtime.emergency import read_machine_on_error
 
 __all__ = ["shared_machine"]
@@ -86,3 +89,25 @@ def test_only_a_file_of_roots_counts(tmp_path: Path, kind: str) -> None:
         path.chmod(0o666 if kind == "writable" else 0o644)
         os.chown(path, 1 if kind == "of a stranger" else 0, 0)
     assert read_machine_on_error(str(path)) == "warn"
+
+
+@pytest.mark.parametrize(
+    ("variables", "log"),
+    [
+        ({"XDG_STATE_HOME": "{state}"}, "{state}/tfgpu/audit.jsonl"),
+        ({"XDG_STATE_HOME": "state"}, "{home}/.local/state/tfgpu/audit.jsonl"),
+        ({"XDG_STATE_HOME": "{state}", "SUDO_UID": "0"}, "{home}/.local/state/tfgpu/audit.jsonl"),
+    ],
+)
+def test_the_record_is_in_the_users_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], log: str
+) -> None:
+    """The minimal record goes where others go: into XDG_STATE_HOME, if it is absolute and the user's own."""
+    places = {"state": f"{tmp_path}/state", "home": f"{tmp_path}/home"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(**places))
+    account = pwd.getpwuid(os.geteuid())
+    mine = pwd.struct_passwd((*account[:5], places["home"], account[6]))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: mine)
+    emergency.handle(ValueError(f"broken for {variables}"), "tensorflow", "warn")
+    assert json.loads(Path(log.format(**places)).read_text())["event"] == "policy_failed"

@@ -250,6 +250,7 @@ print(json.dumps(enforce.starts))
             "TFGPU_GRANT": None,
             "TFGPU_DISABLE": None,
             "XDG_CONFIG_HOME": clean_environment().get("XDG_CONFIG_HOME"),
+            "XDG_STATE_HOME": clean_environment().get("XDG_STATE_HOME"),
             "SUDO_UID": clean_environment().get("SUDO_UID"),
         }
     ]

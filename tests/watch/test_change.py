@@ -247,9 +247,17 @@ def test_a_log_that_is_taken_away_is_told_so(machine: Machine, edit: Edit) -> No
 def test_logs_of_before_and_after_add_up() -> None:
     """Every sink of either policy gets the record but stderr, where the command speaks for itself."""
     old = AuditSinks(files=("/a",), required_files=("/a",), syslog=True, default_file=False, stderr="json")
-    new = AuditSinks(files=("/b", "/a"), required_files=("/b",))
-    expected = AuditSinks(files=("/a", "/b"), required_files=("/a", "/b"), syslog=True, stderr="none")
+    new = AuditSinks(files=("/b", "/a"), required_files=("/b",), default_log="/state/a.jsonl")
+    expected = replace(new, files=("/a", "/b"), required_files=("/a", "/b"), syslog=True, stderr="none")
     assert (_join_sinks(old, new), _join_sinks(new, new).syslog, expected.default_file) == (expected, False, True)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_what_the_machine_requires_holds_for_a_watcher(*, before: bool, after: bool) -> None:
+    """A syslog that the machine's files ask for, before the change or after it, is required of the record, too."""
+    old, new = (AuditSinks(syslog=required, required_syslog=required) for required in (before, after))
+    assert _join_sinks(old, new).required_syslog == (before or after)
 
 
 def test_a_record_of_many_changes_is_one_line(machine: Machine, edit: Edit, tmp_path: Path) -> None:

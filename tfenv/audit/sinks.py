@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     LineSink: TypeAlias = "FileSink | SyslogSink | StderrSink"
 
-#: The user's own log, unless the machine or the user layer names another one or none.
-DEFAULT_LOG = "~/.local/state/tfgpu/audit.jsonl"
 #: Set for the children once the line about a log that failed was shown, as `stderr_line.SHOWN_VARIABLE` is.
 COMPLAINED_VARIABLE = "TFGPU_AUDIT_COMPLAINED"
 SYSLOG_SOCKET = "/dev/log"
@@ -65,7 +63,7 @@ class PlantedLogError(RefusedLogError):
 
 def list_log_names(sinks: AuditSinks) -> tuple[str, ...]:
     """Return all logs as configured, the administrator's first and the user's default log last."""
-    default = (DEFAULT_LOG,) if sinks.default_file else ()
+    default = (sinks.default_log,) if sinks.default_file else ()
     return tuple(dict.fromkeys((*sinks.required_files, *sinks.files, *default)))
 
 
@@ -274,26 +272,31 @@ class FileSink:
         name: The path as configured.
     """
 
-    def __init__(self, path: str, home: str | None, uid: int, project: str | None = None) -> None:
+    def __init__(
+        self, path: str, home: str | None, uid: int, project: str | None = None, *, is_default: bool = False
+    ) -> None:
         """
         Args:
             path: As configured.
             home: From the passwd entry of the euid.
             uid: Effective user id.
             project: A path that starts with this directory must also end up in it.
+            is_default: It is the user's own log, which nobody named.
         """
         self.name = path
         self._home, self._uid, self._project = home, uid, project
+        self._is_default = is_default
 
     def write(self, line: bytes, level: str) -> None:  # noqa: ARG002 - only syslog has levels
-        """Append it to the file. The directory of a log in the home is made when it is missing."""
+        """Append it to the file. The directory of the default log and of one in the home is made when it is missing."""
         path = expand_path(self.name, self._home, self._uid)
         self._check_inside_project(path)
         try:
             append_line(path, line, self._uid)
         except FileNotFoundError:
             # An administrator's directory has an owner and a mode that we cannot guess.
-            if not (self.name.startswith("~/") and self._home and os.path.isdir(self._home)):
+            in_home = self.name.startswith("~/") and self._home and os.path.isdir(self._home)
+            if not in_home and not (self._is_default and self.name.startswith("/")):
                 raise
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             append_line(path, line, self._uid)
@@ -428,13 +431,16 @@ class AuditLog:
             project: The project's directory, which a log named inside it may not leave by a symlink.
         """
         self.findings: tuple[Finding, ...] = ()
-        if sinks.default_file and (home is None or not os.path.isdir(home)):
+        homeless = home is None or not os.path.isdir(home)
+        if sinks.default_file and sinks.default_log.startswith("~") and homeless:
             # A container's uid, or the /nonexistent of a service: nobody's fault, and nothing to say on stderr.
             text = "this user has no home directory, and so no audit log of their own"
             self.findings = (Finding("no-default-log", text, "note"),)
             sinks = replace(sinks, default_file=False)
         syslog = SyslogSink(SYSLOG_SOCKET)
-        targets: list[LineSink] = [FileSink(path, home, uid, project) for path in list_log_names(sinks)]
+        targets: list[LineSink] = [
+            FileSink(path, home, uid, project, is_default=path == sinks.default_log) for path in list_log_names(sinks)
+        ]
         targets += [syslog] if sinks.syslog else []
         targets += [StderrSink()] if sinks.stderr == "json" else []
         self._required = frozenset((*sinks.required_files, *([syslog.name] if sinks.required_syslog else [])))

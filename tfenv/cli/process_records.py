@@ -16,7 +16,7 @@ from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.devices.usage import GpuProcess
 from tfenv.identity import find_home
 from tfenv.policy.model import AuditSinks
-from tfenv.values import field, frozen
+from tfenv.values import field, frozen, replace
 
 #: An entry point's record says what the process was given; "loaded" alone says what it would be.
 _EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed", "policy_disabled"})
@@ -59,7 +59,7 @@ def read_user_records(processes: Iterable[GpuProcess], sinks: AuditSinks) -> Map
 
 
 def _read_records_of_user(uid: int, processes: list[GpuProcess], sinks: AuditSinks) -> UserRecords:
-    logs, readable = _find_logs(uid, sinks)
+    logs, readable = _find_logs(uid, sinks, {_find_default_log(process) for process in processes})
     starts = [process.started for process in processes if process.started is not None]
     query = RecordQuery(
         events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts) - _CLOCK_STEP) if starts else ""
@@ -102,11 +102,28 @@ def _format_start(seconds: float) -> str:
 # ---- logs
 
 
-def _find_logs(uid: int, sinks: AuditSinks) -> tuple[list[Path], bool]:
-    """Return the user's logs that can be read, rotated ones too, and whether all that exist can be read."""
+def _find_default_log(process: GpuProcess) -> str:
+    """Return where the process's user has their own log, as its environment says."""
+    try:
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        environment = []
+    states = [os.fsdecode(entry.partition(b"=")[2]) for entry in environment if entry.startswith(b"XDG_STATE_HOME=/")]
+    return f"{states[0].rstrip('/')}/tfgpu/audit.jsonl" if states else AuditSinks().default_log
+
+
+def _find_logs(uid: int, sinks: AuditSinks, default_logs: Iterable[str]) -> tuple[list[Path], bool]:
+    """Return the user's logs that can be read, rotated ones too, and whether all that exist can be read.
+
+    Args:
+        uid: The user's.
+        sinks: Where records go under the policy in force here.
+        default_logs: Where that is for the user's own processes.
+    """
     found: list[Path] = []
     readable = True
-    for name in list_log_names(sinks):
+    named = list_log_names(replace(sinks, default_file=False))
+    for name in (*named, *(sorted(default_logs) if sinks.default_file else ())):
         try:
             path = Path(expand_path(name, find_home(uid), uid))
             found += [log for log in find_log_files(path) if _is_log(log, uid)]

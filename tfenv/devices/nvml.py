@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tfenv.dependencies import import_dependency
 from tfenv.values import frozen
@@ -51,7 +51,7 @@ class MemoryInfo:
 
 @contextmanager
 def open_nvml() -> Iterator[ModuleType]:
-    """Yield `pynvml` between nvmlInit and nvmlShutdown.
+    """Yield `pynvml` between nvmlInit and nvmlShutdown. A driver that goes away in between ends nothing.
 
     Raises:
         NvmlUnavailableError: There is no nvidia-ml-py, no driver, or one that does not answer.
@@ -69,7 +69,8 @@ def open_nvml() -> Iterator[ModuleType]:
     except pynvml.NVMLError as error:
         raise NvmlUnavailableError(f"NVML: {explain_error(error)}") from error
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def explain_error(error: Exception) -> str:

@@ -51,6 +51,7 @@ class Start:
         run: The policy text of `tfgpu run` options (TFGPU_RUN). None: it is unset.
         home: Home directory, from the passwd entry of the euid. None: there is no entry.
         config_home: The user's configuration directory ($XDG_CONFIG_HOME, or ~/.config). None: there is no home.
+        state_home: The user's directory for logs, if $XDG_STATE_HOME names one. None: ~/.local/state.
         disable: TFGPU_DISABLE. None: it is unset.
         elevated: The process runs under sudo or setuid, so that only the machine layer counts.
         isolated: `python -I` or `-E`: no walk from cwd, no variables.
@@ -63,6 +64,7 @@ class Start:
     run: str | None = None
     home: str | None = None
     config_home: str | None = None
+    state_home: str | None = None
     disable: str | None = None
     elevated: bool = False
     isolated: bool = False
@@ -302,6 +304,7 @@ class AuditSinks:
         syslog: Records also go to syslog or journald.
         required_syslog: The machine layer asks for that.
         default_file: Records also go to the user's own log. A project cannot switch it off.
+        default_log: Where that is, as configured.
     """
 
     stderr: Literal["summary", "none", "json"] = "summary"
@@ -310,6 +313,7 @@ class AuditSinks:
     syslog: bool = False
     required_syslog: bool = False
     default_file: bool = True
+    default_log: str = "~/.local/state/tfgpu/audit.jsonl"
 
 
 #: Bytes of a GPU that a process takes beside its limit, unless the machine layer says otherwise (docs/hardware.md).

@@ -8,7 +8,6 @@ import sys
 
 #: Literal, as the administrator's policy always is.
 MACHINE_POLICY = "/etc/tfgpu/tfgpu.toml"
-_DEFAULT_LOG = ".local/state/tfgpu/audit.jsonl"
 _MOST_BYTES = 1 << 18
 _LONGEST_TEXT = 500
 # As in the module `stat`, which is a file.
@@ -146,12 +145,21 @@ def _write_record(text: str, name: str, on_error: str) -> None:
 
         uid = os.geteuid()
         user = pwd.getpwuid(uid)
-        log = f"{user.pw_dir.rstrip('/')}/{_DEFAULT_LOG}"
+        log = f"{_find_state_home(user.pw_dir)}/tfgpu/audit.jsonl"
         os.makedirs(os.path.dirname(log), 0o700, exist_ok=True)
         line = _encode({**_describe_process(user.pw_name, uid), **_describe_fault(text, name, on_error)}) + "\n"
         _append(log, line.encode(), uid)
     except (OSError, KeyError, ImportError) as problem:
         _say(f"no audit record was written: {problem}")
+
+
+def _find_state_home(home: str) -> str:
+    """Return where the user's own log is: in $XDG_STATE_HOME, if that is absolute and the user's own."""
+    state_home = os.environ.get("XDG_STATE_HOME") or ""
+    elevated = "SUDO_UID" in os.environ or os.getuid() != os.geteuid()
+    if state_home.startswith("/") and not elevated:
+        return state_home.rstrip("/")
+    return f"{home.rstrip('/')}/.local/state"
 
 
 def _describe_process(user: str, uid: int) -> "dict[str, object]":

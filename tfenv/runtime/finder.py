@@ -34,6 +34,7 @@ _VARIABLES = (
     "TFGPU_GRANT",
     "TFGPU_DISABLE",
     "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
     "SUDO_UID",
 )
 

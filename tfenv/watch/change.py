@@ -265,7 +265,9 @@ def _join_sinks(old: AuditSinks, new: AuditSinks) -> AuditSinks:
         files=tuple(dict.fromkeys((*old.files, *new.files))),
         required_files=tuple(dict.fromkeys((*old.required_files, *new.required_files))),
         syslog=old.syslog or new.syslog,
+        required_syslog=old.required_syslog or new.required_syslog,
         default_file=old.default_file or new.default_file,
+        default_log=new.default_log,
     )
 
 

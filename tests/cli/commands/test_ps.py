@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Tfgpu
+from tfenv.cli.process_records import read_user_records
+from tfenv.devices.usage import GpuProcess
+from tfenv.policy.model import AuditSinks
 from tfenv.simulate.environment import build_environment, parse_gpus
 
 GIB = 1 << 30
@@ -253,3 +256,17 @@ def test_a_lease_of_a_container(tfgpu: Tfgpu, machine: SimulatedMachine, variabl
         (False, 300 << 20),
     ]
     assert len(found) == 2
+
+
+def test_records_in_a_state_directory_of_the_processs_own(tmp_path: Path) -> None:
+    """A process whose XDG_STATE_HOME moved its log is no ungoverned one: its environment says where to look."""
+    log = tmp_path / "tfgpu" / "audit.jsonl"
+    log.parent.mkdir()
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=environment) as program:
+        record = {"timestamp": "2026-11-05T10:00:00.000000Z", "event": "policy_applied", "uid": os.geteuid()}
+        log.write_text(json.dumps({**record, "pid": program.pid, "host": os.uname().nodename}) + "\n")
+        process = GpuProcess(0, program.pid, None, uid=os.geteuid())
+        (records,) = read_user_records([process], AuditSinks()).values()
+        program.communicate()
+    assert len(records.by_pid[program.pid]) == 1

@@ -172,11 +172,13 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
     """Yield a row for each log of this user, after writing nothing to it in the way a record is written."""
     from tfenv.audit.sinks import FileSink, find_open_folder
     from tfenv.identity import find_home
+    from tfenv.pipeline import current_start, load
 
-    uid = os.geteuid()
+    uid, loaded = os.geteuid(), load(current_start())
     for path in explanation.logs:
         try:
-            FileSink(path, find_home(uid), uid, explanation.project).write(b"", "info")
+            is_default = path == loaded.policy.audit.default_log
+            FileSink(path, find_home(uid), uid, explanation.project, is_default=is_default).write(b"", "info")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             yield DoctorRow(
