@@ -105,8 +105,34 @@ def test_status_without_anything(tmp_path: Path, simulated_gpus: Simulated) -> N
         status = tfenv.status()
         print(json.dumps([status.as_dict()["armed"], status.governed, str(status), "tensorflow" in sys.modules]))
     """
-    expected = [False, False, "tfgpu: no policy in force here; the hook is not armed", False]
+    expected = [False, False, "tfgpu: no policy applies here (no tfgpu.toml was found)", False]
     assert ask(program, tmp_path, simulated_gpus()) == expected
+
+
+@pytest.mark.parametrize(
+    ("prepare", "environment", "expected"),
+    [
+        ("tfenv.apply()", {}, "tfgpu: when TensorFlow is imported: GPU 1 of 4 (GPU-a1fa4e00)"),
+        ("pass", {}, "tfgpu: NOT ACTIVE in this interpreter (see `tfgpu doctor`). Declared: GPU 1 of 4"),
+        ("tfenv.apply()", {"TFGPU_DISABLE": "1"}, "tfgpu: switched off by TFGPU_DISABLE=1"),
+    ],
+    ids=["armed", "not armed", "switched off"],
+)
+def test_status_tells_what_will_apply(
+    prepare: str, environment: dict[str, str], expected: str, tmp_path: Path, simulated_gpus: Simulated
+) -> None:
+    """Before TensorFlow is imported, as in the first cell of a notebook. Nothing is imported and nothing changed."""
+    (tmp_path / "tfgpu.toml").write_text("[gpu]\nvisible_devices = [1]\n")
+    program = f"""
+        import json, os, sys, tfenv
+        {prepare}
+        status = tfenv.status()
+        changed = "tensorflow" in sys.modules or "CUDA_VISIBLE_DEVICES" in os.environ
+        print(json.dumps([str(status), status.governed, changed]))
+    """
+    text, governed, changed = ask(program, tmp_path, simulated_gpus("4x24GiB") | environment)
+    assert text.startswith(expected)
+    assert (governed, changed) == (False, False)
 
 
 def test_apply_arms_once(tmp_path: Path, simulated_gpus: Simulated) -> None:
@@ -140,7 +166,7 @@ def test_apply_before_devices(tmp_path: Path, simulated_gpus: Simulated, first: 
     gpus, line, same, status = ask(program, tmp_path, simulated_gpus("4x24GiB"))
     assert gpus == 1
     assert line.startswith("tfgpu: GPU 2 of 4 (GPU-")
-    assert "at most 1000.0 MiB each (tfgpu.toml)" in line
+    assert "at most 1000.0 MiB (tfgpu.toml)" in line
     assert same
     assert (status["armed"], status["governed"], status["framework"]) == (True, True, "tensorflow")
     assert status["sources"] == [str(tmp_path / "tfgpu.toml")]

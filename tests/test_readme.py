@@ -90,7 +90,7 @@ def test_shown_python_runs(program: Block, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "tfgpu: no policy in force here" in done.stdout
+    assert "tfgpu: no policy applies here" in done.stdout
 
 
 # ---- links

@@ -37,7 +37,7 @@ class Status:
         version: The version of the first framework. None: unknown.
         frameworks: The names of all that were imported under the policy.
         sources: The files that count.
-        plan: What is applied to the first framework. None: not governed.
+        plan: What is applied to the first framework, or will be once one is imported. None: nothing is declared.
         outcomes: What happened at the entry points so far, oldest first. () before devices are created.
         findings: What was wrong on the way. Clamps are notes.
         summary: The line that is shown on stderr. "" means that there is nothing to say.
@@ -59,7 +59,7 @@ class Status:
             return self.summary
         if self.governed:
             return "tfgpu: nothing is declared about GPUs"
-        return f"tfgpu: no policy in force here; the hook is {'armed' if self.armed else 'not armed'}"
+        return "tfgpu: no policy applies here (no tfgpu.toml was found)"
 
     def as_dict(self) -> dict[str, object]:
         """Return all of it as values that JSON knows."""
@@ -110,12 +110,45 @@ def _format_limit(limit: MemoryLimit | None) -> str:
 def status() -> Status:
     """Return what holds for this process, as far as it is known by now. Changes nothing and never raises.
 
-    Before a framework is imported there is no plan yet. `explain` tells what it would be.
+    Before a framework is imported it tells what will apply.
     """
     from tfenv.runtime.enforce import get_current, get_refusal
 
     process = get_current()
-    return Status(armed=arming.is_armed(), findings=get_refusal()) if process is None else _make_status(process)
+    if process is not None:
+        return _make_status(process)
+    if get_refusal():
+        return Status(armed=arming.is_armed(), findings=get_refusal(), summary=f"tfgpu: {PolicyError(get_refusal())}")
+    return _preview_status()
+
+
+def _preview_status() -> Status:
+    """Return what will apply when a framework is imported."""
+    from tfenv import pipeline
+    from tfenv.audit.stderr_line import format_policy_line
+    from tfenv.devices.inventory import read_inventory
+    from tfenv.launchers.grant import read_grant
+    from tfenv.launchers.parent import read_boot_id, split_tokens
+
+    armed, remembered = arming.is_armed(), arming.get_start()
+    start = pipeline.make_start(remembered, at_import=True) if remembered else pipeline.current_start()
+    loaded = pipeline.load(start)
+    if not loaded.found:
+        return Status(armed=armed)
+    if pipeline.check_disable_switch(loaded)[0]:
+        return Status(armed, sources=loaded.policy.paths, summary="tfgpu: switched off by TFGPU_DISABLE=1")
+    known = {name: value for name, value in (remembered or os.environ).items() if value is not None}
+    grant, inherited = read_grant(known, os.environ, read_boot_id())
+    plan = pipeline.decide(loaded, grant, read_inventory(), split_tokens(inherited.request)).plan
+    line = format_policy_line(loaded.subject, loaded.policy, plan, findings=loaded.findings).removeprefix("tfgpu: ")
+    when = "when TensorFlow is imported" if armed else "NOT ACTIVE in this interpreter (see `tfgpu doctor`). Declared"
+    return Status(
+        armed=armed,
+        sources=loaded.policy.paths,
+        plan=plan,
+        findings=(*loaded.findings, *plan.findings),
+        summary=f"tfgpu: {when}: {line}" if line else "",
+    )
 
 
 def _make_status(process: ProcessPolicy) -> Status:

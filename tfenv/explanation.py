@@ -235,7 +235,7 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
         PermissionError: Only root may ask for somebody else.
     """
     if project is not None and not os.path.isdir(project):
-        raise NotADirectoryError(f"{os.fspath(project)} is no directory")
+        raise NotADirectoryError(f"{os.fspath(project)} is not a directory")
     # As a process that starts there sees it: the kernel knows no links in a working directory.
     cwd = None if project is None else os.path.realpath(project)
     uid = os.geteuid() if user is None else _find_uid(user)
@@ -304,19 +304,19 @@ def _explain_loaded(
         grant=grant,
         inventory=inventory,
         plan=plan,
-        choosing=_explain_choice(plan, loaded.subject.uid),
+        choosing=_explain_choice(plan, loaded.subject.uid, loaded.policy.process_overhead),
         disabled=disabled,
         refused=decision.refused and not disabled,
         findings=(*loaded.findings, *remarks, *plan.findings),
     )
 
 
-def _explain_choice(plan: Plan, uid: int) -> ExplainedChoice | None:
+def _explain_choice(plan: Plan, uid: int, overhead: int) -> ExplainedChoice | None:
     """Return what an automatic choice would take now, without taking it. Nobody waits."""
     if plan.choosing is None:
         return None
     made = ExplainedChoice(plan.choosing.count, plan.choosing.when_busy)
-    gpu_request = request_from_plan(plan, uid)
+    gpu_request = request_from_plan(plan, uid, overhead=overhead)
     if gpu_request is None:
         return replace(made, scene="which GPUs are free cannot be told without NVML")
     names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}

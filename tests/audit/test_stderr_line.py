@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tfenv.audit.stderr_line import SHOWN_VARIABLE, format_policy_line, print_to_stderr, show_policy_line
-from tfenv.errors import Finding, escape_for_terminal
+from tfenv.errors import PROGRAM, Finding, escape_for_terminal
 from tfenv.policy.model import (
     Device,
     EffectivePolicy,
@@ -35,7 +35,7 @@ WRONG = Finding("unknown-key", "did you mean memory_limit", "warning", PATH, 3, 
 def test_one_gpu() -> None:
     """The line names the GPU as nvidia-smi counts it, its UUID, growth, limit and the file in the project."""
     line = format_policy_line(SUBJECT, POLICY, PLAN)
-    assert line == "tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB each (tfgpu.toml)"
+    assert line == "tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml)"
 
 
 def test_several_gpus() -> None:
@@ -72,9 +72,7 @@ def test_what_came_too_late_is_not_in_force() -> None:
     """Where the devices were there first, the line says that and what to do, and promises no GPU and no limit."""
     late = Outcome("too_late", findings=(Finding("too-late", "devices were there first; restart the process"),))
     line = format_policy_line(SUBJECT, POLICY, PLAN, late, (WRONG,))
-    assert line.startswith(
-        "tfgpu: NOT IN FORCE: devices were there first; restart the process (tfgpu.toml); 1 finding: "
-    )
+    assert line.startswith("tfgpu: NOT IN FORCE: devices were there first; restart the process (tfgpu.toml); warning: ")
     assert "8.0 GiB" not in line
 
 
@@ -86,10 +84,13 @@ def test_no_gpu_because_the_file_says_none() -> None:
 
 
 def test_no_gpu_because_something_is_wrong() -> None:
-    """A finding that leaves no GPU is the reason, in its own words. The others are counted."""
+    """A finding that leaves no GPU is the reason, in its own words. The others follow."""
     broken = Finding("no-overlap", "GPU 9 is not here", "error")
     line = format_policy_line(SUBJECT, POLICY, Plan("", devices=(), findings=(WRONG, broken)))
-    assert line.startswith("tfgpu: NO GPU: GPU 9 is not here; 1 finding: /srv/vision/tfgpu.toml:3:1: gpu.memory_limt")
+    assert line == (
+        "tfgpu: NO GPU: GPU 9 is not here [no-overlap]; warning: /srv/vision/tfgpu.toml:3:1: gpu.memory_limt: "
+        "did you mean memory_limit [unknown-key]; see `tfgpu explain`"
+    )
 
 
 def test_no_gpu_because_none_was_granted() -> None:
@@ -100,12 +101,39 @@ def test_no_gpu_because_none_was_granted() -> None:
     assert format_policy_line(SUBJECT, POLICY, PLAN, Outcome("cpu")).startswith("tfgpu: NO GPU: ")
 
 
-def test_findings_are_counted_and_the_worst_is_named() -> None:
-    """Errors come before warnings. Clamps, which are notes, are not mentioned."""
+def test_what_is_broken_comes_first() -> None:
+    """A line that begins well is read as good news. Then follows what holds. Clamps, which are notes, are left out."""
     worse = Finding("insecure-permissions", "is writable by everybody", "error", "/etc/tfgpu/tfgpu.toml")
     note = Finding("clamped", "less than asked", "note")
     line = format_policy_line(SUBJECT, POLICY, PLAN, findings=(WRONG, note, worse))
-    assert line.endswith("; 2 findings, first: /etc/tfgpu/tfgpu.toml: is writable by everybody; see `tfgpu check`")
+    assert line == (
+        "tfgpu: NOT IN FORCE: /etc/tfgpu/tfgpu.toml: is writable by everybody [insecure-permissions]; in force: "
+        "GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml); warning: /srv/vision/tfgpu.toml:3:1: "
+        "gpu.memory_limt: did you mean memory_limit [unknown-key]; see `tfgpu explain`"
+    )
+
+
+def test_a_file_that_does_not_parse_leaves_no_limit() -> None:
+    """Where nothing else is declared the line says what TensorFlow has now."""
+    broken = Finding("syntax", "unclosed bracket", "error", PATH, 2, 8)
+    line = format_policy_line(SUBJECT, EffectivePolicy(), Plan(machine_count=4), findings=(broken,))
+    assert line.startswith(
+        "tfgpu: NOT IN FORCE: /srv/vision/tfgpu.toml:2:8: unclosed bracket [syntax]; "
+        "in force: all 4 GPUs without a limit"
+    )
+
+
+def test_no_finding_hides_behind_another() -> None:
+    """Three are named, and how many more there are is said."""
+    many = tuple(Finding(f"code-{number}", f"number {number}", "warning") for number in range(5))
+    line = format_policy_line(SUBJECT, POLICY, PLAN, findings=many)
+    assert "[code-0]; warning: number 1 [code-1]; warning: number 2 [code-2]; and 2 more; see `tfgpu explain`" in line
+
+
+def test_what_the_program_asked_for_points_to_no_command() -> None:
+    """No command that is run later can show it."""
+    asked = Finding("no-overlap", "the program set CUDA_VISIBLE_DEVICES=7", "warning", asked_by=PROGRAM)
+    assert "explain" not in format_policy_line(SUBJECT, POLICY, PLAN, findings=(asked,))
 
 
 def test_nothing_declared_is_nothing_said() -> None:

@@ -81,7 +81,7 @@ def test_version(tfgpu: Tfgpu) -> None:
     assert tfgpu("--version").stdout == f"tfgpu {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [(), ("chekc",), ("check", "--nope"), ("explain", "--format", "xml")])
+@pytest.mark.parametrize("arguments", [(), ("check", "--nope"), ("explain", "--format", "xml")])
 def test_wrong_usage_ends_with_2(tfgpu: Tfgpu, arguments: tuple[str, ...]) -> None:
     """What is no command or no option of one ends with 2, tells on stderr how it is used, and prints nothing."""
     result = tfgpu(*arguments)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine, User, shared_machine
+from tests.shared_machine import ALICE, BOB, REPOSITORY, ROOT, SharedMachine, User, shared_machine
 
 __all__ = ["shared_machine"]
 
@@ -24,7 +25,8 @@ def machine(shared_machine: SharedMachine) -> SharedMachine:
     """A machine whose policy is right, and was checked by root."""
     shared_machine.clear()
     shared_machine.policy({"tfgpu.toml": GOOD})
-    done = shared_machine.tfgpu("check")
+    command = f"umask 077; PYTHONPATH={REPOSITORY} {sys.executable} -m tfenv check"
+    done = shared_machine.run(ROOT, "sh", "-c", command)
     assert done.returncode == 0, done.stdout
     return shared_machine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tfenv.devices.memory import read_memory
 from tfenv.devices.nvml import NvmlUnavailableError, open_nvml
 from tfenv.policy.model import MemoryUse
@@ -108,6 +110,31 @@ def test_an_older_driver_counts_its_reserve_as_used(
         monkeypatch.setattr(pynvml, f"nvml{name}", lambda *_, answer=answer: answer)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", refuse_version_2)
     assert read_memory([FIRST]) == {FIRST: MemoryUse(used, by_pid)}
+
+
+def test_the_machines_numbers_mean_nothing_in_a_container(simulated_gpus: SimulatedGpus, tmp_path: Path) -> None:
+    """There they are those of other processes, if any: whose memory it is cannot be told."""
+    held = tmp_path / "processes"
+    held.write_text("0 1 1000\n")
+    program = f"from tfenv.devices import nvml\nnvml.counts_pids_as_here = lambda: False\n{PROGRAM}"
+    command = [sys.executable, "-c", program, FIRST, SECOND]
+    env = simulated_gpus("2x24GiB", processes=held)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {FIRST: [1000 * MIB, None], SECOND: [0, {}]}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
+def test_a_container_is_known_by_its_numbers_of_processes() -> None:
+    """The driver counts as the machine does. Simulated GPUs count as whoever simulates them."""
+    text = "from tfenv.devices import nvml; print(nvml.counts_pids_as_here())"
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", text]
+    answers = []
+    for env in ({}, {"TFGPU_SIMULATE": "count=1"}):
+        done = subprocess.run(unshare, env=env, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        if "unshare" in done.stderr:
+            pytest.skip(f"no PID namespace here: {done.stderr.strip()}")
+        answers.append(done.stdout)
+    assert answers == ["False\n", "True\n"]
 
 
 def test_without_a_driver(busy: dict[str, str]) -> None:

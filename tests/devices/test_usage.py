@@ -37,6 +37,18 @@ def test_processes_by_gpu(simulated_gpus: Callable[..., dict[str, str]], tmp_pat
     assert [other[key] for key in ("user", "uid", "program", "started")] == [None] * 4
 
 
+def test_the_machines_numbers_in_a_container(simulated_gpus: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    """What has the same number there is another process: nothing is told of it."""
+    held = tmp_path / "processes"
+    held.write_text(f"0 {os.getpid()} 200\n")
+    program = f"from tfenv.devices import nvml; nvml.counts_pids_as_here = lambda: False\n{PROGRAM}"
+    env = simulated_gpus("2x24GiB", processes=held)
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    (found,) = json.loads(done.stdout)
+    assert (found["pid"], found["memory"]) == (os.getpid(), 200 << 20)
+    assert [found[key] for key in ("user", "uid", "program", "started")] == [None] * 4
+
+
 def test_no_processes(simulated_gpus: Callable[..., dict[str, str]]) -> None:
     """GPUs that nobody uses have no processes."""
     assert ask(simulated_gpus("2x24GiB")) == []

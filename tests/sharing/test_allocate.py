@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,7 @@ from tfenv.sharing import lease as leases
 from tfenv.sharing.allocate import AllocationResult, Requester, allocate_gpus, renew_lease
 from tfenv.sharing.queue import Acquired, acquire
 from tfenv.sharing.request import Candidate, GpuRequest
+from tfenv.values import as_dict
 
 GIB = 1 << 30
 TOTAL = 24 * GIB
@@ -252,6 +255,37 @@ def test_a_lost_lease_is_taken_again(tmp_path: Path) -> None:
     assert again is not None
     assert list_codes(again) == [("lease-renewed", "note")]
     assert [lease.allocation for lease in leases.read_leases()] == list(get_allocations(made))
+    assert [lease.id for lease in leases.read_leases()] == [made.choice.lease], "children know it by its id"
+
+
+def test_a_lost_lease_comes_before_those_who_wait(tmp_path: Path) -> None:
+    """The process has the GPU already: that another one of its user waits for a part of it changes nothing."""
+    plan, requester = make_plan(limit=8 * GIB), make_requester()
+    made = allocate_gpus(plan, INVENTORY, requester)
+    assert made.choice is not None
+    waiting = Candidate("GPU-0", TOTAL, 20 * GIB, user_total=TOTAL)
+    with leases.lock_directories() as directories:
+        request = as_dict(GpuRequest(os.geteuid(), (waiting,), 1))
+        del request["ancestor_leases"]
+        leases.create_entry("ticket-1", {"request": request}, next(iter(directories.values())))
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-renewed", "note")]
+    assert len(leases.read_leases()) == 1
+
+
+@pytest.mark.parametrize("limit", [8 * GIB, None])
+def test_a_process_is_not_in_its_own_way(limit: int | None, tmp_path: Path) -> None:
+    """Where NVML does not say whose memory it is, as in a container, what the process itself takes is its own."""
+    plan = make_plan(limit=limit)
+    made = allocate_gpus(plan, INVENTORY, make_requester())
+    assert made.choice is not None
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    requester = Requester(os.geteuid(), lambda uuids: {uuid: MemoryUse(limit or TOTAL) for uuid in uuids})
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-renewed", "note")]
 
 
 def test_a_gpu_that_others_took_meanwhile_is_an_error(tmp_path: Path) -> None:
@@ -267,6 +301,48 @@ def test_a_gpu_that_others_took_meanwhile_is_an_error(tmp_path: Path) -> None:
     assert len(leases.read_leases()) == 2
 
 
+def test_a_choice_that_fits_but_for_the_overhead_says_so() -> None:
+    """Two halves of a card: the second program is told what is in its way, and what helps."""
+    plan = make_plan("cpu", limit=TOTAL // 2)
+    for _ in DEVICES:
+        assert get_allocations(allocate_gpus(plan, INVENTORY, make_requester(overhead=600 << 20)))
+    made = allocate_gpus(plan, INVENTORY, make_requester(overhead=600 << 20))
+    assert list_codes(made) == [("no-free-gpu", "warning")]
+    assert "It would fit but for process_overhead, 600.0 MiB beside the limit of each" in made.findings[0].message
+    shared = allocate_gpus(make_plan("share", limit=TOTAL // 2), INVENTORY, make_requester(overhead=600 << 20))
+    assert list_codes(shared) == [("shared-gpu", "warning")]
+    assert "process_overhead" in shared.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("facts", "remedy"),
+    [
+        ({"limit": 22 * GIB}, "lower memory_limit to fit beside it"),
+        ({"min_free": MemoryLimit(bytes=22 * GIB)}, "lower min_free, or set memory_limit"),
+        ({}, "set memory_limit, or min_free"),
+    ],
+)
+def test_a_remedy_fits_what_was_asked_for(facts: dict[str, Any], remedy: str) -> None:
+    """Who has a limit lowers it, and who has none sets one."""
+    strangers = {device.uuid: MemoryUse(3 * GIB, {1: 3 * GIB}) for device in DEVICES}
+    made = allocate_gpus(make_plan("cpu", **facts), INVENTORY, Requester(os.geteuid(), lambda _: strangers))
+    assert f"may never end: {remedy}" in made.findings[0].message
+
+
+def test_a_terminal_shows_advice_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The line that is written over is cut. What may help stands above it, once."""
+    desktop = {device.uuid: MemoryUse(GIB, {1: GIB}) for device in DEVICES}
+    with (tmp_path / "terminal").open("w+", newline="") as terminal:
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(allocate, "_ON_TERMINAL", 0.1)
+        monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((60, 20)))
+        allocate_gpus(make_plan(timeout_s=1), INVENTORY, Requester(os.geteuid(), lambda _: desktop))
+        terminal.seek(0)
+        shown = terminal.read()
+    assert shown.count("to share a GPU with it") == shown.count("\n") == 1
+
+
 def test_waiting_for_what_has_no_lease_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """A desktop on every card: the line says who is in the way, that this may last for ever, and what helps."""
     desktop = {device.uuid: MemoryUse(GIB, {os.getppid(): GIB}) for device in DEVICES}
@@ -274,5 +350,5 @@ def test_waiting_for_what_has_no_lease_is_said(capsys: pytest.CaptureFixture[str
     made = allocate_gpus(make_plan(timeout_s=1), INVENTORY, requester)
     assert list_codes(made) == [("no-free-gpu", "error")]
     for text in (capsys.readouterr().err, made.findings[0].message):
-        assert f"(pid {os.getppid()}" in text
+        assert re.search(rf"1\.0 GiB used without a lease \(pid {os.getppid()} \S+\)", text)
         assert "may never end: set memory_limit, or min_free, to share a GPU with it" in text

@@ -20,6 +20,7 @@ from tfenv.policy.model import (
 from tfenv.sharing.choose import (
     choose_gpus,
     find_claimed_gpus,
+    fits_but_for_overhead,
     is_possible,
     needs_unleased_memory,
     share_gpus,
@@ -290,6 +291,9 @@ def test_a_process_takes_more_than_its_limit() -> None:
     assert choose(make_request(need=half, gpus="a", overhead=overhead), lease) is None
     assert choose(make_request(need=half - 2 * overhead, gpus="a", overhead=overhead), lease) == "a"
     assert is_possible(make_request(need=TOTAL, gpus="a", overhead=overhead)), "a whole card is no more than a card"
+    assert fits_but_for_overhead(make_request(need=half, gpus="a", overhead=overhead), Occupancy((lease,)))
+    assert not fits_but_for_overhead(make_request(need=half + 1, gpus="a", overhead=overhead), Occupancy((lease,)))
+    assert not fits_but_for_overhead(make_request(need=half, gpus="a"), Occupancy((lease, lease)))
 
 
 def test_memory_of_a_lease_of_another_container_counts_once() -> None:
@@ -305,4 +309,4 @@ def test_what_is_in_the_way_is_named() -> None:
     """The largest of those without a lease, by pid, program and size."""
     memory = {"a": MemoryUse(3 * GIB, {812: GIB, 813: 2 * GIB})}
     text = describe_occupancy(Occupancy(memory=memory), {"a": "0"}, {812: "Xorg", 813: "python"}.get)
-    assert text == "GPU 0: 3.0 GiB used without a lease (pid 813 python, pid 812 Xorg)"
+    assert text == "GPU 0: 3.0 GiB used without a lease (pid 813 python 2.0 GiB, pid 812 Xorg 1.0 GiB)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -15,10 +16,11 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.sharing.holders import AS_ROOT, NOBODY, hold, make_request, take
-from tfenv.policy.model import Allocation
+from tfenv.policy.model import Allocation, MemoryUse
 from tfenv.sharing import lease as module
 from tfenv.sharing.lease import LeaseError, list_lease_directories, lock_directories, read_leases
-from tfenv.sharing.queue import Acquired, acquire
+from tfenv.sharing.queue import Acquired, Unavailable, acquire, look
+from tfenv.sharing.request import Candidate, GpuRequest
 
 
 def list_names(machine: Path) -> set[str]:
@@ -151,6 +153,42 @@ with lock_directories():
             assert time.monotonic() - began < 10
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def read_links(pid: int) -> list[str]:
+    """What a process has open."""
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(path))
+    return links
+
+
+def test_a_fork_at_the_moment_of_opening_keeps_no_lease(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows the descriptor's number yet, and the child closes it all the same."""
+    children: list[int] = []
+    fstat = os.fstat
+
+    def fork_first(descriptor: int) -> os.stat_result:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"{machine}/.new-") and not children:
+            children.append(os.fork())
+            if children == [0]:
+                signal.pause()
+                os._exit(0)
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fork_first)
+    acquired = take("a")
+    monkeypatch.undo()
+    assert acquired is not None
+    try:
+        ours, until = True, time.monotonic() + 10
+        while ours and time.monotonic() < until:  # the child closes it before anything else that it does
+            ours = any(link.startswith(str(machine)) for link in read_links(children[0]))
+        assert not ours
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
 
 
 def test_a_child_that_is_spawned_does_not_keep_the_lease(machine: Path) -> None:
@@ -330,6 +368,20 @@ def test_a_directory_that_somebody_keeps_locked_is_given_up(planted: Path, monke
     os.close(descriptor)
 
 
+def test_a_process_that_waits_for_the_directory_sleeps_as_it_is_told(planted: Path) -> None:
+    """Whoever waits lets other threads fork, also while somebody else keeps the directory locked."""
+    naps = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        os.close(descriptor)
+
+    descriptor = os.open(planted, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    assert isinstance(acquire(make_request(1, gpus="a"), dict, sleep=sleep), Acquired)
+    assert len(naps) == 1
+
+
 def test_a_full_directory_is_a_lease_error(planted: Path) -> None:
     """No space, no inode, over quota: the error names it, and nothing half written is left."""
     program = (
@@ -398,7 +450,7 @@ def test_a_holder_is_known_by_its_lock_and_not_by_the_number_it_wrote(machine: P
     program = (
         "import os, sys\nfrom tfenv.sharing.queue import acquire\n"
         "from tfenv.sharing.request import Candidate, GpuRequest\n"
-        "acquire(GpuRequest(0, (Candidate('a', 24, 8),), 1), dict)\nprint(os.getpid(), flush=True)\n"
+        "acquire(GpuRequest(0, (Candidate('a', 24 << 30, 8 << 30),), 1), dict)\nprint(os.getpid(), flush=True)\n"
         "sys.stdin.readline()\n"
     )
     inside = subprocess.Popen(
@@ -413,5 +465,37 @@ def test_a_holder_is_known_by_its_lock_and_not_by_the_number_it_wrote(machine: P
         assert lease.pid == int(children[0])
         other = subprocess.run([*unshare, IN_A_CONTAINER], capture_output=True, text=True, cwd=REPOSITORY, check=True)
         assert other.stdout == "1 [0]\n", "what has the number 1 there is not the holder"
+        wanted = GpuRequest(0, (Candidate("a", 24 << 30, 16 << 30),), 1)
+        memory = {"a": MemoryUse(8 << 30, {lease.pid: 8 << 30})}
+        assert look(wanted, lambda: memory) == (Allocation("a", 16 << 30),), "what it uses counts once"
+        memory = {"a": MemoryUse(8 << 30, {1: 8 << 30})}
+        assert isinstance(look(wanted, lambda: memory), Unavailable), "what number 1 of the machine uses is not its own"
     finally:
         inside.communicate("\n", timeout=20)
+
+
+ON_OVERLAY = """
+mount -t tmpfs none {folder} && mkdir {folder}/lower {folder}/upper {folder}/work {folder}/merged &&
+mount -t overlay overlay -o lowerdir=/mnt,upperdir={folder}/upper,workdir={folder}/work {folder}/merged &&
+TFGPU_SIMULATE_LOG={folder}/merged/log exec {python} -c '
+import os
+from tfenv.sharing.lease import read_leases
+from tfenv.sharing.queue import acquire
+from tfenv.sharing.request import Candidate, GpuRequest
+acquire(GpuRequest(0, (Candidate("a", 24, 8),), 1), dict)
+files = os.listdir(os.environ["TFGPU_SIMULATE_LOG"] + ".leases")
+assert len(files) == 1, files
+print([lease.pid == os.getpid() for lease in read_leases()])
+'
+"""
+
+
+@AS_ROOT
+def test_a_holder_is_known_where_a_file_system_tells_another_device(machine: Path, tmp_path: Path) -> None:
+    """On overlayfs, a container's own, stat and the kernel's list of locks name different devices."""
+    script = ON_OVERLAY.format(folder=tmp_path, python=sys.executable)
+    command = ["unshare", "-m", "sh", "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    if "mount:" in ended.stderr or "unshare:" in ended.stderr:
+        pytest.skip(f"no overlay here: {ended.stderr.strip()}")
+    assert ended.stdout == "[True]\n", ended.stderr

@@ -1,4 +1,4 @@
-"""The one line people see: `tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB each (tfgpu.toml)`."""
+"""The one line people see: `tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml)`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from binascii import crc32
 
-from tfenv.errors import Finding, escape_for_terminal
+from tfenv.errors import PROGRAM, Finding, escape_for_terminal
 from tfenv.policy.model import Setting
 from tfenv.policy.units import format_limit
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: shows it. So do those of a spawn Pool whose parent imports no TensorFlow.
 SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
 _LONGEST_MESSAGE = 200
+#: Findings that the line names one by one.
+_MOST_FINDINGS = 3
 #: Lines that are remembered for the children, at most.
 _MOST_MARKS = 16
 
@@ -53,13 +55,21 @@ def format_policy_line(
     if outcome is not None and outcome.status == "too_late":
         reason = "; ".join(finding.message for finding in outcome.findings)
         rest = tuple(finding for finding in wrong if finding not in outcome.findings)
-        text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}"
+        text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}{_point_to_more(rest)}"
     elif _has_no_gpu(plan, outcome):
         reason, rest = _explain_no_gpu(subject, policy, wrong)
-        text = f"NO GPU: {reason}{_format_findings(rest)}"
+        text = f"NO GPU: {reason}{_format_findings(rest)}{_point_to_more(rest)}"
     else:
         parts = (_format_gpus(plan), _format_growth(plan, outcome), _format_limits(plan))
-        text = f"{', '.join(filter(None, parts))}{files}{_format_findings(wrong)}"
+        # What the program wants and cannot have leaves the policy in force.
+        errors = tuple(f for f in wrong if f.severity == "error" and f.asked_by != PROGRAM)
+        holds = f"{', '.join(filter(None, parts))}{files}"
+        if errors and policy.silent:
+            holds = f"{_format_gpus(plan)} without a limit"
+        # What is broken comes first: a line that begins well is read as good news.
+        text = f"NOT IN FORCE: {_join(errors)}; in force: {holds}" if errors else holds
+        text += _format_findings(tuple(finding for finding in wrong if finding not in errors))
+        text += _point_to_more(wrong)
     return escape_for_terminal(f"tfgpu: {text}")
 
 
@@ -80,13 +90,14 @@ def _explain_no_gpu(
         return f'visible_devices = "none" ({_shorten_path(subject, setting.origin.path)})', wrong
     if wrong:
         worst = _find_worst(wrong)
-        return _shorten(str(worst)), tuple(finding for finding in wrong if finding is not worst)
+        return _format_finding(worst), tuple(finding for finding in wrong if finding is not worst)
     return "none was given to this process (CUDA_VISIBLE_DEVICES)", ()
 
 
 def _format_gpus(plan: Plan) -> str:
     if plan.devices is None:
-        return "all GPUs" if plan.visible is None else f"GPU {plan.visible}"
+        count = "" if plan.machine_count is None else f"{plan.machine_count} "
+        return f"all {count}GPUs" if plan.visible is None else f"GPU {plan.visible}"
     known = [planned.device for planned in plan.devices if planned.device is not None]
     if len(known) < len(plan.devices):
         return "GPU " + ",".join(_shorten_uuid(planned.token) for planned in plan.devices)
@@ -113,7 +124,8 @@ def _format_limits(plan: Plan) -> str:
     limits = [format_limit(bound) for bound in bounds]
     if set(limits) <= {"unlimited"}:
         return ""
-    return f"at most {limits[0]} each" if len(set(limits)) == 1 else f"at most {', '.join(limits)}"
+    each = "" if len(limits) == 1 and plan.devices is not None else " each"
+    return f"at most {limits[0]}{each}" if len(set(limits)) == 1 else f"at most {', '.join(limits)}"
 
 
 def _format_files(subject: Subject, policy: EffectivePolicy) -> str:
@@ -125,10 +137,24 @@ def _shorten_path(subject: Subject, path: str) -> str:
 
 
 def _format_findings(findings: tuple[Finding, ...]) -> str:
-    if not findings:
-        return ""
-    count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
-    return f"; {count}: {_shorten(str(_find_worst(findings)))}; see `tfgpu check`"
+    """Return all of them, each with its severity. "" without any."""
+    return "".join(f"; {finding.severity}: {_format_finding(finding)}" for finding in findings[:_MOST_FINDINGS]) + (
+        f"; and {len(findings) - _MOST_FINDINGS} more" if len(findings) > _MOST_FINDINGS else ""
+    )
+
+
+def _join(errors: tuple[Finding, ...]) -> str:
+    shown = [_format_finding(finding) for finding in errors[:_MOST_FINDINGS]]
+    return "; ".join([*shown, *([f"and {len(errors) - len(shown)} more"] if len(errors) > len(shown) else [])])
+
+
+def _format_finding(finding: Finding) -> str:
+    return f"{_shorten(str(finding))} [{finding.code}]"
+
+
+def _point_to_more(findings: tuple[Finding, ...]) -> str:
+    """Name the command that shows these findings. What the program did itself no command can show."""
+    return "; see `tfgpu explain`" if any(finding.asked_by != PROGRAM for finding in findings) else ""
 
 
 def _find_worst(findings: tuple[Finding, ...]) -> Finding:

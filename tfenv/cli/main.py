@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if name and name not in COMMANDS:
+        from tfenv.identity import suggest_name
+
+        meant = suggest_name(name, COMMANDS)
+        right = f'did you mean "{meant}"?' if meant else f"the commands are {', '.join(COMMANDS)}"
+        print_message(None, f'there is no command "{name}"; {right}')
+        return USAGE
     parser = make_parser([name])
     try:
         parsed = parser.parse_args(arguments)

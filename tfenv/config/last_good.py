@@ -64,11 +64,19 @@ def _keep_copy(path: str, copy: str, text: str) -> None:
         kept = os.fstat(file.fileno())
         if file.read() == text and (kept.st_mode, kept.st_gid) == (status.st_mode, status.st_gid):
             return
-    os.makedirs(os.path.dirname(copy), 0o755, exist_ok=True)
+    _make_folder(os.path.dirname(copy))
     # The group first: nobody else may have read it in between.
     replace_file(copy, text, 0o600)
     os.chown(copy, 0, status.st_gid)
     os.chmod(copy, status.st_mode & 0o755)
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder that all can enter, whatever root's umask is. The files in it have modes of their own."""
+    if not os.path.isdir(path):
+        _make_folder(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # noqa: S103 - as /etc is
 
 
 def forget_copies(paths: Iterable[str]) -> None:

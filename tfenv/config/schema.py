@@ -312,7 +312,7 @@ class _DocumentReader:
             raise WrongValueError(f"{quote_value(value)} holds control characters; write a plain path")
         if self._source.layer != "project":
             if not value.startswith(("/", "~/")):
-                raise WrongValueError(f'{quote_value(value)} is relative to nothing; begin it with "/" or "~/"')
+                raise WrongValueError(f'{quote_value(value)} is a relative path; begin it with "/" or "~/"')
         elif value:
             _check_log_of_project(os.path.dirname(self._source.path), value)
         return value

@@ -130,7 +130,7 @@ def _ask_interpreter(python: str) -> tuple[str, str | None, str]:
         done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True)
         base, found, stdlib = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise InstallError(f"{python} is no Python that can be asked: {error}") from None
+        raise InstallError(f"cannot run {python} as a Python interpreter: {error}") from None
     return base, found, stdlib
 
 
@@ -160,7 +160,8 @@ def _require_roots_own(folder: str) -> None:
         if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise InstallError(
                 f"{path} can be changed by others than root, and what is in {folder} would run in every user's "
-                "Python: install tfenv into an environment of root's own first, as in /opt/tfenv"
+                f"Python: run `chmod go-w {path}` and `chown root {path}`, or install tfenv into a folder that only "
+                "root can write to, such as /opt/tfenv"
             )
         if path == "/":
             return

@@ -33,8 +33,8 @@ def _read_memory_use(pynvml: ModuleType, uuid: str) -> MemoryUse | None:
         used = memory.used
     else:
         return None
-    # Containers show no processes but their own.
-    is_hidden = not by_pid and used >= UNNOTICED_BYTES
+    # Containers show no processes but their own, or the machine's with numbers that are somebody else's in there.
+    is_hidden = used >= UNNOTICED_BYTES and not (by_pid and nvml.counts_pids_as_here())
     return MemoryUse(used, None if is_hidden else by_pid)
 
 

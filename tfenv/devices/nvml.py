@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
 
 from tfenv.dependencies import import_dependency
@@ -114,6 +115,23 @@ def list_instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:
     get_handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex
     found = (ask_or_none(pynvml, get_handle, handle, number) for number in range(most))
     return [instance for instance in found if instance is not None]
+
+
+#: The inode of the machine's own PID namespace, in every Linux.
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+
+
+def counts_pids_as_here() -> bool:
+    """Return whether the driver's process ids are this process's, too. It counts as the machine does, not a container.
+
+    Simulated GPUs know only processes of the simulation.
+    """
+    if "TFGPU_SIMULATE" in os.environ:
+        return True
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False
 
 
 def list_processes(pynvml: ModuleType, handle: Any) -> dict[int, int | None] | None:

@@ -64,7 +64,7 @@ class GpuProcess:
 
     Attributes:
         gpu: As `nvidia-smi` counts.
-        pid: In the host's numbering. Inside a container it may name another process, or none.
+        pid: As the machine counts. Inside a container that is no number of a process there.
         memory: Bytes. None where the driver does not say (WSL2).
         instance: Number of the MIG instance. None: of none.
         uuid: Of the GPU, or the instance, it is on.
@@ -153,7 +153,8 @@ def read_usage() -> GpuUsage:
                     if state.split:  # its instances tell who uses it
                         continue
                     sizes = nvml.list_processes(pynvml, handle)
-                    processes += [describe_process(state, pid, size) for pid, size in (sizes or {}).items()]
+                    describe = describe_process if nvml.counts_pids_as_here() else _make_process
+                    processes += [describe(state, pid, size) for pid, size in (sizes or {}).items()]
                     silent += [state.label] if sizes is None else []
     except nvml.NvmlUnavailableError as error:
         return GpuUsage(problem=str(error))
@@ -208,22 +209,22 @@ def describe_process(state: GpuState, pid: int, memory: int | None) -> GpuProces
 
     Args:
         state: The GPU.
-        pid: Its number.
+        pid: Its number here.
         memory: Bytes it holds there. None: the driver does not say.
     """
     uid, ticks, boot = _read_owner(pid), _read_start_ticks(pid), _read_boot_time()
-    return GpuProcess(
-        gpu=state.index,
-        pid=pid,
-        memory=memory,
-        instance=state.instance,
-        uuid=state.uuid,
+    return replace(
+        _make_process(state, pid, memory),
         uid=uid,
         user=None if uid is None else get_user_name(uid),
         program=_read_program(pid),
         started=None if ticks is None or boot is None else boot + ticks / os.sysconf("SC_CLK_TCK"),
         start_ticks=ticks,
     )
+
+
+def _make_process(state: GpuState, pid: int, memory: int | None) -> GpuProcess:
+    return GpuProcess(state.index, pid, memory, state.instance, state.uuid)
 
 
 def _read_owner(pid: int) -> int | None:

@@ -143,7 +143,9 @@ def _check_readable(source: Source) -> Iterator[Finding]:
             continue
         if not (status.st_mode & bits or has_list or (status.st_mode & bits << 3 and status.st_gid in gids)):
             what = "it" if place == source.path else f"its directory {place}"
-            message = f"{what} is closed to those it is for, in whose programs it is an error; open it ({right})"
+            message = (
+                f"{what} cannot be read by the people it applies to, and is an error in their programs; run {right}"
+            )
             yield Finding("closed", message, "warning", source.path)
 
 

@@ -223,7 +223,7 @@ def _explain_no_project(path: str) -> str | None:
         return f"a program that starts there is in {quote_value(real)}, with all links followed; write that path"
     if os.path.isdir(real):
         return None
-    what = "is no directory" if os.path.exists(real) else "is not there"
+    what = "is not a directory" if os.path.exists(real) else "is not there"
     return f"{quote_value(path)} {what}: no project can be in it; correct the path"
 
 

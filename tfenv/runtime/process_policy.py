@@ -252,9 +252,6 @@ class ProcessPolicy:
         if result is None:
             return
         self._choice = (os.getpid(), result.choice)
-        new = () if result.choice is None or result.choice.lease is None else (result.choice.lease,)
-        self.leases = (*(lease for lease in self.leases if lease != choice.lease), *new)
-        self.write_visibility()
         self._handle_choice_findings(result, framework)
 
     def narrow_unchosen(self) -> None:

@@ -11,11 +11,11 @@ from contextlib import nullcontext, suppress
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import Allocation, AutoChoice, Choice, Inventory, MemoryUse, OnError, Plan
 from tfenv.policy.units import format_bytes
-from tfenv.sharing.choose import choose_gpus, needs_unleased_memory, share_gpus
+from tfenv.sharing.choose import choose_gpus, fits_but_for_overhead, needs_unleased_memory, share_gpus
 from tfenv.sharing.lease import LeaseError, is_intact, read_program
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
-from tfenv.sharing.request import GpuRequest, request_from_plan
+from tfenv.sharing.request import Candidate, GpuRequest, request_from_plan
 from tfenv.values import frozen, replace
 
 #: Seconds between two messages of a process that waits: on a terminal, in a log.
@@ -103,6 +103,8 @@ def allocate_gpus(plan: Plan, inventory: Inventory, requester: Requester) -> All
 def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationResult | None:
     """Take a process's lease again if it is gone: closed by the program, or removed by whoever owns the directory.
 
+    It keeps its id, by which children know it. It comes before those who wait: the process has the GPUs.
+
     Args:
         choice: What the process has.
         plan: Its plan.
@@ -116,24 +118,36 @@ def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationR
     sizes = {allocation.uuid: allocation.limit for allocation in choice.allocations}
     asked = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
     known = () if asked is None else asked.candidates
-    held = tuple(replace(c, need=sizes[c.uuid], user_total=None) for c in known if c.uuid in sizes)
+    held = tuple(replace(c, need=sizes[c.uuid], user_total=None, min_free=0) for c in known if c.uuid in sizes)
+    ancestors = frozenset(requester.ancestor_leases)
+    request = GpuRequest(requester.uid, held, len(held), fixed=True, ancestor_leases=ancestors)
     lost = "the lease was gone: the program closed it, or its file was removed"
-    request = GpuRequest(
-        requester.uid, held, len(held), fixed=True, ancestor_leases=frozenset(requester.ancestor_leases)
-    )
     try:
-        again = acquire(request, lambda: requester.measure(tuple(sizes)), script=requester.script)
+        again = acquire(
+            request,
+            lambda: _leave_out_own(held, requester.measure(tuple(sizes))),
+            script=requester.script,
+            fallback=lambda unavailable: share_gpus(request, unavailable.occupancy),
+            name=choice.lease,
+        )
     except LeaseError as error:
         text = f"{lost}. It cannot be taken again: {error}"
         return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", text),))
-    if not isinstance(again, Acquired):
-        return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", f"{lost}"),))
-    renewed = replace(choice, lease=again.id)
     before = {allocation.uuid for allocation in choice.allocations if allocation.shared}
-    if all(allocation.uuid in before for allocation in again.allocations if allocation.shared):
-        return AllocationResult(renewed, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
+    now = again.allocations if isinstance(again, Acquired) else ()
+    if all(allocation.uuid in before for allocation in now if allocation.shared):
+        return AllocationResult(choice, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
     text = f"{lost}. Others took the GPU meanwhile: it is shared beyond its memory"
-    return AllocationResult(renewed, (Finding("lease-lost", text),))
+    return AllocationResult(choice, (Finding("lease-lost", text),))
+
+
+def _leave_out_own(held: tuple[Candidate, ...], memory: Mapping[str, MemoryUse]) -> Mapping[str, MemoryUse]:
+    """Leave out what a process itself has of its GPUs, where NVML does not tell whose memory it is."""
+    sizes = {c.uuid: c.total if c.need is None else c.need + c.overhead for c in held}
+    return {
+        uuid: use if use.by_pid is not None else MemoryUse(max(0, use.used - sizes.get(uuid, 0)))
+        for uuid, use in memory.items()
+    }
 
 
 def _choose_fallback(
@@ -157,16 +171,32 @@ def _report_acquired(
         return AllocationResult(choice, (Finding("no-free-gpu", text),))
     if not shared:
         return AllocationResult(choice)
-    text = f"GPU {shared} is shared with others beyond its memory, or beyond what they leave"
+    advice = "" if acquired.fell_back_from is None else _advise(gpu_request, acquired.fell_back_from.occupancy)
+    text = f"GPU {shared} is shared with others beyond its memory, or beyond what they leave{advice and f'. {advice}'}"
     return AllocationResult(choice, (Finding("shared-gpu", text, "warning" if chosen else "note"),))
 
 
 def _describe(gpu_request: GpuRequest, occupancy: Occupancy, names: Mapping[str, str]) -> str:
-    """Describe who is on which GPU, and say so if waiting may never end."""
-    there = describe_occupancy(occupancy, names, read_program)
-    if not needs_unleased_memory(gpu_request, occupancy):
-        return there
-    return f"{there}. What has no lease may never end: set memory_limit, or min_free, to share a GPU with it"
+    """Describe who is on which GPU, and what may help."""
+    return ". ".join(
+        filter(None, (describe_occupancy(occupancy, names, read_program), _advise(gpu_request, occupancy)))
+    )
+
+
+def _advise(gpu_request: GpuRequest, occupancy: Occupancy) -> str:
+    """Say so if waiting may never end, or if only process_overhead is in the way. "": neither."""
+    if needs_unleased_memory(gpu_request, occupancy):
+        if any(candidate.need is not None for candidate in gpu_request.candidates):
+            remedy = "lower memory_limit to fit beside it"
+        elif any(candidate.min_free for candidate in gpu_request.candidates):
+            remedy = "lower min_free, or set memory_limit, to share a GPU with it"
+        else:
+            remedy = "set memory_limit, or min_free, to share a GPU with it"
+        return f"What has no lease may never end: {remedy}"
+    if fits_but_for_overhead(gpu_request, occupancy):
+        size = format_bytes(gpu_request.overhead)
+        return f"It would fit but for process_overhead, {size} beside the limit of each process: lower memory_limit"
+    return ""
 
 
 def _report_unavailable(
@@ -235,6 +265,7 @@ class _WaitReporter:
         self.speaks = speaks
         self.terminal = _is_stderr_terminal()
         self.reported_at: float | None = None
+        self.advised = False
 
     def __enter__(self) -> None: ...
 
@@ -258,6 +289,10 @@ class _WaitReporter:
         if not self.terminal:
             self._write(f"{text}\n")
             return
+        advice = _advise(self.gpu_request, unavailable.occupancy)
+        if advice and not self.advised:  # in full, for the line is cut
+            self.advised = True
+            self._write(f"\r\x1b[K{text}\n")
         with suppress(OSError):
             text = text[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]
         self._write(f"\r\x1b[K{text}")

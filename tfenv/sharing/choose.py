@@ -70,6 +70,13 @@ def needs_unleased_memory(gpu_request: GpuRequest, occupancy: Occupancy) -> bool
     return not gpu_request.fixed and len(hopeful) < gpu_request.count
 
 
+def fits_but_for_overhead(gpu_request: GpuRequest, occupancy: Occupancy) -> bool:
+    """Return whether only what processes take beside their limits is in the way."""
+    bare = replace(gpu_request, candidates=tuple(replace(c, overhead=0) for c in gpu_request.candidates))
+    leases = tuple(replace(lease, overhead=0) for lease in occupancy.leases)
+    return gpu_request.overhead > 0 and choose_gpus(bare, replace(occupancy, leases=leases)) is not None
+
+
 def _is_inherited(candidate: Candidate, gpu_request: GpuRequest, occupancy: Occupancy) -> bool:
     return any(lease.id in gpu_request.ancestor_leases for lease in occupancy.list_leases(candidate.uuid))
 

@@ -17,7 +17,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -58,7 +58,7 @@ def list_lease_directories() -> tuple[str, ...]:
 def _open_directory(path: str) -> int | None:
     """Return a descriptor of the directory. None: there is none that all users can share safely."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = _open_kept(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     status = os.fstat(descriptor)
@@ -69,7 +69,7 @@ def _open_directory(path: str) -> int | None:
     # Sticky: nobody but root and the directory's owner removes or renames the files of others.
     if stat.S_IMODE(status.st_mode) == _MODE:
         return descriptor
-    os.close(descriptor)
+    release_entry(descriptor)
     return None
 
 
@@ -108,15 +108,10 @@ def open_lease_directories() -> Iterator[dict[str, int]]:
     """Open the directories that exist, for as long as the context lasts. Yield their descriptors by path."""
     found = {path: _open_directory(path) for path in list_lease_directories()}
     opened = {path: descriptor for path, descriptor in found.items() if descriptor is not None}
-    for descriptor in opened.values():
-        _keep_from_children(descriptor)
     try:
         yield opened
     finally:
         for descriptor in opened.values():
-            # A child that another thread forked meanwhile has a copy, and would keep the lock with it.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
             release_entry(descriptor)
 
 
@@ -128,11 +123,14 @@ def _is_same_directory(path: str, descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def lock_directories() -> Iterator[dict[str, int]]:
+def lock_directories(sleep: Callable[[float], object] = time.sleep) -> Iterator[dict[str, int]]:
     """Lock the directories, so that only this process chooses for as long as the context lasts.
 
     Yield their descriptors by path. Leases are read in all of them and made in the first. There are two only where
     one came after the other was in use (root can make one that users could not).
+
+    Args:
+        sleep: Waits for so many seconds, or less, while another process chooses.
 
     Raises:
         LeaseError: There is no directory, or somebody keeps it locked.
@@ -142,21 +140,21 @@ def lock_directories() -> Iterator[dict[str, int]]:
         with open_lease_directories() as opened:
             if not opened and _make_directory():
                 continue
-            if opened and _lock_all(opened, began + _LOCK_SECONDS) and _is_unchanged(opened):
+            if opened and _lock_all(opened, began + _LOCK_SECONDS, sleep) and _is_unchanged(opened):
                 yield opened
                 return
         if time.monotonic() > began + (_LOCK_SECONDS if opened else _CREATION_SECONDS):
             raise LeaseError(f"no directory for leases that users can share: {' and '.join(list_lease_directories())}")
-        time.sleep(0.01)
+        sleep(0.01)
 
 
-def _lock_all(opened: Mapping[str, int], deadline: float) -> bool:
+def _lock_all(opened: Mapping[str, int], deadline: float, sleep: Callable[[float], object]) -> bool:
     pause = 0.001
     for path, descriptor in opened.items():
         while not try_lock(descriptor, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise LeaseError(f"{path} has been locked for {_LOCK_SECONDS:.0f} s by another process")
-            time.sleep(pause)
+            sleep(pause)
             pause = min(2 * pause, 0.016)
     return True
 
@@ -195,7 +193,7 @@ class DirectoryEntry:
         uid: Its owner.
         data: Its content, which anybody may have written.
         touched_s: Seconds since its process touched it. A process that waits does so now and then.
-        file: Device and inode.
+        file: Device and inode, as the kernel's list of locks has them.
     """
 
     name: str
@@ -208,6 +206,7 @@ class DirectoryEntry:
 
 def read_entries(directory: int, *, clean: bool = False) -> Iterator[DirectoryEntry]:
     """Read the files whose processes live. `clean` removes the files of this user whose processes do not."""
+    device = _read_device(os.fstat(directory).st_dev, directory)
     for name in sorted(os.listdir(directory)):
         if not name.startswith(("lease-", "ticket-", ".new-")):
             continue
@@ -216,7 +215,7 @@ def read_entries(directory: int, *, clean: bool = False) -> Iterator[DirectoryEn
         except OSError:
             continue
         try:
-            entry = _read_entry(name, directory, descriptor)
+            entry = _read_entry(name, directory, descriptor, device)
             if entry is not None:
                 yield entry
             elif clean and os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor, fcntl.LOCK_SH):
@@ -232,7 +231,7 @@ def open_entry(name: str, directory: int) -> int:
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
 
 
-def _read_entry(name: str, directory: int, descriptor: int) -> DirectoryEntry | None:
+def _read_entry(name: str, directory: int, descriptor: int, device: int) -> DirectoryEntry | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or try_lock(descriptor, fcntl.LOCK_SH):
         return None
@@ -241,25 +240,56 @@ def _read_entry(name: str, directory: int, descriptor: int) -> DirectoryEntry | 
     except (ValueError, RecursionError):
         return None
     touched_s = time.time() - status.st_mtime
-    file = (status.st_dev, status.st_ino)
+    file = (device, status.st_ino)
     return DirectoryEntry(name, directory, status.st_uid, data, touched_s, file) if isinstance(data, dict) else None
 
 
-def create_entry(kind: str, content: Mapping[str, Any], directory: int) -> tuple[str, int]:
+_devices: dict[int, int] = {}
+
+
+def _read_device(device: int, directory: int) -> int:
+    """Return a file system's device as the list of locks has it. btrfs and overlayfs tell another one of their files.
+
+    Args:
+        device: What the file system tells.
+        directory: Descriptor of a directory in it.
+    """
+    if device not in _devices:
+        try:
+            _devices[device] = _read_mounted_device(directory)
+        except (OSError, ValueError, IndexError, StopIteration):
+            _devices[device] = device
+    return _devices[device]
+
+
+def _read_mounted_device(directory: int) -> int:
+    with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as file:
+        mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        major, minor = next(line.split()[2] for line in file if line.startswith(f"{mount} ")).split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def create_entry(kind: str, content: Mapping[str, Any], directory: int, name: str | None = None) -> tuple[str, int]:
     """Create a locked file. It gets its name when it is complete, so that others never see it without its lock.
 
+    Args:
+        kind: What its name begins with.
+        content: What to write.
+        directory: Descriptor of the directory.
+        name: Its name. None: a new one.
+
     Returns:
-        Its name, which begins with `kind`, and the descriptor that keeps it locked as long as this process lives.
+        Its name, and the descriptor that keeps it locked as long as this process lives.
 
     Raises:
         LeaseError: It cannot be written.
     """
-    name = f"{kind}-{os.getpid()}-{os.urandom(4).hex()}"
+    name = name or f"{kind}-{os.getpid()}-{os.urandom(4).hex()}"
     new = f".new-{name}"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(new, flags, 0o600, dir_fd=directory)
-        _keep_from_children(descriptor)
+        descriptor = _open_kept(new, flags, directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             _write_all(descriptor, json.dumps(content).encode())
@@ -282,31 +312,64 @@ def _write_all(descriptor: int, text: bytes) -> None:
 
 #: What this process keeps open or locked, by descriptor.
 _locked: dict[int, os.stat_result] = {}
+#: What its threads are about to open, and to add to that.
+_opening: list[str] = []
 
 
-def _keep_from_children(descriptor: int) -> None:
-    """Have a descriptor closed in forked children."""
-    _locked[descriptor] = os.fstat(descriptor)
+def _open_kept(path: str, flags: int, directory: int | None = None) -> int:
+    """Open a file that forked children close."""
+    _opening.append(path)
+    try:
+        descriptor = os.open(path, flags, 0o600, dir_fd=directory)
+        _locked[descriptor] = os.fstat(descriptor)
+    finally:
+        _opening.remove(path)
+    return descriptor
 
 
 def release_entry(descriptor: int) -> None:
-    """Close a file of this process, unless the program closed it and the number is another file's by now."""
-    locked = _locked.pop(descriptor, None)
-    with contextlib.suppress(OSError):
-        if locked is not None and os.path.samestat(locked, os.fstat(descriptor)):
-            os.close(descriptor)
+    """Unlock and close a file of this process, unless the program closed it and the number is another file's by now."""
+    if _is_still_open(descriptor, _locked.pop(descriptor, None)):
+        # A child that was forked meanwhile may have a copy, and would keep the lock with it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
-def _release_in_child() -> None:
+def _is_still_open(descriptor: int, opened: os.stat_result | None) -> bool:
+    """Return whether a descriptor is still that of the file that was opened."""
+    try:
+        return opened is not None and os.path.samestat(opened, os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _close_in_child() -> None:
     """Leave leases and directories to the parent in a forked child, so that their locks end with the parent.
 
     To close a child's copy does not unlock the file. To keep it would hold the parent's GPU as long as the child lives.
     """
-    for descriptor in tuple(_locked):
-        release_entry(descriptor)
+    for descriptor, opened in tuple(_locked.items()):
+        if _is_still_open(descriptor, opened):
+            os.close(descriptor)
+    _locked.clear()
+    if _opening:  # by another thread, which the child does not have
+        _opening.clear()
+        with contextlib.suppress(OSError):
+            _close_unknown()
 
 
-os.register_at_fork(after_in_child=_release_in_child)
+def _close_unknown() -> None:
+    """Close what is open of the directories of leases, where nobody knows which descriptors these are."""
+    places = [os.path.realpath(path) for path in list_lease_directories()]
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/self/fd/{number}")
+            if any(path == place or path.startswith(f"{place}/") for place in places):
+                os.close(int(number))
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def is_intact(name: str) -> bool:
@@ -319,16 +382,9 @@ def is_intact(name: str) -> bool:
         for directory in directories.values():
             with contextlib.suppress(OSError):
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                return any(_is_held(descriptor, status) for descriptor in tuple(_locked))
+                held = [fd for fd, opened in tuple(_locked.items()) if os.path.samestat(status, opened)]
+                return any(_is_still_open(descriptor, status) for descriptor in held)
     return False
-
-
-def _is_held(descriptor: int, status: os.stat_result) -> bool:
-    """Return whether a descriptor of this process is still that of a file."""
-    try:
-        return os.path.samestat(status, _locked[descriptor]) and os.path.samestat(status, os.fstat(descriptor))
-    except (OSError, KeyError):
-        return False
 
 
 # ---- who holds them
@@ -357,11 +413,8 @@ def read_lock_holders() -> dict[tuple[int, int], int] | None:
 
 
 def read_program(pid: int) -> str | None:
-    """Return the kernel's name of a process. None: it is not of this PID namespace, as in a container."""
-    initial = 0xEFFFFFFC  # the inode of the first namespace, in every Linux
+    """Return the kernel's name of a process. None: it cannot be seen."""
     try:
-        if os.stat("/proc/self/ns/pid").st_ino != initial:
-            return None
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().strip()
     except OSError:

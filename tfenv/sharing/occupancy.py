@@ -110,8 +110,10 @@ def _describe_card(occupancy: Occupancy, uuid: str, read_program: Callable[[int]
     if len(leases) > _MOST_LEASES:
         yield f"and {len(leases) - _MOST_LEASES} more"
     if unleased_bytes:
-        found = occupancy.list_unleased(uuid)[:_MOST_LEASES]
-        who = ", ".join(f"pid {pid} {read_program(pid) or ''}".rstrip() for pid, _ in found)
+        found = occupancy.list_unleased(uuid)
+        sizes = [format_bytes(size) if len(found) > 1 else "" for _, size in found]  # that of the only one is said
+        words = [("pid", str(pid), read_program(pid), size) for (pid, _), size in zip(found, sizes, strict=True)]
+        who = ", ".join(" ".join(filter(None, each)) for each in words[:_MOST_LEASES])
         yield f"{format_bytes(unleased_bytes)} used without a lease{f' ({who})' if who else ''}"
     if not leases and not unleased_bytes:
         yield "free"

@@ -105,6 +105,7 @@ def acquire(
     keep_waiting: KeepWaiting | None = None,
     fallback: Callable[[Unavailable], tuple[Allocation, ...]] | None = None,
     sleep: Callable[[float], object] = time.sleep,
+    name: str | None = None,
 ) -> Acquired | Unavailable:
     """Take GPUs, all of them at once, and keep them as long as this process lives.
 
@@ -115,15 +116,16 @@ def acquire(
         keep_waiting: Tells whether to go on waiting. None: do not wait.
         fallback: Chooses what the process takes if the request cannot be served. That is leased all the same.
         sleep: Waits for so many seconds, or less.
+        name: The id of the leases. None: a new one.
 
     Raises:
         LeaseError: There is no directory for leases, or it cannot be written.
     """
-    acquisition = _Acquisition(gpu_request, script, sleep)
+    acquisition = _Acquisition(gpu_request, script, sleep, name)
     try:
         answer = acquisition.try_until_served(measure, keep_waiting)
         if isinstance(answer, Unavailable) and fallback is not None and (allocations := fallback(answer)):
-            with lock_directories() as directories:
+            with lock_directories(sleep) as directories:
                 return replace(acquisition.take(allocations, directories), fell_back_from=answer)
         return answer
     finally:
@@ -205,10 +207,13 @@ class _Acquisition:
         ahead: How many came earlier.
     """
 
-    def __init__(self, gpu_request: GpuRequest, script: str | None, sleep: Callable[[float], object]) -> None:
+    def __init__(
+        self, gpu_request: GpuRequest, script: str | None, sleep: Callable[[float], object], name: str | None
+    ) -> None:
         self.gpu_request = gpu_request
         self.script = script
         self.sleep = sleep
+        self.name = name
         self.began = time.monotonic()
         self.ticket: tuple[str, int] | None = None
         self.obstacles: list[int] = []
@@ -222,7 +227,7 @@ class _Acquisition:
     def try_until_served(self, measure: Measure, keep_waiting: KeepWaiting | None) -> Acquired | Unavailable:
         while True:
             memory = measure()
-            with lock_directories() as directories:
+            with lock_directories(self.sleep) as directories:
                 answer = self.try_once(directories, memory, queue=keep_waiting is not None)
             if isinstance(answer, Acquired) or keep_waiting is None or not answer.can_wait:
                 return answer
@@ -253,7 +258,7 @@ class _Acquisition:
             "parent": parent,
             "overhead": self.gpu_request.overhead,
         }
-        name, _ = create_entry("lease", content, next(iter(directories.values())))
+        name, _ = create_entry("lease", content, next(iter(directories.values())), self.name)
         return Acquired(allocations, name, self.waited_s)
 
     def make_content(self) -> dict[str, Any]:

@@ -101,7 +101,11 @@ def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
     if not 1 <= count <= MAX_GPUS:
         raise ValueError(f'"{group}" asks for {count} GPUs; from 1 to {MAX_GPUS} can be simulated')
     name = SimulatedGpu.name if match["name"] is None else match["name"].strip()
-    gpu = SimulatedGpu(_parse_size(match["size"], "a GPU"), name, instances=_parse_instances(match["instances"]))
+    try:
+        size = _parse_size(match["size"], "a GPU")
+    except ValueError as error:
+        raise ValueError(f'"{text}": {error}; GPUs are written as in "4x24GiB" or "2x24GiB:NVIDIA A100"') from None
+    gpu = SimulatedGpu(size, name, instances=_parse_instances(match["instances"]))
     return (gpu,) * count
 
 

@@ -75,9 +75,9 @@ def test_json(project: Path, tfgpu: Tfgpu) -> None:
 
 
 def test_a_path_that_does_not_exist(tfgpu: Tfgpu) -> None:
-    """A path that is not there is a finding, not silence."""
+    """A path that is not there is said, and is wrong usage, as in all other commands."""
     result = tfgpu("check", "nowhere.toml")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "nowhere.toml: there is no such file" in result.stdout
 
 

@@ -224,6 +224,17 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
     assert "now the program would wait (GPU 0: 8.8 GiB used without a lease (pid 4190001); GPU 1:" in shown
 
 
+def test_a_choice_counts_what_processes_take_beside_their_limits(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """What is shown is what a program would get: half of a card does not fit beside the half of another program."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = {count = 1}\nmemory_limit = '50%'\n")
+    others = tmp_path / "others"
+    others.write_text("0 4190001 12288\n")
+    variables = build_environment(parse_gpus("1x24GiB"), log=tmp_path / "log", processes=others, base={})
+    assert read_json(tfgpu("explain", "--format", "json", env=variables))["choosing"]["now"] is None
+    others.write_text("0 4190001 11000\n")
+    assert read_json(tfgpu("explain", "--format", "json", env=variables))["choosing"]["now"] == ["0"]
+
+
 # ---- somebody else: with real users, on a machine of its own
 
 

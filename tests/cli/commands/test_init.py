@@ -172,7 +172,7 @@ def test_a_draft_needs_a_place(project: Path, tfgpu: Tfgpu) -> None:
     for path in ("no/where", "file"):
         refused = tfgpu("init", "--machine", "--path", path)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert "is no directory" in refused.stderr
+        assert "is not a directory" in refused.stderr
 
 
 def test_the_machines_own(server: SharedMachine) -> None:

@@ -131,6 +131,19 @@ def test_whose_record_it_is(
     assert row["script"] == (None if state == "ungoverned" else "/srv/train.py")
 
 
+def test_a_clock_that_was_set_changes_nothing(
+    tfgpu: Tfgpu, machine: SimulatedMachine, child: subprocess.Popen[bytes]
+) -> None:
+    """What the process recorded before is still its own: the moment it started counts by the kernel's clock."""
+    ticks = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    machine.hold(f"0 {child.pid} 100")
+    machine.record(pid=child.pid, age_s=3600.0, start_ticks=ticks)
+    assert read_processes(tfgpu, machine)[0]["state"] == "within"
+    machine.log.unlink()
+    machine.record(pid=child.pid, start_ticks=ticks - 100)
+    assert read_processes(tfgpu, machine)[0]["state"] == "ungoverned", "an earlier process had its number"
+
+
 def test_the_newest_record_counts(tfgpu: Tfgpu, machine: SimulatedMachine, child: subprocess.Popen[bytes]) -> None:
     """Of several records of a process the newest that speaks of the GPU is believed, in a rotated log as well."""
     machine.hold(f"0 {child.pid} 100")
@@ -232,3 +245,28 @@ def test_records_in_a_state_directory_of_the_processs_own(tmp_path: Path) -> Non
         (records,) = read_user_records([process], AuditSinks()).values()
         program.communicate()
     assert len(records.by_pid[program.pid]) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
+def test_a_lease_of_a_container(tfgpu: Tfgpu, machine: SimulatedMachine, variables: dict[str, str]) -> None:
+    """Its process is number 1 in there. Here it is shown by the number that it has here, and number 1 has no lease."""
+    env = variables | machine.env
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    machine.hold()
+    with subprocess.Popen(
+        [*unshare, sys.executable, "-c", HOLDER, UUIDS[1]], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"\n":
+            pytest.skip("no PID namespace here")
+        pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        (before,) = read_processes(tfgpu, machine)
+        machine.hold(f"1 {pid} 500", "1 1 300")
+        found = {row["pid"]: row for row in read_processes(tfgpu, machine)}
+        process.communicate(b"\n", timeout=20)
+    assert (before["pid"], before["lease"], before["memory_bytes"]) == (pid, True, 0)
+    assert [(row["lease"], row["memory_bytes"]) for row in (found[pid], found[1])] == [
+        (True, 500 << 20),
+        (False, 300 << 20),
+    ]
+    assert len(found) == 2

@@ -224,6 +224,40 @@ def test_a_program_that_closes_all_descriptors_gets_its_lease_again(tmp_path: Pa
     assert "lease-renewed" in {finding["code"] for record in ended.records for finding in record["findings"]}
 
 
+LOST = """
+import os, subprocess, sys
+import tensorflow as tf
+tf.zeros([1])
+from tfenv.sharing.lease import read_leases
+(lease,) = read_leases()
+os.closerange(3, 256)
+take = "import sys; from tfenv.sharing.queue import acquire; from tfenv.sharing.request import Candidate, GpuRequest;"
+take += f"acquire(GpuRequest(0, (Candidate('{lease.allocation.uuid}', 24 << 30, 20 << 30),), 1), dict);"
+command = [sys.executable, "-c", take + "print(flush=True); sys.stdin.read()"]
+other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+other.stdout.readline()
+try:
+    session = tf.compat.v1.Session()
+    print(sum(device.device_type == "GPU" for device in session.list_devices()), flush=True)
+except Exception as error:
+    print(type(error).__name__, flush=True)
+other.kill()
+"""
+
+
+@pytest.mark.parametrize(("on_error", "printed"), [("warn", "1"), ("cpu", "0"), ("fail", "PolicyError")])
+def test_on_error_decides_where_others_took_the_gpu(
+    on_error: str, printed: str, tmp_path: Path, needs_tensorflow: None
+) -> None:
+    """A lease that was lost, and cannot be had again without sharing the GPU beyond its memory, is an error."""
+    policy = f'on_error = "{on_error}"\n[gpu]\nvisible_devices = {{count = 1}}\nmemory_limit = "10GiB"\n'
+    ended = run_program(World(policy), LOST, tmp_path)
+    assert ended.stdout.strip() == printed, ended.stderr
+    failed = [record for record in ended.records if record["event"] == "policy_failed"]
+    assert [finding["code"] for finding in failed[0]["findings"]] == ["lease-lost"]
+    assert any("Others took the GPU meanwhile" in line for line in ended.ours)
+
+
 FORK = """
 import os, signal, sys, threading, time
 import tensorflow as tf

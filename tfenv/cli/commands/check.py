@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from tfenv.cli.output import add_format_option, get_exit_code, paint, print_findings, print_json, shorten_path
+from tfenv.cli.output import USAGE, add_format_option, get_exit_code, paint, print_findings, print_json, shorten_path
 from tfenv.errors import Finding
 from tfenv.lint.check import CheckResult, check_here, check_path
 from tfenv.values import as_dict
@@ -18,7 +18,8 @@ _MOST_NAMES = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     parser.description = (
-        "Find the mistakes in policy files, and what is right but hardly meant. Exit codes: 0 no mistake, 1 findings."
+        "Find mistakes in policy files, and values that are allowed but probably wrong. Exit codes: 0 no mistake, "
+        "1 findings, 2 no such file."
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH",
@@ -45,7 +46,7 @@ def check_files(paths: Sequence[str], output_format: str, *, table_optional: boo
         table_optional: Whether a pyproject.toml without a policy is no mistake.
 
     Returns:
-        The exit code: 1 if there is an error or a warning.
+        The exit code: 1 if there is an error or a warning, 2 if one of the paths does not exist.
     """
     results = [check_path(path, table_optional=table_optional) for path in paths]
     result = sum(results, CheckResult()) if paths else check_here()
@@ -53,7 +54,8 @@ def check_files(paths: Sequence[str], output_format: str, *, table_optional: boo
         print_json(as_dict({"files": result.files, "findings": result.findings}))
     else:
         _print_text(result)
-    return get_exit_code(result.findings)
+    missing = any(not os.path.lexists(path) for path in paths)
+    return USAGE if missing else get_exit_code(result.findings)
 
 
 def _print_text(result: CheckResult) -> None:

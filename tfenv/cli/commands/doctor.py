@@ -69,7 +69,7 @@ def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True)
     try:
         hook = ask_interpreter(python, "hook", _HOOK_TIMEOUT_S)
     except (NoAnswerError, OSError) as error:
-        print_message("doctor", f"{python} is no Python that can be asked: {error}")
+        print_message("doctor", f"cannot run {python} as a Python interpreter: {error}")
         return USAGE
     explanation = explain()
     usage = read_usage()

@@ -91,7 +91,12 @@ def _print_text(explanation: Explanation) -> None:
     print(f"{paint('Policy', 'strong')} of {escape_for_terminal(explanation.user)} in {project}")
     print(paint(f"Groups: {escape_for_terminal(', '.join(explanation.groups) or 'none')}", "quiet"))
     if explanation.new_login:
-        print(paint("As in a new login: variables (CUDA_VISIBLE_DEVICES, TFGPU_*) of yours do not count.", "quiet"))
+        print(
+            paint(
+                "As in a new login of that user. Your own CUDA_VISIBLE_DEVICES and TFGPU_* variables do not count.",
+                "quiet",
+            )
+        )
     _print_files(explanation.files)
     _print_settings(explanation.settings)
     _print_ceilings(explanation.ceilings)

@@ -154,11 +154,11 @@ def init_project(path: str | None, *, force: bool = False) -> int:
         force: Whether to replace a policy that is there.
 
     Returns:
-        The exit code: 1 if there is a policy already, 2 if the root is no directory.
+        The exit code: 1 if there is a policy already, 2 if the root is not a directory.
     """
     folder = Path(path or ".").absolute()
     if not folder.is_dir():
-        print_message("init", f"{path} is no directory; create it first")
+        print_message("init", f"{path} is not a directory; create it first")
         return USAGE
     if not force and (obstacle := _find_obstacle(folder)) is not None:
         print_message("init", f"{obstacle}; --force replaces it")
@@ -201,7 +201,7 @@ def init_machine(path: str | None, *, force: bool = False) -> int:
         print_message("init", f"{shorten_path(str(file))} is there already; --force replaces it")
         return FINDINGS
     if (missing := _make_folders(folder)) is not None:
-        print_message("init", f"{missing} is no directory; create it first")
+        print_message("init", f"{missing} is not a directory; create it first")
         return USAGE
     inventory = read_inventory()
     text = MACHINE_TEMPLATE.format(schema=schema_path(), devices=_format_allowed_devices(inventory))
@@ -271,7 +271,7 @@ def _write_policy(path: Path, text: str, steps: _Steps, *, overwrite: bool, mode
     try:
         replace_file(path, text, mode, overwrite=overwrite)
     except FileExistsError:
-        print_message("init", f"{shorten_path(str(path))} came to be just now; look at it first")
+        print_message("init", f"{shorten_path(str(path))} was created meanwhile; look at it first")
         return FINDINGS
     print(f"Wrote {shorten_path(str(path))}\n")
     findings = check_path(str(path)).findings

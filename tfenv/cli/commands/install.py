@@ -46,16 +46,18 @@ def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
     change = plan_install(python)
     if not dry_run and os.path.isdir(MACHINE_ROOT):
         check_path(MACHINE_ROOT)  # keeps the last good copies
-    return finish_change("install", change, done="covered", nothing="covered already", dry_run=dry_run)
+    return finish_change(
+        "install", change, done="wrote tfenv's block into", nothing="tfenv's block is already in", dry_run=dry_run
+    )
 
 
 def finish_change(command: str, change: SitecustomizeChange, *, done: str, nothing: str, dry_run: bool) -> int:
     """Carry out a change, or only show it, and print what is the case now. Return the exit code."""
     if change.changes_nothing:
-        print_message(command, f"{nothing}: {change.path}")
+        print_message(command, f"{nothing} {change.path}")
     elif dry_run:
         print(format_difference(change), end="")
     else:
         write_change(change)
-        print_message(command, f"{done}: {change.path}")
+        print_message(command, f"{done} {change.path}")
     return OK

@@ -11,6 +11,7 @@ from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, shorten_path
 from tfenv.cli.process_records import UserRecords, read_user_records
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
+from tfenv.devices import nvml
 from tfenv.devices.usage import GpuProcess, GpuUsage, describe_process, read_usage
 from tfenv.pipeline import current_start, load
 from tfenv.policy.model import Lease
@@ -107,20 +108,21 @@ def _take_snapshot() -> ProcessSnapshot:
 
 def _find_waiting(leases: Iterable[Lease], usage: GpuUsage) -> Iterator[GpuProcess]:
     """Yield the processes that have a lease on a GPU and hold no memory of it yet."""
-    holding = {(process.pid, process.uuid) for process in usage.processes}
+    here = nvml.counts_pids_as_here()
+    holding = {(process.pid, process.uuid) for process in usage.processes if here}
     gpus = {gpu.uuid: gpu for gpu in usage.gpus}
     for lease in leases:
         gpu = gpus.get(lease.allocation.uuid)
         if gpu is None or (lease.pid, gpu.uuid) in holding:
             continue
         process = describe_process(gpu, lease.pid, 0)
-        if process.uid != lease.uid:  # in another container the number is somebody else's here
+        if process.uid != lease.uid:  # a process of another container has no number here
             process = GpuProcess(gpu.index, lease.pid, 0, gpu.instance, gpu.uuid, lease.user, lease.uid)
         yield process
 
 
 def _find_lease(process: GpuProcess, leases: Iterable[Lease]) -> Lease | None:
-    """Return the lease of a process. Its pid is that of the holder's own container, so its user must fit, too."""
+    """Return the lease of a process. Its user must fit, too: the kernel may not tell who the holder is."""
     mine = (lease for lease in leases if (lease.pid, lease.uid) == (process.pid, process.uid))
     return next((lease for lease in mine if lease.allocation.uuid == process.uuid), None)
 

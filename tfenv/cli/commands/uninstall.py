@@ -26,4 +26,6 @@ def uninstall_hook(python: str | None = None, *, dry_run: bool = False) -> int:
         InstallError: The interpreter cannot be asked, or its sitecustomize not be changed.
     """
     change = plan_uninstall(python)
-    return finish_change("uninstall", change, done="removed", nothing="nothing of ours in", dry_run=dry_run)
+    return finish_change(
+        "uninstall", change, done="removed tfenv's block from", nothing="there is no block of tfenv in", dry_run=dry_run
+    )

@@ -81,7 +81,7 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
         KeyboardInterrupt: Ctrl-C was pressed.
     """
     if project is not None and not os.path.isdir(project):
-        print_message("watch", f"{project} is no directory")
+        print_message("watch", f"{project} is not a directory")
         return USAGE
     start = current_start(None if project is None else os.path.abspath(project))
     is_json = output_format == "json"

@@ -1,0 +1,35 @@
+"""What people read when they mistype, or name something that is not there: what is wrong, and what to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tfgpu
+
+MISTAKES = [
+    (("checkk",), 2, 'there is no command "checkk"; did you mean "check"?'),
+    (("frobnicate",), 2, 'there is no command "frobnicate"; the commands are init, check, explain'),
+    (("explain", "--project", "/nope"), 2, "/nope is not a directory"),
+    (("watch", "--project", "/nope"), 2, "/nope is not a directory"),
+    (("simulate", "--gpus", "foo", "--", "true"), 2, 'GPUs are written as in "4x24GiB"'),
+    (("doctor", "--python", "/bin/sh"), 2, "cannot run /bin/sh as a Python interpreter"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_a_mistake_is_answered_with_what_would_be_right(
+    arguments: tuple[str, ...], code: int, text: str, tfgpu: Tfgpu
+) -> None:
+    """One line says it, in words that people use."""
+    done = tfgpu(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert text in done.stderr
+
+
+def test_a_wrong_path_is_wrong_usage(tfgpu: Tfgpu, project: Path) -> None:
+    """As in all other commands. A mistake in a file that is there is a finding."""
+    assert tfgpu("check", "/nope").returncode == 2
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_limit = 5\n")
+    assert tfgpu("check", str(project)).returncode == 1
