@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tfenv.audit import prometheus
+from tfenv.audit import prometheus, rotation
 from tfenv.audit.prometheus import ForeignFileError, export_totals
 from tfenv.audit.query import LineTally
 
@@ -236,3 +236,21 @@ def test_labels_are_bounded(log: Path, write_log: WriteLog, figures: Figures, mo
     assert len(found) == 4
     assert found['tfgpu_policy_applied_total{user="other",gpu="other"}'] == "6"
     assert found['tfgpu_policy_applied_total{user="user0",gpu="GPU-a"}'] == "2"
+
+
+def test_a_compressed_log_without_end_is_counted_once(
+    log: Path, write_log: WriteLog, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands before the bound is counted the first time and not again. The file is named."""
+    monkeypatch.setattr(rotation, "_MOST_EXPANDED_BYTES", 1 << 20)
+    target.parent.mkdir()
+    write_log(log, {"devices": [GPU]})
+    bomb = log.with_name("audit.jsonl.1.gz")
+    bomb.write_bytes(gzip.compress(log.read_bytes() + b"\n" * (8 << 20)))
+    log.unlink()
+    tallies = [LineTally(), LineTally()]
+    for tally in tallies:
+        export_totals(target, [log], tally)
+    assert list(tallies[0].left_out) == [bomb]
+    assert 'tfgpu_policy_applied_total{user="alice",gpu="GPU-a"} 1\n' in target.read_text()
+    assert "tfgpu_unreadable_lines_total 0\n" in target.read_text()

@@ -11,7 +11,10 @@ from jsonschema import Draft7Validator
 
 from tests.conftest import REPOSITORY
 from tests.frameworks.harness import World, run_program
-from tfenv.runtime.reporting import RepeatCounter
+from tfenv.errors import Finding
+from tfenv.pipeline import LoadedPolicy
+from tfenv.policy.model import AuditSinks, EffectivePolicy, Grant, Start, Subject
+from tfenv.runtime.reporting import RepeatCounter, Reporter
 
 KIND = ("tensorflow", "TF_NewSessionOptions", "applied", "")
 
@@ -48,6 +51,20 @@ def test_a_forked_worker_counts_for_itself() -> None:
     if child == 0:
         os._exit(counter.count(KIND, "x"))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_program_that_is_refused_in_a_loop_fills_no_log(tmp_path: Path) -> None:
+    """Who catches PolicyError and tries again has records of the first, the tenth, the hundredth time."""
+    log = tmp_path / "audit.jsonl"
+    start = Start(cwd=str(tmp_path), uid=os.geteuid())
+    policy = EffectivePolicy(audit=AuditSinks("none", (str(log),), default_file=False))
+    reporter = Reporter(LoadedPolicy(start, Subject("me", os.geteuid()), policy=policy), Grant())
+    for _ in range(300):
+        reporter.report_refused((Finding("gpu-busy", "no GPU is free"),))
+    reporter.report_refused((Finding("gpu-lost", "another fault"),))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record.get("repeats") for record in records] == [None, 9, 90, None]
+    assert {record["event"] for record in records} == {"policy_failed"}
 
 
 SESSIONS = """

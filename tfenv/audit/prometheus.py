@@ -248,9 +248,9 @@ def _read_on(files: Iterable[Path], known: _Positions, totals: MetricTotals, tal
             lines = _NewLineReader(path, places, tally)
             for record in select_records(lines, RecordQuery(), tally):
                 totals.add(record)
-            if path in tally.left_out:
-                continue
             head = lines.head
+            if path in tally.left_out and not head:
+                continue
             places[head] = _ReadPosition(lines.position, status.st_size, status.st_mtime_ns)
         kept[head] = places[head]
     return kept

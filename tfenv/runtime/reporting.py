@@ -98,7 +98,13 @@ class Reporter:
         """Record that PolicyError is about to be raised."""
         from tfenv.audit.record import make_failed_record
 
-        self._write(lambda: make_failed_record(self._make_context(framework), findings, self.loaded.policy))
+        codes = ",".join(sorted({finding.code for finding in findings}))
+        name = "" if framework is None else framework.name
+        times = self._repeats.count((name, "", "refused", codes), repr(findings))
+        if times:
+            self._write(
+                lambda: make_failed_record(self._make_context(framework), findings, self.loaded.policy, repeats=times)
+            )
 
     def report_failed(self, finding: Finding, entry_point: str = "", framework: Framework | None = None) -> None:
         """Record that the policy is not in force as it should be, and say so on stderr. The program goes on."""

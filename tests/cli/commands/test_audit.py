@@ -243,6 +243,11 @@ def test_root_reads_the_logs_of_all_users(tmp_path: Path) -> None:
     for uid, found in ((0, ["0.jsonl", "1000.jsonl", "1001.jsonl"]), (1001, ["1001.jsonl"])):
         start = Start(cwd="/", uid=uid, home="/root", config_home="/root/.config")
         assert audit._expand_log(f"{tmp_path}/<uid>.jsonl", start) == [tmp_path / name for name in found]
+        folders = [tmp_path / name.removesuffix(".jsonl") / "audit.jsonl" for name in found]
+        for folder in folders:
+            folder.parent.mkdir(exist_ok=True)
+            folder.touch()
+        assert audit._expand_log(f"{tmp_path}/<uid>/audit.jsonl", start) == folders
 
 
 def test_names_in_the_log_cannot_steer_the_terminal(run_audit: RunAudit, log: Path) -> None:

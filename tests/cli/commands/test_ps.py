@@ -233,6 +233,20 @@ def test_leases(tfgpu: Tfgpu, machine: SimulatedMachine, variables: dict[str, st
     assert (holding["memory_bytes"], holding["state"]) == (9000 << 20, "over")
 
 
+def test_records_in_a_state_directory_of_the_processs_own(tmp_path: Path) -> None:
+    """A process whose XDG_STATE_HOME moved its log is no ungoverned one: its environment says where to look."""
+    log = tmp_path / "tfgpu" / "audit.jsonl"
+    log.parent.mkdir()
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=environment) as program:
+        record = {"timestamp": "2026-11-05T10:00:00.000000Z", "event": "policy_applied", "uid": os.geteuid()}
+        log.write_text(json.dumps({**record, "pid": program.pid, "host": os.uname().nodename}) + "\n")
+        process = GpuProcess(0, program.pid, None, uid=os.geteuid())
+        (records,) = read_user_records([process], AuditSinks()).values()
+        program.communicate()
+    assert len(records.by_pid[program.pid]) == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
 def test_a_lease_of_a_container(tfgpu: Tfgpu, machine: SimulatedMachine, variables: dict[str, str]) -> None:
     """Its process is number 1 in there. Here it is shown by the number that it has here, and number 1 has no lease."""
@@ -256,17 +270,3 @@ def test_a_lease_of_a_container(tfgpu: Tfgpu, machine: SimulatedMachine, variabl
         (False, 300 << 20),
     ]
     assert len(found) == 2
-
-
-def test_records_in_a_state_directory_of_the_processs_own(tmp_path: Path) -> None:
-    """A process whose XDG_STATE_HOME moved its log is no ungoverned one: its environment says where to look."""
-    log = tmp_path / "tfgpu" / "audit.jsonl"
-    log.parent.mkdir()
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=environment) as program:
-        record = {"timestamp": "2026-11-05T10:00:00.000000Z", "event": "policy_applied", "uid": os.geteuid()}
-        log.write_text(json.dumps({**record, "pid": program.pid, "host": os.uname().nodename}) + "\n")
-        process = GpuProcess(0, program.pid, None, uid=os.geteuid())
-        (records,) = read_user_records([process], AuditSinks()).values()
-        program.communicate()
-    assert len(records.by_pid[program.pid]) == 1
