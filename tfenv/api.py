@@ -83,7 +83,7 @@ class Status:
         yield "files", list(self.sources)
         in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
         yield "GPUs" if in_force else "GPUs, had it been in force", _format_gpus(self.plan)
-        yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "as the program has it"]
+        yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "set by the program"]
         yield (
             "at the entry points",
             [" at ".join(filter(None, (done.status, done.entry_point))) for done in self.outcomes],

@@ -85,7 +85,7 @@ def run_on_terminal(
 ) -> tuple[str, int]:
     """Return what `tfgpu` writes on a terminal, and its exit code. Press Ctrl-C once it wrote a text twice."""
     terminal, side = pty.openpty()
-    env = env | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    env = {"TERM": "xterm-256color", "COLUMNS": "100"} | env
     process = subprocess.Popen([*TFGPU, *arguments], env=env, cwd=cwd, stdin=side, stdout=side, stderr=side)
     os.close(side)
     output, deadline = b"", time.monotonic() + 60

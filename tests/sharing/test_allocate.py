@@ -275,6 +275,22 @@ def test_a_lost_lease_comes_before_those_who_wait(tmp_path: Path) -> None:
     assert len(leases.read_leases()) == 1
 
 
+def test_children_are_not_those_who_took_the_gpu(tmp_path: Path) -> None:
+    """They share the GPU of the process that lost its lease, and knew it."""
+    plan, requester = make_plan(), make_requester()
+    made = allocate_gpus(plan, INVENTORY, requester)
+    assert made.choice is not None
+    ancestors: tuple[str, ...] = ()
+    for _ in range(2):
+        ancestors += (leases.read_leases()[-1].id,)
+        child = allocate_gpus(plan, INVENTORY, make_requester(ancestor_leases=ancestors))
+        assert [allocation.uuid for allocation in get_allocations(child)] == ["GPU-0"]
+    (tmp_path / "log.leases" / (made.choice.lease or "")).unlink()
+    again = renew_lease(made.choice, plan, requester)
+    assert again is not None
+    assert list_codes(again) == [("lease-renewed", "note")]
+
+
 @pytest.mark.parametrize("limit", [8 * GIB, None])
 def test_a_process_is_not_in_its_own_way(limit: int | None, tmp_path: Path) -> None:
     """Where NVML does not say whose memory it is, as in a container, what the process itself takes is its own."""

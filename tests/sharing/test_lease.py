@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.sharing.holders import AS_ROOT, NOBODY, hold, make_request, take
+from tests.sharing.holders import AS_ROOT, NOBODY, TOTAL, Holder, hold, make_request, take
 from tfenv.policy.model import Allocation, MemoryUse
 from tfenv.sharing import lease as module
 from tfenv.sharing.lease import LeaseError, list_lease_directories, lock_directories, read_leases
@@ -428,6 +428,38 @@ def test_a_lost_lease_is_noticed(how: str, machine: Path) -> None:
     module.release_entry(descriptor)
     if how == "another file":
         os.fstat(descriptor)  # whatever has the number now is the program's
+
+
+@AS_ROOT
+def test_who_keeps_the_lease_of_a_dead_process_locked_takes_nothing_from_its_user(machine: Path) -> None:
+    """A stranger makes others wait for the GPU. It counts as the stranger's, and not for the user's total."""
+    holder = Holder(make_request(1, 20, "a"))
+    holder.wait_for_gpus()
+    (lease,) = read_leases()
+    assert lease.uid == os.geteuid()
+    ready, opened = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setuid(NOBODY)
+        descriptor = os.open(machine / lease.id, os.O_RDONLY)
+        os.write(opened, b"-")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(opened, b"-")
+        signal.pause()
+        os._exit(0)
+    try:
+        os.read(ready, 1)
+        holder.end("SIGKILL")
+        os.read(ready, 1)
+        assert [(lease.uid, lease.pid) for lease in read_leases()] == [(NOBODY, child)]
+        mine = GpuRequest(os.geteuid(), (Candidate("a", TOTAL, 4, user_total=20),), 1)
+        assert look(mine, dict) == (Allocation("a", 4),)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        holder.close()
+        os.close(ready)
+        os.close(opened)
 
 
 # ---- containers

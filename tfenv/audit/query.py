@@ -67,6 +67,7 @@ class RecordQuery:
         events: Names as in the record: "policy_applied".
         users: User names.
         uids: User ids.
+        pids: Process ids.
         outcomes: What happened at an entry point: "clamped", as in the record's `status`.
         gpus: GPUs, each a UUID or its beginning, an entry of CUDA_VISIBLE_DEVICES, or `name:*A100*`.
         project: A directory: records of a project or script in it or below it.
@@ -78,6 +79,7 @@ class RecordQuery:
     events: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
     uids: frozenset[int] = frozenset()
+    pids: frozenset[int] = frozenset()
     outcomes: frozenset[str] = frozenset()
     gpus: frozenset[str] = frozenset()
     project: str | None = None
@@ -92,6 +94,7 @@ class RecordQuery:
             and (not self.events or record["event"] in self.events)
             and (not self.users or _is_wanted(record.get("user"), self.users))
             and (not self.uids or _is_wanted(record.get("uid"), self.uids))
+            and (not self.pids or _is_wanted(record.get("pid"), self.pids))
             and (not self.outcomes or _is_wanted(record.get("status"), self.outcomes))
             and (not self.gpus or any(self.matches_gpu(device) for device in list_logged_devices(record)))
             and (self.project is None or _is_of_project(record, self.project))
@@ -200,6 +203,9 @@ def _skip_unwanted_lines(lines: Iterable[bytes], query: RecordQuery) -> Iterable
     """Leave out what cannot match, by a look at the bytes. In doubt a line stays."""
     if query.since or query.until:
         lines = _skip_out_of_time(lines, query.since.encode("ascii"), query.until.encode("ascii") or b"~")
+    if query.pids:
+        texts = [str(pid).encode("ascii") for pid in query.pids]
+        lines = (line for line in lines if any(text in line for text in texts))
     for text in query.build_prefilter():
         lines = _skip_without(lines, text)
     return lines

@@ -62,7 +62,10 @@ def _read_records_of_user(uid: int, processes: list[GpuProcess], sinks: AuditSin
     logs, readable = _find_logs(uid, sinks, {_find_default_log(process) for process in processes})
     starts = [process.started for process in processes if process.started is not None]
     query = RecordQuery(
-        events=_EVENTS, uids=frozenset({uid}), since=_format_start(min(starts) - _CLOCK_STEP) if starts else ""
+        events=_EVENTS,
+        uids=frozenset({uid}),
+        pids=frozenset(process.pid for process in processes),
+        since=_format_start(min(starts) - _CLOCK_STEP) if starts else "",
     )
     try:
         # What stands at a path may have been changed since it was looked at.

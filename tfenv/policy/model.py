@@ -467,7 +467,7 @@ class Lease:
     Attributes:
         id: The id of the process's leases. A process has one lease per GPU, all under one id.
         allocation: Which GPU, and how much of it.
-        uid: The owner, as the kernel says.
+        uid: The user of the process that holds it, as the kernel says.
         user: Name of the owner, or "uid:1234" without a passwd entry.
         pid: The holder's process id, as the kernel counts here. 0: it is a process of another container.
         script: The program's file. None: `-c`, a notebook or an interactive session.

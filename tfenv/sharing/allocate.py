@@ -12,7 +12,7 @@ from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import Allocation, AutoChoice, Choice, Inventory, MemoryUse, OnError, Plan
 from tfenv.policy.units import format_bytes
 from tfenv.sharing.choose import choose_gpus, fits_but_for_overhead, needs_unleased_memory, share_gpus
-from tfenv.sharing.lease import LeaseError, is_intact, read_program
+from tfenv.sharing.lease import LeaseError, is_intact, read_leases, read_program
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
 from tfenv.sharing.request import Candidate, GpuRequest, request_from_plan
@@ -115,17 +115,17 @@ def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationR
     """
     if choice.lease is None or is_intact(choice.lease):
         return None
-    sizes = {allocation.uuid: allocation.limit for allocation in choice.allocations}
-    asked = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
-    known = () if asked is None else asked.candidates
-    held = tuple(replace(c, need=sizes[c.uuid], user_total=None, min_free=0) for c in known if c.uuid in sizes)
-    ancestors = frozenset(requester.ancestor_leases)
-    request = GpuRequest(requester.uid, held, len(held), fixed=True, ancestor_leases=ancestors)
+    request = _make_renewal(choice, plan, requester)
+
+    def measure() -> Mapping[str, MemoryUse]:
+        uuids = tuple(candidate.uuid for candidate in request.candidates)
+        return _leave_out_own(request.candidates, requester.measure(uuids))
+
     lost = "the lease was gone: the program closed it, or its file was removed"
     try:
-        again = acquire(
+        acquire(
             request,
-            lambda: _leave_out_own(held, requester.measure(tuple(sizes))),
+            measure,
             script=requester.script,
             fallback=lambda unavailable: share_gpus(request, unavailable.occupancy),
             name=choice.lease,
@@ -134,11 +134,20 @@ def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationR
         text = f"{lost}. It cannot be taken again: {error}"
         return AllocationResult(replace(choice, lease=None), (Finding("lease-lost", text),))
     before = {allocation.uuid for allocation in choice.allocations if allocation.shared}
-    now = again.allocations if isinstance(again, Acquired) else ()
+    now = share_gpus(request, _leave_out_children(choice.lease, measure()))
     if all(allocation.uuid in before for allocation in now if allocation.shared):
         return AllocationResult(choice, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
     text = f"{lost}. Others took the GPU meanwhile: it is shared beyond its memory"
     return AllocationResult(choice, (Finding("lease-lost", text),))
+
+
+def _make_renewal(choice: Choice, plan: Plan, requester: Requester) -> GpuRequest:
+    """Make the request of a process for just what it has."""
+    sizes = {allocation.uuid: allocation.limit for allocation in choice.allocations}
+    asked = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
+    known = () if asked is None else asked.candidates
+    held = tuple(replace(c, need=sizes[c.uuid], user_total=None, min_free=0) for c in known if c.uuid in sizes)
+    return GpuRequest(requester.uid, held, len(held), fixed=True, ancestor_leases=frozenset(requester.ancestor_leases))
 
 
 def _leave_out_own(held: tuple[Candidate, ...], memory: Mapping[str, MemoryUse]) -> Mapping[str, MemoryUse]:
@@ -148,6 +157,16 @@ def _leave_out_own(held: tuple[Candidate, ...], memory: Mapping[str, MemoryUse])
         uuid: use if use.by_pid is not None else MemoryUse(max(0, use.used - sizes.get(uuid, 0)))
         for uuid, use in memory.items()
     }
+
+
+def _leave_out_children(name: str, memory: Mapping[str, MemoryUse]) -> Occupancy:
+    """Return what others have: neither the process with this lease nor its children, who share its GPUs."""
+    leases, family = read_leases(), {name}
+    while found := {lease.id for lease in leases if lease.parent in family} - family:
+        family |= found
+    everybody = Occupancy(leases, memory, pid=os.getpid())
+    unleased = {uuid: MemoryUse(everybody.compute_unleased_bytes(uuid), {}) for uuid in memory}
+    return Occupancy(tuple(lease for lease in leases if lease.id not in family), unleased)
 
 
 def _choose_fallback(

@@ -412,6 +412,24 @@ def read_lock_holders() -> dict[tuple[int, int], int] | None:
     return holders
 
 
+def _find_user(pid: int, owner: int) -> int:
+    """Return the user of a lock's holder. It counts for the total of whoever holds it, not of the file's owner.
+
+    Anybody can lock the file of a process that just ended, and so have others wait. A process may change its user.
+
+    Args:
+        pid: The holder. 0: it is not of this PID namespace.
+        owner: The user whose file it is, for a holder that cannot be seen.
+    """
+    try:
+        if pid == 0 or os.stat(f"/proc/{pid}").st_uid == owner:
+            return owner
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[2]) for line in file if line.startswith("Uid:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return owner
+
+
 def read_program(pid: int) -> str | None:
     """Return the kernel's name of a process. None: it cannot be seen."""
     try:
@@ -443,12 +461,14 @@ def parse_leases(entry: DirectoryEntry, holders: Mapping[tuple[int, int], int] |
     try:
         data = entry.data
         written = int(_read_number(data["pid"], 1 << 31))
+        pid = written if holders is None else holders.get(entry.file, 0)
+        uid = entry.uid if holders is None else _find_user(pid, entry.uid)
         lease = Lease(
             id=entry.name,
             allocation=Allocation(""),
-            uid=entry.uid,
-            user=_get_user_name(entry.uid),
-            pid=written if holders is None else holders.get(entry.file, 0),
+            uid=uid,
+            user=_get_user_name(uid),
+            pid=pid,
             script=None if data.get("script") is None else str(data["script"]),
             since=float(_read_number(data["since"], _LATEST)),
             parent=None if data.get("parent") is None else str(data["parent"]),

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.cli.conftest import TFGPU, Tfgpu
+from tests.cli.conftest import TFGPU, Tfgpu, run_on_terminal
 from tests.shared_machine import ALICE, BOB, SharedMachine
 from tfenv.audit.gpu_totals import summarize_records
 from tfenv.audit.query import RecordQuery
@@ -381,3 +381,21 @@ def test_a_number_that_no_record_has_makes_a_line_unreadable(
     assert "tfgpu audit: 1 line is not an audit record" in done.stderr
     assert "internal error" not in done.stderr
     assert not re.search("NaN|Infinity", done.stdout)
+
+
+def test_a_narrow_terminal_has_a_line_for_each_record(log: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    """At 80 characters: time, user, GPUs, limit and outcome. Nothing is wrapped."""
+    arguments = ["audit", "--file", str(log), "-n", "5"]
+    shown, code = run_on_terminal(arguments, variables | {"COLUMNS": "80"}, tmp_path)
+    lines = [line for line in shown.splitlines() if line.strip()]
+    assert (code, len(lines)) == (0, 6), shown
+    assert "outcome" in lines[0]
+    assert "(UTC)" not in lines[0]
+    assert all(re.match(r"\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines[1:])
+
+
+def test_minutes_are_written_as_everybody_does(tfgpu: Tfgpu, log: Path) -> None:
+    """`--since 5m` is five minutes. Where nothing is found that is said."""
+    done = tfgpu("audit", "--file", log, "--since", "5m")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no records" in done.stderr

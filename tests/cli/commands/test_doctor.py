@@ -323,3 +323,21 @@ def test_a_directory_of_leases_that_a_user_owns(tfgpu: Tfgpu, live: dict[str, st
     assert row["verdict"] == "note"
     assert f"{folder} belongs to" in row["found"]
     assert "/run/lock/tfgpu" in row["advice"]
+
+
+@pytest.mark.parametrize("active", ["VIRTUAL_ENV", "CONDA_PREFIX", None])
+def test_the_active_environment_is_examined(active: str | None, bare_python: Path, tmp_path: Path) -> None:
+    """A `tfgpu` in /usr/local/bin examines the Python that people mean, and not tfenv's own environment."""
+    command = tmp_path / "bin" / "tfgpu"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\nimport sys\nfrom tfenv.cli.main import main\nsys.exit(main())\n")
+    command.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    folder = bare_python.parent
+    env |= {"PYTHONPATH": str(REPOSITORY)} | ({active: str(folder.parent)} if active else {})
+    if active is None:
+        if not (folder / "python3").exists():
+            (folder / "python3").symlink_to(bare_python)
+        env["PATH"] = f"{folder}:{env['PATH']}"
+    done = subprocess.run([command, *QUICK], env=env, cwd="/", capture_output=True, text=True, check=False)
+    assert str(bare_python) in read_rows(done)["hook"]["found"]

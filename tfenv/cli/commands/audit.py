@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from tfenv.audit.query import (
 from tfenv.audit.rotation import LogOrigin, LogTail, find_all_log_files
 from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
-from tfenv.cli.tables import print_table
+from tfenv.cli.tables import is_wide, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
 from tfenv.policy.units import format_bytes
@@ -36,6 +37,8 @@ OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
 _RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
+#: What fits on a line of a terminal of 80 characters, each column with its widest cell.
+_NARROW_COLUMNS = {"time": 14, "user": 12, "GPUs": 18, "limit": 10, "outcome": 18}
 _SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
 _USAGE = """%(prog)s [options]
        %(prog)s summary [options]
@@ -125,7 +128,8 @@ def _parse_event(text: str) -> str:
 
 def _parse_time(text: str) -> str:
     try:
-        return parse_moment(text)
+        # "5m" is what everybody types. In a policy it would be ambiguous.
+        return parse_moment(re.sub(r"^(\d+)m$", r"\1min", text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -193,7 +197,7 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
             print_json_line(record)
     else:
         newest = read_newest(logs, query, tally, _DEFAULT_COUNT if count is None else count)
-        print_table(_RECORD_COLUMNS, [_format_record(record) for record in newest])
+        _print_records(newest)
     return _report_unreadable(tally)
 
 
@@ -275,7 +279,6 @@ def _find_logs(files: Sequence[Path] | None) -> tuple[list[Path], LineTally]:
     logs, tally = find_all_log_files(named), LineTally(origin=origin)
     if files is not None or any(log.exists() for log in logs):
         return logs, tally
-    print_message("audit", "no audit log yet; a record is written when TensorFlow is imported under a policy")
     return [], tally
 
 
@@ -339,6 +342,29 @@ def _print_stream(records: Iterable[LoggedRecord], *, is_json: bool) -> None:
         else:
             print("  ".join(cell or "-" for cell in _format_record(record)))
     sys.stdout.flush()
+
+
+def _print_records(records: Sequence[LoggedRecord]) -> None:
+    """Print a table, a line for each record, however narrow the terminal is."""
+    if not records:
+        print_message("audit", "no records; one is written when TensorFlow is imported under a policy")
+    elif is_wide():
+        print_table(_RECORD_COLUMNS, [_format_record(record) for record in records])
+    else:
+        print_table(tuple(_NARROW_COLUMNS), [_format_narrow_record(record) for record in records])
+
+
+def _format_narrow_record(record: LoggedRecord) -> tuple[str, ...]:
+    cells = (
+        # A year that everybody knows, and an offset that the manual tells, take a quarter of the line.
+        record["timestamp"][5:19].replace("T", " "),
+        str(record.get("user")),
+        _format_gpus(record),
+        _format_limits(record),
+        _format_event(record),
+    )
+    pairs = zip(cells, _NARROW_COLUMNS.values(), strict=True)
+    return tuple(text if len(text) <= widest else f"{text[: widest - 1]}…" for text, widest in pairs)
 
 
 def _format_record(record: LoggedRecord) -> tuple[str, ...]:

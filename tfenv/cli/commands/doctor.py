@@ -45,14 +45,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Look at the hook, the policy, the driver, TensorFlow and Keras as a program started here would "
         "find them. Lists devices, creates none. Exit codes: 0 no problem, 1 problems."
     )
-    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter (default: tfgpu's)")
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="the interpreter (default: that of the active environment, or else the first on PATH)",
+    )
     parser.add_argument("--no-tensorflow", action="store_true", help="do not import TensorFlow, which takes seconds")
     add_format_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
-    return diagnose(arguments.python, arguments.format, import_tensorflow=not arguments.no_tensorflow)
+    return diagnose(
+        arguments.python or find_default_python(), arguments.format, import_tensorflow=not arguments.no_tensorflow
+    )
+
+
+def find_default_python() -> str:
+    """Return the interpreter that `python` most probably means here.
+
+    It is the one that runs `python -m tfenv`, or else that of the active environment. Without one it is that of the
+    folder in which this command was found, and if there is none, as in /usr/local/bin, the first on PATH.
+    """
+    if os.path.basename(sys.argv[0]) == "__main__.py":
+        return sys.executable
+    folders = [os.environ.get(name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")
+    candidates = [*(os.path.join(folder, "bin", "python") for folder in folders if folder), beside]
+    found = next((path for path in candidates if os.access(path, os.X_OK)), None)
+    return found or shutil.which("python3") or sys.executable
 
 
 def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True) -> int:

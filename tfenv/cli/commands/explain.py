@@ -183,6 +183,8 @@ def _print_outcome(explanation: Explanation) -> None:
         print("  Nothing: TFGPU_DISABLE switches the policy off.")
     elif explanation.refused:
         print(f'  {paint("`import tensorflow` raises PolicyError", "problem")}: on_error is "fail", see the findings.')
+    elif explanation.silent and any(finding.severity == "error" for finding in explanation.findings):
+        print("  Nothing is in force: see the findings below. TensorFlow has all GPUs, without a limit.")
     elif explanation.silent:
         print("  Nothing is declared about GPUs: TensorFlow is left as it is. `tfgpu init` writes a first tfgpu.toml.")
     else:
@@ -193,12 +195,12 @@ def _print_plan(explanation: Explanation) -> None:
     plan = explanation.plan
     granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
     visible = "left as it is" if plan.visible is None else plan.visible
-    granted = paint(f"(granted: {escape_for_terminal(granted)})", "quiet")
+    granted = paint(f"(when the program starts: {escape_for_terminal(granted)})", "quiet")
     print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {granted}")
     if explanation.choosing is not None:
         print(f"  chosen                {escape_for_terminal(_format_choosing(explanation.choosing))}")
-    print(f"  memory growth         {'on' if plan.growth else 'as the program has it'}")
-    print(f"  allocator             {plan.allocator or 'as the program has it'}")
+    print(f"  memory growth         {'on' if plan.growth else 'set by the program'}")
+    print(f"  allocator             {plan.allocator or 'set by the program'}")
     print(f"  on error              {explanation.on_error}")
     if plan.devices is None:
         limit = "no memory limit" if plan.limit is None else f"at most {format_limit(plan.limit)} each"
@@ -208,7 +210,10 @@ def _print_plan(explanation: Explanation) -> None:
     else:
         print()
         rows = [_format_device(position, planned) for position, planned in enumerate(plan.devices)]
-        print_table(_COLUMNS, rows, indent=2)
+        if explanation.choosing is None:
+            print_table(_COLUMNS, rows, indent=2)
+        else:  # which of them TensorFlow will call GPU:0 is not decided yet
+            print_table(("candidate", *_COLUMNS[2:]), [row[1:] for row in rows], indent=2)
     if explanation.inventory.devices is None:
         problem = escape_for_terminal(explanation.inventory.problem or "")
         print(paint(f"  What cards these are is unknown ({problem}).", "quiet"))
