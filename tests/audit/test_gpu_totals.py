@@ -225,16 +225,41 @@ def test_msgspec_reads_what_a_collector_wrote_anew(
     collector: str | None, long_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The totals are those of our own bytes, and hardly a line is left to plain reading."""
-    ours = [vars(row) for row in summarize_logs([long_log], RecordQuery(), LineTally())]
+
+    def summarize() -> list[str]:
+        tables = (summarize_logs([long_log], query, LineTally()) for query in QUERIES.values())
+        return [format_rows([vars(row) for row in rows]) for rows in tables]
+
+    ours = summarize()
     if collector is not None:
         rewrite(long_log, collector)
         for query in QUERIES.values():
             assert_agreement(long_log, query)
     left: list[bytes] = []
     monkeypatch.setattr(gpu_totals, "parse_line", lambda line, *_: left.append(line))
-    totals = [vars(row) for row in summarize_logs([long_log], RecordQuery(), LineTally())]
-    assert format_rows(totals) == format_rows(ours)
+    assert summarize() == ours
     assert left == []
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_what_is_out_of_time_counts_in_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, absent: bool
+) -> None:
+    """Neither its limits nor its user are in a summary of later records, however it is written."""
+    if absent:
+        monkeypatch.setitem(sys.modules, "msgspec", None)
+    log = tmp_path / "log"
+    early, late = (f"2026-11-05T{hour}:00:00.000000Z" for hour in ("08", "12"))
+    device = {"uuid": "GPU-a", "limit_bytes": 5}
+    records = (
+        {"timestamp": early, "event": "policy_clamped", "user": "a", "devices": [{**device, "limit_bytes": 9}]},
+        {"timestamp": early, "event": "policy_clamped", "user": "b", "devices": [device]},
+        {"timestamp": early, "event": "policy_clamped", "user": "a", "devices": [device]},
+        {"timestamp": late, "event": "policy_clamped", "user": "a", "devices": [device]},
+    )
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (row,) = summarize_logs([log], RecordQuery(since="2026-11-05T10:00:00.000000Z"), LineTally())
+    assert (row.user, row.given_bytes, row.clamped, row.last) == ("a", 5, 1, late)
 
 
 @needs_msgspec

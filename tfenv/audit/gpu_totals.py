@@ -166,20 +166,28 @@ def summarize_records(records: Iterable[LoggedRecord], query: RecordQuery = Reco
     return summarizer.list_rows()
 
 
-class _KnownRecord(NamedTuple):
+class _KnownRecord:
     """What records say that differ in nothing but time and process.
 
     Attributes:
+        record: One of them, with the fields that are asked for.
         host: The process's.
-        rows: The totals they count in. None, if they are not wanted.
+        rows: The totals they count in. None: none was counted yet.
         clamped: For how many clamps each of them counts.
         failed: For how many failures.
     """
 
-    host: str = ""
-    rows: Sequence[UserGpuTotals] = ()
-    clamped: int = 0
-    failed: int = 0
+    __slots__ = ("clamped", "failed", "host", "record", "rows")
+
+    def __init__(self, record: LoggedRecord) -> None:
+        event, times = record.get("event"), count_times(record)
+        if not isinstance(event, str):
+            raise ValueError("a record has the name of an event")  # noqa: TRY004 - what is read is no argument
+        self.record = record
+        self.host = str(record.get("host"))
+        self.rows: Sequence[UserGpuTotals] | None = None
+        self.clamped = times * (event == "policy_clamped")
+        self.failed = times * (event == "policy_failed")
 
 
 class _Summarizer:
@@ -216,36 +224,32 @@ class _Summarizer:
         known = self._known.get(key)
         self._count(self._learn(key, record) if known is None else known, record["timestamp"], str(record.get("pid")))
 
+    def _learn(self, key: object, record: LoggedRecord) -> _KnownRecord:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        known = self._known[key] = _KnownRecord(record)
+        return known
+
     def _count(self, known: _KnownRecord, timestamp: str, pid: str) -> None:
-        if not known.rows or not self._query.is_in_time(timestamp):
+        if not self._query.is_in_time(timestamp):
             return
+        if known.rows is None:
+            known.rows = self._find_rows(known.record)
         for row in known.rows:
             row.processes.add((known.host, pid))
             row.clamped += known.clamped
             row.failed += known.failed
             row.last = max(row.last, timestamp)
 
-    def _learn(self, key: object, record: LoggedRecord) -> _KnownRecord:
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        known = self._known[key] = self._work_out(record)
-        return known
-
-    def _work_out(self, record: LoggedRecord) -> _KnownRecord:
-        event = record.get("event")
-        if not isinstance(event, str):
-            raise ValueError("a record has the name of an event")  # noqa: TRY004 - what is read is no argument
-        if event not in _USES or not self._timeless.matches({**record, "timestamp": ""}):
-            return _KnownRecord()
+    def _find_rows(self, record: LoggedRecord) -> list[UserGpuTotals]:
+        """Return the totals that a record counts in, and add its limits to them. None, if it is not wanted."""
+        if record["event"] not in _USES or not self._timeless.matches({**record, "timestamp": ""}):
+            return []
         rows = []
         for use in _list_uses(record, self._query):
-            row = self._find_row(str(record.get("user")), use.gpu)
-            _widen_limits(row, use)
-            rows.append(row)
-        times = count_times(record)
-        return _KnownRecord(
-            str(record.get("host")), rows, times * (event == "policy_clamped"), times * (event == "policy_failed")
-        )
+            rows.append(self._find_row(str(record.get("user")), use.gpu))
+            _widen_limits(rows[-1], use)
+        return rows
 
     def _find_row(self, user: str, gpu: str) -> UserGpuTotals:
         if (user, gpu) not in self._rows:
