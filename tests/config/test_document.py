@@ -599,3 +599,21 @@ def test_a_public_directory_on_a_read_only_mount_is_trusted(file: Path) -> None:
             pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
         answers.append(done.stdout.strip())
     assert answers == ["insecure-permissions", "{'gpu': {'memory_limit': '8GiB'}}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "hint"),
+    [
+        ("memory_growth\u00a0= true", 14, "U+00A0, a non-breaking space: write a space"),
+        ("\u200bmemory_growth = true", 1, "U+200B, an invisible zero-width space"),
+        ("memory_limit = \u201c8GiB\u201d", 16, 'U+201C, a typographic quote: write "'),
+    ],
+)
+def test_characters_that_look_like_others_are_named(text: str, column: int, hint: str, tmp_path: Path) -> None:
+    """What word processors and chats put into a file cannot be seen: the message says what it is."""
+    path = tmp_path / "tfgpu.toml"
+    path.write_text(f"[gpu]\n{text}\n", encoding="utf-8")
+    with pytest.raises(DocumentError) as raised:
+        read(Source("project", str(path)), Trust(os.geteuid()))
+    assert (raised.value.finding.line, raised.value.finding.column) == (2, column)
+    assert hint in raised.value.finding.message

@@ -407,7 +407,7 @@ def _parse(path: str, text: str) -> dict[str, object]:
     except RecursionError:
         raise _make_depth_error(path) from None
     except tomli.TOMLDecodeError as error:
-        raise _make_syntax_error(path, error) from None
+        raise _make_syntax_error(path, text, error) from None
     except ValueError:
         # Python refuses to convert integers of thousands of digits, and tomli lets that through.
         raise DocumentError("syntax", path, "an integer has more digits than TOML's 64 bits hold") from None
@@ -431,11 +431,35 @@ _HINTS = {
 }
 
 
-def _make_syntax_error(path: str, error: ValueError) -> DocumentError:
+#: Characters that look like others, as word processors and chats put them in, and what to write.
+_LOOKALIKES = {
+    "\u00a0": "a non-breaking space: write a space",
+    "\u200b": "an invisible zero-width space: remove it",
+    "\ufeff": "an invisible byte order mark: remove it",
+    "\u2013": "a dash: write -",
+    "\u201c": 'a typographic quote: write "',
+    "\u201d": 'a typographic quote: write "',
+    "\u201e": 'a typographic quote: write "',
+    "\u2018": "a typographic quote: write '",
+    "\u2019": "a typographic quote: write '",
+}
+
+
+def _find_lookalike(text: str, line: object, column: object) -> str | None:
+    """Return what a character is called that looks like another one. None: it is what it looks like."""
+    if not isinstance(line, int) or not isinstance(column, int):
+        return None
+    lines = text.split("\n")
+    found = lines[line - 1][column - 1 : column] if line <= len(lines) else ""
+    return f"this is U+{ord(found):04X}, {_LOOKALIKES[found]}" if found in _LOOKALIKES else None
+
+
+def _make_syntax_error(path: str, text: str, error: ValueError) -> DocumentError:
     # tomli before 2.3 has these only inside its text.
     what = str(getattr(error, "msg", error))
     line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
-    hint = next((hint for words, hint in _HINTS.items() if words in what), "see https://toml.io")
+    hint = _find_lookalike(text, line, column)
+    hint = hint or next((hint for words, hint in _HINTS.items() if words in what), "see https://toml.io")
     return DocumentError("syntax", path, f"is not valid TOML: {what}; {hint}", line=line, column=column)
 
 
