@@ -74,9 +74,8 @@ def open_nvml() -> Iterator[ModuleType]:
 
 
 def explain_error(error: Exception) -> str:
-    """Return NVML's own words and, for what people meet, what is behind them."""
-    meaning = _MEANINGS.get(type(error).__name__)
-    return f"{error} ({meaning})" if meaning else str(error)
+    """Return what is behind an error that people meet, or else NVML's own words."""
+    return _MEANINGS.get(type(error).__name__) or str(error)
 
 
 def ask_or_none(pynvml: ModuleType, function: Callable[..., T], *arguments: object) -> T | None:
