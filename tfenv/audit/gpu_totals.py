@@ -167,27 +167,31 @@ def summarize_records(records: Iterable[LoggedRecord], query: RecordQuery = Reco
 
 
 class _KnownRecord:
-    """What records say that differ in nothing but time and process.
+    """What records say that differ in nothing but time and process, and how many there were.
 
     Attributes:
         record: One of them, with the fields that are asked for.
-        host: The process's.
-        rows: The totals they count in. None: none was counted yet.
-        clamped: For how many clamps each of them counts.
-        failed: For how many failures.
+        times: How many are wanted.
+        last: The newest timestamp.
+        pids: Of what processes, as text or its bytes.
     """
 
-    __slots__ = ("clamped", "failed", "host", "record", "rows")
+    __slots__ = ("last", "pids", "record", "times")
 
     def __init__(self, record: LoggedRecord) -> None:
-        event, times = record.get("event"), count_times(record)
-        if not isinstance(event, str):
+        if not isinstance(record.get("event"), str):
             raise ValueError("a record has the name of an event")  # noqa: TRY004 - what is read is no argument
         self.record = record
-        self.host = str(record.get("host"))
-        self.rows: Sequence[UserGpuTotals] | None = None
-        self.clamped = times * (event == "policy_clamped")
-        self.failed = times * (event == "policy_failed")
+        self.times = 0
+        self.last = ""
+        self.pids: set[str | bytes] = set()
+
+    def count(self, timestamp: str, pid: str | bytes) -> None:
+        """Count one of them."""
+        self.times += 1
+        self.pids.add(pid)
+        if timestamp > self.last:  # noqa: PLR1730 - max() takes twice as long, once for each line
+            self.last = timestamp
 
 
 class _Summarizer:
@@ -195,6 +199,7 @@ class _Summarizer:
 
     def __init__(self, query: RecordQuery) -> None:
         self._query = query
+        self._has_limits = bool(query.since or query.until)
         # Its time differs from record to record.
         self._timeless = replace(query, since="", until="")
         self._fields = (*_SUMMARIZED, *_list_filtered(query))
@@ -209,11 +214,13 @@ class _Summarizer:
             try:
                 timestamp, pid, key = decode(line)
                 known = self._known.get(key) or self._learn(key, self._decode_fields(key))
-                self._count(known, timestamp, pid)
             except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
                 record = parse_line(line, tally, fields)
                 if record is not None:
                     self.add(record)
+                continue
+            if not self._has_limits or self._query.is_in_time(timestamp):
+                known.count(timestamp, pid)
 
     def _decode_fields(self, texts: Iterable[bytes]) -> LoggedRecord:
         return {name: decode_json(text) for name, text in zip(self._fields, texts, strict=True) if text}
@@ -221,35 +228,24 @@ class _Summarizer:
     def add(self, record: LoggedRecord) -> None:
         """Count a record."""
         key = repr([record.get(name) for name in self._fields])
-        known = self._known.get(key)
-        self._count(self._learn(key, record) if known is None else known, record["timestamp"], str(record.get("pid")))
+        known = self._known.get(key) or self._learn(key, record)
+        if self._query.is_in_time(record["timestamp"]):
+            known.count(record["timestamp"], str(record.get("pid")))
 
     def _learn(self, key: object, record: LoggedRecord) -> _KnownRecord:
         if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
+            self._sum_up()
         known = self._known[key] = _KnownRecord(record)
         return known
 
-    def _count(self, known: _KnownRecord, timestamp: str, pid: str) -> None:
-        if not self._query.is_in_time(timestamp):
-            return
-        if known.rows is None:
-            known.rows = self._find_rows(known.record)
-        for row in known.rows:
-            row.processes.add((known.host, pid))
-            row.clamped += known.clamped
-            row.failed += known.failed
-            row.last = max(row.last, timestamp)
-
-    def _find_rows(self, record: LoggedRecord) -> list[UserGpuTotals]:
-        """Return the totals that a record counts in, and add its limits to them. None, if it is not wanted."""
-        if record["event"] not in _USES or not self._timeless.matches({**record, "timestamp": ""}):
-            return []
-        rows = []
-        for use in _list_uses(record, self._query):
-            rows.append(self._find_row(str(record.get("user")), use.gpu))
-            _widen_limits(rows[-1], use)
-        return rows
+    def _sum_up(self) -> None:
+        """Add what is known to the rows, and forget it."""
+        for known in self._known.values():
+            record = known.record
+            wanted = known.times and record["event"] in _USES and self._timeless.matches({**record, "timestamp": ""})
+            for use in _list_uses(record, self._query) if wanted else ():
+                _add_use(self._find_row(str(record.get("user")), use.gpu), known, use)
+        self._known.clear()
 
     def _find_row(self, user: str, gpu: str) -> UserGpuTotals:
         if (user, gpu) not in self._rows:
@@ -268,6 +264,7 @@ class _Summarizer:
 
     def list_rows(self) -> list[UserGpuTotals]:
         """Return the totals, sorted by user and GPU."""
+        self._sum_up()
         return [self._rows[key] for key in sorted(self._rows)]
 
 
@@ -282,7 +279,7 @@ def _list_filtered(query: RecordQuery) -> list[str]:
     return [name for name in needed if needed[name]]
 
 
-def _choose_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, str, tuple[bytes, ...]]]:
+def _choose_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, str | bytes, tuple[bytes, ...]]]:
     """Return what reads of a line its time, its process and the JSON of these fields, and raises where it is in doubt.
 
     msgspec makes no values of what is not asked for: ten times as fast as `parse_line`. It takes nothing that is not
@@ -296,13 +293,13 @@ def _choose_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, str, 
     load = msgspec.json.Decoder(msgspec.defstruct("Line", shape, gc=False)).decode
     get_fields = attrgetter(*fields)
 
-    def decode(line: bytes) -> tuple[str, str, tuple[bytes, ...]]:
+    def decode(line: bytes) -> tuple[str, str | bytes, tuple[bytes, ...]]:
         if len(line) > MAX_RECORD_BYTES:
             raise ValueError("it is longer than a record")
         found = load(line)
         if not line.isascii():
             line.decode()
-        return found.timestamp, _format_pid(bytes(found.pid)), tuple(map(bytes, get_fields(found)))
+        return found.timestamp, _check_pid(bytes(found.pid)), tuple(map(bytes, get_fields(found)))
 
     return decode
 
@@ -311,8 +308,9 @@ def _refuse_line(_: bytes) -> NoReturn:
     raise ValueError("msgspec is not installed")
 
 
-def _format_pid(text: bytes) -> str:
-    return text.decode() if text.isdigit() and len(text) <= _LONGEST_PID else str(decode_json(text or b"null"))
+def _check_pid(text: bytes) -> str | bytes:
+    """Return the text of a process's number. As it is, in bytes, where it is plainly one."""
+    return text if text.isdigit() and len(text) <= _LONGEST_PID else str(decode_json(text or b"null"))
 
 
 class _GpuUse(NamedTuple):
@@ -355,6 +353,15 @@ def _sum_split(split: object, place: int) -> int | None:
 
 def _check_number(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _add_use(row: UserGpuTotals, known: _KnownRecord, use: _GpuUse) -> None:
+    host, times = str(known.record.get("host")), known.times * count_times(known.record)
+    row.processes.update((host, pid if isinstance(pid, str) else pid.decode()) for pid in known.pids)
+    row.clamped += times * (known.record["event"] == "policy_clamped")
+    row.failed += times * (known.record["event"] == "policy_failed")
+    row.last = max(row.last, known.last)
+    _widen_limits(row, use)
 
 
 def _widen_limits(row: UserGpuTotals, use: _GpuUse | UserGpuTotals) -> None:
