@@ -119,7 +119,11 @@ def status() -> Status:
         return _make_status(process)
     if get_refusal():
         return Status(armed=arming.is_armed(), findings=get_refusal(), summary=f"tfgpu: {PolicyError(get_refusal())}")
-    return _preview_status()
+    try:
+        return _preview_status()
+    except Exception as error:  # noqa: BLE001 - whoever only asks is not stopped
+        text = f"what will apply cannot be told: {type(error).__name__}: {error}"
+        return Status(arming.is_armed(), findings=(Finding("internal-error", text),), summary=f"tfgpu: {text}")
 
 
 def _preview_status() -> Status:
