@@ -158,8 +158,10 @@ def make_environment(folder: Path, *, armed: bool) -> Path:
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     site_packages = next(folder.glob("lib/python3*/site-packages"))
-    (site_packages / "borrowed.pth").write_text("".join(f"{path}\n" for path in library_folders()))
     package = Path(tfenv.__file__).parent
+    # As an editable install has it: the hook looks there for the package, and nowhere else.
+    (site_packages / "_tfenv.pth").write_text(f"{package.parent}\n")
+    (site_packages / "borrowed.pth").write_text("".join(f"{path}\n" for path in library_folders()))
     if armed:
         shutil.copy(package / "deploy" / "tfenv.pth", site_packages)
         shutil.copy(package / "runtime" / "finder.py", site_packages / "_tfenv_boot.py")
@@ -170,13 +172,13 @@ def make_environment(folder: Path, *, armed: bool) -> Path:
 
 
 def library_folders() -> list[str]:
-    """Where this interpreter gets tensorflow and tfenv from."""
+    """Where this interpreter gets tensorflow from."""
     found = importlib.util.find_spec("tensorflow")
     if found is None or found.origin is None:
         raise SystemExit(
             "this Python has no TensorFlow: run `make venv`, then .venv/bin/python benchmarks/import_tf.py"
         )
-    return [os.path.dirname(os.path.dirname(path)) for path in (found.origin, tfenv.__file__)]
+    return [os.path.dirname(os.path.dirname(found.origin))]
 
 
 def environment(folder: Path) -> dict[str, str]:
