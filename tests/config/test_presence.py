@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.shared_machine import ALICE, ROOT, SharedMachine, shared_machine
 from tfenv import pipeline
 from tfenv.config import presence
 from tfenv.config.discover import discover
 from tfenv.config.presence import may_find_policy
 from tfenv.identity import identify
+
+__all__ = ["shared_machine"]
 
 FILES = {
     "tfgpu.toml": "[gpu]\n",
@@ -82,6 +86,65 @@ def test_the_look_ends_where_the_walk_ends(root: Path, monkeypatch: pytest.Monke
         str(root / "a" / "b"),
         str(root / "a"),
     ]
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        pytest.param("gone", id="removed"),
+        pytest.param("gone/too", id="removed with its parent"),
+        pytest.param("tfgpu.toml/x", id="replaced by a file"),
+        pytest.param("n" * 256, id="too long"),
+    ],
+)
+def test_what_is_gone_hides_nothing_above_it(root: Path, below: str) -> None:
+    """A working directory that was removed or replaced, or a path that is too long, does not end the walk."""
+    (root / "a" / "tfgpu.toml").write_text("")
+    assert str(root / "a") in presence.list_upward(str(root / "a" / below), None)
+    assert may_find_policy({"cwd": str(root / "a" / below), "script": "-c", "XDG_CONFIG_HOME": str(root / "home")})
+
+
+def test_a_home_that_is_gone_ends_the_walk(root: Path) -> None:
+    """Above the home directory nothing is looked at, also where the home directory itself cannot be."""
+    home = str(root / "gone")
+    assert list(presence.list_upward(f"{home}/project", home)) == []
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EACCES])
+def test_the_walk_does_not_leave_a_file_system_that_refuses(
+    number: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is gone, and a FUSE mount of somebody else (EACCES below an open directory), end the walk."""
+    look_at = os.stat
+
+    def refuse(path: str) -> os.stat_result:
+        if path.startswith(str(root / "a" / "b")):
+            raise OSError(number, os.strerror(number))
+        return look_at(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refuse)
+        looked = list(presence.list_upward(str(root / "a" / "b" / "c"), None))
+    assert looked == []
+
+
+def test_a_locked_directory_hides_nothing_above_it(shared_machine: SharedMachine) -> None:
+    """Who is started inside a directory that they may not enter is under the policy above it."""
+    shared_machine.clear()
+    shared_machine.write("/srv/project/tfgpu.toml", '[gpu]\nmemory_limit = "2GiB"\n', ROOT)
+    shared_machine.folder("/srv/project/locked", ROOT, 0o700)
+    shared_machine.folder("/srv/project/locked/run", ROOT)
+    program = "import tfenv; print(tfenv.explain().as_dict()['plan']['limit_bytes'])"
+    done = shared_machine.python(ALICE, program, cwd="/srv/project/locked/run")
+    assert (done.stdout, done.stderr) == (f"{2 << 30}\n", "")
+
+
+def test_pwd_of_a_directory_that_is_gone_counts_for_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither $PWD nor the working directory can be looked at, nothing says that they are the same."""
+    (root / "link").symlink_to(root / "a")
+    monkeypatch.setenv("PWD", str(root / "link" / "gone"))
+    start = {"cwd": str(root / "away"), "script": "-c"}
+    assert presence.list_program_folders(start, at_import=False) == []
 
 
 @pytest.mark.parametrize("made", ["file", "folder", "dangling link"])

@@ -22,6 +22,8 @@ PYPROJECT = "pyproject.toml"
 MACHINE_ROOT = "/etc/tfgpu"
 #: Directories that the walk looks into, at most.
 MOST_LEVELS = 32
+#: Why a directory cannot be looked at although its file system answers: it is gone, locked, or its path too long.
+_PASSED_OVER = (errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def may_find_policy(start: "Mapping[str, str | None]") -> bool:
@@ -80,7 +82,10 @@ def _list_link_folders(cwd: str) -> "list[str]":
     """List the folders of the symbolic links in $PWD, the nearest first, if it names the working directory."""
     path = os.environ.get("PWD") or ""
     found: list[str] = []
-    if path in ("", cwd) or not path.startswith("/") or find_identity(path) != find_identity(cwd):
+    if path in ("", cwd) or not path.startswith("/"):
+        return []
+    identity = find_identity(path)
+    if identity is None or identity != find_identity(cwd):
         return []
     while path != "/":
         if os.path.islink(path):
@@ -131,20 +136,37 @@ def list_upward(bottom: str, home: "str | None") -> "Iterator[str]":
     """List a directory and those above it, to the home directory, the file system's top or `MOST_LEVELS`.
 
     A directory on another file system is not even looked into: it may be an automount point that would ask a server
-    for each name.
+    for each name. One that is gone or locked is left out, and those above it are listed. Where a file system does not
+    answer, the list ends.
     """
     last = None if home is None else find_identity(home)
     file_system: int | None = None
+    problem = 0
     directory = bottom
     for _ in range(MOST_LEVELS):
-        identity = find_identity(directory)
-        if identity is None or file_system not in (None, identity[0]):
+        below, (identity, problem) = problem, _look_at(directory)
+        if identity is not None:
+            if file_system not in (None, identity[0]) or (below == errno.EACCES and os.access(directory, os.X_OK)):
+                return  # one that lets us in did not lock what is below: a file system of its own did
+            yield directory
+            file_system = identity[0]
+        elif problem not in _PASSED_OVER:
             return
-        yield directory
         parent = os.path.dirname(directory)
-        if identity == last or parent == directory:
+        if directory in (home, parent) or (identity is not None and identity == last):
             return
-        file_system, directory = identity[0], parent
+        directory = parent
+
+
+def _look_at(path: str) -> "tuple[Identity | None, int]":
+    """Return what a path leads to. None if that cannot be told, and the number of the error."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return None, error.errno or 0
+    except ValueError:
+        return None, 0
+    return (status.st_dev, status.st_ino), 0
 
 
 def may_exist(path: str) -> bool:
@@ -160,11 +182,7 @@ def may_exist(path: str) -> bool:
 
 def find_identity(path: str) -> "Identity | None":
     """Return what a path leads to. None if it leads nowhere, or may not be looked at."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+    return _look_at(path)[0]
 
 
 def _find_home() -> "str | None":
