@@ -117,7 +117,8 @@ class Example:
         allocations = choose_gpus(gpu_request, scene)
         if allocations is None:
             names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
-            return f"tfgpu: waiting for {describe_request(gpu_request)} (0:12): {describe_occupancy(scene, names)}"
+            awaited, occupancy = describe_request(gpu_request), describe_occupancy(scene, names)
+            return f"tfgpu: waiting for {awaited} (0:12): {occupancy} [waiting]"
         if command.background:
             pid = 4101 + len(self.leases)
             self.leases += [

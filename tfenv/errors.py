@@ -78,4 +78,4 @@ class PolicyError(TfenvError, RuntimeError):
 
     def __init__(self, findings: tuple[Finding, ...]) -> None:
         self.findings = findings
-        super().__init__("; ".join(str(finding) for finding in findings) or "policy not applied")
+        super().__init__("; ".join(f"{finding} [{finding.code}]" for finding in findings) or "policy not applied")

@@ -123,7 +123,8 @@ class Reporter:
             lambda: make_failed_record(self._make_context(framework), policy=policy, outcome=outcome, repeats=times)
         )
         if policy.audit.stderr == "summary":
-            show_policy_line(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{policy.on_error}")'))
+            text = f'tfgpu: {finding.message} (on_error = "{policy.on_error}") [{finding.code}]'
+            show_policy_line(escape_for_terminal(text))
 
     def report_outcome(
         self, outcome: Outcome, plan: Plan, framework: Framework, pending: tuple[Finding, ...] = ()
@@ -194,9 +195,8 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - as above
             from tfenv.audit.stderr_line import print_to_stderr
 
-            print_to_stderr(
-                escape_for_terminal(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}")
-            )
+            text = f"tfgpu: an audit record was not written: {type(error).__name__}: {error} [internal-error]"
+            print_to_stderr(escape_for_terminal(text))
 
     def _get_log(self) -> AuditLog:
         if self._log is None:
