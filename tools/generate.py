@@ -238,9 +238,7 @@ MESSAGES_HEAD = """\
 
 Each problem that tfenv reports has a code in brackets. Look it up here to see what happened and what to do.
 
-```text
-tfgpu.toml:2:1: gpu.memory_limt: unknown key "memory_limt"; did you mean "memory_limit"? [warning unknown-key]
-```
+{example}
 
 You see codes in four places: in the line that your program shows on stderr, in the output of `tfgpu check` and
 `tfgpu explain`, in `tfenv.status()`, and in the `findings` of [audit records](audit.md). The line on stderr is short.
@@ -275,7 +273,9 @@ def make_messages(table: Mapping[str, Any]) -> str:
         links = ", ".join(f"[`{message['code']}`](#{message['code']})" for message in group["message"])
         index += [f"| {group['title']} | {links} |"]
     sections = [section for group in groups for section in _describe_group(group)]
-    return MESSAGES_HEAD + "\n".join(index) + "\n\n" + "\n".join(sections)
+    examples = {message["code"]: message["example"] for group in groups for message in group["message"]}
+    head = MESSAGES_HEAD.replace("{example}", _quote(examples["unknown-key"]))
+    return head + "\n".join(index) + "\n\n" + "\n".join(sections)
 
 
 def _describe_group(group: Mapping[str, Any]) -> Iterator[str]:
@@ -285,17 +285,26 @@ def _describe_group(group: Mapping[str, Any]) -> Iterator[str]:
         only = f", shown only {message['only']}" if "only" in message else ""
         parts = (
             f"### `{message['code']}`",
-            f"```text\n{_wrap(message['example'], 100)}\n```",
+            _quote(message["example"]),
             _wrap(f"*{severity}{only}.* {message['cause']}"),
             _wrap(f"**What to do:** {message['fix']}"),
         )
         yield "\n\n".join(parts) + "\n"
 
 
-def _wrap(text: str, width: int = 118) -> str:
+def _quote(message: str) -> str:
+    """Show a message. Not as a block of code: browsers would not break its lines."""
+    fence = "`` " if "`" in message else "`"
+    text = f"{fence}{message}{fence[::-1]}"
+    return textwrap.fill(
+        text, 118, initial_indent="> ", subsequent_indent="> ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _wrap(text: str) -> str:
     """Break a paragraph into lines, but neither code nor links."""
     kept = re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)", lambda match: match[0].replace(" ", "\0"), " ".join(text.split()))
-    return textwrap.fill(kept, width, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+    return textwrap.fill(kept, 118, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 # ---- command
