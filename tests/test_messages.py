@@ -277,13 +277,12 @@ NEEDS_ROOT = ("untrusted-owner", "open-log-directory")
 
 def perform(run: Run, folder: Path) -> list[str]:
     """Return the lines that the command prints, with names as on the page."""
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
     for name, text in run.files.items():
         path = folder / name
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        path.chmod(0o644)
-    subprocess.run(run.prepare, shell=True, cwd=folder, check=True)
+    subprocess.run(f"chmod -R u=rwX,go=rX . && {run.prepare}", shell=True, cwd=folder, check=True)
     ours = ("TFGPU_", "TF_", "CUDA_", "SLURM_", "XDG_", "NO_COLOR")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     env |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": f"{folder}/config", "XDG_STATE_HOME": f"{folder}/state"}
