@@ -51,10 +51,11 @@ _XLA_DEVICES = re.compile(r"--?tf_xla_enable_xla_devices(?:=(?:true|1|t|yes))?(?
 
 
 def _remove_xla_devices(environ: MutableMapping[str, str], by: Sequence[Origin]) -> Finding:
-    asked = f"{_XLA_FLAGS} = {environ[_XLA_FLAGS]}"
+    found = _XLA_DEVICES.search(environ[_XLA_FLAGS])
+    asked = f"{_XLA_FLAGS} = {found[0] if found else ''}"
     environ[_XLA_FLAGS] = _XLA_DEVICES.sub("", environ[_XLA_FLAGS]).strip()
     text = f"{PROGRAM}'s {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
-    return report_program_clamp(f"{text}{_format_reason(by)}", by, (asked, environ[_XLA_FLAGS]))
+    return report_program_clamp(f"{text}{_format_reason(by)}", by, (asked, "no XLA_GPU devices"))
 
 
 _DEFEATS_A_LIMIT = (
