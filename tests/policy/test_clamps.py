@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.values import GIB, make_layer, make_origin, pick, plan
-from tfenv.policy.model import AutoChoice, DeviceRule, Grant, LayerName, MemoryLimit, Plan, Selector
+from tests.policy.values import CARDS, GIB, make_layer, make_origin, pick, plan
+from tfenv.policy.model import Allocation, AutoChoice, DeviceRule, Grant, LayerName, MemoryLimit, Plan, Selector
 from tfenv.values import replace
 
 LESS, MORE = MemoryLimit(bytes=2 * GIB), MemoryLimit(bytes=20 * GIB)
@@ -88,3 +88,14 @@ def test_a_program_that_asks_for_gpus_has_lost_a_wish_whatever_held() -> None:
     """CUDA_VISIBLE_DEVICES of a program is a wish under every layer's ceiling."""
     made = plan(make_layer("user", ceiling={"allowed_devices": pick(0, 1)}), request="1,3")
     assert list_wishes(made) == [("CUDA_VISIBLE_DEVICES = 1, 3", "1")]
+
+
+def test_what_the_users_other_processes_hold_is_lost_too() -> None:
+    """Under an administrator's `memory_total`, a file's limit that no longer fits is a wish that was cut."""
+    asked = make_layer("user", {"visible_devices": pick(0), "memory_limit": MemoryLimit(bytes=8 * GIB)})
+    total = make_layer("machine", ceiling={"memory_total": MemoryLimit(bytes=10 * GIB)})
+    made = plan(total, asked, allocations=(Allocation(CARDS[0].uuid, 4 * GIB),))
+    assert list_wishes(made) == [("memory_limit = 8.0 GiB", "4.0 GiB")]
+    assert [device.asked for device in made.devices or ()] == [MemoryLimit(bytes=8 * GIB)]
+    nobody = make_layer("user", {"visible_devices": pick(0)})
+    assert list_wishes(plan(total, nobody, allocations=(Allocation(CARDS[0].uuid, 4 * GIB),))) == []
