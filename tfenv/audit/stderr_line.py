@@ -47,7 +47,7 @@ def format_policy_line(
     Returns:
         "" when nothing is declared and nothing is wrong.
     """
-    all_findings = (*findings, *plan.findings, *(outcome.findings if outcome else ()))
+    all_findings = dict.fromkeys((*findings, *plan.findings, *(outcome.findings if outcome else ())))
     wrong = tuple(finding for finding in all_findings if finding.severity != "note")
     if policy.silent and not wrong:
         return ""
