@@ -172,7 +172,7 @@ def worked_examples() -> list[tuple[Block, ...]]:
         own = [block for block in section if block.language == "toml"]
         before = [] if own else last.get(page, [])
         last[page] = own or before
-        if any(map(is_worked, section)):
+        if last[page] and any(map(is_worked, section)):
             found.append((*section, *before))
     return found
 
