@@ -1,4 +1,4 @@
-"""Makes what is generated from schemas/tfgpu.schema.json: the validator and the reference page.
+"""Makes what is generated from schemas/tfgpu.schema.json: the validator, the reference page, the file for SchemaStore.
 
     python tools/generate.py            writes them
     python tools/generate.py --check    exits with status 1 if one of them is out of date
@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tfenv.config.schema_copy import flatten_schema
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "schemas" / "tfgpu.schema.json"
 VALIDATOR = ROOT / "tfenv" / "config" / "_validator.py"
 REFERENCE = ROOT / "docs" / "reference.md"
+STORE = ROOT / "schemas" / "schemastore" / "src" / "schemas" / "json" / "tfgpu.json"
 
 Schema = Mapping[str, Any]
 WORDS = {"boolean": "`true` or `false`", "object": "table", "integer": "whole number"}
@@ -80,6 +83,15 @@ def make_validator(schema: Schema) -> str:
     for theirs, ours in (("(int, float, Decimal)", "(int, float)"), (SEVERAL, "JsonSchemaValueException")):
         body = body.replace(theirs, ours)
     return VALIDATOR_HEAD.replace("{validate}", str(name[1])) + str(body)
+
+
+# ---- the file for SchemaStore
+
+
+def make_store_schema(schema: Schema) -> str:
+    """Return the schema as SchemaStore has it: with its address, and without the note to people who read ours."""
+    flat = {key: value for key, value in flatten_schema(schema).items() if key != "$comment"}
+    return json.dumps({**flat, "$id": "https://json.schemastore.org/tfgpu.json"}, indent=2, ensure_ascii=False) + "\n"
 
 
 # ---- the reference page
@@ -230,7 +242,7 @@ def _format_key(key: str) -> str:
 def generate() -> dict[Path, str]:
     """Return every generated file with what it should contain."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return {VALIDATOR: make_validator(schema), REFERENCE: make_reference(schema)}
+    return {VALIDATOR: make_validator(schema), REFERENCE: make_reference(schema), STORE: make_store_schema(schema)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,6 @@ import stat
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from tfenv.config.schema import load_schema
 from tfenv.files import replace_file
 
 COPY_NAME = "tfgpu.schema.json"
@@ -52,6 +51,7 @@ def _flatten(node: Any, definitions: Mapping[str, Any]) -> Any:
 def format_copy() -> str:
     """Return the text of a copy. Its comment names the version of tfenv that it is from."""
     from tfenv import __version__
+    from tfenv.config.schema import load_schema
 
     comment = f"Copied from tfenv {__version__} for editors. Do not edit it: `tfgpu init --schema` writes it again."
     return json.dumps({**flatten_schema(load_schema()), "$comment": comment}, indent=1, ensure_ascii=False) + "\n"
@@ -83,6 +83,9 @@ def write_copy(folder: str, mode: int | None = None) -> bool:
 
 def compare_copy(path: str) -> CopyState:
     """Compare a file with the schema of this tfenv. Never raises."""
+    # Late: tools/generate.py imports this module, and writes the validator that `schema` imports.
+    from tfenv.config.schema import load_schema
+
     try:
         found = _read_schema(path)
     except FileNotFoundError:
