@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Variables that would change what a child process does; a test sets those it is about.
-_DISTURBING = (
+DISTURBING = (
     "TFGPU_",
     "TF_",
     "CUDA_",
@@ -52,7 +52,7 @@ def simulated_gpus() -> SimulatedGpus:
     def make(
         gpus: str = "4x24GiB", *, log: Path | None = None, processes: Path | None = None, **variables: str
     ) -> dict[str, str]:
-        base = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
+        base = {key: value for key, value in os.environ.items() if not key.startswith(DISTURBING)}
         base |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
         return build_environment(parse_gpus(gpus), log=log, processes=processes, base=base) | variables
 

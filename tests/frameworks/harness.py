@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import DISTURBING
 from tfenv.deploy import launch
 from tfenv.simulate.driver_requests import (
     DriverRequest,
@@ -34,20 +35,9 @@ MIB = 1 << 20
 #: What lets a program without a policy take memory as it needs it.
 GROWING = ("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
-#: Variables that would change what a child process does; a World sets those it is about.
-_DISTURBING = (
-    "TFGPU_",
-    "TF_",
-    "CUDA_",
-    "SLURM_",
-    "RAY_",
-    "PYTHONPATH",
-    "LD_LIBRARY_PATH",
-    "XDG_CONFIG_HOME",
-    "XDG_STATE_HOME",
-)
+#: A World sets the variables it is about.
 #: Read once, while there is one thread: pytest sets and removes PYTEST_CURRENT_TEST while batches start in others.
-_ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(_DISTURBING)}
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(DISTURBING)}
 #: Cases of one zygote that run at once. Many of them only wait, ten seconds for each tensor that is refused.
 _PARALLEL = 10
 #: The same where each takes all it sees. For a card of 24 GiB TensorFlow's own bookkeeping takes 740 MiB.

@@ -55,17 +55,22 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
     if plan.choosing is not None and "choice" not in supports:
         origin = policy.settings["visible_devices"].origin
         collector.add("unsupported", f"no free GPU is chosen for {title}: it gets the first", origin)
-    limits = {device.limit for device in plan.devices or ()}
-    if len(limits) > 1 and "limit_per_gpu" not in supports:
+    if len({device.limit for device in plan.devices or ()}) > 1 and "limit_per_gpu" not in supports:
         text = f"{title} has one memory limit for all GPUs: the smallest holds"
         collector.add("unsupported", text, plan.limits[0], "warning")
-        smallest = _combine(limits)
-        plan = _replace_devices(plan, [replace(d, limit=smallest, limited_by=plan.limits) for d in plan.devices or ()])
+        plan = _unify_limits(plan)
     return replace(plan, findings=(*plan.findings, *collector.findings))
 
 
 def _replace_devices(plan: Plan, devices: list[PlannedDevice]) -> Plan:
     return plan if plan.devices is None else replace(plan, devices=tuple(devices))
+
+
+def _unify_limits(plan: Plan) -> Plan:
+    """Give every GPU the limit that is within those of all."""
+    devices = plan.devices or ()
+    smallest = _combine({device.limit for device in devices})
+    return _replace_devices(plan, [replace(device, limit=smallest, limited_by=plan.limits) for device in devices])
 
 
 def _combine(limits: Iterable[MemoryLimit | None]) -> MemoryLimit:

@@ -10,18 +10,6 @@ from tfenv.runtime.process_policy import ProcessPolicy
 from tfenv.runtime.resolver import Resolver
 from tfenv.values import replace
 
-_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER",
-    "TFGPU_CONFIG",
-    "TFGPU_RUN",
-    "TFGPU_GRANT",
-    "TFGPU_DISABLE",
-    "XDG_CONFIG_HOME",
-    "XDG_STATE_HOME",
-    "SUDO_UID",
-)
-
 
 def apply_to_environment(path: str, title: str) -> None:
     """Write into the environment what of the policy a variable can hold, and say and record what none can.
@@ -35,8 +23,7 @@ def apply_to_environment(path: str, title: str) -> None:
     """
     from tfenv.policy.model import Outcome
 
-    start: dict[str, str | None] = {name: os.environ.get(name) for name in _VARIABLES}
-    start.update(cwd=pipeline.current_start().cwd, script=os.path.abspath(path))
+    start: dict[str, str | None] = {**os.environ, "cwd": pipeline.current_start().cwd, "script": os.path.abspath(path)}
     loaded = pipeline.load(pipeline.make_start(start))
     if not loaded.found:
         return
