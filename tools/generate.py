@@ -1,4 +1,5 @@
-"""Makes what is generated: the validator and the reference page from the schema, the page of messages from its table.
+"""Makes what is generated: the validator, the reference page and the file for SchemaStore from the schema, and the
+page of messages from its table.
 
     python tools/generate.py            writes them
     python tools/generate.py --check    exits with status 1 if one of them is out of date
@@ -19,12 +20,15 @@ from typing import Any
 
 import tomli
 
+from tfenv.config.schema_copy import flatten_schema
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "schemas" / "tfgpu.schema.json"
 VALIDATOR = ROOT / "tfenv" / "config" / "_validator.py"
 REFERENCE = ROOT / "docs" / "reference.md"
 MESSAGES = ROOT / "tools" / "messages.toml"
 MESSAGES_PAGE = ROOT / "docs" / "messages.md"
+STORE = ROOT / "schemas" / "schemastore" / "src" / "schemas" / "json" / "tfgpu.json"
 
 Schema = Mapping[str, Any]
 WORDS = {"boolean": "`true` or `false`", "object": "table", "integer": "whole number"}
@@ -85,6 +89,15 @@ def make_validator(schema: Schema) -> str:
     for theirs, ours in (("(int, float, Decimal)", "(int, float)"), (SEVERAL, "JsonSchemaValueException")):
         body = body.replace(theirs, ours)
     return VALIDATOR_HEAD.replace("{validate}", str(name[1])) + str(body)
+
+
+# ---- the file for SchemaStore
+
+
+def make_store_schema(schema: Schema) -> str:
+    """Return the schema as SchemaStore has it: with its address, and without the note to people who read ours."""
+    flat = {key: value for key, value in flatten_schema(schema).items() if key != "$comment"}
+    return json.dumps({**flat, "$id": "https://json.schemastore.org/tfgpu.json"}, indent=2, ensure_ascii=False) + "\n"
 
 
 # ---- the reference page
@@ -317,6 +330,7 @@ def generate() -> dict[Path, str]:
     return {
         VALIDATOR: make_validator(schema),
         REFERENCE: make_reference(schema),
+        STORE: make_store_schema(schema),
         MESSAGES_PAGE: make_messages(messages),
     }
 

@@ -198,7 +198,10 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
             print_json_line(record)
     else:
         newest = read_newest(logs, query, tally, _DEFAULT_COUNT if count is None else count)
-        _print_records(newest)
+        if newest:
+            _print_records(newest)
+        else:
+            _print_nothing(query)
     return _report_unreadable(tally)
 
 
@@ -240,8 +243,10 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, is_json: 
     if is_json:
         for row in rows:
             print_json_line(row.as_dict())
-    else:
+    elif rows:
         print_table(_SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows])
+    else:
+        _print_nothing(query)
     return _report_unreadable(tally)
 
 
@@ -345,11 +350,17 @@ def _print_stream(records: Iterable[LoggedRecord], *, is_json: bool) -> None:
     sys.stdout.flush()
 
 
+def _print_nothing(query: RecordQuery) -> None:
+    """Say that there are no records, or none that were asked for."""
+    if query == RecordQuery():
+        print_message("audit", "no records; one is written when TensorFlow is imported under a policy")
+    else:
+        print_message("audit", "no records match these options")
+
+
 def _print_records(records: Sequence[LoggedRecord]) -> None:
     """Print a table, a line for each record, however narrow the terminal is."""
-    if not records:
-        print_message("audit", "no records; one is written when TensorFlow is imported under a policy")
-    elif is_wide():
+    if is_wide():
         print_table(_RECORD_COLUMNS, [_format_record(record) for record in records])
     else:
         print_table(tuple(_NARROW_COLUMNS), [_format_narrow_record(record) for record in records])
