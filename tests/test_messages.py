@@ -226,6 +226,11 @@ RUNS = {
     "hides-policy": Run(
         {"tfgpu.toml": "[gpu]\nmemory_growth = true\n", "app/tfgpu.toml": '[audit]\nfile = "none"\n'}, ("check", "app")
     ),
+    "schema-missing": check("#:schema ./tfgpu.schema.json\n[gpu]\nmemory_growth = true\n"),
+    "schema-outdated": check(
+        "#:schema ./tfgpu.schema.json\n[gpu]\nmemory_growth = true\n",
+        prepare=f"sed 's/\"examples\"/\"$comment\"/' {ROOT}/schemas/tfgpu.schema.json > tfgpu.schema.json",
+    ),
     "never-read": check_machine("", "policy.toml"),
     "closed": check_machine("", prepare="chmod go-r etc/tfgpu.toml"),
     "unknown-key": check('[gpu]\nmemory_limt = "8GiB"\n'),
