@@ -143,6 +143,22 @@ def test_the_policy_in_force_is_respected(server: SharedMachine) -> None:
     assert "# The policy that applies here allows no GPU. Run `tfgpu explain` to see why.\n" in text
 
 
+def test_the_file_that_is_replaced_does_not_count(project: Path, tmp_path: Path, tfgpu: Tfgpu) -> None:
+    """A user's own file is in force for projects, and not when it is itself written again."""
+    own = tmp_path / "config" / "tfgpu"
+    own.mkdir(parents=True)
+    (own / "tfgpu.toml").write_text('[ceiling]\nmemory_limit = "4GiB"\n')
+    cards = simulate("24GiB")
+    tfgpu("init", env=cards)
+    text = (project / "tfgpu.toml").read_text()
+    assert f"# {own}/tfgpu.toml already applies here: at most 4.0 GiB of a GPU.\n" in text
+    assert '# memory_limit = "4GiB"\n' in text
+    tfgpu("init", "--force", "--path", own, env=cards)
+    text = (own / "tfgpu.toml").read_text()
+    assert "already applies" not in text
+    assert '# memory_limit = "11GiB"\n' in text
+
+
 # ---- the schema beside it
 
 
