@@ -1,4 +1,5 @@
-"""Makes what is generated from schemas/tfgpu.schema.json: the validator, the reference page, the file for SchemaStore.
+"""Makes what is generated: the validator, the reference page and the file for SchemaStore from the schema, and the
+page of messages from its table.
 
     python tools/generate.py            writes them
     python tools/generate.py --check    exits with status 1 if one of them is out of date
@@ -12,9 +13,12 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli
 
 from tfenv.config.schema_copy import flatten_schema
 
@@ -22,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "schemas" / "tfgpu.schema.json"
 VALIDATOR = ROOT / "tfenv" / "config" / "_validator.py"
 REFERENCE = ROOT / "docs" / "reference.md"
+MESSAGES = ROOT / "tools" / "messages.toml"
+MESSAGES_PAGE = ROOT / "docs" / "messages.md"
 STORE = ROOT / "schemas" / "schemastore" / "src" / "schemas" / "json" / "tfgpu.json"
 
 Schema = Mapping[str, Any]
@@ -236,13 +242,97 @@ def _format_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
+# ---- the page of messages
+
+MESSAGES_HEAD = """\
+# Messages
+
+<!-- Generated from tools/messages.toml by tools/generate.py. Do not edit. -->
+
+Each problem that tfenv reports has a code in brackets. Look it up here to see what happened and what to do.
+
+{example}
+
+You see codes in four places: in the line that your program shows on stderr, in the output of `tfgpu check` and
+`tfgpu explain`, in `tfenv.status()`, and in the `findings` of [audit records](audit.md). The line on stderr is short.
+Run `tfgpu explain` in the directory of your program to see every finding with its file and line.
+
+`tfgpu check` and `tfgpu explain` also show the severity. It tells you what happens to your program:
+
+| severity | what it means |
+|---|---|
+| error | Something that the policy says is not in force. [`on_error`](laws.md#on_error) decides: with `"warn"` your \
+program goes on, with `"cpu"` it gets no GPU, with `"fail"` `import tensorflow` raises `PolicyError`. |
+| warning | Probably a mistake. Your program goes on under the policy, whatever `on_error` says. |
+| note | For your information. Notes are never on stderr. |
+
+An error or a warning makes `tfgpu check` exit with status 1. A note does not.
+
+## All codes
+
+"""
+SEVERITIES = {"error": "Error", "warning": "Warning", "note": "Note", "line": "Information"}
+
+
+def make_messages(table: Mapping[str, Any]) -> str:
+    """Return the text of docs/messages.md.
+
+    Args:
+        table: What is in tools/messages.toml.
+    """
+    groups = table["group"]
+    index = ["| about | codes |", "|---|---|"]
+    for group in groups:
+        links = ", ".join(f"[`{message['code']}`](#{message['code']})" for message in group["message"])
+        index += [f"| {group['title']} | {links} |"]
+    sections = [section for group in groups for section in _describe_group(group)]
+    examples = {message["code"]: message["example"] for group in groups for message in group["message"]}
+    head = MESSAGES_HEAD.replace("{example}", _quote(examples["unknown-key"]))
+    return head + "\n".join(index) + "\n\n" + "\n".join(sections)
+
+
+def _describe_group(group: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {group['title']}\n\n{_wrap(group['intro'])}\n"
+    for message in group["message"]:
+        severity = " or ".join(SEVERITIES[name] for name in message["severity"]).capitalize()
+        only = f", shown only {message['only']}" if "only" in message else ""
+        parts = (
+            f"### `{message['code']}`",
+            _quote(message["example"]),
+            _wrap(f"*{severity}{only}.* {message['cause']}"),
+            _wrap(f"**What to do:** {message['fix']}"),
+        )
+        yield "\n\n".join(parts) + "\n"
+
+
+def _quote(message: str) -> str:
+    """Show a message. Not as a block of code: browsers would not break its lines."""
+    fence = "`` " if "`" in message else "`"
+    text = f"{fence}{message}{fence[::-1]}"
+    return textwrap.fill(
+        text, 118, initial_indent="> ", subsequent_indent="> ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _wrap(text: str) -> str:
+    """Break a paragraph into lines, but neither code nor links."""
+    kept = re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)", lambda match: match[0].replace(" ", "\0"), " ".join(text.split()))
+    return textwrap.fill(kept, 118, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+
+
 # ---- command
 
 
 def generate() -> dict[Path, str]:
     """Return every generated file with what it should contain."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return {VALIDATOR: make_validator(schema), REFERENCE: make_reference(schema), STORE: make_store_schema(schema)}
+    messages = tomli.loads(MESSAGES.read_text(encoding="utf-8"))
+    return {
+        VALIDATOR: make_validator(schema),
+        REFERENCE: make_reference(schema),
+        STORE: make_store_schema(schema),
+        MESSAGES_PAGE: make_messages(messages),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -113,6 +113,22 @@ def test_an_outcome_finds_its_event(context: RecordContext, status: OutcomeStatu
     assert (record.event, record.level) == (event, level)
 
 
+def test_what_was_asked_and_not_given_is_on_record(
+    context: RecordContext, outcome: Outcome, check_line: CheckLine
+) -> None:
+    """A clamped record names what was cut, and of each GPU what was asked. Others have no such field."""
+    wish = Finding("clamped", "less", "note", asked="memory_limit = 70.0 GiB", given="12.0 GiB")
+    device = replace(outcome.devices[0], asked=70 << 30, asked_fraction=0.9)
+    clamped = replace(outcome, status="clamped", devices=(device,), findings=(wish, replace(wish, message="same")))
+    record = check_line(encode_as_line(make_outcome_record(context, clamped)))
+    assert record["cut"] == ["memory_limit"]
+    assert (record["findings"][0]["asked"], record["findings"][0]["given"]) == (wish.asked, wish.given)
+    assert (record["devices"][0]["asked_bytes"], record["devices"][0]["asked_fraction"]) == (70 << 30, 0.9)
+    plain = check_line(encode_as_line(make_outcome_record(context, outcome)))
+    assert "cut" not in plain
+    assert not {"asked_bytes", "asked_fraction"} & set(plain["devices"][0])
+
+
 def test_the_level_follows_the_worst_finding(context: RecordContext) -> None:
     """A note leaves a record at info, a warning makes it a warning, an error an error."""
     for severity, level in (("note", "info"), ("warning", "warning"), ("error", "error")):
@@ -225,7 +241,16 @@ plain = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=9), st.dictionaries(texts, inner, max_size=9)),
 )
 findings_ = st.builds(
-    Finding, texts, texts, st.just("error"), texts, st.integers(1, 10**9), st.integers(1, 10**9), texts
+    Finding,
+    texts,
+    texts,
+    st.just("error"),
+    texts,
+    st.integers(1, 10**9),
+    st.integers(1, 10**9),
+    texts,
+    asked=texts,
+    given=texts,
 )
 devices_ = st.builds(
     DeviceOutcome,
@@ -235,6 +260,8 @@ devices_ = st.builds(
     texts,
     st.integers(0, 10**15),
     logical_devices=st.builds(lambda size, parts: (size,) * parts, st.integers(0, 10**15), st.integers(0, 99)),
+    asked=st.integers(0, 10**15),
+    asked_fraction=st.floats(0, 1),
 )
 
 

@@ -72,7 +72,8 @@ def test_what_came_too_late_is_not_in_force() -> None:
     """Where the devices were there first, the line says that and what to do, and promises no GPU and no limit."""
     late = Outcome("too_late", findings=(Finding("too-late", "devices were there first; restart the process"),))
     line = format_policy_line(SUBJECT, POLICY, PLAN, late, (WRONG,))
-    assert line.startswith("tfgpu: NOT IN FORCE: devices were there first; restart the process (tfgpu.toml); warning: ")
+    begins = "tfgpu: NOT IN FORCE: devices were there first; restart the process [too-late] (tfgpu.toml); warning: "
+    assert line.startswith(begins)
     assert "8.0 GiB" not in line
 
 

@@ -175,6 +175,7 @@ def test_an_install_that_is_gone_is_silent_and_a_broken_one_is_said(tmp_path: Pa
         if name in ONLY_BROKEN:
             assert line.startswith("1 program: tfgpu: "), line
             assert line.count("no policy is applied") == 1
+            assert " [internal-error]" in line
             assert line.endswith(seen)
             continue
         assert line in {f"1 program: {text}" for text in seen}, name

@@ -55,8 +55,8 @@ _SCHEDULER_IDS = (
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
     "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
-    "limit_fraction", "growth", "repeats", "choice", "asked", "given", "changes", "sources", "findings", "scheduler",
-    "duration_ms", "lost", "truncated", "dropped",
+    "limit_fraction", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
+    "scheduler", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -214,8 +214,13 @@ def make_outcome_record(
     if outcome.status in ("too_late", "failed", "cpu"):
         return make_failed_record(context, outcome=outcome, duration_ms=duration_ms, repeats=repeats)
     event: EventName = "policy_clamped" if outcome.status == "clamped" else "policy_applied"
-    fields = {**_describe_outcome(outcome), **_describe_repeats(repeats)}
+    fields = {**_describe_outcome(outcome), **_describe_repeats(repeats), **_describe_cut(outcome)}
     return _make_record(event, context, fields, outcome.findings, duration_ms)
+
+
+def _describe_cut(outcome: Outcome) -> dict[str, Any]:
+    names = {finding.asked.partition(" = ")[0] for finding in outcome.findings if finding.asked is not None}
+    return {"cut": sorted(names)} if names and outcome.status == "clamped" else {}
 
 
 def _describe_repeats(repeats: int) -> dict[str, Any]:
@@ -362,6 +367,8 @@ def _describe_device_outcome(device: DeviceOutcome) -> dict[str, Any]:
         "limit_bytes": device.limit,
         "limit_fraction": device.fraction,
         "logical_bytes": list(device.logical_devices),
+        **({} if device.asked is None else {"asked_bytes": device.asked}),
+        **({} if device.asked_fraction is None else {"asked_fraction": device.asked_fraction}),
     }
 
 
@@ -498,6 +505,7 @@ _SHRINKING: tuple[tuple[Any, ...], ...] = (
     (_keep_first, "grant", 0),
     (_keep_first, "changes", 0),
     (_clip_texts, 80),
+    (_keep_first, "cut", 0),
     (_keep_first, "devices", 0),
     (_keep_first, "findings", 0),
 )

@@ -47,13 +47,13 @@ def format_policy_line(
     Returns:
         "" when nothing is declared and nothing is wrong.
     """
-    all_findings = (*findings, *plan.findings, *(outcome.findings if outcome else ()))
+    all_findings = dict.fromkeys((*findings, *plan.findings, *(outcome.findings if outcome else ())))
     wrong = tuple(finding for finding in all_findings if finding.severity != "note")
     if policy.silent and not wrong:
         return ""
     files = _format_files(subject, policy)
     if outcome is not None and outcome.status == "too_late":
-        reason = "; ".join(finding.message for finding in outcome.findings)
+        reason = "; ".join(f"{finding.message} [{finding.code}]" for finding in outcome.findings)
         rest = tuple(finding for finding in wrong if finding not in outcome.findings)
         text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}{_point_to_more(rest)}"
     elif _has_no_gpu(plan, outcome):
@@ -91,7 +91,7 @@ def _explain_no_gpu(
     if wrong:
         worst = _find_worst(wrong)
         return _format_finding(worst), tuple(finding for finding in wrong if finding is not worst)
-    return "none was given to this process (CUDA_VISIBLE_DEVICES)", ()
+    return "none was given to this process (CUDA_VISIBLE_DEVICES) [no-gpu]", ()
 
 
 def _format_gpus(plan: Plan) -> str:

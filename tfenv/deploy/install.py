@@ -36,7 +36,7 @@ except (FileNotFoundError, NotADirectoryError):
     pass  # tfenv is gone: Python starts as if it had never been there
 except (Exception, SystemExit) as _tfenv_error:
     class _TfenvUnloadable:
-        text = "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(_tfenv_error) + "\\n"
+        text = "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(_tfenv_error) + " [internal-error]\\n"
         @classmethod
         def find_spec(cls, name, path=None, target=None):
             if name == "tensorflow" and cls.text and sys.stderr:

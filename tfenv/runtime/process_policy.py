@@ -378,8 +378,9 @@ class FrameworkPolicy:
             return self._make_plan(Grant(tokens=tuple(named)), named)
         made = self._make_plan(self.process.grant, named, self.process.program_request)
         # What was written, and said of it, stays: only which card is which, and how large, is known now.
-        self.pending += tuple(f for f in made.findings if f.code == "clamped" and f not in self.plan.findings)
-        self.plan = replace(made, visible=self.plan.visible, findings=self.plan.findings)
+        new = tuple(f for f in made.findings if f.code == "clamped" and f not in self.plan.findings)
+        self.pending += new
+        self.plan = replace(made, visible=self.plan.visible, findings=(*self.plan.findings, *new))
         return self.plan
 
     def _make_plan(self, grant: Grant, named: Mapping[str, str], request: Sequence[str] | None = None) -> Plan:

@@ -120,7 +120,7 @@ def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
         first = min(findings, key=lambda finding: finding.severity != "error")
         count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
         verdict: Verdict = "problem" if first.severity == "error" else "note"
-        yield DoctorRow("policy", verdict, f"{count}: {first}", "see `tfgpu check`")
+        yield DoctorRow("policy", verdict, f"{count}: {first} [{first.code}]", "see `tfgpu check`")
     elif explanation.disabled:
         yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE", "unset TFGPU_DISABLE")
     elif explanation.silent:
@@ -131,7 +131,7 @@ def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
         yield DoctorRow("policy", "ok", ", ".join(shorten_path(path) for path in result.files))
     for finding in explanation.plan.findings:
         if finding.severity == "error":
-            yield DoctorRow("policy", "problem", str(finding), "see `tfgpu explain`")
+            yield DoctorRow("policy", "problem", f"{finding} [{finding.code}]", "see `tfgpu explain`")
 
 
 # ---- TensorFlow
