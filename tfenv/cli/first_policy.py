@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -159,7 +160,9 @@ class Surroundings:
 def survey(folder: str) -> Surroundings:
     """Look at the GPUs, and at the policy that applies in a directory without a project's file."""
     loaded = load(replace(current_start(folder), config=None, run=None))
-    policy = merge([layer for layer in loaded.layers if layer.name in ("machine", "user")], loaded.subject)
+    replaced = os.path.join(folder, FILE_NAME)
+    kept = [layer for layer in loaded.layers if layer.name in ("machine", "user") and replaced not in layer.paths]
+    policy = merge(kept, loaded.subject)
     inventory = read_inventory()
     if not inventory.devices:
         return Surroundings(inventory, policy, None)

@@ -74,7 +74,7 @@ def test_what_it_writes_is_right(project: Path, tfgpu: Tfgpu, no_gpus: dict[str,
     result = tfgpu("init", env=no_gpus)
     assert result.returncode == 0
     assert result.stdout.startswith("Wrote tfgpu.toml, and tfgpu.schema.json beside it for editors\n\nNext:\n")
-    assert "tfgpu check" in result.stdout
+    assert result.stdout in (REPOSITORY / "docs" / "quickstart.md").read_text()
     path = project / "tfgpu.toml"
     assert check(path) == ()
     assert tomli.loads(path.read_text())["gpu"] == {"memory_growth": True}
@@ -141,6 +141,22 @@ def test_the_policy_in_force_is_respected(server: SharedMachine) -> None:
     assert server.tfgpu("init", "--force", user=ALICE, cwd="/home/alice", env=env).returncode == 0
     text = server.path("/home/alice/tfgpu.toml").read_text()
     assert "# The policy that applies here allows no GPU. Run `tfgpu explain` to see why.\n" in text
+
+
+def test_the_file_that_is_replaced_does_not_count(project: Path, tmp_path: Path, tfgpu: Tfgpu) -> None:
+    """A user's own file is in force for projects, and not when it is itself written again."""
+    own = tmp_path / "config" / "tfgpu"
+    own.mkdir(parents=True)
+    (own / "tfgpu.toml").write_text('[ceiling]\nmemory_limit = "4GiB"\n')
+    cards = simulate("24GiB")
+    tfgpu("init", env=cards)
+    text = (project / "tfgpu.toml").read_text()
+    assert f"# {own}/tfgpu.toml already applies here: at most 4.0 GiB of a GPU.\n" in text
+    assert '# memory_limit = "4GiB"\n' in text
+    tfgpu("init", "--force", "--path", own, env=cards)
+    text = (own / "tfgpu.toml").read_text()
+    assert "already applies" not in text
+    assert '# memory_limit = "11GiB"\n' in text
 
 
 # ---- the schema beside it
