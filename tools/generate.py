@@ -107,13 +107,13 @@ REFERENCE_HEAD = """\
 
 <!-- Generated from schemas/tfgpu.schema.json by tools/generate.py. Do not edit. -->
 
-Every key of the file, table by table. "Not set" means that the key is then left to the program or to
-TensorFlow. In a `pyproject.toml` the same tables stand under `[tool.tfgpu]`. An unknown key is reported
-and ignored; a wrong value loses its own key, never the others.
+Look up every key of the file here, table by table. "Not set" means that the program or TensorFlow decides. In a
+`pyproject.toml` write the same tables under `[tool.tfgpu]`. An unknown key is reported and ignored. A wrong value loses
+its own key, never the others.
 
-Memory is written as a string: `"8GiB"` (1024-based), `"8GB"` (1000-based), `"512MiB"`, `"40%"` of the
-card's total. A device is a position (`0`), a UUID or the beginning of one (`"GPU-8932f937"`), a MIG
-device (`"MIG-…"`), or a pattern for the product name (`"name:*A100*"`).
+Write memory as a string: `"8GiB"` (1024-based), `"8GB"` (1000-based), `"512MiB"`, or `"40%"` of the card's total. Name
+a device by its position (`0`), by a UUID or the beginning of one (`"GPU-8932f937"`), as a MIG device (`"MIG-…"`), or by
+a pattern for the product name (`"name:*A100*"`).
 
 """
 
@@ -136,7 +136,7 @@ def _describe_tables(schema: Schema, root: Schema, path: str, told: dict[str, st
     first = told.setdefault(_find_definition(schema) or path, path)
     if first != path:
         described = schema["description"].replace(f"[{first}]", _format_link(first))
-        yield f"## `[{path}]`\n\n{described}\n"
+        yield f"## `[{path}]`\n\n{_wrap(described)}\n"
         return
     yield _describe_table(schema, root, path)
     for name, entry in _list_keys(schema, root).items():
@@ -163,7 +163,7 @@ def _describe_choices(schema: Schema) -> Iterator[str]:
 
 
 def _describe_table(schema: Schema, root: Schema, path: str, heading: str = "## `[{}]`") -> str:
-    lines = [heading.format(path) if path else "## Top of the file", "", schema["description"], ""]
+    lines = [heading.format(path) if path else "## Top of the file", "", _wrap(schema["description"]), ""]
     required = schema.get("required", ())
     tables: list[str] = []
     for name, entry in _list_keys(schema, root).items():
@@ -171,13 +171,18 @@ def _describe_table(schema: Schema, root: Schema, path: str, heading: str = "## 
         if "properties" in resolved or "patternProperties" in resolved:
             tables += [_format_link(f"{path}.{name}" if path else name)]
             continue
-        lines += [f"### `{name}`", "", entry["description"], ""]
+        lines += [f"### `{name}`", "", _wrap(entry["description"]), ""]
         lines += [f"- Type: {format_type(entry, root)}"]
         lines += ["- Required" if name in required else f"- Default: {format_default(entry)}"]
-        lines += ["- Example: " + ", ".join(f"`{name} = {format_toml(example)}`" for example in entry["examples"]), ""]
+        examples = [f"`{name} = {format_toml(example)}`" for example in entry["examples"]]
+        lines += ["- Example: " + ",\n  ".join(examples), ""]
     if tables:
-        lines += ["Tables below it: " + ", ".join(tables), ""]
+        lines += [_wrap("Tables below it: " + ", ".join(tables)), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _format_link(table: str) -> str:
