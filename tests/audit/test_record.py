@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
+from tfenv import jobs
 from tfenv.audit import record as module
 from tfenv.audit.record import (
     MAX_RECORD_BYTES,
@@ -187,10 +188,14 @@ def test_only_known_scheduler_ids_are_taken(monkeypatch: pytest.MonkeyPatch) -> 
     assert ProcessFacts.collect().scheduler == {"SLURM_JOB_ID": "42", "JOB_ID": "7", "KUBERNETES_POD": "pod-1"}
 
 
+#: All that may be recorded.
+SCHEDULER_IDS = {*jobs._ID_VARIABLES, "SLURM_PROCID", "JOB_ID", "SGE_TASK_ID", "KUBERNETES_POD"}
+
+
 def test_the_schema_knows_the_scheduler_ids(schema: dict[str, Any]) -> None:
     """Every id that may be recorded is described in the schema."""
     named = set(schema["properties"]["scheduler"]["properties"])
-    assert named == {*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"}
+    assert named == SCHEDULER_IDS
 
 
 def test_the_schema_describes_every_field(schema: dict[str, Any]) -> None:
@@ -282,7 +287,7 @@ def test_a_record_of_anything_is_one_valid_line_of_at_most_4_kib(
     asked: Any,
 ) -> None:
     """Whatever the names, findings and wishes are: one line, valid JSON, valid against the schema, at most 4 KiB."""
-    ids = dict.fromkeys([*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"], text)
+    ids = dict.fromkeys(SCHEDULER_IDS, text)
     process = ProcessFacts(1, 2, text, text, text, text, text, ids)
     context = RecordContext(process, Subject(text, 3, project=text), Grant(tuple(tokens)), (Source("user", text),) * 9)
     outcome = Outcome("clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings))

@@ -186,6 +186,15 @@ def test_another_line_is_shown_by_a_child_and_so_is_the_same_one_elsewhere(capfd
     assert len(environ[SHOWN_VARIABLE].split(",")) == 3
 
 
+def test_a_job_shows_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever submits a job showed the line somewhere else, and its environment came with the job."""
+    environ: dict[str, str] = {}
+    for job in ({}, {"SLURM_JOB_ID": "14"}, {"SLURM_JOB_ID": "14"}, {"SLURM_JOB_ID": "15"}):
+        environ.update(job)
+        show_policy_line("tfgpu: GPU 0", environ)
+    assert capsys.readouterr().err == "tfgpu: GPU 0\n" * 3
+
+
 class Hostile:
     """A stream that a program put in the place of stderr."""
 

@@ -7,6 +7,7 @@ import sys
 from binascii import crc32
 
 from tfenv.errors import PROGRAM, Finding, escape_for_terminal
+from tfenv.jobs import identify_job
 from tfenv.policy.model import Setting
 from tfenv.policy.units import format_limit
 
@@ -174,7 +175,7 @@ def show_policy_line(text: str, environ: MutableMapping[str, str] = os.environ) 
 def print_once(
     text: str, variable: str, environ: MutableMapping[str, str] = os.environ, *, subject: str | None = None
 ) -> None:
-    """Print the line to stderr, unless this process or one above it printed the same one there.
+    """Print the line to stderr, unless this process or one above it in the same job printed the same one there.
 
     Args:
         text: The line.
@@ -182,7 +183,7 @@ def print_once(
         environ: The environment that they get.
         subject: Lines with the same subject count as the same. None: only equal lines do.
     """
-    mark = _mark(text if subject is None else subject)
+    mark = _mark(f"{identify_job(environ)} {text if subject is None else subject}")
     shown = environ.get(variable, "").split(",")
     if mark not in shown:
         environ[variable] = ",".join([*filter(None, shown[-_MOST_MARKS:]), mark])
