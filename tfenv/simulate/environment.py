@@ -132,6 +132,7 @@ def build_environment(
     *,
     log: str | os.PathLike[str] | None = None,
     processes: str | os.PathLike[str] | None = None,
+    libraries: str | os.PathLike[str] | None = None,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the whole environment for a child process that is to see `gpus` and no others.
@@ -143,6 +144,7 @@ def build_environment(
         processes: File of "<gpu> <pid> <MiB>" lines, memory that other users' processes hold, of a MIG
             instance "<gpu>:<instance> <pid> <MiB>". It is read anew at each request, so it may change meanwhile. The
             child complains on stderr of a file that cannot be read.
+        libraries: Folder with the stub libraries. None: they are built, unless they are in the user's cache.
         base: What the child inherits besides. None: this process's environment.
 
     Raises:
@@ -153,7 +155,7 @@ def build_environment(
         raise ValueError(f"{len(gpus)} GPUs; at most {MAX_GPUS} can be simulated")
     result = dict(os.environ if base is None else base)
     inherited = result.get("LD_LIBRARY_PATH")
-    folder = str(build_libraries())
+    folder = os.fspath(libraries or build_libraries())
     result["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else folder
     result["TFGPU_SIMULATE"] = _encode_gpus(gpus)
     for variable, path in (("TFGPU_SIMULATE_LOG", log), ("TFGPU_SIMULATE_PROCESSES", processes)):
