@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from tfenv.config.document import Document
+from tfenv.config.odd_characters import describe_odd_text
 from tfenv.config.schema_lookup import SchemaLookup, isolate
 from tfenv.config.values import DocumentFault, quote_value
 from tfenv.dependencies import import_dependency
@@ -76,9 +77,19 @@ def _make_finding(
     elif explainer is not None and (found := explainer.explain(path, fault.value)) is not None:
         # The reader of a value says it better, but not where in a list or table.
         path, message = found[0], fault.message or found[1]
+    message = _add_odd_character(fault, message)
     severity: Severity = "warning" if fault.kind in _WARNINGS else "error"
     line, column = document.find_position(path) or (None, None)
     return Finding(fault.kind, message, severity, document.source.path, line, column, format_key(path) or None)
+
+
+def _add_odd_character(fault: DocumentFault, message: str) -> str:
+    """Add the character that nobody can see, or that looks like another one, if the text has one."""
+    text = fault.path[-1] if fault.kind == "unknown-key" and fault.path else fault.value
+    texts = text if isinstance(text, list) else text.values() if isinstance(text, Mapping) else (text,)
+    odd = (describe_odd_text(entry) for entry in texts if isinstance(entry, str))
+    found = next((described for described in odd if described is not None), None)
+    return message if found is None else f"{message}; {found}"
 
 
 class SchemaExplainer:

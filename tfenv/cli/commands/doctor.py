@@ -115,23 +115,23 @@ def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True)
 
 def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
     result = check_here()
-    findings = [finding for finding in result.findings if finding.severity != "note"]
-    if findings:
-        first = min(findings, key=lambda finding: finding.severity != "error")
-        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
-        verdict: Verdict = "problem" if first.severity == "error" else "note"
-        yield DoctorRow("policy", verdict, f"{count}: {first} [{first.code}]", "see `tfgpu check`")
-    elif explanation.disabled:
-        yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE", "unset TFGPU_DISABLE")
+    found = [(finding, "see `tfgpu check`") for finding in result.findings]
+    found += [(f, "see `tfgpu explain`") for f in explanation.findings if f not in result.findings]
+    wrong = [(finding, where) for finding, where in found if finding.severity != "note"]
+    for finding, where in sorted(wrong, key=lambda entry: entry[0].severity != "error"):
+        verdict: Verdict = "problem" if finding.severity == "error" else "note"
+        yield DoctorRow("policy", verdict, f"{finding} [{finding.code}]", where)
+    if wrong:
+        return
+    files = ", ".join(shorten_path(path) for path in result.files)
+    if explanation.disabled:
+        yield DoctorRow("policy", "note", "TFGPU_DISABLE=1 switches it off", "unset TFGPU_DISABLE")
+    elif explanation.silent and files:
+        yield DoctorRow("policy", "note", f"no settings for GPUs in {files}", "add settings, see `tfgpu explain`")
     elif explanation.silent:
-        yield DoctorRow(
-            "policy", "note", "no file declares anything about GPUs here", "`tfgpu init` writes a first one"
-        )
+        yield DoctorRow("policy", "note", "there is no policy file here", "run `tfgpu init` to write one")
     else:
-        yield DoctorRow("policy", "ok", ", ".join(shorten_path(path) for path in result.files))
-    for finding in explanation.plan.findings:
-        if finding.severity == "error":
-            yield DoctorRow("policy", "problem", f"{finding} [{finding.code}]", "see `tfgpu explain`")
+        yield DoctorRow("policy", "ok", files)
 
 
 # ---- TensorFlow
