@@ -85,7 +85,7 @@ def test_tfgpu_config_that_does_not_exist(tfgpu: Tfgpu) -> None:
     """TFGPU_CONFIG that names no file is a finding."""
     result = tfgpu("check", env={"TFGPU_CONFIG": "/nowhere/tfgpu.toml"})
     assert result.returncode == 1
-    assert result.stdout.startswith("/nowhere/tfgpu.toml: there is no such file")
+    assert result.stdout.startswith("/nowhere/tfgpu.toml: TFGPU_CONFIG names this file, but there is no such file")
 
 
 def test_pyproject(project: Path, tfgpu: Tfgpu) -> None:
