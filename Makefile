@@ -120,6 +120,7 @@ bench: venv
 
 docs: .venv-docs/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "Open site/index.html in a browser."
 
 build: venv
 	$(BIN)/python -m build --outdir dist .

@@ -98,6 +98,18 @@ def test_explain_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # ---- status and apply
 
 
+def test_a_status_that_cannot_be_told_names_its_code(tmp_path: Path, simulated_gpus: Simulated) -> None:
+    """Where the policy cannot be read for a fault of tfenv's own, `status()` says so and raises nothing."""
+    program = """
+        import json, sys, tfenv
+        from tfenv import pipeline
+        pipeline.load = None
+        status = tfenv.status()
+        print(json.dumps([status.summary[-17:], [finding.code for finding in status.findings]]))
+    """
+    assert ask(program, tmp_path, simulated_gpus()) == [" [internal-error]", ["internal-error"]]
+
+
 def test_status_without_anything(tmp_path: Path, simulated_gpus: Simulated) -> None:
     """In a process without hook and framework nothing is armed, nothing governed, and that is what is printed."""
     program = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import tomli
 
+from tests.conftest import SimulatedGpus
 from tests.machine import ME, Machine
-from tests.pages import ROOT, Block, blocks
+from tests.pages import ROOT, Block, blocks, commands
 from tfenv.config.document import Document
 from tfenv.config.schema import validate
 from tfenv.policy.model import Source
@@ -170,3 +172,53 @@ def test_the_test_of_the_recipe_passes(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+
+
+# ---- Papermill
+
+CODE = "import tensorflow as tf, tfenv\ntf.config.list_logical_devices()\nprint(tfenv.status())"
+CELL: dict[str, object] = {
+    "cell_type": "code",
+    "id": "one",
+    "metadata": {},
+    "source": CODE,
+    "outputs": [],
+    "execution_count": None,
+}
+NOTEBOOK = {"cells": [CELL], "metadata": {"language_info": {"name": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def papermill(words: tuple[str, ...], folder: Path, environ: dict[str, str]) -> str:
+    """What a notebook beside a policy says of it when papermill runs it from another directory."""
+    (folder / "vision" / "train.ipynb").write_text(json.dumps(NOTEBOOK))
+    arguments = [word.replace("~", str(folder)) for word in words[1:]]
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--kernel", "tested", *arguments],
+        cwd=folder / "elsewhere", env=environ, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (cell,) = json.loads((folder / "elsewhere" / "result.ipynb").read_text())["cells"]
+    return "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
+
+
+@pytest.mark.tensorflow
+def test_a_policy_beside_a_notebook_counts_only_where_papermill_is_told(
+    tmp_path: Path, simulated_gpus: SimulatedGpus
+) -> None:
+    """Papermill starts the kernel where it runs itself. With the recipe's `--cwd` the policy is in force."""
+    pytest.importorskip("papermill", reason="of the development group")
+    (command,) = [
+        c for block in recipe("jupyterhub", "console") for c in commands(block.text) if "papermill" in c.words
+    ]
+    for name in ("vision", "elsewhere", "kernels/tested"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "vision" / "tfgpu.toml").write_text('[gpu]\nvisible_devices = [0]\nmemory_limit = "2GiB"\n')
+    kernel = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": kernel, "display_name": "tested", "language": "python"}
+    (tmp_path / "kernels" / "tested" / "kernel.json").write_text(json.dumps(spec))
+    home = {"HOME": str(tmp_path), "JUPYTER_PATH": str(tmp_path), "JUPYTER_PLATFORM_DIRS": "1"}
+    environ = simulated_gpus("2x24GiB") | home
+    place = command.words.index("--cwd")
+    without = command.words[:place] + command.words[place + 2 :]
+    assert "no policy applies here" in papermill(without, tmp_path, environ)
+    assert "GPU 0 of 2 (GPU-a0fa4e00), at most 2.0 GiB" in papermill(command.words, tmp_path, environ)

@@ -124,7 +124,8 @@ def status() -> Status:
         return _preview_status()
     except Exception as error:  # noqa: BLE001 - whoever only asks is not stopped
         text = f"cannot tell what will apply: {type(error).__name__}: {error}"
-        return Status(arming.is_armed(), findings=(Finding("internal-error", text),), summary=f"tfgpu: {text}")
+        finding = Finding("internal-error", text)
+        return Status(arming.is_armed(), findings=(finding,), summary=f"tfgpu: {text} [{finding.code}]")
 
 
 def _preview_status() -> Status:

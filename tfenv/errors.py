@@ -40,6 +40,8 @@ class Finding:
         key: Dotted key inside the file, as in "gpu.memory_limit".
         asked_by: Of a clamp: who asked for more, `PROGRAM` or "file (key)".
         held_by: Of a clamp: the ceilings or settings that held, "file (key)", or the grant.
+        asked: What a program or a file of a user or project asked for and did not get: "memory_limit = 70.0 GiB".
+        given: What it got instead: "12.0 GiB".
     """
 
     code: str
@@ -51,6 +53,13 @@ class Finding:
     key: str | None = None
     asked_by: str | None = None
     held_by: str | None = None
+    asked: str | None = None
+    given: str | None = None
+
+    @property
+    def is_lost_wish(self) -> bool:
+        """Whether a program or a file of a user or project got less than it asked for."""
+        return self.asked_by == PROGRAM or self.asked is not None
 
     @property
     def where(self) -> str:
@@ -78,4 +87,4 @@ class PolicyError(TfenvError, RuntimeError):
 
     def __init__(self, findings: tuple[Finding, ...]) -> None:
         self.findings = findings
-        super().__init__("; ".join(str(finding) for finding in findings) or "policy not applied")
+        super().__init__("; ".join(f"{finding} [{finding.code}]" for finding in findings) or "policy not applied")

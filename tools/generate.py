@@ -1,4 +1,5 @@
-"""Makes what is generated from schemas/tfgpu.schema.json: the validator and the reference page.
+"""Makes what is generated: the validator, the reference page and the file for SchemaStore from the schema, and the
+page of messages from its table.
 
     python tools/generate.py            writes them
     python tools/generate.py --check    exits with status 1 if one of them is out of date
@@ -12,14 +13,22 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli
+
+from tfenv.config.schema_copy import flatten_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "schemas" / "tfgpu.schema.json"
 VALIDATOR = ROOT / "tfenv" / "config" / "_validator.py"
 REFERENCE = ROOT / "docs" / "reference.md"
+MESSAGES = ROOT / "tools" / "messages.toml"
+MESSAGES_PAGE = ROOT / "docs" / "messages.md"
+STORE = ROOT / "schemas" / "schemastore" / "src" / "schemas" / "json" / "tfgpu.json"
 
 Schema = Mapping[str, Any]
 WORDS = {"boolean": "`true` or `false`", "object": "table", "integer": "whole number"}
@@ -82,6 +91,15 @@ def make_validator(schema: Schema) -> str:
     return VALIDATOR_HEAD.replace("{validate}", str(name[1])) + str(body)
 
 
+# ---- the file for SchemaStore
+
+
+def make_store_schema(schema: Schema) -> str:
+    """Return the schema as SchemaStore has it: with its address, and without the note to people who read ours."""
+    flat = {key: value for key, value in flatten_schema(schema).items() if key != "$comment"}
+    return json.dumps({**flat, "$id": "https://json.schemastore.org/tfgpu.json"}, indent=2, ensure_ascii=False) + "\n"
+
+
 # ---- the reference page
 
 REFERENCE_HEAD = """\
@@ -89,13 +107,13 @@ REFERENCE_HEAD = """\
 
 <!-- Generated from schemas/tfgpu.schema.json by tools/generate.py. Do not edit. -->
 
-Every key of the file, table by table. "Not set" means that the key is then left to the program or to
-TensorFlow. In a `pyproject.toml` the same tables stand under `[tool.tfgpu]`. An unknown key is reported
-and ignored; a wrong value loses its own key, never the others.
+Look up every key of the file here, table by table. "Not set" means that the program or TensorFlow decides. In a
+`pyproject.toml` write the same tables under `[tool.tfgpu]`. An unknown key is reported and ignored. A wrong value loses
+its own key, never the others.
 
-Memory is written as a string: `"8GiB"` (1024-based), `"8GB"` (1000-based), `"512MiB"`, `"40%"` of the
-card's total. A device is a position (`0`), a UUID or the beginning of one (`"GPU-8932f937"`), a MIG
-device (`"MIG-…"`), or a pattern for the product name (`"name:*A100*"`).
+Write memory as a string: `"8GiB"` (1024-based), `"8GB"` (1000-based), `"512MiB"`, or `"40%"` of the card's total. Name
+a device by its position (`0`), by a UUID or the beginning of one (`"GPU-8932f937"`), as a MIG device (`"MIG-…"`), or by
+a pattern for the product name (`"name:*A100*"`).
 
 """
 
@@ -118,7 +136,7 @@ def _describe_tables(schema: Schema, root: Schema, path: str, told: dict[str, st
     first = told.setdefault(_find_definition(schema) or path, path)
     if first != path:
         described = schema["description"].replace(f"[{first}]", _format_link(first))
-        yield f"## `[{path}]`\n\n{described}\n"
+        yield f"## `[{path}]`\n\n{_wrap(described)}\n"
         return
     yield _describe_table(schema, root, path)
     for name, entry in _list_keys(schema, root).items():
@@ -145,7 +163,7 @@ def _describe_choices(schema: Schema) -> Iterator[str]:
 
 
 def _describe_table(schema: Schema, root: Schema, path: str, heading: str = "## `[{}]`") -> str:
-    lines = [heading.format(path) if path else "## Top of the file", "", schema["description"], ""]
+    lines = [heading.format(path) if path else "## Top of the file", "", _wrap(schema["description"]), ""]
     required = schema.get("required", ())
     tables: list[str] = []
     for name, entry in _list_keys(schema, root).items():
@@ -153,12 +171,13 @@ def _describe_table(schema: Schema, root: Schema, path: str, heading: str = "## 
         if "properties" in resolved or "patternProperties" in resolved:
             tables += [_format_link(f"{path}.{name}" if path else name)]
             continue
-        lines += [f"### `{name}`", "", entry["description"], ""]
+        lines += [f"### `{name}`", "", _wrap(entry["description"]), ""]
         lines += [f"- Type: {format_type(entry, root)}"]
         lines += ["- Required" if name in required else f"- Default: {format_default(entry)}"]
-        lines += ["- Example: " + ", ".join(f"`{name} = {format_toml(example)}`" for example in entry["examples"]), ""]
+        examples = [f"`{name} = {format_toml(example)}`" for example in entry["examples"]]
+        lines += ["- Example: " + ",\n  ".join(examples), ""]
     if tables:
-        lines += ["Tables below it: " + ", ".join(tables), ""]
+        lines += [_wrap("Tables below it: " + ", ".join(tables)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -224,13 +243,97 @@ def _format_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
+# ---- the page of messages
+
+MESSAGES_HEAD = """\
+# Messages
+
+<!-- Generated from tools/messages.toml by tools/generate.py. Do not edit. -->
+
+Each problem that tfenv reports has a code in brackets. Look it up here to see what happened and what to do.
+
+{example}
+
+You see codes in four places: in the line that your program shows on stderr, in the output of `tfgpu check` and
+`tfgpu explain`, in `tfenv.status()`, and in the `findings` of [audit records](audit.md). The line on stderr is short.
+Run `tfgpu explain` in the directory of your program to see every finding with its file and line.
+
+`tfgpu check` and `tfgpu explain` also show the severity. It tells you what happens to your program:
+
+| severity | what it means |
+|---|---|
+| error | Something that the policy says is not in force. [`on_error`](laws.md#on_error) decides: with `"warn"` your \
+program goes on, with `"cpu"` it gets no GPU, with `"fail"` `import tensorflow` raises `PolicyError`. |
+| warning | Probably a mistake. Your program goes on under the policy, whatever `on_error` says. |
+| note | For your information. Notes are never on stderr. |
+
+An error or a warning makes `tfgpu check` exit with status 1. A note does not.
+
+## All codes
+
+"""
+SEVERITIES = {"error": "Error", "warning": "Warning", "note": "Note", "line": "Information"}
+
+
+def make_messages(table: Mapping[str, Any]) -> str:
+    """Return the text of docs/messages.md.
+
+    Args:
+        table: What is in tools/messages.toml.
+    """
+    groups = table["group"]
+    index = ["| about | codes |", "|---|---|"]
+    for group in groups:
+        links = ", ".join(f"[`{message['code']}`](#{message['code']})" for message in group["message"])
+        index += [f"| {group['title']} | {links} |"]
+    sections = [section for group in groups for section in _describe_group(group)]
+    examples = {message["code"]: message["example"] for group in groups for message in group["message"]}
+    head = MESSAGES_HEAD.replace("{example}", _quote(examples["unknown-key"]))
+    return head + "\n".join(index) + "\n\n" + "\n".join(sections)
+
+
+def _describe_group(group: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {group['title']}\n\n{_wrap(group['intro'])}\n"
+    for message in group["message"]:
+        severity = " or ".join(SEVERITIES[name] for name in message["severity"]).capitalize()
+        only = f", shown only {message['only']}" if "only" in message else ""
+        parts = (
+            f"### `{message['code']}`",
+            _quote(message["example"]),
+            _wrap(f"*{severity}{only}.* {message['cause']}"),
+            _wrap(f"**What to do:** {message['fix']}"),
+        )
+        yield "\n\n".join(parts) + "\n"
+
+
+def _quote(message: str) -> str:
+    """Show a message. Not as a block of code: browsers would not break its lines."""
+    fence = "`` " if "`" in message else "`"
+    text = f"{fence}{message}{fence[::-1]}"
+    return textwrap.fill(
+        text, 118, initial_indent="> ", subsequent_indent="> ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _wrap(text: str) -> str:
+    """Break a paragraph into lines, but neither code nor links."""
+    kept = re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)", lambda match: match[0].replace(" ", "\0"), " ".join(text.split()))
+    return textwrap.fill(kept, 118, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+
+
 # ---- command
 
 
 def generate() -> dict[Path, str]:
     """Return every generated file with what it should contain."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return {VALIDATOR: make_validator(schema), REFERENCE: make_reference(schema)}
+    messages = tomli.loads(MESSAGES.read_text(encoding="utf-8"))
+    return {
+        VALIDATOR: make_validator(schema),
+        REFERENCE: make_reference(schema),
+        STORE: make_store_schema(schema),
+        MESSAGES_PAGE: make_messages(messages),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

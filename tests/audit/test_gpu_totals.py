@@ -59,6 +59,20 @@ def test_what_was_asked_is_each_gpus_own() -> None:
     ]
 
 
+def test_what_a_file_asked_for_is_summed_up_beside_what_the_program_did() -> None:
+    """The larger of both counts for each GPU, and what was cut is counted by name. Older records lack both."""
+    devices = [{**GPU, "asked_bytes": 700, "asked_fraction": 0.9}, {**GPU, "uuid": "GPU-b"}]
+    asked = {"virtual_devices": [[0.0001], [0.001]], "per_process_gpu_memory_fraction": 0.5}
+    clamped = make_use(event="policy_clamped", devices=devices, asked=asked, cut=["memory_limit", "virtual_devices"])
+    old = make_use(event="policy_clamped", devices=[GPU], asked={})
+    again = make_use(event="policy_clamped", devices=[GPU], cut=["memory_limit"], repeats=9)
+    rows = summarize_records([clamped, old, again])
+    assert [(row.gpu, row.asked_bytes, row.asked_fraction, row.clamped, row.cut) for row in rows] == [
+        ("GPU-a", 700, 0.9, 11, {"memory_limit": 10, "virtual_devices": 1}),
+        ("GPU-b", 1048, 0.5, 1, {"memory_limit": 1, "virtual_devices": 1}),
+    ]
+
+
 def test_a_summary_of_one_gpu_leaves_out_the_others(tmp_path: Path, write_log: WriteLog) -> None:
     """`--gpu` chooses among the GPUs of a record, too."""
     write_log(tmp_path / "log", {"devices": [GPU, {**GPU, "uuid": "GPU-b"}]}, {"devices": [{**GPU, "uuid": "GPU-c"}]})
@@ -86,7 +100,8 @@ def long_log(tmp_path: Path, write_log: WriteLog) -> Path:
         [],
         [GPU],
         [{**GPU, "limit_fraction": 0.5, "limit_bytes": None}, {**GPU, "uuid": None, "token": "1"}],
-        [5, {"uuid": 7, "limit_bytes": True}],
+        [5, {"uuid": 7, "limit_bytes": True, "asked_bytes": True, "asked_fraction": "all"}],
+        [{**GPU, "asked_bytes": 700, "asked_fraction": 0.9}],
         [{"uuid": "GPU-b", "limit_bytes": 1.5, "limit_fraction": 1}],
         "none",
     ]
@@ -106,6 +121,7 @@ def long_log(tmp_path: Path, write_log: WriteLog) -> Path:
         "pid": [1, 2, 3, 4, -5, 1.0, None, "6", 10**30],
         "devices": devices,
         "asked": asked,
+        "cut": [None, [], ["memory_limit"], ["memory_limit", "memory_growth"], "memory_limit", [5, ["x"]]],
         "status": ["applied", "clamped", None],
         "project": ["/srv/vision", "/srv/vis", None],
         "script": ["/srv/vision/train.py", None],

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
+from tfenv import jobs
 from tfenv.audit import record as module
 from tfenv.audit.record import (
     MAX_RECORD_BYTES,
@@ -113,6 +114,22 @@ def test_an_outcome_finds_its_event(context: RecordContext, status: OutcomeStatu
     assert (record.event, record.level) == (event, level)
 
 
+def test_what_was_asked_and_not_given_is_on_record(
+    context: RecordContext, outcome: Outcome, check_line: CheckLine
+) -> None:
+    """A clamped record names what was cut, and of each GPU what was asked. Others have no such field."""
+    wish = Finding("clamped", "less", "note", asked="memory_limit = 70.0 GiB", given="12.0 GiB")
+    device = replace(outcome.devices[0], asked=70 << 30, asked_fraction=0.9)
+    clamped = replace(outcome, status="clamped", devices=(device,), findings=(wish, replace(wish, message="same")))
+    record = check_line(encode_as_line(make_outcome_record(context, clamped)))
+    assert record["cut"] == ["memory_limit"]
+    assert (record["findings"][0]["asked"], record["findings"][0]["given"]) == (wish.asked, wish.given)
+    assert (record["devices"][0]["asked_bytes"], record["devices"][0]["asked_fraction"]) == (70 << 30, 0.9)
+    plain = check_line(encode_as_line(make_outcome_record(context, outcome)))
+    assert "cut" not in plain
+    assert not {"asked_bytes", "asked_fraction"} & set(plain["devices"][0])
+
+
 def test_the_level_follows_the_worst_finding(context: RecordContext) -> None:
     """A note leaves a record at info, a warning makes it a warning, an error an error."""
     for severity, level in (("note", "info"), ("warning", "warning"), ("error", "error")):
@@ -171,10 +188,14 @@ def test_only_known_scheduler_ids_are_taken(monkeypatch: pytest.MonkeyPatch) -> 
     assert ProcessFacts.collect().scheduler == {"SLURM_JOB_ID": "42", "JOB_ID": "7", "KUBERNETES_POD": "pod-1"}
 
 
+#: All that may be recorded.
+SCHEDULER_IDS = {*jobs._ID_VARIABLES, "SLURM_PROCID", "JOB_ID", "SGE_TASK_ID", "KUBERNETES_POD"}
+
+
 def test_the_schema_knows_the_scheduler_ids(schema: dict[str, Any]) -> None:
     """Every id that may be recorded is described in the schema."""
     named = set(schema["properties"]["scheduler"]["properties"])
-    assert named == {*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"}
+    assert named == SCHEDULER_IDS
 
 
 def test_the_schema_describes_every_field(schema: dict[str, Any]) -> None:
@@ -225,7 +246,16 @@ plain = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=9), st.dictionaries(texts, inner, max_size=9)),
 )
 findings_ = st.builds(
-    Finding, texts, texts, st.just("error"), texts, st.integers(1, 10**9), st.integers(1, 10**9), texts
+    Finding,
+    texts,
+    texts,
+    st.just("error"),
+    texts,
+    st.integers(1, 10**9),
+    st.integers(1, 10**9),
+    texts,
+    asked=texts,
+    given=texts,
 )
 devices_ = st.builds(
     DeviceOutcome,
@@ -235,6 +265,8 @@ devices_ = st.builds(
     texts,
     st.integers(0, 10**15),
     logical_devices=st.builds(lambda size, parts: (size,) * parts, st.integers(0, 10**15), st.integers(0, 99)),
+    asked=st.integers(0, 10**15),
+    asked_fraction=st.floats(0, 1),
 )
 
 
@@ -255,7 +287,7 @@ def test_a_record_of_anything_is_one_valid_line_of_at_most_4_kib(
     asked: Any,
 ) -> None:
     """Whatever the names, findings and wishes are: one line, valid JSON, valid against the schema, at most 4 KiB."""
-    ids = dict.fromkeys([*module._SCHEDULER_IDS, "JOB_ID", "KUBERNETES_POD"], text)
+    ids = dict.fromkeys(SCHEDULER_IDS, text)
     process = ProcessFacts(1, 2, text, text, text, text, text, ids)
     context = RecordContext(process, Subject(text, 3, project=text), Grant(tuple(tokens)), (Source("user", text),) * 9)
     outcome = Outcome("clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings))

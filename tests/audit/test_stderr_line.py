@@ -72,7 +72,8 @@ def test_what_came_too_late_is_not_in_force() -> None:
     """Where the devices were there first, the line says that and what to do, and promises no GPU and no limit."""
     late = Outcome("too_late", findings=(Finding("too-late", "devices were there first; restart the process"),))
     line = format_policy_line(SUBJECT, POLICY, PLAN, late, (WRONG,))
-    assert line.startswith("tfgpu: NOT IN FORCE: devices were there first; restart the process (tfgpu.toml); warning: ")
+    begins = "tfgpu: NOT IN FORCE: devices were there first; restart the process [too-late] (tfgpu.toml); warning: "
+    assert line.startswith(begins)
     assert "8.0 GiB" not in line
 
 
@@ -182,6 +183,15 @@ def test_another_line_is_shown_by_a_child_and_so_is_the_same_one_elsewhere(capfd
         for descriptor in (stderr, writing, reading):
             os.close(descriptor)
     assert len(environ[SHOWN_VARIABLE].split(",")) == 3
+
+
+def test_a_job_shows_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever submits a job showed the line somewhere else, and its environment came with the job."""
+    environ: dict[str, str] = {}
+    for job in ({}, {"SLURM_JOB_ID": "14"}, {"SLURM_JOB_ID": "14"}, {"SLURM_JOB_ID": "15"}):
+        environ.update(job)
+        show_policy_line("tfgpu: GPU 0", environ)
+    assert capsys.readouterr().err == "tfgpu: GPU 0\n" * 3
 
 
 class Hostile:

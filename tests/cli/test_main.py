@@ -156,7 +156,7 @@ def test_a_closed_pipe_is_no_error(arguments: str, project: Path, variables: dic
         ("explain --project nowhere", 2),
         ("audit --file nowhere", 2),
         ("init", 1),
-        ("install --system --python /bin/false", 1),
+        ("install --system --python /bin/false", 2),
     ],
 )
 def test_complaints_that_nobody_reads_change_no_exit_code(

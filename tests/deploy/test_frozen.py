@@ -87,6 +87,13 @@ def test_run_holds_what_a_variable_can_hold(freeze: Freeze) -> None:
     assert [record["event"] for record in records] == ["policy_failed", "policy_applied"]
     assert records[0]["findings"][0]["code"] == "unsupported"
 
+    ceiling = POLICY.replace("[gpu]\nvisible_devices = [1]\n", "[ceiling]\nallowed_devices = [1]\n")
+    (program.parents[2] / "tfgpu.toml").write_text(ceiling, encoding="utf-8")
+    assert _run_governed(program, "--gpus", "1,3").stdout == "1\n"
+    *_, last = [json.loads(line) for line in (program.parents[2] / "audit.jsonl").read_text().splitlines()]
+    assert (last["event"], last["cut"]) == ("policy_clamped", ["visible_devices"])
+    assert [finding["asked"] for finding in last["findings"] if "asked" in finding] == ["visible_devices = 1, 3"]
+
     (program.parents[2] / "tfgpu.toml").write_text(f'on_error = "cpu"\n{POLICY}', encoding="utf-8")
     assert _run_governed(program).stdout == "-1\n"
     (program.parents[2] / "tfgpu.toml").write_text(f'on_error = "fail"\n{POLICY}', encoding="utf-8")

@@ -175,6 +175,7 @@ def test_an_install_that_is_gone_is_silent_and_a_broken_one_is_said(tmp_path: Pa
         if name in ONLY_BROKEN:
             assert line.startswith("1 program: tfgpu: "), line
             assert line.count("no policy is applied") == 1
+            assert " [internal-error]" in line
             assert line.endswith(seen)
             continue
         assert line in {f"1 program: {text}" for text in seen}, name
@@ -194,6 +195,59 @@ tfgpu doctor --no-tensorflow --python "$HERE/project/bin/python" | grep -A1 'oth
 """
 
 
+WORDS = """
+set +e
+tfgpu uninstall --system --python /usr/bin/python3 2>&1
+tfgpu install --system --python /usr/bin/python3 2>&1
+tfgpu install --system --python /usr/bin/python3 2>&1
+tfgpu uninstall --system --python /usr/bin/python3 2>&1
+: > "$SITE"
+tfgpu install --system --python /usr/bin/python3 2>&1
+tfgpu uninstall --system --python /usr/bin/python3 2>&1
+[ -e "$SITE" ] || echo "the file is gone"
+touch "$SITE"
+chmod g+w /opt/tfenv; tfgpu install --system --python /usr/bin/python3 2>&1; echo "code $?"
+chown 65534 /opt/tfenv; tfgpu install --system --python /usr/bin/python3 2>&1
+for command in install uninstall; do
+    for path in /nope /etc /bin/sh "$SITE"; do tfgpu $command --system --python $path 2>&1; echo "code $?"; done
+done
+"""
+
+
+@needs_debian
+def test_what_it_says_is_what_it_did(tmp_path: Path) -> None:
+    """Each run names the file, and tells a removed block from a removed file. What is refused says what to do."""
+    lines, stderr = tell(WORDS, tmp_path)
+    site = str(next(Path("/etc").glob("python3.*/sitecustomize.py")))
+    assert lines[:7] == [
+        f"tfgpu uninstall: there is no block of tfenv in {site}",
+        f"tfgpu install: wrote tfenv's block into {site}",
+        f"tfgpu install: tfenv's block is already in {site}",
+        f"tfgpu uninstall: removed tfenv's block from {site}",
+        f"tfgpu install: wrote tfenv's block into {site}",
+        f"tfgpu uninstall: removed {site}, which had nothing in it but tfenv's block",
+        "the file is gone",
+    ], stderr
+    package = f"/opt/tfenv/lib/{VERSION}/site-packages"
+    why = (
+        f"tfgpu: users other than root can change /opt/tfenv, and what is in {package} would run in every user's Python"
+    )
+    where = "or install tfenv into a directory that only root can write to, such as /opt/tfenv"
+    assert lines[7:10] == [
+        f"{why}; run `chmod go-w /opt/tfenv`, {where}",
+        "code 1",
+        f"{why}; run `chmod go-w /opt/tfenv` and `chown root /opt/tfenv`, {where}",
+    ]
+    reasons = {"/nope": "No such file or directory", "/etc": "Permission denied", "/bin/sh": "it is another program"}
+    reasons[site] = "Permission denied"
+    assert lines[10:] == [
+        line
+        for command in ("install", "uninstall")
+        for path, reason in reasons.items()
+        for line in (f"tfgpu {command}: cannot run {path} as a Python interpreter: {reason}", "code 2")
+    ]
+
+
 @needs_debian
 def test_an_environment_that_only_root_can_read_covers_nobody(tmp_path: Path) -> None:
     """It is refused. One that is closed later is named by doctor, and said in the programs of users."""
@@ -201,6 +255,7 @@ def test_an_environment_that_only_root_can_read_covers_nobody(tmp_path: Path) ->
         folder.chmod(folder.stat().st_mode | 0o011)
     lines, stderr = tell(USERS, tmp_path)
     assert "others cannot read /opt/tfenv" in lines[0], stderr
+    assert lines[0].endswith("so only root would be covered; run `chmod -R go+rX /opt/tfenv`"), stderr
     assert lines[1:4] == ["refused: 1", "nothing was written", "open: -1 [] True"], stderr
     assert lines[4].startswith("closed: tfgpu: tfenv cannot be loaded, no policy is applied: PermissionError"), stderr
     assert lines[4].endswith("None [] False ")
@@ -220,7 +275,8 @@ def test_what_others_can_change_is_not_installed_for_everybody(tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 1
-    assert "can be changed by others than root" in done.stderr
+    assert "users other than root can change " in done.stderr
+    assert "such as /opt/tfenv" in done.stderr
 
 
 def test_what_others_cannot_read_is_named(tmp_path: Path) -> None:

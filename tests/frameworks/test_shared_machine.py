@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -131,3 +132,43 @@ def test_each_user_has_ceilings_of_their_own(shared_machine: SharedMachine) -> N
     assert (set(report.gpus), report.peak_mib(3) <= 500) == ({3}, True)
     assert {record["user"] for record in report.records} == {"bob"}
     assert shared_machine.path("/var/log/tfgpu/5002.jsonl").stat().st_uid == BOB.uid
+
+
+WISHES = {
+    "tfgpu.toml": """
+[gpu]
+memory_limit = "2000MiB"
+[ceiling]
+allowed_devices = [1]
+memory_limit = "1000MiB"
+[audit]
+file = "/var/log/tfgpu/<uid>.jsonl"
+"""
+}
+CREATE = "import tensorflow as tf\ntf.zeros([8])\n"
+
+
+def test_root_sees_whose_files_asked_for_more_than_was_given(shared_machine: SharedMachine) -> None:
+    """Alice's own file asks for 70 GiB, bob has none: only alice is clamped. The administrator's setting is no wish."""
+    shared_machine.clear()
+    shared_machine.policy(WISHES)
+    shared_machine.write("/home/alice/.config/tfgpu/tfgpu.toml", '[gpu]\nmemory_limit = "70GiB"\n', ALICE)
+    for user in (ALICE, BOB):
+        log = shared_machine.path(f"/var/log/tfgpu/{user.uid}.jsonl")
+        log.unlink(missing_ok=True)
+        done = shared_machine.run(user, sys.executable, "-c", CREATE, env=child_environment(World(None)))
+        assert done.returncode == 0, done.stderr
+    shown = shared_machine.tfgpu("audit", "--outcome", "clamped", "--format", "json")
+    (record,) = map(json.loads, shown.stdout.splitlines())
+    assert (record["user"], record["devices"][0]["asked_bytes"]) == ("alice", 70 << 30)
+    (finding,) = record["findings"]
+    assert (finding["asked"], finding["given"]) == ("memory_limit = 70.0 GiB", "1000.0 MiB")
+    assert finding["asked_by"] == "/home/alice/.config/tfgpu/tfgpu.toml (gpu.memory_limit)"
+    assert finding["held_by"] == f"{ETC} ({LIMIT})"
+    shown = shared_machine.tfgpu("audit", "summary", "--format", "json")
+    rows = {
+        row["user"]: (row["asked_bytes"], row["given_bytes"], row["clamped"], row["cut"])
+        for row in map(json.loads, shown.stdout.splitlines())
+    }
+    limit = 1000 << 20
+    assert rows == {"alice": (70 << 30, limit, 1, {"memory_limit": 1}), "bob": (None, limit, 0, {})}

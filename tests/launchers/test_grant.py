@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tfenv.jobs import identify_job
 from tfenv.launchers.grant import read_grant
 from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
 
@@ -53,12 +54,41 @@ def test_a_carried_grant_is_dropped_elsewhere_and_where_others_were_given(boot: 
     assert grant.tokens == split_tokens(current)
 
 
-@pytest.mark.parametrize(("given", "current"), [("0,1,2", "0"), (None, "3"), ("0,1", None), ("0,1", "")])
-def test_a_parents_own_list_for_a_child_is_a_request(given: str | None, current: str | None) -> None:
-    """Launchers write a list per child: it is asked within the parent's grant, and widens nothing."""
-    variables = {} if current is None else {"CUDA_VISIBLE_DEVICES": current}
-    grant, carried = read_grant(start(InheritedGrant(given, None, "1"), **variables), {}, BOOT)
-    assert (grant.tokens, carried.request) == (split_tokens(given), current)
+@pytest.mark.parametrize(
+    ("outer", "given", "tokens"),
+    [("0,1,2", "0", ("0",)), (None, "3", ("3",)), ("0,1", "", ()), ("0,1", None, ("0", "1")), (None, None, None)],
+)
+def test_a_list_that_a_parent_writes_for_a_child_is_its_grant(
+    outer: str | None, given: str | None, tokens: tuple[str, ...] | None
+) -> None:
+    """A driver that hands its workers a GPU each means that one. Without a list of its own a child has the parent's."""
+    variables = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    grant, carried = read_grant(start(InheritedGrant(outer, "2", "1"), **variables), {}, BOOT)
+    assert (grant.tokens, carried.request) == (tokens, None)
+
+
+SLURM = {"SLURM_JOB_ID": "14", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("parent", "child"),
+    [
+        ({}, SLURM),
+        (SLURM, SLURM | {"SLURM_JOB_ID": "15"}),
+        (SLURM, SLURM | {"SLURM_STEP_ID": "1"}),
+        ({"SLURM_JOB_ID": "14"}, SLURM),
+        ({}, {"PBS_JOBID": "7.host"}),
+        ({}, {"SGE_ROOT": "/opt/sge", "JOB_ID": "7", "SGE_TASK_ID": "2"}),
+        ({}, {"RAY_JOB_ID": "ffffffff"}),
+    ],
+)
+def test_nothing_is_carried_into_another_job(parent: dict[str, str], child: dict[str, str]) -> None:
+    """sbatch and srun hand on the environment of whoever submits: in the job the scheduler's list is the grant."""
+    carried = InheritedGrant("1", None, "0", ("lease-1",), identify_job(parent))
+    grant, ours = read_grant(start(carried, CUDA_VISIBLE_DEVICES="0"), child, BOOT)
+    assert (grant.tokens, ours.leases, ours.job) == (("0",), (), identify_job(child))
+    same, _ = read_grant(start(carried, CUDA_VISIBLE_DEVICES="0"), parent, BOOT)
+    assert same.tokens == ("1",)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +98,10 @@ def test_a_parents_own_list_for_a_child_is_a_request(given: str | None, current:
         "{",
         "[]",
         "[2]",
-        '[1,"b0",1,2,3,[]]',
-        '[1,"b0",null,null,"1",[7]]',
-        '[1,"b0",null,null,"1",7]',
+        '[1,"b0",null,null,"1",[]]',
+        '[2,"b0","",1,2,3,[]]',
+        '[2,"b0","",null,null,"1",[7]]',
+        '[2,"b0","",null,null,"1",7]',
         "null",
         "[1]",
         '"x"',

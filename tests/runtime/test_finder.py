@@ -300,6 +300,7 @@ def test_what_is_there_and_broken_is_said(real: Environment, tmp_path: Path, dam
     device, line = told_device(real, tmp_path)
     assert (device, line.count("\n")) == ("None", 1), line
     assert "no policy is applied" in line
+    assert line.endswith(" [internal-error]\n")
     (record,) = [record for record in read_records()[before:] if record["ppid"] == os.getpid()]
     assert not list(validator().iter_errors(record))
     assert record["event"] == "policy_failed"
@@ -312,6 +313,7 @@ def test_nothing_of_ours_can_be_loaded(real: Environment, tmp_path: Path) -> Non
     device, line = told_device(real, tmp_path)
     assert device == "None"
     assert line.startswith("tfgpu: tfenv cannot be loaded, no policy is applied")
+    assert line.endswith(" [internal-error]\n")
 
 
 # ---- installed too late

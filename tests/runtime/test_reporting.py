@@ -53,6 +53,17 @@ def test_a_forked_worker_counts_for_itself() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
+def test_a_record_that_cannot_be_made_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """The program goes on, and the line ends with the code to look up."""
+    reporter = Reporter(LoadedPolicy(Start(cwd="/", uid=os.geteuid()), Subject("alice", os.geteuid())), Grant())
+    reporter.report_switched_off(None)  # type: ignore[arg-type]
+    reporter.report_switched_off(object())  # type: ignore[arg-type]
+    line = capfd.readouterr().err
+    assert line.startswith("tfgpu: an audit record was not written: AttributeError: ")
+    assert line.endswith(" [internal-error]\n")
+    assert line.count("\n") == 1
+
+
 def test_a_program_that_is_refused_in_a_loop_fills_no_log(tmp_path: Path) -> None:
     """Who catches PolicyError and tries again has records of the first, the tenth, the hundredth time."""
     log = tmp_path / "audit.jsonl"

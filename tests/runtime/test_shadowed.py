@@ -106,6 +106,7 @@ def test_our_own_name_beside_the_program_switches_nothing_off(tmp_path: Path, ki
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert f"{tmp_path}/tfenv" in done.stderr
     assert "is set aside" in done.stderr
+    assert done.stderr.endswith(" [name-taken]\n")
 
 
 def test_without_a_policy_the_name_stays_the_program_s(tmp_path: Path) -> None:

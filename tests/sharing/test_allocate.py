@@ -198,6 +198,7 @@ def test_a_log_gets_a_line_at_first_and_then_one_a_minute(
     lines = capfd.readouterr().err.splitlines()
     assert 1 <= len(lines) <= 2
     assert lines[0].startswith("tfgpu: waiting for a free GPU (0:00): GPU 0: ")
+    assert all(line.endswith(" [waiting]") for line in lines)
 
 
 def test_a_silent_policy_waits_silently(capfd: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +223,7 @@ def test_a_terminal_shows_progress_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in shown
     assert len(parts) >= 3
     assert all(len(part) < 60 for part in parts)
+    assert all(part.endswith(" [waiting]") for part in parts[1:-1])
     assert parts[-1] == ""
 
 

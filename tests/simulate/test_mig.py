@@ -62,7 +62,7 @@ def test_reads_instances(text: str, instances: tuple[int, ...]) -> None:
     [
         ("40GiB/mig=", "does not describe MIG instances"),
         ("40GiB/mig=2x", "does not describe MIG instances"),
-        ("40GiB/mig=20", '"20" is not a size'),
+        ("40GiB/mig=20", '"20" is not the size of a MIG instance'),
         ("40GiB/mig=50%", "not the size of a MIG instance"),
         ("40GiB/mig=3x20GiB", "do not fit into a GPU of 40.0 GiB"),
         ("40GiB/mig=8x1GiB", "at most 7 MIG instances, not 8"),

@@ -43,7 +43,7 @@ _MOST_PROCESSES = 16
 _MOST_KNOWN = 10_000
 _LONGEST_PID = 18
 #: What a summary asks of a record, beside its time and process.
-_SUMMARIZED = ("event", "user", "host", "devices", "asked", "repeats")
+_SUMMARIZED = ("event", "user", "host", "devices", "cut", "asked", "repeats")
 
 
 @dataclass
@@ -54,9 +54,11 @@ class UserGpuTotals:
         user: Name.
         gpu: Its id, as `query.get_gpu_id` gives it. "" for records without a GPU.
         processes: Those that created devices, as host and pid.
-        clamped: Records of a program that asked for more than it got.
+        clamped: Records of a program that got less than it or a file asked for.
+        cut: In how many of these each key, term or variable was cut.
         failed: Records of a policy that was not in force.
-        asked_bytes: The largest limit a program asked for itself, a split counted as its sum. None: none in bytes.
+        asked_bytes: The largest limit that a program asked for, or a file that did not get it. A split counts as its
+            sum. None: none in bytes.
         asked_fraction: Likewise as a fraction of the card's memory.
         given_bytes: The largest limit that was given. None: none in bytes.
         given_fraction: Likewise as a fraction of the card's memory, where its size was not known.
@@ -67,6 +69,7 @@ class UserGpuTotals:
     gpu: str
     processes: set[tuple[str, str]] = field(default_factory=set)
     clamped: int = 0
+    cut: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     asked_bytes: int | None = None
     asked_fraction: float | None = None
@@ -76,7 +79,7 @@ class UserGpuTotals:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the totals as JSON has them: the processes as their number."""
-        return {**vars(self), "processes": len(self.processes)}
+        return {**vars(self), "processes": len(self.processes), "cut": dict(sorted(self.cut.items()))}
 
 
 @frozen
@@ -259,6 +262,7 @@ class _Summarizer:
             row.processes |= other.processes
             row.clamped += other.clamped
             row.failed += other.failed
+            _count_cuts(row, other.cut, 1)
             row.last = max(row.last, other.last)
             _widen_limits(row, other)
 
@@ -313,7 +317,7 @@ def _check_pid(text: bytes) -> str | bytes:
     return text if text.isdigit() and len(text) <= _LONGEST_PID else str(decode_json(text or b"null"))
 
 
-class _GpuUse(NamedTuple):
+class GpuUse(NamedTuple):
     """What a record says of one GPU: what was asked of it and given. A tuple, for there is one for each line."""
 
     gpu: str
@@ -323,22 +327,24 @@ class _GpuUse(NamedTuple):
     given_fraction: float | None = None
 
 
-def _list_uses(record: LoggedRecord, query: RecordQuery) -> list[_GpuUse]:
+def _list_uses(record: LoggedRecord, query: RecordQuery) -> list[GpuUse]:
     devices = list_logged_devices(record)
     if not devices:
-        return [_GpuUse("")]
-    return [_read_use(record, place, device) for place, device in enumerate(devices) if query.matches_gpu(device)]
+        return [GpuUse("")]
+    return [read_use(record, place, device) for place, device in enumerate(devices) if query.matches_gpu(device)]
 
 
-def _read_use(record: LoggedRecord, place: int, device: Mapping[str, Any]) -> _GpuUse:
+def read_use(record: LoggedRecord, place: int, device: Mapping[str, Any]) -> GpuUse:
+    """Return what a record says of the device at this place in it."""
     asked = record.get("asked")
     terms: Mapping[str, Any] = asked if isinstance(asked, dict) else {}
-    size = device.get("limit_bytes")
-    return _GpuUse(
+    return GpuUse(
         get_gpu_id(device),
-        _sum_split(terms.get("virtual_devices"), place),
-        _check_number(terms.get("per_process_gpu_memory_fraction")),
-        size if isinstance(size, int) and not isinstance(size, bool) else None,
+        _take_larger(_sum_split(terms.get("virtual_devices"), place), _check_size(device.get("asked_bytes"))),
+        _take_larger(
+            _check_number(terms.get("per_process_gpu_memory_fraction")), _check_number(device.get("asked_fraction"))
+        ),
+        _check_size(device.get("limit_bytes")),
         _check_number(device.get("limit_fraction")),
     )
 
@@ -351,20 +357,31 @@ def _sum_split(split: object, place: int) -> int | None:
     return int(sum(sizes) * _MIB) if sizes else None
 
 
+def _check_size(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _check_number(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _add_use(row: UserGpuTotals, known: _KnownRecord, use: _GpuUse) -> None:
+def _add_use(row: UserGpuTotals, known: _KnownRecord, use: GpuUse) -> None:
     host, times = str(known.record.get("host")), known.times * count_times(known.record)
     row.processes.update((host, pid if isinstance(pid, str) else pid.decode()) for pid in known.pids)
     row.clamped += times * (known.record["event"] == "policy_clamped")
     row.failed += times * (known.record["event"] == "policy_failed")
+    cut = known.record.get("cut")
+    _count_cuts(row, {name: 1 for name in cut if isinstance(name, str)} if isinstance(cut, list) else {}, times)
     row.last = max(row.last, known.last)
     _widen_limits(row, use)
 
 
-def _widen_limits(row: UserGpuTotals, use: _GpuUse | UserGpuTotals) -> None:
+def _count_cuts(row: UserGpuTotals, cut: Mapping[str, int], times: int) -> None:
+    for name, count in cut.items():
+        row.cut[name] = row.cut.get(name, 0) + count * times
+
+
+def _widen_limits(row: UserGpuTotals, use: GpuUse | UserGpuTotals) -> None:
     row.asked_bytes = _take_larger(row.asked_bytes, use.asked_bytes)
     row.asked_fraction = _take_larger(row.asked_fraction, use.asked_fraction)
     row.given_bytes = _take_larger(row.given_bytes, use.given_bytes)

@@ -55,7 +55,10 @@ _EVENTS = {
         "tfgpu_policy_applied_total", "counter", ("user", "gpu"), "GPUs that were opened as policy and program wanted."
     ),
     "policy_clamped": _MetricFamily(
-        "tfgpu_policy_clamped_total", "counter", ("user", "gpu"), "GPUs of which a program got less than it asked for."
+        "tfgpu_policy_clamped_total",
+        "counter",
+        ("user", "gpu"),
+        "GPUs of which a program or a file got less than it asked for.",
     ),
     "policy_failed": _MetricFamily(
         "tfgpu_policy_failed_total", "counter", ("user", "gpu"), "Times that a policy was not in force."

@@ -129,6 +129,14 @@ def list_logged_devices(record: LoggedRecord) -> list[Mapping[str, Any]]:
     return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
 
 
+def list_asked(record: LoggedRecord) -> list[str]:
+    """Return what the program or a file asked for and did not get, in words. Older records have none."""
+    findings = record.get("findings")
+    entries = [entry for entry in findings if isinstance(entry, dict)] if isinstance(findings, list) else []
+    asked = dict.fromkeys(entry.get("asked") for entry in entries)
+    return [text for text in asked if isinstance(text, str)]
+
+
 def count_times(record: LoggedRecord) -> int:
     """Return how often what the record says happened, since the last record of it."""
     repeats = record.get("repeats")

@@ -1,7 +1,7 @@
 """What is written to the audit log: one AuditRecord per event, one line of JSON of at most 4 KiB.
 
 Pure, apart from `ProcessFacts.collect` and the clock. Neither argv nor the environment is ever recorded, because they
-hold secrets. Only the scheduler's ids named in `_SCHEDULER_IDS` are.
+hold secrets. Only the scheduler's ids are, see `tfenv.jobs`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+from tfenv.jobs import read_job_ids
 from tfenv.policy.model import Grant
 from tfenv.values import as_dict, field, frozen
 
@@ -44,19 +45,12 @@ MAX_RECORD_BYTES = 4096
 _FEWEST_CHARACTERS = 4
 _LONGEST_ID_BYTES = 64
 
-# An allowlist: a variable that is not here is never written down. JOB_ID is too common a name to mean
-# Grid Engine by itself, and HOSTNAME is a pod only inside Kubernetes: see `_find_scheduler_ids`.
-_SCHEDULER_IDS = (
-    "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
-    "LSB_JOBID", "LSB_JOBINDEX", "PBS_JOBID", "PBS_ARRAY_INDEX", "FLUX_JOB_ID", "RAY_JOB_ID",
-)  # fmt: skip
-
 # "timestamp" comes first: a reader finds the beginning of a record inside a damaged line by it.
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
     "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
-    "limit_fraction", "growth", "repeats", "choice", "asked", "given", "changes", "sources", "findings", "scheduler",
-    "duration_ms", "lost", "truncated", "dropped",
+    "limit_fraction", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
+    "scheduler", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -111,7 +105,7 @@ class ProcessFacts:
             python=".".join(str(part) for part in sys.version_info[:3]),
             framework=framework,
             framework_version=framework_version,
-            scheduler=_find_scheduler_ids(os.environ),
+            scheduler=_read_scheduler_ids(os.environ),
             start_ticks=_read_start_ticks(),
         )
 
@@ -136,12 +130,11 @@ def _find_script() -> str | None:
         return path
 
 
-def _find_scheduler_ids(environ: Mapping[str, str]) -> dict[str, str]:
-    ids = {name: environ[name] for name in _SCHEDULER_IDS if environ.get(name)}
-    if "SGE_ROOT" in environ and environ.get("JOB_ID"):
-        ids["JOB_ID"] = environ["JOB_ID"]
-    if "KUBERNETES_SERVICE_HOST" in environ and environ.get("HOSTNAME"):
-        ids["KUBERNETES_POD"] = environ["HOSTNAME"]
+def _read_scheduler_ids(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the ids of the job and the task's rank. It is an allowlist: no other variable is written down."""
+    ids = read_job_ids(environ)
+    if environ.get("SLURM_PROCID"):
+        ids["SLURM_PROCID"] = environ["SLURM_PROCID"]
     return {name: _clip(value, _LONGEST_ID_BYTES) for name, value in ids.items()}
 
 
@@ -214,8 +207,13 @@ def make_outcome_record(
     if outcome.status in ("too_late", "failed", "cpu"):
         return make_failed_record(context, outcome=outcome, duration_ms=duration_ms, repeats=repeats)
     event: EventName = "policy_clamped" if outcome.status == "clamped" else "policy_applied"
-    fields = {**_describe_outcome(outcome), **_describe_repeats(repeats)}
+    fields = {**_describe_outcome(outcome), **_describe_repeats(repeats), **_describe_cut(outcome)}
     return _make_record(event, context, fields, outcome.findings, duration_ms)
+
+
+def _describe_cut(outcome: Outcome) -> dict[str, Any]:
+    names = {finding.asked.partition(" = ")[0] for finding in outcome.findings if finding.asked is not None}
+    return {"cut": sorted(names)} if names and outcome.status == "clamped" else {}
 
 
 def _describe_repeats(repeats: int) -> dict[str, Any]:
@@ -362,6 +360,8 @@ def _describe_device_outcome(device: DeviceOutcome) -> dict[str, Any]:
         "limit_bytes": device.limit,
         "limit_fraction": device.fraction,
         "logical_bytes": list(device.logical_devices),
+        **({} if device.asked is None else {"asked_bytes": device.asked}),
+        **({} if device.asked_fraction is None else {"asked_fraction": device.asked_fraction}),
     }
 
 
@@ -498,6 +498,7 @@ _SHRINKING: tuple[tuple[Any, ...], ...] = (
     (_keep_first, "grant", 0),
     (_keep_first, "changes", 0),
     (_clip_texts, 80),
+    (_keep_first, "cut", 0),
     (_keep_first, "devices", 0),
     (_keep_first, "findings", 0),
 )

@@ -511,7 +511,7 @@ class AuditLog:
                 for logger in self._structlog_loggers:
                     getattr(logger, record.level)(record.event, **fields)
         except Exception as error:  # noqa: BLE001 - a bug of ours is no reason to stop somebody's training
-            _complain_once(f"an audit record was not written: {type(error).__name__}: {error}")
+            _complain_once(f"an audit record was not written: {type(error).__name__}: {error}", "internal-error")
 
     def _write_plainly(self, record: AuditRecord) -> None:
         """Write the same bytes without structlog."""
@@ -529,8 +529,9 @@ class AuditLog:
         finding = Finding("refused-log" if refused else "log-not-written", text, severity, path=sink.name)
         if finding not in self.findings:
             self.findings = (*self.findings, finding)
-        _complain_once(text)
+        _complain_once(text, finding.code)
 
 
-def _complain_once(text: str) -> None:
-    print_once(escape_for_terminal(f"tfgpu: {text}; the program goes on"), COMPLAINED_VARIABLE, subject="log")
+def _complain_once(text: str, code: str) -> None:
+    line = escape_for_terminal(f"tfgpu: {text}; the program goes on [{code}]")
+    print_once(line, COMPLAINED_VARIABLE, subject="log")

@@ -7,6 +7,7 @@ import sys
 from binascii import crc32
 
 from tfenv.errors import PROGRAM, Finding, escape_for_terminal
+from tfenv.jobs import identify_job
 from tfenv.policy.model import Setting
 from tfenv.policy.units import format_limit
 from tfenv.values import replace
@@ -57,7 +58,7 @@ def format_policy_line(
     files = _format_files(subject, policy)
     if outcome is not None and outcome.status == "too_late":
         late = _shorten_paths(subject, outcome.findings)
-        reason = "; ".join(finding.message for finding in late)
+        reason = "; ".join(f"{finding.message} [{finding.code}]" for finding in late)
         rest = tuple(finding for finding in wrong if finding not in late)
         text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}{_point_to_more(rest, shown)}"
     elif _has_no_gpu(plan, outcome):
@@ -103,7 +104,7 @@ def _explain_no_gpu(
     if wrong:
         worst = _find_worst(wrong)
         return _format_finding(worst), tuple(finding for finding in wrong if finding is not worst)
-    return "none was given to this process (CUDA_VISIBLE_DEVICES)", ()
+    return "none was given to this process (CUDA_VISIBLE_DEVICES) [no-gpu]", ()
 
 
 def _format_gpus(plan: Plan) -> str:
@@ -213,7 +214,7 @@ def show_policy_line(text: str, environ: MutableMapping[str, str] = os.environ) 
 def print_once(
     text: str, variable: str, environ: MutableMapping[str, str] = os.environ, *, subject: str | None = None
 ) -> None:
-    """Print the line to stderr, unless this process or one above it printed the same one there.
+    """Print the line to stderr, unless this process or one above it in the same job printed the same one there.
 
     Args:
         text: The line.
@@ -221,7 +222,7 @@ def print_once(
         environ: The environment that they get.
         subject: Lines with the same subject count as the same. None: only equal lines do.
     """
-    mark = _mark(text if subject is None else subject)
+    mark = _mark(f"{identify_job(environ)} {text if subject is None else subject}")
     shown = environ.get(variable, "").split(",")
     if mark not in shown:
         environ[variable] = ",".join([*filter(None, shown[-_MOST_MARKS:]), mark])

@@ -36,7 +36,7 @@ except (FileNotFoundError, NotADirectoryError):
     pass  # tfenv is gone: Python starts as if it had never been there
 except (Exception, SystemExit) as _tfenv_error:
     class _TfenvUnloadable:
-        text = "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(_tfenv_error) + "\\n"
+        text = "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(_tfenv_error) + " [internal-error]\\n"
         @classmethod
         def find_spec(cls, name, path=None, target=None):
             if name == "tensorflow" and cls.text and sys.stderr:
@@ -55,6 +55,10 @@ _PROBE = (
 
 class InstallError(TfenvError):
     """The interpreter cannot be covered. The text says why, and what would help."""
+
+
+class NotAnInterpreterError(InstallError):
+    """The path is not that of a Python interpreter."""
 
 
 @frozen
@@ -87,12 +91,12 @@ def plan_install(python: str | None = None) -> SitecustomizeChange:
         python: The interpreter, or one of an environment made from it. None: this one's.
 
     Raises:
-        InstallError: It is not a Python interpreter, others than root can change the files of tfenv, or only root can
-            read them.
+        NotAnInterpreterError: It is not a Python interpreter.
+        InstallError: Others than root can change the files of tfenv, or only root can read them.
     """
+    path, before = _find_sitecustomize(python or sys.executable)
     _require_roots_own(_find_own_folder())
     _require_readable()
-    path, before = _find_sitecustomize(python or sys.executable)
     block = _BLOCK.format(boot=_find_finder_file(), folder=_find_own_folder(), interpreter=sys.executable)
     rest = _remove_block(before or "")
     return SitecustomizeChange(path, before, f"{rest}{_BEGIN}{block}{_END}")
@@ -105,7 +109,7 @@ def plan_uninstall(python: str | None = None) -> SitecustomizeChange:
         python: As for `plan_install`.
 
     Raises:
-        InstallError: It is not a Python interpreter.
+        NotAnInterpreterError: It is not a Python interpreter.
     """
     path, before = _find_sitecustomize(python or sys.executable)
     if before is None or _BEGIN not in before:
@@ -129,8 +133,12 @@ def _ask_interpreter(python: str) -> tuple[str, str | None, str]:
     try:
         done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True)
         base, found, stdlib = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise InstallError(f"cannot run {python} as a Python interpreter: {error}") from None
+    except OSError as error:
+        raise NotAnInterpreterError(f"cannot run {python} as a Python interpreter: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise NotAnInterpreterError(f"cannot run {python} as a Python interpreter: no answer in a minute") from None
+    except (subprocess.CalledProcessError, ValueError):
+        raise NotAnInterpreterError(f"cannot run {python} as a Python interpreter: it is another program") from None
     return base, found, stdlib
 
 
@@ -157,11 +165,13 @@ def _require_roots_own(folder: str) -> None:
     path = os.path.realpath(folder)
     while True:
         status = os.stat(path)
-        if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if status.st_uid != 0 or writable:
+            commands = [f"`chmod go-w {path}`"] * bool(writable) + [f"`chown root {path}`"] * bool(status.st_uid)
             raise InstallError(
-                f"{path} can be changed by others than root, and what is in {folder} would run in every user's "
-                f"Python: run `chmod go-w {path}` and `chown root {path}`, or install tfenv into a folder that only "
-                "root can write to, such as /opt/tfenv"
+                f"users other than root can change {path}, and what is in {folder} would run in every user's Python; "
+                f"run {' and '.join(commands)}, or install tfenv into a directory that only root can write to, such as "
+                "/opt/tfenv"
             )
         if path == "/":
             return
@@ -172,9 +182,9 @@ def _require_readable() -> None:
     """Refuse where the block would cover nobody but root: other users' Python could not load the hook."""
     closed = find_closed_path()
     if closed is not None:
-        raise InstallError(
-            f"others cannot read {closed}, so that only root would be covered: run `chmod -R go+rX` on it and try again"
-        )
+        is_own = f"{closed}/".startswith(f"{sys.prefix}/")
+        right = f"run `chmod -R go+rX {closed}`" if is_own else "install tfenv where all can read it, as in /opt/tfenv"
+        raise InstallError(f"others cannot read {closed}, so only root would be covered; {right}")
 
 
 def find_closed_path(paths: Sequence[str] = ()) -> str | None:

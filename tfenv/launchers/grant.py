@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from tfenv.launchers.parent import InheritedGrant, read_boot_id, read_inherited_grant, split_tokens
+from tfenv.jobs import identify_job, is_in_job
+from tfenv.launchers.late import assigns_gpus_late
+from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
 from tfenv.launchers.ranks import read_local_rank
-from tfenv.launchers.schedulers import is_in_job
 from tfenv.policy.model import Grant
 
 TYPE_CHECKING = False
@@ -25,7 +26,9 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     Returns:
         The grant, and what to pass on: the original grant and what an ancestor's program asked for.
     """
-    inherited = read_inherited_grant(start, boot_id)
+    inherited = read_inherited_grant(start, boot_id, identify_job(environ))
+    if environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES") and assigns_gpus_late():
+        inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES")) or inherited
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Carries the original grant to child processes.
 GRANT_VARIABLE = "TFGPU_GRANT"
 
+#: Of what TFGPU_GRANT holds. Another version's is not read.
+_VERSION = 2
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -29,12 +31,14 @@ class InheritedGrant:
         request: What the parent's program asked for by itself. None: nothing.
         wrote: What the policy made of it: the value children start with. None: it was left alone.
         leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
+        job: The job and step it runs in, as `identify_job` tells. What was given there counts in no other.
     """
 
     grant: str | None
     request: str | None
     wrote: str | None
     leases: tuple[str, ...] = ()
+    job: str = ""
 
 
 def split_tokens(value: str | None) -> tuple[str, ...] | None:
@@ -46,31 +50,45 @@ def split_tokens(value: str | None) -> tuple[str, ...] | None:
 
 def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
     """Return the value of TFGPU_GRANT."""
-    parts = [1, boot_id, inherited.grant, inherited.request, inherited.wrote, inherited.leases]
+    parts = [_VERSION, boot_id, inherited.job, inherited.grant, inherited.request, inherited.wrote, inherited.leases]
     return json.dumps(parts, separators=(",", ":"))
 
 
-def _decode_grant(text: str | None, boot_id: str, current: str | None) -> InheritedGrant | None:
-    """Return what the parent said. None: it comes from another boot or host, or somebody gave other GPUs since.
+def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None) -> InheritedGrant | None:
+    """Return what the parent said. None: it comes from another boot, host or job, or somebody gave other GPUs since.
 
-    A parent that writes a list of its own for each child (launchers do) asks within what it was given. A list
-    that names others is a new grant (a scheduler's step).
+    If the child starts with another list than the parent wrote, the parent gave it that list on purpose: it is the
+    child's grant. A list with GPUs that the parent did not have comes from somebody else.
     """
     try:
-        version, boot, grant, request, wrote, leases = json.loads(text or "null")
+        version, boot, written_in, grant, request, wrote, leases = json.loads(text or "null")
     except (ValueError, TypeError, RecursionError):
         return None
-    if version != 1 or not boot_id or boot != boot_id:
+    if version != _VERSION or not boot_id or boot != boot_id or written_in != job:
         return None
     if not all(value is None or isinstance(value, str) for value in (grant, request, wrote)):
         return None
     if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
         return None
-    inherited = InheritedGrant(grant, request, wrote, tuple(leases))
-    if inherited.wrote == current:
-        return inherited
-    is_within = inherited.grant is None or set(split_tokens(current) or ()) <= set(split_tokens(inherited.grant) or ())
-    return replace(inherited, request=current) if is_within else None
+    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job)
+    return inherited if wrote == current else narrow_grant(inherited, current)
+
+
+def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant | None:
+    """Take what somebody gave this process, on purpose and beside our own value, for its grant.
+
+    Args:
+        inherited: What the parent was given itself.
+        given: The value of CUDA_VISIBLE_DEVICES. None: the parent took its list away again, and all it had are left.
+
+    Returns:
+        None: it names GPUs that the parent did not have, so it comes from somebody else.
+    """
+    if given is None:
+        return replace(inherited, request=None, wrote=None)
+    outer = inherited.grant
+    is_within = outer is None or set(split_tokens(given) or ()) <= set(split_tokens(outer) or ())
+    return replace(inherited, grant=given, request=None, wrote=given) if is_within else None
 
 
 def read_boot_id(path: str = _BOOT_ID) -> str:
@@ -82,13 +100,14 @@ def read_boot_id(path: str = _BOOT_ID) -> str:
         return ""
 
 
-def read_inherited_grant(start: Mapping[str, str], boot_id: str) -> InheritedGrant:
+def read_inherited_grant(start: Mapping[str, str], boot_id: str, job: str = "") -> InheritedGrant:
     """Return what the parent handed on, or the current CUDA_VISIBLE_DEVICES as a grant of its own.
 
     Args:
         start: The variables as they were when the process started.
         boot_id: This boot's id.
+        job: The job and step this process runs in. "" outside of a job.
     """
     current = start.get("CUDA_VISIBLE_DEVICES")
-    inherited = _decode_grant(start.get(GRANT_VARIABLE), boot_id, current)
-    return InheritedGrant(grant=current, request=None, wrote=current) if inherited is None else inherited
+    inherited = _decode_grant(start.get(GRANT_VARIABLE), boot_id, job, current)
+    return InheritedGrant(grant=current, request=None, wrote=current, job=job) if inherited is None else inherited

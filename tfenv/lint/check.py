@@ -15,6 +15,7 @@ from tfenv.errors import Finding
 from tfenv.identity import find_account, find_group, find_user, suggest_name
 from tfenv.lint.combinations import advise
 from tfenv.lint.hidden import advise_on_hidden
+from tfenv.lint.schema_line import advise_on_schema_lines
 from tfenv.pipeline import current_start, load, read_layers
 from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Source, Tables
@@ -116,7 +117,7 @@ def _check_sources(sources: Sequence[Source]) -> CheckResult:
 def _advise_with_cards(layers: Sequence[Layer], documents: Sequence[Document]) -> tuple[Finding, ...]:
     # NVML may take a second to answer: it is asked only if there is something to compare with.
     speaks = any(tables.gpu or tables.ceiling for layer in layers for tables in _list_tables(layer))
-    return advise(layers, documents, read_inventory() if speaks else None)
+    return (*advise(layers, documents, read_inventory() if speaks else None), *advise_on_schema_lines(documents))
 
 
 def _list_tables(layer: Layer) -> Iterator[Tables]:

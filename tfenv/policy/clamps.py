@@ -23,20 +23,35 @@ class FindingCollector:
         *,
         asked_by: Origin | str | None = None,
         held_by: Iterable[Origin] | str = (),
-    ) -> None:
-        """Add a finding about a key, with who asked for more than what holds. Without `origin` it is about no key."""
-        held = held_by if isinstance(held_by, str) else format_origins(held_by)
-        self.findings.append(
-            Finding(
-                code,
-                message,
-                severity,
-                path=origin.path if origin else None,
-                key=format_key(origin.key) if origin else None,
-                asked_by=None if asked_by is None else str(asked_by),
-                held_by=held or None,
-            )
+        wish: tuple[str, str] | None = None,
+    ) -> Finding:
+        """Add a finding about a key, with who asked for more than what holds.
+
+        Args:
+            code: As in `Finding`, and so are `message` and `severity`.
+            message: For people.
+            origin: The key. None: it is about no key.
+            severity: Of the finding.
+            asked_by: Who asked: `PROGRAM`, or a key.
+            held_by: The keys that hold, or the grant.
+            wish: What was asked for and what holds instead, as `asked` and `given` of the finding. It is kept only if
+                somebody else took it away: see `_is_wish`.
+        """
+        held_by = held_by if isinstance(held_by, str) else tuple(held_by)
+        asked, given = wish if wish is not None and _is_wish(asked_by, held_by) else (None, None)
+        finding = Finding(
+            code,
+            message,
+            severity,
+            path=origin.path if origin else None,
+            key=format_key(origin.key) if origin else None,
+            asked_by=None if asked_by is None else str(asked_by),
+            held_by=(held_by if isinstance(held_by, str) else format_origins(held_by)) or None,
+            asked=asked,
+            given=given,
         )
+        self.findings.append(finding)
+        return finding
 
     def add_clamp(
         self,
@@ -45,14 +60,27 @@ class FindingCollector:
         *,
         asked_by: Origin | str | None = None,
         held_by: Iterable[Origin] | str = (),
-    ) -> None:
-        """Add the note that a request was cut to what other keys allow."""
-        self.add("clamped", message, origin, "note", asked_by=asked_by, held_by=held_by)
+        wish: tuple[str, str] | None = None,
+    ) -> Finding:
+        """Add the note that a request was cut to what other keys allow. The arguments are those of `add`."""
+        return self.add("clamped", message, origin, "note", asked_by=asked_by, held_by=held_by, wish=wish)
 
 
-def report_program_clamp(message: str, held_by: Iterable[Origin]) -> Finding:
+def _is_wish(asked_by: Origin | str | None, held_by: tuple[Origin, ...] | str) -> bool:
+    """Return whether a program, a user or a project asked for something that others did not let it have.
+
+    What an administrator's own file sets is no wish. Neither is what the ceiling of the same layer cuts: one author
+    wrote both.
+    """
+    if asked_by is None or isinstance(asked_by, str):
+        return asked_by is not None
+    if asked_by.layer == "machine" or not held_by:
+        return False
+    return isinstance(held_by, str) or any(origin.layer != asked_by.layer for origin in held_by)
+
+
+def report_program_clamp(message: str, held_by: Iterable[Origin], wish: tuple[str, str]) -> Finding:
     """Return the note that the program's own code asked for more than these keys allow. It names the first of them."""
     origins = tuple(held_by)
-    collector = FindingCollector()
-    collector.add_clamp(message, origins[0] if origins else None, asked_by=PROGRAM, held_by=origins)
-    return collector.findings[0]
+    origin = origins[0] if origins else None
+    return FindingCollector().add_clamp(message, origin, asked_by=PROGRAM, held_by=origins, wish=wish)

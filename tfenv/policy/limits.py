@@ -23,9 +23,8 @@ from tfenv.policy.model import (
     format_origins,
 )
 from tfenv.policy.units import format_limit
+from tfenv.values import frozen
 
-#: The limit on one GPU (None: unlimited), and the keys that set it.
-_LimitWithOrigins = tuple[MemoryLimit | None, tuple[Origin, ...]]
 #: One limit, and where it was set.
 _Bound = tuple[MemoryLimit, Origin]
 
@@ -83,21 +82,38 @@ def _list_memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
     return _list_bounds(policy, "memory_limit", "memory_total")
 
 
+@frozen
+class LimitOnGpu:
+    """What a process may take of one GPU.
+
+    Attributes:
+        limit: The tightest limit. None: unlimited.
+        limited_by: The keys that set it.
+        asked: What a file of a user or project asked for, if that is more. None: no file did.
+    """
+
+    limit: MemoryLimit | None = None
+    limited_by: tuple[Origin, ...] = ()
+    asked: MemoryLimit | None = None
+
+
 def compute_limit(
     policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, findings: FindingCollector
-) -> _LimitWithOrigins:
+) -> LimitOnGpu:
     """Compute the tightest limit on a GPU of `total` bytes (None: unknown), for which `rule` counts (None: no rule)."""
     requested = _get_requested_limit(policy, rule)
     bounds = [*_list_memory_ceilings(policy), *([requested] if requested is not None else [])]
     limit = _find_tightest([bound for bound, _ in bounds], total)
     if limit is None:
-        return None, ()
+        return LimitOnGpu()
     holders = _find_holders(limit, bounds)
-    if requested is not None and _is_above(requested[0], limit, total):
-        ceiling = f"the ceiling of {format_limit(limit)} from {format_origins(holders)}"
-        text = f"{format_limit(requested[0])} is above {ceiling}"
-        findings.add_clamp(text, requested[1], asked_by=requested[1], held_by=holders)
-    return limit, holders
+    if requested is None or not _is_above(requested[0], limit, total):
+        return LimitOnGpu(limit, holders)
+    asked, given = format_limit(requested[0]), format_limit(limit)
+    text = f"{asked} is above the ceiling of {given} from {format_origins(holders)}"
+    wish = (f"memory_limit = {asked}", given)
+    clamp = findings.add_clamp(text, requested[1], asked_by=requested[1], held_by=holders, wish=wish)
+    return LimitOnGpu(limit, holders, requested[0] if clamp.is_lost_wish else None)
 
 
 def _fit_split(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
@@ -112,24 +128,27 @@ def _fit_split(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: i
 
 
 def _apply_allocation(
-    limit_with_origins: _LimitWithOrigins,
+    declared: LimitOnGpu,
     allocation: Allocation | None,
     total: int | None,
     policy: EffectivePolicy,
     findings: FindingCollector,
-) -> _LimitWithOrigins:
+) -> LimitOnGpu:
     """Cut the limit to what the user's other processes leave of `memory_total`."""
-    limit, limited_by = limit_with_origins
+    limit, limited_by = declared.limit, declared.limited_by
     totals = _list_bounds(policy, "memory_total")
     if allocation is None or allocation.limit is None or limit is None or not totals:
-        return limit_with_origins
+        return declared
     left = _find_tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
     if left is None or left.on(total) == limit.on(total):
-        return limit_with_origins
+        return declared
     holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
-    text = f"{format_limit(limit)} is above the {format_limit(left)} that the user's other processes leave"
-    findings.add_clamp(text, holders[0], asked_by=limited_by[0] if limited_by else None, held_by=holders)
-    return left, holders
+    asked, given = format_limit(limit), format_limit(left)
+    text = f"{asked} is above the {given} that the user's other processes leave"
+    asked_by = limited_by[0] if limited_by else None
+    wish = (f"memory_limit = {asked}", given)
+    clamp = findings.add_clamp(text, holders[0], asked_by=asked_by, held_by=holders, wish=wish)
+    return LimitOnGpu(left, holders, declared.asked or (limit if clamp.is_lost_wish else None))
 
 
 def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> PlannedDevice:
@@ -146,15 +165,34 @@ def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings
     allocations = inputs.allocations or ()
     allocation = next((allocation for allocation in allocations if allocation.uuid == card.identity), None)
     declared = compute_limit(policy, rule, total, findings)
-    limit, limited_by = _apply_allocation(declared, allocation, total, policy, findings)
-    parts = rule.logical_devices if rule is not None else ()
-    fitted = _fit_split(parts, limit, total)
-    if rule is not None and parts and sum(p.bytes or 0 for p in fitted) < sum(p.on(total) or 0 for p in parts):
-        bound = "the card" if limit is None else format_limit(limit)
-        text = f"logical_devices are scaled down to fit {bound}"
-        findings.add_clamp(text, rule.origin, asked_by=rule.origin, held_by=limited_by or bound)
+    found = _apply_allocation(declared, allocation, total, policy, findings)
+    fitted, asked = _split(rule, found, total, findings)
     user_total = _find_tightest([bound for bound, _ in _list_bounds(policy, "memory_total")], total)
-    return PlannedDevice(card.token, card.device, limit, fitted, limited_by, user_total, cuda_total)
+    return PlannedDevice(card.token, card.device, found.limit, fitted, found.limited_by, user_total, cuda_total, asked)
+
+
+def _split(
+    rule: DeviceRule | None, found: LimitOnGpu, total: int | None, findings: FindingCollector
+) -> tuple[tuple[MemoryLimit, ...], MemoryLimit | None]:
+    """Return the logical devices as they fit the limit, and what a file asked for of the GPU and did not get."""
+    parts = rule.logical_devices if rule is not None else ()
+    fitted = _fit_split(parts, found.limit, total)
+    wanted = sum(part.on(total) or 0 for part in parts)
+    if rule is None or sum(part.bytes or 0 for part in fitted) >= wanted:
+        return fitted, found.asked
+    bound = "the card" if found.limit is None else format_limit(found.limit)
+    clamp = findings.add_clamp(
+        f"logical_devices are scaled down to fit {bound}",
+        rule.origin,
+        asked_by=rule.origin,
+        held_by=found.limited_by or bound,
+        wish=(f"logical_devices = {_join_limits(parts)}", _join_limits(fitted)),
+    )
+    return fitted, found.asked or (MemoryLimit(bytes=wanted) if clamp.is_lost_wish else None)
+
+
+def _join_limits(limits: Sequence[MemoryLimit]) -> str:
+    return ", ".join(map(format_limit, limits))
 
 
 def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
@@ -179,8 +217,8 @@ def decide_growth(policy: EffectivePolicy, findings: FindingCollector) -> tuple[
     if not required:
         return (cast(bool, setting.value), setting.origin) if setting is not None else (None, None)
     if setting is not None and setting.value is False:
-        text = f"growth stays on: required by {required[0]}"
-        findings.add_clamp(text, setting.origin, asked_by=setting.origin, held_by=required[:1])
+        text, origin = f"growth stays on: required by {required[0]}", setting.origin
+        findings.add_clamp(text, origin, asked_by=origin, held_by=required[:1], wish=("memory_growth = false", "true"))
     return True, required[0]
 
 
@@ -200,5 +238,6 @@ def decide_allocator(
         return requested, (setting.origin,) if setting is not None else ()
     if setting is not None and requested != "bfc":
         text = f'allocator "{requested}" does not keep a memory limit: "bfc" is used'
-        findings.add_clamp(text, setting.origin, asked_by=setting.origin, held_by=limited_by)
+        origin = setting.origin
+        findings.add_clamp(text, origin, asked_by=origin, held_by=limited_by, wish=(f"allocator = {requested}", "bfc"))
     return "bfc", limited_by

@@ -539,6 +539,7 @@ class PlannedDevice:
         limited_by: The keys that set `limit`: one, or a size's and a share's where only the card can tell which holds.
         user_total: What all processes of the user may take of it together. None: there is no such ceiling.
         cuda_total: Its memory in bytes, where CUDA had to tell it. None: NVML does, or neither.
+        asked: What a file of a user or project asked for, if that is more than `limit`. None: no file did.
     """
 
     token: str
@@ -548,6 +549,7 @@ class PlannedDevice:
     limited_by: tuple[Origin, ...] = ()
     user_total: MemoryLimit | None = None
     cuda_total: int | None = None
+    asked: MemoryLimit | None = None
 
     @property
     def total(self) -> int | None:
@@ -572,6 +574,7 @@ class Plan:
         grown_by: The key that sets `growth`. None: no key does.
         allocated_by: The keys that set `allocator`: its own, or the limits that imply it.
         choosing: How tfenv still chooses among `devices`. None: the process gets all of them.
+        asked: What a file of a user or project asked for, if that is more than `limit`. None: no file did.
     """
 
     visible: str | None = None
@@ -586,6 +589,7 @@ class Plan:
     grown_by: Origin | None = None
     allocated_by: tuple[Origin, ...] = ()
     choosing: AutoChoice | None = None
+    asked: MemoryLimit | None = None
 
     @property
     def takes_leases(self) -> bool:
@@ -629,6 +633,8 @@ class DeviceOutcome:
         limit: Bytes the allocator may take. None: unlimited.
         fraction: The limit as a fraction of the total, where no bytes are known.
         logical_devices: Sizes in bytes of the logical GPUs it was split into. (): it was not split.
+        asked: Bytes that a file of a user or project asked for, if that is more than the limit. None: no file did.
+        asked_fraction: The same as a fraction of the total, where it was written so.
     """
 
     index: int
@@ -638,6 +644,8 @@ class DeviceOutcome:
     limit: int | None = None
     fraction: float | None = None
     logical_devices: tuple[int, ...] = ()
+    asked: int | None = None
+    asked_fraction: float | None = None
 
 
 @frozen

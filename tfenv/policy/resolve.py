@@ -36,9 +36,9 @@ def resolve(
     inputs, findings = PlanInputs(policy, grant, inventory, request, allocations), FindingCollector()
     device_set = decide_visibility(inputs, findings)
     devices = tuple(plan_device(card, device_set.addressable, inputs, findings) for card in device_set.cards)
-    limit, limited_by = compute_limit(policy, None, None, findings if device_set.unbounded else FindingCollector())
+    common = compute_limit(policy, None, None, findings if device_set.unbounded else FindingCollector())
     growth, grown_by = decide_growth(policy, findings)
-    limits = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or limited_by
+    limits = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or common.limited_by
     allocator, allocated_by = decide_allocator(policy, limits, findings)
     shown = limit_before_choice(device_set, policy)
     visible = ",".join(card.token for card in shown.cards) or NO_GPU
@@ -47,13 +47,14 @@ def resolve(
         visible=visible if governed and not shown.unbounded else None,
         pci_order=sets_pci_order(inputs, governed=governed and bool(shown.cards)),
         devices=None if device_set.unbounded else devices,
-        limit=limit,
+        limit=common.limit,
         growth=growth,
         allocator=allocator,
         findings=tuple(dict.fromkeys(findings.findings)),
         machine_count=None if inventory.devices is None else len(inventory.devices),
-        limited_by=limited_by,
+        limited_by=common.limited_by,
         grown_by=grown_by,
         allocated_by=allocated_by,
         choosing=device_set.choosing,
+        asked=common.asked,
     )

@@ -75,6 +75,10 @@ def _describe_devices(device_set: DeviceSet) -> str:
     return f"{len(device_set.cards)} GPU{plural} ({_join_tokens(device_set.cards)})"
 
 
+def _describe_grant(grant: Grant) -> str:
+    return "" if grant.tokens is None else f"the grant ({','.join(grant.tokens)})"
+
+
 def _describe_holders(origins: Sequence[Origin]) -> str:
     return f" under {format_origins(origins)}" if origins else ""
 
@@ -127,21 +131,27 @@ def _keep_allowed_by_others(device_set: DeviceSet, inputs: PlanInputs, findings:
         found, missing = select_devices(selectors, device_set.addressable, origin)
         kept = found if device_set.unbounded else [card for card in device_set.cards if card in found]
         if selectors and not kept:
-            _report_no_overlap(selectors, device_set, origin, findings)
+            _report_no_overlap(selectors, device_set, origin, findings, inputs.grant)
             continue
-        _report_missing(missing, device_set.addressable, origin, findings)
+        _report_missing(missing, device_set.addressable, origin, findings, inputs.grant)
         device_set = device_set.restrict(kept, origin)
     return device_set
 
 
 def _report_missing(
-    missing: Sequence[Selector], addressable: DeviceSet, origin: Origin, findings: FindingCollector
+    missing: Sequence[Selector],
+    addressable: DeviceSet,
+    origin: Origin,
+    findings: FindingCollector,
+    grant: Grant,
+    wish: tuple[str, str] | None = None,
 ) -> None:
     if missing:
         holders = addressable.narrowed_by
         within = f"{_describe_devices(addressable)} this process may use{_describe_holders(holders)}"
         text = f"{_join_selectors(missing)}: not among the {within}"
-        findings.add("no-such-device", text, origin, "warning", asked_by=origin, held_by=holders)
+        held_by = holders or _describe_grant(grant)
+        findings.add("no-such-device", text, origin, "warning", asked_by=origin, held_by=held_by, wish=wish)
 
 
 # ---- the files' choice
@@ -155,31 +165,38 @@ def _apply_file_choice(device_set: DeviceSet, inputs: PlanInputs, findings: Find
     if isinstance(choice, RankChoice):
         return _keep_own_rank(device_set, choice, origin, inputs.grant, findings)
     if isinstance(choice, tuple):
-        return _keep_selected(device_set, choice, origin, findings)
+        return _keep_selected(device_set, choice, origin, inputs.grant, findings)
     return device_set  # "all", or an automatic choice, which is made when everything else is known
 
 
 def _keep_selected(
-    device_set: DeviceSet, choice: Sequence[Selector], origin: Origin, findings: FindingCollector
+    device_set: DeviceSet, choice: Sequence[Selector], origin: Origin, grant: Grant, findings: FindingCollector
 ) -> DeviceSet:
     if not choice:
         return device_set.restrict((), origin)
     found, missing = select_devices(choice, device_set.addressable, origin)
     kept = found if device_set.unbounded else [card for card in found if card in device_set.cards]
+    asked = f"visible_devices = {_join_selectors(choice)}"
     if not kept:
-        _report_no_overlap(choice, device_set, origin, findings)
+        _report_no_overlap(choice, device_set, origin, findings, grant, (asked, _join_tokens(device_set.cards)))
         return device_set
-    _report_missing(missing, device_set.addressable, origin, findings)
+    wish = (asked, _join_tokens(kept))
+    _report_missing(missing, device_set.addressable, origin, findings, grant, wish)
     lost = [card for card in found if not any(is_same_card(card, other) for other in kept)]
     if lost:  # a grant that names one GPU in two ways loses none
         holders = device_set.find_holders(lost)
         within = f"only {_join_tokens(kept)} is within the ceilings{_describe_holders(holders)}"
-        findings.add_clamp(f"{_join_tokens(found)}: {within}", origin, asked_by=origin, held_by=holders)
+        findings.add_clamp(f"{_join_tokens(found)}: {within}", origin, asked_by=origin, held_by=holders, wish=wish)
     return device_set.restrict(kept, origin)
 
 
 def _report_no_overlap(
-    choice: Sequence[Selector], device_set: DeviceSet, origin: Origin, findings: FindingCollector
+    choice: Sequence[Selector],
+    device_set: DeviceSet,
+    origin: Origin,
+    findings: FindingCollector,
+    grant: Grant,
+    wish: tuple[str, str] | None = None,
 ) -> None:
     """Report a file's request that leaves no GPU. The list stays, or somebody would train on the CPU unawares."""
     if device_set.unbounded:
@@ -189,7 +206,8 @@ def _report_no_overlap(
         holders = device_set.narrowed_by
         usable = f"{_describe_devices(device_set)} this process may use{_describe_holders(holders)}"
         text = f"{_join_selectors(choice)}: none of the {usable}; those stay visible"
-        findings.add("no-overlap", text, origin, asked_by=origin, held_by=holders)
+        held_by = holders or _describe_grant(grant)
+        findings.add("no-overlap", text, origin, asked_by=origin, held_by=held_by, wish=wish)
 
 
 def _keep_own_rank(
@@ -261,18 +279,19 @@ def _report_refused_request(
     findings: FindingCollector,
 ) -> None:
     """Name the keys that took the GPUs away, or else the grant, or the machine, that they are not in."""
+    wanted = f"CUDA_VISIBLE_DEVICES = {', '.join(inputs.request or ())}"
     asked = f'the program set CUDA_VISIBLE_DEVICES="{",".join(inputs.request or ())}"'
     holders = device_set.find_holders(refused)
     origin = holders[0] if holders else None
-    tokens = inputs.grant.tokens
-    given = "this machine's GPUs" if tokens is None else f"the grant ({','.join(tokens)})"
-    held_by = format_origins(holders) or given
+    held_by = format_origins(holders) or _describe_grant(inputs.grant) or "this machine's GPUs"
     if kept:
         text = f"{asked}; it may use {_join_tokens(kept)} of these, under {held_by}"
-        findings.add_clamp(text, origin, asked_by=PROGRAM, held_by=held_by)
+        wish = (wanted, _join_tokens(kept))
+        findings.add_clamp(text, origin, asked_by=PROGRAM, held_by=held_by, wish=wish)
     else:
         text = f"{asked}, none of the {_describe_devices(device_set)} it may use under {held_by}; those stay"
-        findings.add("no-overlap", text, origin, asked_by=PROGRAM, held_by=held_by)
+        wish = (wanted, _join_tokens(device_set.cards))
+        findings.add("no-overlap", text, origin, asked_by=PROGRAM, held_by=held_by, wish=wish)
 
 
 # ---- fewest devices
@@ -311,9 +330,12 @@ def _apply_max_devices(
     most, origin = count
     if device_set.unbounded:
         return device_set.restrict((Card(str(position)) for position in range(most)), origin)
+    kept = device_set.restrict(device_set.cards[:most], origin)
     text = f"at most {most} of {_describe_devices(device_set)}"
-    findings.add_clamp(text, origin, asked_by=asked_by, held_by=(origin,))
-    return device_set.restrict(device_set.cards[:most], origin)
+    name = "CUDA_VISIBLE_DEVICES" if asked_by == PROGRAM else "visible_devices"
+    wish = (f"{name} = {_join_tokens(device_set.cards)}", _join_tokens(kept.cards))
+    findings.add_clamp(text, origin, asked_by=asked_by, held_by=(origin,), wish=wish)
+    return kept
 
 
 def _limit_choice(
@@ -323,12 +345,14 @@ def _limit_choice(
     ceiling = _find_smallest_count(policy)
     if ceiling is not None and choice.count > ceiling[0]:
         text = f"at most {ceiling[0]} instead of count = {choice.count}"
-        findings.add_clamp(text, origin, asked_by=origin, held_by=(ceiling[1],))
+        wish = (f"visible_devices = {{count = {choice.count}}}", f"{{count = {ceiling[0]}}}")
+        findings.add_clamp(text, origin, asked_by=origin, held_by=(ceiling[1],), wish=wish)
         choice = replace(choice, count=ceiling[0])
     if not device_set.unbounded and choice.count > len(device_set.cards):
         candidates, holders = _describe_devices(device_set), device_set.narrowed_by
         text = f"count = {choice.count}: there are {candidates} to choose from{_describe_holders(holders)}"
-        findings.add_clamp(text, origin, asked_by=origin, held_by=holders or candidates)
+        wish = (f"visible_devices = {{count = {choice.count}}}", f"{{count = {len(device_set.cards)}}}")
+        findings.add_clamp(text, origin, asked_by=origin, held_by=holders or candidates, wish=wish)
         choice = replace(choice, count=len(device_set.cards))
     return choice
 

@@ -35,7 +35,7 @@ def handle(error: BaseException, name: str, on_error: "str | None" = None) -> No
     if on_error == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     follows = "NO GPU may be used" if on_error == "cpu" else "no policy is applied"
-    line = f'{text}: {follows} (on_error = "{on_error}")'
+    line = f'{text}: {follows} (on_error = "{on_error}") [internal-error]'
     if line not in _said:
         _said.add(line)
         _write_record(text, name, on_error)
@@ -123,7 +123,7 @@ def _make_policy_error(text: str) -> RuntimeError:
 
         return RealPolicyError((Finding("internal-error", text),))
     except Exception:  # noqa: BLE001 - that is why we are here
-        return PolicyError(_show(text))
+        return PolicyError(f"{_show(text)} [internal-error]")
 
 
 def _show(text: str) -> str:

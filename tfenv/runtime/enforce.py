@@ -109,7 +109,7 @@ def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy 
         loaded = loaded or pipeline.LoadedPolicy(pipeline.make_start(start), identify(os.geteuid()))
         Reporter(loaded, Grant()).report_failed(finding)
     except Exception:  # noqa: BLE001 - the record is lost, not the line
-        show_policy_line(escape_for_terminal(f"tfgpu: {finding.message}"))
+        show_policy_line(escape_for_terminal(f"tfgpu: {finding.message} [{finding.code}]"))
     if on_error == "fail":
         raise PolicyError((finding,))
 

@@ -117,7 +117,9 @@ def _rescue(name: str) -> "Any":
         return load_alone("runtime.import_hook") if emergency.wait_for_package(find_folder()) else None
     except Exception as error:
         if emergency is None:
-            sys.stderr.write("tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(error) + "\n")
+            sys.stderr.write(
+                "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(error) + " [internal-error]\n"
+            )
         else:
             emergency.handle(error, name)
     return None

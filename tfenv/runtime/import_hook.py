@@ -213,6 +213,6 @@ class Enforcer:
         try:
             emergency = self.ours.load_alone("runtime.emergency")
         except Exception:
-            sys.stderr.write(f"tfgpu: tfenv failed, no policy is applied: {error!a}\n")
+            sys.stderr.write(f"tfgpu: tfenv failed, no policy is applied: {error!a} [internal-error]\n")
             return
         emergency.handle(error, self.name, on_error)

@@ -34,7 +34,10 @@ def apply_to_environment(path: str, title: str) -> None:
     process.reporter.pending += remarks
     policy = process.add_framework(framework)
     process.narrow_unchosen()
-    outcome = Outcome("cpu" if process.no_gpu else "applied", "tfgpu run")
+    # Which GPUs is all that a variable can hold, so that no other wish was cut.
+    findings = policy.plan.findings
+    lost = tuple(f for f in findings if f.asked is not None and f.asked.startswith("visible_devices"))
+    outcome = Outcome("cpu" if process.no_gpu else "clamped" if lost else "applied", "tfgpu run", findings=lost)
     said = process.findings
-    plan = replace(policy.plan, findings=tuple(finding for finding in policy.plan.findings if finding not in said))
+    plan = replace(policy.plan, findings=tuple(finding for finding in findings if finding not in said))
     process.reporter.report_outcome(outcome, plan, framework, policy.pending)

@@ -7,7 +7,7 @@ import os
 from tfenv import pipeline
 from tfenv.errors import PROGRAM, Finding, PolicyError
 from tfenv.launchers.grant import read_grant
-from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant, read_boot_id, split_tokens
+from tfenv.launchers.parent import GRANT_VARIABLE, encode_grant, read_boot_id, split_tokens
 from tfenv.policy.model import Grant, Inventory, Plan
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.supports import drop_unsupported
@@ -57,7 +57,7 @@ class ProcessPolicy:
         known = {name: value for name, value in start.items() if value is not None}
         self.grant, self.inherited = read_grant(known, os.environ, self.boot_id)
         self.program_request = split_tokens(self.inherited.request)
-        self.last_written = start.get(_VISIBLE)
+        self.last_written = self.inherited.wrote
         self.inventory = Inventory()
         self.visible_when_listed: str | None = None
         self.findings: tuple[Finding, ...] = ()
@@ -139,7 +139,7 @@ class ProcessPolicy:
         elif not self.leases:
             return
         request = None if self.program_request is None else ",".join(self.program_request)
-        inherited = InheritedGrant(self.inherited.grant, request, os.environ.get(_VISIBLE), self.leases)
+        inherited = replace(self.inherited, request=request, wrote=os.environ.get(_VISIBLE), leases=self.leases)
         os.environ[GRANT_VARIABLE] = encode_grant(inherited, self.boot_id)
 
     def _write_order(self) -> None:
@@ -378,8 +378,9 @@ class FrameworkPolicy:
             return self._make_plan(Grant(tokens=tuple(named)), named)
         made = self._make_plan(self.process.grant, named, self.process.program_request)
         # What was written, and said of it, stays: only which card is which, and how large, is known now.
-        self.pending += tuple(f for f in made.findings if f.code == "clamped" and f not in self.plan.findings)
-        self.plan = replace(made, visible=self.plan.visible, findings=self.plan.findings)
+        new = tuple(f for f in made.findings if f.code == "clamped" and f not in self.plan.findings)
+        self.pending += new
+        self.plan = replace(made, visible=self.plan.visible, findings=(*self.plan.findings, *new))
         return self.plan
 
     def _make_plan(self, grant: Grant, named: Mapping[str, str], request: Sequence[str] | None = None) -> Plan:

@@ -123,7 +123,8 @@ class Reporter:
             lambda: make_failed_record(self._make_context(framework), policy=policy, outcome=outcome, repeats=times)
         )
         if policy.audit.stderr == "summary":
-            show_policy_line(escape_for_terminal(f'tfgpu: {finding.message} (on_error = "{policy.on_error}")'))
+            text = f'tfgpu: {finding.message} (on_error = "{policy.on_error}") [{finding.code}]'
+            show_policy_line(escape_for_terminal(text))
 
     def report_outcome(
         self, outcome: Outcome, plan: Plan, framework: Framework, pending: tuple[Finding, ...] = ()
@@ -138,7 +139,7 @@ class Reporter:
         """
         from tfenv.audit.record import make_outcome_record
 
-        outcome = _add_pending(outcome, (*self.pending, *pending))
+        outcome = _add_findings(outcome, (*self.pending, *pending), plan)
         self.pending = ()
         codes = ",".join(sorted({finding.code for finding in outcome.findings}))
         kind = (framework.name, outcome.entry_point, outcome.status, codes)
@@ -194,9 +195,8 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - as above
             from tfenv.audit.stderr_line import print_to_stderr
 
-            print_to_stderr(
-                escape_for_terminal(f"tfgpu: an audit record was not written: {type(error).__name__}: {error}")
-            )
+            text = f"tfgpu: an audit record was not written: {type(error).__name__}: {error} [internal-error]"
+            print_to_stderr(escape_for_terminal(text))
 
     def _get_log(self) -> AuditLog:
         if self._log is None:
@@ -215,8 +215,14 @@ class Reporter:
         return RecordContext(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
 
 
-def _add_pending(outcome: Outcome, pending: tuple[Finding, ...]) -> Outcome:
-    """Add what was noted since the last entry point. A request of the program that was cut makes it a clamp."""
-    cut = any(finding.asked_by == PROGRAM for finding in pending)
+def _add_findings(outcome: Outcome, pending: tuple[Finding, ...], plan: Plan) -> Outcome:
+    """Add what was noted since the last entry point, and what files asked for and did not get.
+
+    What the program asked for is told once, at the next entry point. What files asked for is cut wherever GPUs are
+    created. A program that uses none has lost nothing.
+    """
+    cut = tuple(finding for finding in pending if finding.asked_by == PROGRAM)
+    if outcome.devices and outcome.status in ("applied", "clamped"):
+        cut += tuple(finding for finding in plan.findings if finding.is_lost_wish and finding.asked_by != PROGRAM)
     status = "clamped" if cut and outcome.status == "applied" else outcome.status
-    return replace(outcome, status=status, findings=(*pending, *outcome.findings))
+    return replace(outcome, status=status, findings=tuple(dict.fromkeys((*pending, *cut, *outcome.findings))))

@@ -20,6 +20,8 @@ from tfenv.values import frozen, replace
 
 #: Seconds between two messages of a process that waits: on a terminal, in a log.
 _ON_TERMINAL, _IN_LOG = 1.0, 60.0
+#: How a line about waiting ends, as a line about a finding ends with its code.
+_CODE = " [waiting]"
 #: Seconds a process waits before the first message.
 _SILENT = 0.5
 
@@ -306,15 +308,15 @@ class _WaitReporter:
         waited = _format_clock(unavailable.waited_s)
         text = escape_for_terminal(f"tfgpu: waiting for {self.awaited} ({waited}): {occupancy}")
         if not self.terminal:
-            self._write(f"{text}\n")
+            self._write(f"{text}{_CODE}\n")
             return
         advice = _advise(self.gpu_request, unavailable.occupancy)
         if advice and not self.advised:  # in full, for the line is cut
             self.advised = True
-            self._write(f"\r\x1b[K{text}\n")
+            self._write(f"\r\x1b[K{text}{_CODE}\n")
         with suppress(OSError):
-            text = text[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]
-        self._write(f"\r\x1b[K{text}")
+            text = text[: os.get_terminal_size(sys.stderr.fileno()).columns - len(_CODE) - 1]
+        self._write(f"\r\x1b[K{text}{_CODE}")
 
     def _write(self, text: str) -> None:
         with suppress(OSError, ValueError, AttributeError):

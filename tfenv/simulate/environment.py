@@ -17,7 +17,7 @@ MAX_GPUS = 32
 MAX_INSTANCES = 7
 _NAME_BYTES = 95
 _GROUP = re.compile(
-    r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^:x/]+)(?:/mig=(?P<instances>[^:/]*))?(?::(?P<name>.*))?",
+    r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>\d[^:x/]*)(?:/mig=(?P<instances>[^:/]*))?(?::(?P<name>.*))?",
     re.ASCII | re.DOTALL,
 )
 _INSTANCES = re.compile(r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^x]+)", re.ASCII)
@@ -101,16 +101,14 @@ def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
     if not 1 <= count <= MAX_GPUS:
         raise ValueError(f'"{group}" asks for {count} GPUs; from 1 to {MAX_GPUS} can be simulated')
     name = SimulatedGpu.name if match["name"] is None else match["name"].strip()
-    try:
-        size = _parse_size(match["size"], "a GPU")
-    except ValueError as error:
-        raise ValueError(f'"{text}": {error}; GPUs are written as in "4x24GiB" or "2x24GiB:NVIDIA A100"') from None
+    size = _parse_size(match["size"], "a GPU")
     gpu = SimulatedGpu(size, name, instances=_parse_instances(match["instances"]))
     return (gpu,) * count
 
 
 def _parse_size(text: str, what: str) -> int:
-    size = parse_limit(text.strip()).bytes
+    # What else is a limit, "40%" or "none", is no size.
+    size = parse_limit(text.strip()).bytes if text.strip()[-1:].isalpha() and text.lower() != "none" else None
     if size is None:
         raise ValueError(f'"{text}" is not the size of {what}; write it like "24GiB"')
     return size

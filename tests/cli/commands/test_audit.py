@@ -132,11 +132,13 @@ def test_a_pipe_is_read_to_its_end(tfgpu: Tfgpu, log: Path) -> None:
 def test_a_summary_per_user_and_gpu(run_audit: RunAudit, log: Path) -> None:
     """Processes, limits asked and given, clamps and failures of each user on each GPU, as a table and as JSON."""
     with log.open("ab") as file:
-        file.write(encode_line(31, "bob", event="policy_clamped", asked={"per_process_gpu_memory_fraction": 0.9}))
+        asked = {"per_process_gpu_memory_fraction": 0.9}
+        file.write(encode_line(31, "bob", event="policy_clamped", asked=asked, cut=[*asked, "memory_growth"]))
     _, *rows = run_audit("summary", "--file", log).stdout.splitlines()
+    cut = "memory_growth, per_process_gpu_memory_fraction"
     assert [row.split("  ") for row in map(_collapse_spaces, rows)] == [
-        ["alice", "GPU-8932f937-d72c", "30", "-", "8.0 GiB", "0", "0", "2026-11-05 09:00:29"],
-        ["bob", "GPU-8932f937-d72c", "2", "90%", "8.0 GiB", "1", "0", "2026-11-05 09:00:31"],
+        ["alice", "GPU-8932f937-d72c", "30", "-", "8.0 GiB", "0", "-", "0", "2026-11-05 09:00:29"],
+        ["bob", "GPU-8932f937-d72c", "2", "90%", "8.0 GiB", "1", cut, "0", "2026-11-05 09:00:31"],
     ]
     shown = run_audit("summary", "--file", log, "--format", "json").stdout
     assert [json.loads(text) for text in shown.splitlines()][1] == {
@@ -144,6 +146,7 @@ def test_a_summary_per_user_and_gpu(run_audit: RunAudit, log: Path) -> None:
         "gpu": "GPU-8932f937-d72c",
         "processes": 2,
         "clamped": 1,
+        "cut": {"memory_growth": 1, "per_process_gpu_memory_fraction": 1},
         "failed": 0,
         "asked_bytes": None,
         "asked_fraction": 0.9,
@@ -155,6 +158,46 @@ def test_a_summary_per_user_and_gpu(run_audit: RunAudit, log: Path) -> None:
 
 def _collapse_spaces(row: str) -> str:
     return re.sub(" {2,}", "  ", row)
+
+
+LOST_WISH = Finding(
+    "clamped",
+    "less",
+    "note",
+    asked_by="/home/bob/.config/tfgpu/tfgpu.toml (gpu.memory_limit)",
+    asked="memory_limit = 70.0 GiB",
+    given="8.0 GiB",
+)
+LOST_GROWTH = Finding(
+    "clamped", "on", "note", asked_by="/srv/p/tfgpu.toml", asked="memory_growth = false", given="true"
+)
+
+
+def encode_clamped(pid: int, *findings: Finding, asked: int | None = None) -> bytes:
+    device = DeviceOutcome(0, "0", "GPU-8932f937-d72c", "H100", limit=8 << 30, asked=asked)
+    process = ProcessFacts(pid, 1, "node1", "/srv/vision/train.py", "3.11.7", "tensorflow", "2.21.0")
+    outcome = Outcome("clamped", "entry_point", (device,), True, findings=findings)
+    return encode_record(make_outcome_record(RecordContext(process, Subject("bob", 1000)), outcome).as_dict())
+
+
+def test_what_was_asked_and_not_given_is_shown(run_audit: RunAudit, tmp_path: Path, variables: dict[str, str]) -> None:
+    """The table and the summary show what a file asked for beside what it was given, on narrow terminals the size."""
+    log = tmp_path / "log"
+    log.write_bytes(encode_clamped(1, LOST_WISH, LOST_GROWTH, asked=70 << 30) + encode_clamped(2, LOST_GROWTH))
+    options = ["--outcome", "clamped", "--file", str(log)]
+    _, *rows = map(_collapse_spaces, run_audit(*options).stdout.splitlines())
+    assert [row.split("  ")[3:7] for row in rows] == [
+        ["clamped", "GPU-8932f937", "memory_limit = 70.0 GiB; memory_growth = false", "8.0 GiB"],
+        ["clamped", "GPU-8932f937", "memory_growth = false", "8.0 GiB"],
+    ]
+    shown, code = run_on_terminal(["audit", *options], variables | {"COLUMNS": "80"}, tmp_path)
+    narrow = [_collapse_spaces(line).strip().split("  ")[2:] for line in shown.splitlines()[1:]]
+    assert (code, narrow) == (
+        0,
+        [["GPU-8932f937", "70.0 GiB", "8.0 GiB", "clamped"], ["GPU-8932f937", "false", "8.0 GiB", "clamped"]],
+    )
+    _, row = map(_collapse_spaces, run_audit("summary", "--file", log).stdout.splitlines())
+    assert row.split("  ")[2:7] == ["2", "70.0 GiB", "8.0 GiB", "2", "memory_growth, memory_limit"]
 
 
 def test_a_summary_takes_the_filters_before_it_and_behind_it(run_audit: RunAudit, log: Path) -> None:

@@ -182,11 +182,13 @@ def test_no_such_interpreter(tfgpu: Tfgpu) -> None:
 
 
 def test_findings_in_files(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> None:
-    """A mistake in a file is a problem."""
+    """A mistake in a file is a problem. Its code is there to look up."""
     policy.write_text("[gpu]\nmemory_growth = 3\n")
     result = tfgpu(*QUICK, env=live)
     assert result.returncode == 1
-    assert "gpu.memory_growth" in read_rows(result)["policy"]["found"]
+    found = read_rows(result)["policy"]["found"]
+    assert "gpu.memory_growth" in found
+    assert found.endswith(" [invalid-value]")
 
 
 def test_the_log_is_writable(tfgpu: Tfgpu, live: dict[str, str], project: Path) -> None:

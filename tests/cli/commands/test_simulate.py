@@ -214,7 +214,7 @@ def test_unknown_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "four"], '"four" is not a size'),
+        (["--gpus", "four"], '"four" does not describe GPUs; write "4x24GiB"'),
         (["--gpus", "4x24G"], "write 24GiB"),
         (["--processes", "/no/such/file"], "cannot read /no/such/file"),
         (["--format", "xml"], "invalid choice"),
@@ -260,5 +260,5 @@ def test_hostile_names_do_not_steer_the_terminal() -> None:
 def test_log_that_cannot_be_written(tmp_path: Path) -> None:
     """A log in a folder that is not there is said before the command starts."""
     result = simulate("--log", str(tmp_path / "absent" / "log"), "--", "echo", "ran")
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert "No such file or directory" in result.stderr

@@ -12,12 +12,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfenv.audit.gpu_totals import UserGpuTotals, summarize_logs
+from tfenv.audit.gpu_totals import UserGpuTotals, read_use, summarize_logs
 from tfenv.audit.query import (
     LineTally,
     LoggedRecord,
     RecordQuery,
     get_gpu_id,
+    list_asked,
     list_logged_devices,
     parse_moment,
     read_newest,
@@ -36,10 +37,10 @@ EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
-_RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "limit", "growth", "script", "findings")
+_RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "asked", "limit", "growth", "script", "findings")
 #: What fits on a line of a terminal of 80 characters, each column with its widest cell.
-_NARROW_COLUMNS = {"time": 14, "user": 12, "GPUs": 18, "limit": 10, "outcome": 18}
-_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "failed", "last (UTC)")
+_NARROW_COLUMNS = {"time": 14, "user": 12, "GPUs": 18, "asked": 9, "limit": 9, "outcome": 8}
+_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "cut", "failed", "last (UTC)")
 _USAGE = """%(prog)s [options]
        %(prog)s summary [options]
        %(prog)s export --prometheus FILE [options]"""
@@ -197,7 +198,10 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
             print_json_line(record)
     else:
         newest = read_newest(logs, query, tally, _DEFAULT_COUNT if count is None else count)
-        _print_records(newest)
+        if newest:
+            _print_records(newest)
+        else:
+            _print_nothing(query)
     return _report_unreadable(tally)
 
 
@@ -239,8 +243,10 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, is_json: 
     if is_json:
         for row in rows:
             print_json_line(row.as_dict())
-    else:
+    elif rows:
         print_table(_SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows])
+    else:
+        _print_nothing(query)
     return _report_unreadable(tally)
 
 
@@ -344,11 +350,17 @@ def _print_stream(records: Iterable[LoggedRecord], *, is_json: bool) -> None:
     sys.stdout.flush()
 
 
+def _print_nothing(query: RecordQuery) -> None:
+    """Say that there are no records, or none that were asked for."""
+    if query == RecordQuery():
+        print_message("audit", "no records; one is written when TensorFlow is imported under a policy")
+    else:
+        print_message("audit", "no records match these options")
+
+
 def _print_records(records: Sequence[LoggedRecord]) -> None:
     """Print a table, a line for each record, however narrow the terminal is."""
-    if not records:
-        print_message("audit", "no records; one is written when TensorFlow is imported under a policy")
-    elif is_wide():
+    if is_wide():
         print_table(_RECORD_COLUMNS, [_format_record(record) for record in records])
     else:
         print_table(tuple(_NARROW_COLUMNS), [_format_narrow_record(record) for record in records])
@@ -360,8 +372,9 @@ def _format_narrow_record(record: LoggedRecord) -> tuple[str, ...]:
         record["timestamp"][5:19].replace("T", " "),
         str(record.get("user")),
         _format_gpus(record),
+        _format_asked_memory(record),
         _format_limits(record),
-        _format_event(record),
+        str(record.get("status") or _format_event(record)),
     )
     pairs = zip(cells, _NARROW_COLUMNS.values(), strict=True)
     return tuple(text if len(text) <= widest else f"{text[: widest - 1]}…" for text, widest in pairs)
@@ -374,6 +387,7 @@ def _format_record(record: LoggedRecord) -> tuple[str, ...]:
         record.get("pid"),
         _format_event(record),
         _format_gpus(record),
+        "; ".join(_list_cut(record)),
         _format_limits(record),
         _format_growth(record.get("growth")),
         str(record.get("script") or "").rpartition("/")[2],
@@ -402,8 +416,27 @@ def _format_gpus(record: LoggedRecord) -> str:
     return ",".join(get_gpu_id(device)[:12] for device in list_logged_devices(record))
 
 
+def _format_asked_memory(record: LoggedRecord) -> str:
+    """Return how much memory was asked for and not given. Where it was something else, what that was."""
+    if record["event"] != "policy_clamped":
+        return ""
+    uses = [read_use(record, place, device) for place, device in enumerate(list_logged_devices(record))]
+    sizes = [_format_largest(use.asked_bytes, use.asked_fraction) for use in uses]
+    return _join_limits(sizes) or "; ".join(text.partition(" = ")[2] for text in _list_cut(record))
+
+
+def _list_cut(record: LoggedRecord) -> list[str]:
+    """Return what was asked for and not given. What a plan says of it may turn out otherwise."""
+    return list_asked(record) if record["event"] == "policy_clamped" else []
+
+
 def _format_limits(record: LoggedRecord) -> str:
-    limits = [_format_limit(entry) for entry in (list_logged_devices(record) or [record])]
+    return _join_limits([_format_limit(entry) for entry in (list_logged_devices(record) or [record])])
+
+
+def _join_limits(limits: Sequence[str]) -> str:
+    if not any(limits):
+        return ""
     return limits[0] if len(set(limits)) == 1 else ",".join(limit or "-" for limit in limits)
 
 
@@ -428,7 +461,8 @@ def _format_findings(record: LoggedRecord) -> str:
 def _format_summary_row(row: UserGpuTotals) -> tuple[str, ...]:
     asked = _format_largest(row.asked_bytes, row.asked_fraction)
     given = _format_largest(row.given_bytes, row.given_fraction)
-    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, row.failed, _format_time(row.last))
+    cut = ", ".join(sorted(row.cut))
+    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, cut, row.failed, _format_time(row.last))
     return tuple(escape_for_terminal(str(cell)) or "-" for cell in cells)
 
 

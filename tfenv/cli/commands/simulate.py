@@ -120,8 +120,8 @@ def simulate_gpus(
         output_format: "text" or "json", of what is printed.
 
     Returns:
-        The command's own exit code, 128+n if signal n ended it. 1 if there is no simulation, 2 if there is no command,
-        127 if there is no such command, 126 if it cannot be run.
+        The command's own exit code, 128+n if signal n ended it. 1 if there is no simulation, 2 if there is no command
+        or the log cannot be written, 127 if there is no such command, 126 if it cannot be run.
     """
     if not command:
         print_message("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
@@ -130,6 +130,10 @@ def simulate_gpus(
         log = log or Path(folder) / "requests.jsonl"
         try:
             log.write_bytes(b"")  # an older log would be summed up as well
+        except OSError as error:
+            print_message("simulate", f"cannot write {log}: {error.strerror}")
+            return USAGE
+        try:
             variables = build_environment(gpus, log=log, processes=processes)
         except (OSError, TfenvError) as error:
             first, *others = str(error).splitlines()  # a compiler's output has lines of its own

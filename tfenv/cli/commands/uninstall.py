@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 from tfenv.cli.commands.install import add_system_options, finish_change
-from tfenv.deploy.install import plan_uninstall
+from tfenv.cli.output import USAGE, print_message
+from tfenv.deploy.install import NotAnInterpreterError, plan_uninstall
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = "Remove our block from the sitecustomize that wins for an interpreter, and nothing else."
+    parser.description = (
+        "Remove the block that `tfgpu install` wrote into the sitecustomize of an interpreter, and nothing else."
+    )
     add_system_options(parser)
 
 
@@ -20,12 +23,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def uninstall_hook(python: str | None = None, *, dry_run: bool = False) -> int:
-    """Remove the block for an interpreter, or for tfgpu's own, and return the exit code.
+    """Remove the block for an interpreter, or for tfgpu's own.
+
+    Returns:
+        The exit code: 2 if it is not a Python interpreter.
 
     Raises:
-        InstallError: The interpreter cannot be asked, or its sitecustomize not be changed.
+        InstallError: Its sitecustomize cannot be changed.
     """
-    change = plan_uninstall(python)
+    try:
+        change = plan_uninstall(python)
+    except NotAnInterpreterError as error:
+        print_message("uninstall", str(error))
+        return USAGE
     return finish_change(
         "uninstall", change, done="removed tfenv's block from", nothing="there is no block of tfenv in", dry_run=dry_run
     )

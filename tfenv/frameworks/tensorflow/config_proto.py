@@ -170,7 +170,7 @@ def make_view(
 def _find_planned(plan: Plan, ordinal: int) -> PlannedDevice:
     if plan.devices is not None and ordinal < len(plan.devices):
         return plan.devices[ordinal]
-    return PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by)
+    return PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by, asked=plan.asked)
 
 
 def _make_gpu(ordinal: int, planned: PlannedDevice) -> PolicyGpu:
@@ -500,7 +500,11 @@ def _note_clamps(
     if promised:
         under += ", of which earlier sessions and listings of this process keep what they were given"
     return [
-        report_program_clamp(f"{PROGRAM} asked for {key} = {asked[key]}; it was given {held} on each GPU{under}", keys)
+        report_program_clamp(
+            f"{PROGRAM} asked for {key} = {asked[key]}; it was given {held} on each GPU{under}",
+            keys,
+            (f"{key} = {asked[key]}", held),
+        )
         for key in _CLAMPABLE
         if key in asked and asked[key] != given.get(key) and not _is_kept(key, asked[key], wanted, devices)
     ]
@@ -537,6 +541,7 @@ def _describe_devices(
         device = gpu.planned.device
         whole = fraction * gpu.total if fraction and gpu.total else gpu.limit
         total = sum(parts) if parts else whole
+        wish = gpu.planned.asked
         outcomes.append(
             DeviceOutcome(
                 index=index,
@@ -546,6 +551,8 @@ def _describe_devices(
                 limit=int(total) if total is not None and gpu.limited else None,
                 fraction=fraction if fraction is not None else gpu.fraction,
                 logical_devices=tuple(int(size) for size in parts) if len(parts) > 1 else (),
+                asked=None if wish is None else gpu.total if wish.unlimited else wish.on(gpu.total),
+                asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
             )
         )
     return tuple(outcomes)

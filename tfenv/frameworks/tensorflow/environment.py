@@ -51,9 +51,11 @@ _XLA_DEVICES = re.compile(r"--?tf_xla_enable_xla_devices(?:=(?:true|1|t|yes))?(?
 
 
 def _remove_xla_devices(environ: MutableMapping[str, str], by: Sequence[Origin]) -> Finding:
+    found = _XLA_DEVICES.search(environ[_XLA_FLAGS])
+    asked = f"{_XLA_FLAGS} = {found[0] if found else ''}"
     environ[_XLA_FLAGS] = _XLA_DEVICES.sub("", environ[_XLA_FLAGS]).strip()
     text = f"{PROGRAM}'s {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
-    return report_program_clamp(f"{text}{_format_reason(by)}", by)
+    return report_program_clamp(f"{text}{_format_reason(by)}", by, (asked, "no XLA_GPU devices"))
 
 
 _DEFEATS_A_LIMIT = (
@@ -63,8 +65,9 @@ _DEFEATS_A_LIMIT = (
 
 
 def _clear_variable(environ: MutableMapping[str, str], name: str, why: str, by: Sequence[Origin]) -> Finding:
-    text = f"{PROGRAM}'s {name}={environ.pop(name)} was cleared: {why}"
-    return report_program_clamp(f"{text}{_format_reason(by)}", by)
+    value = environ.pop(name)
+    text = f"{PROGRAM}'s {name}={value} was cleared: {why}"
+    return report_program_clamp(f"{text}{_format_reason(by)}", by, (f"{name} = {value}", ""))
 
 
 def _format_reason(by: Sequence[Origin]) -> str:

@@ -1,0 +1,134 @@
+"""The copy of the schema that stands beside a tfgpu.toml, for editors.
+
+The line `#:schema ./tfgpu.schema.json` leads to it. It is the same for everybody who checks the project out. It needs
+no network, and an upgrade of tfenv does not change it. Python processes never read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from tfenv.files import replace_file
+
+COPY_NAME = "tfgpu.schema.json"
+SCHEMA_LINE = f"#:schema ./{COPY_NAME}"
+#: Bytes of a copy that are read, at most. One of ours has about 60,000.
+_MOST_BYTES = 1 << 20
+_VERSION = re.compile(r"tfenv (\d{1,6}(?:\.\d{1,6}){0,4})", re.ASCII)
+
+#: "missing": there is none. "foreign": the file is something else. "older" and "newer": it is another tfenv's.
+CopyState = Literal["missing", "foreign", "older", "current", "newer"]
+
+
+def flatten_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema with each reference replaced by what it refers to.
+
+    Editors then show the description of a key, not that of its type. taplo's language server recurses without end
+    where a reference stands in an `allOf`.
+    """
+    definitions: Mapping[str, Any] = schema.get("definitions", {})
+    flat = _flatten({key: value for key, value in schema.items() if key != "definitions"}, definitions)
+    return cast("dict[str, Any]", flat)
+
+
+def _flatten(node: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_flatten(entry, definitions) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    for part in (node, *node.get("allOf", ())):
+        if "$ref" in part:
+            own = {key: value for key, value in node.items() if key not in ("allOf", "$ref")}
+            return _flatten({**definitions[part["$ref"].rpartition("/")[2]], **own}, definitions)
+    return {key: _flatten(value, definitions) for key, value in node.items()}
+
+
+def format_copy() -> str:
+    """Return the text of a copy. Its comment names the version of tfenv that it is from."""
+    from tfenv import __version__
+    from tfenv.config.schema import load_schema
+
+    comment = f"Copied from tfenv {__version__} for editors. Do not edit it: `tfgpu init --schema` writes it again."
+    return json.dumps({**flatten_schema(load_schema()), "$comment": comment}, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_copy(folder: str, mode: int | None = None) -> bool:
+    """Write the copy into a directory. One that is current or newer stays as it is.
+
+    Args:
+        folder: The directory of the tfgpu.toml.
+        mode: Permission bits. None: those that the umask leaves.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        FileExistsError: The file that has its name is something else.
+        OSError: It cannot be written.
+    """
+    path = os.path.join(folder, COPY_NAME)
+    state = "foreign" if os.path.islink(path) else compare_copy(path)
+    if state == "foreign":
+        raise FileExistsError(f"{path} is not a schema that tfenv wrote")
+    if state in ("current", "newer"):
+        return False
+    replace_file(path, format_copy(), mode, overwrite=state == "older")
+    return True
+
+
+def compare_copy(path: str) -> CopyState:
+    """Compare a file with the schema of this tfenv. Never raises."""
+    # Late: tools/generate.py imports this module, and writes the validator that `schema` imports.
+    from tfenv.config.schema import load_schema
+
+    try:
+        found = _read_schema(path)
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, ValueError, RecursionError):
+        return "foreign"
+    ours = load_schema()
+    if not isinstance(found, dict) or found.get("$id") != ours["$id"]:
+        return "foreign"
+    try:
+        flat = flatten_schema(found)
+    except (AttributeError, KeyError, TypeError, RecursionError):
+        return "older"  # ours once, and broken since
+    if {**flat, "$comment": ""} == {**flatten_schema(ours), "$comment": ""}:
+        return "current"
+    return "newer" if _is_newer(str(found.get("$comment"))) else "older"
+
+
+def _read_schema(path: str) -> object:
+    """Return what a JSON file holds.
+
+    Raises:
+        OSError: It cannot be read, or is not a file.
+        ValueError: It is too long, or not JSON.
+    """
+    # A pipe would keep us waiting for whoever writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise ValueError("too long for a schema of ours")
+    return json.loads(raw)
+
+
+def _is_newer(comment: str) -> bool:
+    """Return whether a copy's comment names a later version of tfenv than this one."""
+    from tfenv import __version__
+
+    theirs, ours = (_VERSION.search(text) for text in (comment, f"tfenv {__version__}"))
+    return theirs is not None and ours is not None and _parse_version(theirs[1]) > _parse_version(ours[1])
+
+
+def _parse_version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
