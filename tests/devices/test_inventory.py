@@ -69,7 +69,7 @@ def test_memory_that_is_not_told(simulated_gpus: SimulatedGpus) -> None:
     ("code", "words"),
     [
         (MISMATCH, "restart the machine"),
-        (NOT_LOADED, "the NVIDIA driver is installed and not loaded"),
+        (NOT_LOADED, "the NVIDIA driver is installed but not loaded"),
         (NO_PERMISSION, "who may open /dev/nvidiactl"),
     ],
 )

@@ -326,7 +326,7 @@ def test_a_choice_that_fits_but_for_the_overhead_says_so() -> None:
         assert get_allocations(allocate_gpus(plan, INVENTORY, make_requester(overhead=600 << 20)))
     made = allocate_gpus(plan, INVENTORY, make_requester(overhead=600 << 20))
     assert list_codes(made) == [("no-free-gpu", "warning")]
-    assert "It would fit but for process_overhead, 600.0 MiB beside the limit of each" in made.findings[0].message
+    assert "It would fit without process_overhead (600.0 MiB beside the limit of each" in made.findings[0].message
     shared = allocate_gpus(make_plan("share", limit=TOTAL // 2), INVENTORY, make_requester(overhead=600 << 20))
     assert list_codes(shared) == [("shared-gpu", "warning")]
     assert "process_overhead" in shared.findings[0].message

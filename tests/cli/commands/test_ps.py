@@ -190,7 +190,7 @@ def test_nobody(tfgpu: Tfgpu, machine: SimulatedMachine) -> None:
     assert tfgpu("ps", env=machine.env).stdout.startswith("nobody  no process holds memory of a GPU")
     machine.hold(f"0 {NOBODY} 5000")
     machine.env["TFGPU_SIMULATE"] += ",processes_error=3:0"
-    assert "GPU 0   the driver does not tell who uses it" in tfgpu("ps", env=machine.env).stdout
+    assert "GPU 0   the driver does not report who uses it" in tfgpu("ps", env=machine.env).stdout
 
 
 def test_no_driver_to_ask(tfgpu: Tfgpu, machine: SimulatedMachine) -> None:
