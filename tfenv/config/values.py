@@ -174,7 +174,7 @@ def _explain_selector(value: object, text: str) -> str:
     if text.lstrip().startswith("-"):
         return f'{quote_value(value)} is not a GPU; positions start at 0, and visible_devices = "none" hides all GPUs'
     if _UUID.fullmatch(text):
-        return f'{quote_value(value)} is not a GPU; write the prefix in capitals, "{text[:4].upper()}{text[4:]}"'
+        return f'{quote_value(value)} is not a GPU; the prefix is in capitals, write "{text[:4].upper()}{text[4:]}"'
     if "," in text:
         return f"{quote_value(value)} is not a GPU; write a list, as in [0, 1]"
     if text == "name:":
