@@ -77,7 +77,7 @@ def test_config(project: Path, tfgpu: Tfgpu) -> None:
         (["--gpus", "-1"], 'visible_devices = "none"'),
         (["--gpus", ""], "is not a GPU"),
         (["--gpus", "0,,1"], "is not a GPU"),
-        (["--config", "nowhere.toml"], "there is no file nowhere.toml"),
+        (["--config", "nowhere.toml"], "nowhere.toml does not exist"),
         (["--memory", "4GiB"], "unrecognized arguments: --memory"),
     ],
 )
