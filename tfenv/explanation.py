@@ -284,7 +284,7 @@ def _explain_for_somebody_else(account: UserAccount, cwd: str | None) -> Explana
     """Explain what would apply to somebody else: their files and permissions, and none of the caller's variables."""
     subject = identify(account.uid, account.groups)
     if os.geteuid() != 0:
-        raise PermissionError(f"only root may ask for somebody else; try `sudo tfgpu explain --user {subject.user}`")
+        raise PermissionError(f"only root can ask about another user; try `sudo tfgpu explain --user {subject.user}`")
     start = Start(
         cwd=cwd or current_start().cwd,
         uid=account.uid,
@@ -354,7 +354,7 @@ def _explain_choice(plan: Plan, uid: int, overhead: int) -> ExplainedChoice | No
     made = ExplainedChoice(plan.choosing.count, plan.choosing.when_busy)
     gpu_request = request_from_plan(plan, uid, overhead=overhead)
     if gpu_request is None:
-        return replace(made, scene="which GPUs are free cannot be told without NVML")
+        return replace(made, scene="cannot tell which GPUs are free without NVML")
     names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
     found = look(gpu_request, lambda: read_memory(names))
     if isinstance(found, Unavailable):
@@ -419,7 +419,7 @@ def _find_project_ban(loaded: LoadedPolicy) -> str | None:
     said = [layer.machine["allow_project_files"] for layer in loaded.layers if "allow_project_files" in layer.machine]
     if not said or said[-1].value is not False:
         return None
-    return f"no project's file counts: allow_project_files = false in {said[-1].origin.path}"
+    return f"project files are ignored: allow_project_files = false in {said[-1].origin.path}"
 
 
 def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[ExaminedFile]:
@@ -436,7 +436,7 @@ def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[Examined
         if document.source.layer == "project":
             hidden = find_hidden_file(loaded.start, document.source.path)
             if hidden is not None and hidden.path not in paths:
-                seen.append(ExaminedFile("project", hidden.path, "hidden", "a nearer file of a project counts"))
+                seen.append(ExaminedFile("project", hidden.path, "hidden", "a nearer project file counts instead"))
     present = {file.layer for file in seen}
     seen += [place for place in _list_places(loaded.start, obstacle) if place.layer not in present]
     return sorted(seen, key=lambda file: (LAYER_ORDER.index(file.layer), file.state != "hidden"))
@@ -467,7 +467,7 @@ def _list_places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
     if start.isolated:
         yield ExaminedFile("project", start.cwd or "", "none", "not looked for with python -I or -E")
     elif start.config and obstacle is None:
-        yield ExaminedFile("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
+        yield ExaminedFile("project", start.config, "none", "TFGPU_CONFIG names the file of another layer")
     else:
         yield ExaminedFile("project", start.cwd or "", "none", obstacle or _describe_search(start))
 

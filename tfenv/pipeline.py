@@ -390,9 +390,9 @@ def check_disable_switch(loaded: LoadedPolicy) -> tuple[bool, tuple[Finding, ...
     if start.disable != "1":
         text = "TFGPU_DISABLE has no effect: only the value 1 switches the policy off"
     elif start.elevated or start.isolated:
-        text = "TFGPU_DISABLE has no effect under sudo, setuid, python -I and -E"
+        text = "TFGPU_DISABLE has no effect under sudo, setuid, python -I or -E"
     elif not loaded.policy.allow_disable:
-        text = "TFGPU_DISABLE has no effect: the machine layer says allow_disable = false"
+        text = "TFGPU_DISABLE has no effect: the administrator set allow_disable = false"
     else:
         return True, ()
     return False, (Finding("disable-refused", text, "warning"),)

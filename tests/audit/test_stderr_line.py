@@ -63,7 +63,7 @@ def test_gpus_that_nvml_does_not_know() -> None:
 
 
 def test_all_gpus_with_one_limit() -> None:
-    """A policy that names no GPUs speaks of all."""
+    """A policy that is not a GPUs speaks of all."""
     line = format_policy_line(SUBJECT, POLICY, Plan(limit=MemoryLimit(fraction=0.5)))
     assert line == "tfgpu: all GPUs, at most 50% each (tfgpu.toml)"
 

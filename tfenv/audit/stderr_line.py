@@ -50,7 +50,7 @@ def format_policy_line(
         "" when nothing is declared and nothing is wrong.
     """
     findings = (*findings, *plan.findings)
-    all_findings = dict.fromkeys(_shorten_paths(subject, (*findings, *(outcome.findings if outcome else ()))))
+    all_findings = _shorten_paths(subject, (*findings, *(outcome.findings if outcome else ())))
     wrong = tuple(finding for finding in all_findings if finding.severity != "note")
     shown = _shorten_paths(subject, findings)
     if policy.silent and not wrong:

@@ -264,7 +264,7 @@ def _require_administrators_own(path: str, place: str, status: os.stat_result, t
         raise DocumentError("insecure-permissions", path, message)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
-        message = f"{subject} is writable by {who}; take that away (chmod go-w)"
+        message = f"{subject} is writable by {who}; run chmod go-w"
         raise DocumentError("insecure-permissions", path, message)
 
 
@@ -317,9 +317,8 @@ def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -
     for owner in owners:
         if owner not in known:
             message = (
-                f"belongs to {_name_user(owner)}, neither to you ({_name_user(trust.uid)}) nor to root nor to the "
-                "owner of the directory the process started in; copy it, or ask for trusted_owners in the machine's "
-                "policy"
+                f"belongs to {_name_user(owner)}, not to you ({_name_user(trust.uid)}), root or the owner of the "
+                "start directory; copy it, or ask your administrator to add the owner to trusted_owners"
             )
             # A stranger who plants a file must not have `on_error` take the GPUs of those who come by. But who names
             # a file in TFGPU_CONFIG means it.
@@ -333,11 +332,11 @@ def _require_not_public(path: str, descriptor: int, opened: os.stat_result, seve
     The sticky bit (/tmp) is no excuse: it keeps people from taking files away, not from planting them.
     """
     if opened.st_mode & stat.S_IWOTH:
-        message = "is writable by everybody; take that away (chmod o-w)"
+        message = "is writable by everybody; run chmod o-w"
         raise DocumentError("insecure-permissions", path, message, severity)
     for directory in {os.path.dirname(path), os.path.dirname(_find_opened_path(path, descriptor))}:
         if os.stat(directory).st_mode & stat.S_IWOTH and not _is_read_only(directory):
-            message = f"its directory {directory} is writable by everybody; move it to a directory of your own"
+            message = f"its directory {directory} is writable by everybody; move the file to a private one"
             raise DocumentError("insecure-permissions", path, message, severity)
 
 
@@ -410,12 +409,16 @@ def _parse(path: str, text: str) -> dict[str, object]:
         raise _make_syntax_error(path, text, error) from None
     except ValueError:
         # Python refuses to convert integers of thousands of digits, and tomli lets that through.
-        raise DocumentError("syntax", path, "an integer has more digits than TOML's 64 bits hold") from None
+        raise DocumentError(
+            "syntax", path, "an integer does not fit into TOML's 64 bits; write a smaller one"
+        ) from None
     return parsed
 
 
 def _make_depth_error(path: str) -> DocumentError:
-    return DocumentError("too-deep", path, "its tables or arrays are nested too deeply; a policy needs few levels")
+    return DocumentError(
+        "too-deep", path, "its tables or arrays are nested too deeply; a policy needs only a few levels"
+    )
 
 
 #: What people mean when tomli says so.

@@ -74,7 +74,7 @@ def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) 
     """Below a value that a ceiling changed stands which ceiling did."""
     result = tfgpu("explain", env=four_gpus)
     assert f"clamped: 16.0 GiB is above the ceiling of 50% from {layers} (ceiling.memory_limit)" in result.stdout
-    assert "clamped: growth stays on: required by" in result.stdout
+    assert "clamped: growth stays on because required by" in result.stdout
     assert result.returncode == 0
 
 
@@ -356,7 +356,7 @@ def test_where_no_projects_file_counts(server: SharedMachine) -> None:
     server.write("/home/alice/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n", ALICE)
     told = explain_as_root(server, "alice", "--project", "/home/alice/project")
     (seen,) = [file for file in told["files"] if file["layer"] == "project"]
-    assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
+    assert seen["why"] == "project files are ignored: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
     assert told["settings"] == {}
 
 
@@ -367,7 +367,7 @@ def test_others_are_nobodys_business(server: SharedMachine) -> None:
     refused = server.tfgpu("explain", "--user", "bob", user=ALICE)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "tfgpu explain: only root may ask for somebody else; try `sudo tfgpu explain --user bob`\n"
+        "tfgpu explain: only root can ask about another user; try `sudo tfgpu explain --user bob`\n"
     )
 
 

@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--python",
         metavar="PATH",
-        help="the interpreter (default: that of the active environment, or else the first on PATH)",
+        help="Examine this interpreter (default: the active environment's, or else the first on PATH).",
     )
-    parser.add_argument("--no-tensorflow", action="store_true", help="do not import TensorFlow, which takes seconds")
+    parser.add_argument("--no-tensorflow", action="store_true", help="Do not import TensorFlow, which takes seconds.")
     add_format_option(parser)
 
 
@@ -145,7 +145,7 @@ def _diagnose_tensorflow(
         yield DoctorRow("TensorFlow", "note", "not installed there", "pip install 'tensorflow[and-cuda]'")
         return
     if python is None:
-        yield DoctorRow("TensorFlow", "note", "installed, not imported (--no-tensorflow)")
+        yield DoctorRow("TensorFlow", "note", "installed; not imported because of --no-tensorflow")
         return
     try:
         seen = ask_interpreter(python, "tensorflow", _TENSORFLOW_TIMEOUT_S, _share_busy_gpus(explanation.plan))
@@ -188,7 +188,7 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
             yield DoctorRow("audit log", "ok", shorten_path(path))
         folder = find_open_folder(path) if "<uid>" in path and uid == 0 else None
         if folder is not None:
-            text = f"everybody can write in {folder}, and so create the log of a user who has none yet"
+            text = f"everybody can write to {folder}, and so create the log of a user who has none yet"
             yield DoctorRow("audit log", "note", text, "create the users' logs: see docs/administrators.md")
 
 
