@@ -128,7 +128,7 @@ def test_status_without_anything(tmp_path: Path, simulated_gpus: Simulated) -> N
         ("pass", {}, "tfgpu: NOT ACTIVE in this interpreter (see `tfgpu doctor`). Declared: GPU 1 of 4"),
         ("tfenv.apply()", {"TFGPU_DISABLE": "1"}, "tfgpu: switched off by TFGPU_DISABLE=1"),
     ],
-    ids=["armed", "not armed", "switched off"],
+    ids=["armed", "not active", "switched off"],
 )
 def test_status_tells_what_will_apply(
     prepare: str, environment: dict[str, str], expected: str, tmp_path: Path, simulated_gpus: Simulated

@@ -13,9 +13,10 @@ from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
 from tfenv.errors import Finding, PolicyError, escape_for_terminal
-from tfenv.explanation import Explanation, explain, plan_as_dict
+from tfenv.explanation import Explanation, explain_applied, explain_start, plan_as_dict
+from tfenv.explanation import explain as explain_elsewhere
 from tfenv.lint.check import check_here, check_path
-from tfenv.policy.model import MemoryLimit, Outcome, Plan
+from tfenv.policy.model import Grant, Inventory, MemoryLimit, Outcome, Plan, Start
 from tfenv.policy.units import format_limit
 from tfenv.runtime import arming
 from tfenv.values import as_dict, frozen
@@ -58,7 +59,7 @@ class Status:
         if self.summary:
             return self.summary
         if self.governed:
-            return "tfgpu: nothing is declared about GPUs"
+            return "tfgpu: the policy sets nothing about GPUs"
         return "tfgpu: no policy applies here (no tfgpu.toml was found)"
 
     def as_dict(self) -> dict[str, object]:
@@ -78,11 +79,11 @@ class Status:
         )
 
     def _make_rows(self) -> Iterator[tuple[str, list[str]]]:
-        yield "hook", ["armed" if self.armed else "not armed"]
+        yield "hook", ["active" if self.armed else "not active"]
         yield "framework", [f"{self.framework} {self.version or ''}"] if self.framework else []
         yield "files", list(self.sources)
         in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
-        yield "GPUs" if in_force else "GPUs, had it been in force", _format_gpus(self.plan)
+        yield "GPUs" if in_force else "GPUs if it were in force", _format_gpus(self.plan)
         yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "set by the program"]
         yield (
             "at the entry points",
@@ -122,7 +123,7 @@ def status() -> Status:
     try:
         return _preview_status()
     except Exception as error:  # noqa: BLE001 - whoever only asks is not stopped
-        text = f"what will apply cannot be told: {type(error).__name__}: {error}"
+        text = f"cannot tell what will apply: {type(error).__name__}: {error}"
         finding = Finding("internal-error", text)
         return Status(arming.is_armed(), findings=(finding,), summary=f"tfgpu: {text} [{finding.code}]")
 
@@ -132,46 +133,71 @@ def _preview_status() -> Status:
     from tfenv import pipeline
     from tfenv.audit.stderr_line import format_policy_line
     from tfenv.devices.inventory import read_inventory
-    from tfenv.launchers.grant import read_grant
-    from tfenv.launchers.parent import read_boot_id, split_tokens
 
-    armed, remembered = arming.is_armed(), arming.get_start()
-    start = pipeline.make_start(remembered, at_import=True) if remembered else pipeline.current_start()
+    armed = arming.is_armed()
+    start, grant, request = _read_own_start()
     loaded = pipeline.load(start)
     if not loaded.found:
         return Status(armed=armed)
-    if pipeline.check_disable_switch(loaded)[0]:
+    is_off, remarks = pipeline.check_disable_switch(loaded)
+    if is_off:
         return Status(armed, sources=loaded.policy.paths, summary="tfgpu: switched off by TFGPU_DISABLE=1")
-    known = {name: value for name, value in (remembered or os.environ).items() if value is not None}
-    grant, inherited = read_grant(known, os.environ, read_boot_id())
-    plan = pipeline.decide(loaded, grant, read_inventory(), split_tokens(inherited.request)).plan
-    line = format_policy_line(loaded.subject, loaded.policy, plan, findings=loaded.findings).removeprefix("tfgpu: ")
+    plan = pipeline.decide(loaded, grant, read_inventory(), request).plan
+    found = (*loaded.findings, *remarks)
+    line = format_policy_line(loaded.subject, loaded.policy, plan, findings=found).removeprefix("tfgpu: ")
     when = "when TensorFlow is imported" if armed else "NOT ACTIVE in this interpreter (see `tfgpu doctor`). Declared"
     return Status(
         armed=armed,
         sources=loaded.policy.paths,
         plan=plan,
-        findings=(*loaded.findings, *plan.findings),
+        findings=(*found, *plan.findings),
         summary=f"tfgpu: {when}: {line}" if line else "",
     )
+
+
+def _read_own_start() -> tuple[Start, Grant, tuple[str, ...] | None]:
+    """Return what this process was when it started, what it was given, and what an ancestor's program asked for."""
+    from tfenv import pipeline
+    from tfenv.launchers.grant import read_grant
+    from tfenv.launchers.parent import read_boot_id, split_tokens
+
+    remembered = arming.get_start()
+    start = pipeline.make_start(remembered, at_import=True) if remembered else pipeline.current_start()
+    known = {name: value for name, value in (remembered or os.environ).items() if value is not None}
+    grant, inherited = read_grant(known, os.environ, read_boot_id())
+    return start, grant, split_tokens(inherited.request)
+
+
+def _find_plan(process: ProcessPolicy) -> tuple[Plan, Inventory]:
+    """Return what is applied to the first framework and the GPUs, or before devices are listed what will be."""
+    from tfenv import pipeline
+    from tfenv.devices.inventory import read_inventory
+    from tfenv.policy.supports import drop_unsupported
+
+    first = next(iter(process.frameworks.values()))
+    if process.no_gpu or process.inventory.devices is not None or process.inventory.problem is not None:
+        return first.plan, process.inventory
+    inventory = read_inventory()
+    plan = pipeline.decide(process.loaded, process.grant, inventory, process.program_request).plan
+    return drop_unsupported(plan, process.loaded.policy, first.framework.supports, first.framework.title), inventory
+
+
+def _list_findings(process: ProcessPolicy, plan: Plan) -> tuple[Finding, ...]:
+    reporter, first = process.reporter, next(iter(process.frameworks.values()))
+    findings = [*process.loaded.findings, *plan.findings, *process.findings, *reporter.pending, *first.pending]
+    findings += reporter.log_findings
+    findings += [finding for outcome in reporter.list_outcomes() for finding in outcome.findings]
+    return tuple(dict.fromkeys(findings))
 
 
 def _make_status(process: ProcessPolicy) -> Status:
     from tfenv.audit.stderr_line import format_policy_line
 
-    loaded, reporter = process.loaded, process.reporter
+    loaded = process.loaded
     first = next(iter(process.frameworks.values()))
-    outcomes = reporter.list_outcomes()
+    outcomes = process.reporter.list_outcomes()
     last = outcomes[-1] if outcomes else None
-    findings = [
-        *loaded.findings,
-        *first.plan.findings,
-        *process.findings,
-        *reporter.pending,
-        *first.pending,
-        *reporter.log_findings,
-    ]
-    findings += [finding for outcome in outcomes for finding in outcome.findings]
+    plan, _ = _find_plan(process)
     return Status(
         armed=arming.is_armed(),
         governed=True,
@@ -179,11 +205,38 @@ def _make_status(process: ProcessPolicy) -> Status:
         version=first.framework.version(),
         frameworks=tuple(process.frameworks),
         sources=loaded.policy.paths,
-        plan=first.plan,
+        plan=plan,
         outcomes=outcomes,
-        findings=tuple(dict.fromkeys(findings)),
-        summary=format_policy_line(loaded.subject, loaded.policy, first.plan, last, loaded.findings),
+        findings=_list_findings(process, plan),
+        summary=format_policy_line(loaded.subject, loaded.policy, plan, last, loaded.findings),
     )
+
+
+def explain(project: str | os.PathLike[str] | None = None, user: str | None = None) -> Explanation:
+    """Explain the policy of this process, or of one that would start elsewhere or as another user.
+
+    Without arguments it agrees with `status()`: before a framework is imported it tells what will apply, and
+    afterwards what is applied.
+
+    Args:
+        project: The directory where another process would start. None: explain this process.
+        user: Whose process: a login name, or "uid:1234". None: your own. Only root may ask about somebody else. It is
+            explained as for a new login, since nobody else's variables are known.
+
+    Raises:
+        NotADirectoryError: `project` is not a directory.
+        LookupError: There is no such user.
+        PermissionError: Only root may ask about somebody else.
+    """
+    from tfenv.runtime.enforce import get_current
+
+    if project is not None or user is not None:
+        return explain_elsewhere(project, user)
+    process = get_current()
+    if process is None:
+        return explain_start(*_read_own_start())
+    plan, inventory = _find_plan(process)
+    return explain_applied(process.loaded, process.grant, inventory, plan, _list_findings(process, plan))
 
 
 def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:

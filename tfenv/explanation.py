@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from tfenv.audit.sinks import list_log_names
-from tfenv.config.discover import find_hidden_file
+from tfenv.config.discover import find_hidden_file, find_search_end
 from tfenv.config.document import Trust, read
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import validate
@@ -242,8 +242,33 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
     if uid != os.geteuid():
         return _explain_for_somebody_else(find_account(uid), cwd)
     grant, request = read_current_grant()
-    start = current_start(cwd)
+    return explain_start(current_start(cwd), grant, request)
+
+
+def explain_start(start: Start, grant: Grant, request: tuple[str, ...] | None) -> Explanation:
+    """Explain the policy of a process that started so.
+
+    Args:
+        start: What the process was when it started.
+        grant: What the scheduler or the parent process gave it.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself. None: nothing.
+    """
     return _explain_loaded(load(start), grant, request)
+
+
+def explain_applied(
+    loaded: LoadedPolicy, grant: Grant, inventory: Inventory, plan: Plan, findings: tuple[Finding, ...]
+) -> Explanation:
+    """Explain the policy that a process is under.
+
+    Args:
+        loaded: The files as the process read them.
+        grant: What the scheduler or the parent process gave it.
+        inventory: The machine's GPUs.
+        plan: What is applied.
+        findings: All that was found so far.
+    """
+    return _make_explanation(loaded, grant, inventory, plan, findings)
 
 
 def _find_uid(user: str) -> int:
@@ -259,7 +284,7 @@ def _explain_for_somebody_else(account: UserAccount, cwd: str | None) -> Explana
     """Explain what would apply to somebody else: their files and permissions, and none of the caller's variables."""
     subject = identify(account.uid, account.groups)
     if os.geteuid() != 0:
-        raise PermissionError(f"only root may ask for somebody else; try `sudo tfgpu explain --user {subject.user}`")
+        raise PermissionError(f"only root can ask about another user; try `sudo tfgpu explain --user {subject.user}`")
     start = Start(
         cwd=cwd or current_start().cwd,
         uid=account.uid,
@@ -292,6 +317,19 @@ def _explain_loaded(
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
     disabled, remarks = check_disable_switch(loaded)
+    findings = (*loaded.findings, *remarks, *plan.findings)
+    made = _make_explanation(loaded, grant, inventory, plan, findings, obstacle)
+    return replace(made, disabled=disabled, refused=decision.refused and not disabled)
+
+
+def _make_explanation(
+    loaded: LoadedPolicy,
+    grant: Grant,
+    inventory: Inventory,
+    plan: Plan,
+    findings: tuple[Finding, ...],
+    obstacle: str | None = None,
+) -> Explanation:
     return Explanation(
         user=loaded.subject.user,
         groups=loaded.subject.groups,
@@ -305,9 +343,7 @@ def _explain_loaded(
         inventory=inventory,
         plan=plan,
         choosing=_explain_choice(plan, loaded.subject.uid, loaded.policy.process_overhead),
-        disabled=disabled,
-        refused=decision.refused and not disabled,
-        findings=(*loaded.findings, *remarks, *plan.findings),
+        findings=findings,
     )
 
 
@@ -318,7 +354,7 @@ def _explain_choice(plan: Plan, uid: int, overhead: int) -> ExplainedChoice | No
     made = ExplainedChoice(plan.choosing.count, plan.choosing.when_busy)
     gpu_request = request_from_plan(plan, uid, overhead=overhead)
     if gpu_request is None:
-        return replace(made, scene="which GPUs are free cannot be told without NVML")
+        return replace(made, scene="cannot tell which GPUs are free without NVML")
     names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
     found = look(gpu_request, lambda: read_memory(names))
     if isinstance(found, Unavailable):
@@ -383,7 +419,7 @@ def _find_project_ban(loaded: LoadedPolicy) -> str | None:
     said = [layer.machine["allow_project_files"] for layer in loaded.layers if "allow_project_files" in layer.machine]
     if not said or said[-1].value is not False:
         return None
-    return f"no project's file counts: allow_project_files = false in {said[-1].origin.path}"
+    return f"project files are ignored: allow_project_files = false in {said[-1].origin.path}"
 
 
 def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[ExaminedFile]:
@@ -400,7 +436,7 @@ def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[Examined
         if document.source.layer == "project":
             hidden = find_hidden_file(loaded.start, document.source.path)
             if hidden is not None and hidden.path not in paths:
-                seen.append(ExaminedFile("project", hidden.path, "hidden", "a nearer file of a project counts"))
+                seen.append(ExaminedFile("project", hidden.path, "hidden", "a nearer project file counts instead"))
     present = {file.layer for file in seen}
     seen += [place for place in _list_places(loaded.start, obstacle) if place.layer not in present]
     return sorted(seen, key=lambda file: (LAYER_ORDER.index(file.layer), file.state != "hidden"))
@@ -431,7 +467,18 @@ def _list_places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
     if start.isolated:
         yield ExaminedFile("project", start.cwd or "", "none", "not looked for with python -I or -E")
     elif start.config and obstacle is None:
-        yield ExaminedFile("project", start.config, "none", "TFGPU_CONFIG names a file of another layer")
+        yield ExaminedFile("project", start.config, "none", "TFGPU_CONFIG names the file of another layer")
     else:
-        looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu] here or above"
-        yield ExaminedFile("project", start.cwd or "", "none", obstacle or looked_for)
+        yield ExaminedFile("project", start.cwd or "", "none", obstacle or _describe_search(start))
+
+
+def _describe_search(start: Start) -> str:
+    """Say what was looked for in vain, up to which directory, and why no further."""
+    end = find_search_end(start)
+    looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu]"
+    if end is None:
+        return f"{looked_for}: this directory cannot be searched"
+    top, why = end
+    if top == start.cwd:
+        return f"{looked_for} here, and the search ends at {why}"
+    return f"{looked_for} here or above, up to {top}, {why}"

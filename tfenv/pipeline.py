@@ -6,7 +6,7 @@ It composes config, policy and devices. No other module knows all three.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tfenv.config.discover import discover
 from tfenv.config.document import Document, DocumentError, Trust, read
@@ -203,8 +203,19 @@ def load(
         documents=(*machine.documents, *others.documents),
         layers=layers,
         policy=_place_default_log(merge(layers, subject), start),
-        findings=(*missing, *machine.findings, *planted, *others.findings),
+        findings=(*missing, *machine.findings, *planted, *_name_variable(sources, others.findings)),
     )
+
+
+def _name_variable(sources: Iterable[Source], findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Say that TFGPU_CONFIG names a file, where that file cannot be opened."""
+    named = {source.path for source in sources if source.required}
+    for finding in findings:
+        if finding.path in named and finding.code in ("not-found", "not-a-file", "unreadable"):
+            subject = "" if finding.message.startswith(("there ", "the ", "its ", "no ")) else "it "
+            yield replace(finding, message=f"TFGPU_CONFIG names this file, but {subject}{finding.message}")
+        else:
+            yield finding
 
 
 def _place_default_log(policy: EffectivePolicy, start: Start) -> EffectivePolicy:
@@ -379,9 +390,9 @@ def check_disable_switch(loaded: LoadedPolicy) -> tuple[bool, tuple[Finding, ...
     if start.disable != "1":
         text = "TFGPU_DISABLE has no effect: only the value 1 switches the policy off"
     elif start.elevated or start.isolated:
-        text = "TFGPU_DISABLE has no effect under sudo, setuid, python -I and -E"
+        text = "TFGPU_DISABLE has no effect under sudo, setuid, python -I or -E"
     elif not loaded.policy.allow_disable:
-        text = "TFGPU_DISABLE has no effect: the machine layer says allow_disable = false"
+        text = "TFGPU_DISABLE has no effect: the administrator set allow_disable = false"
     else:
         return True, ()
     return False, (Finding("disable-refused", text, "warning"),)

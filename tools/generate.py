@@ -181,10 +181,6 @@ def _describe_table(schema: Schema, root: Schema, path: str, heading: str = "## 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
 def _format_link(table: str) -> str:
     """Return a link to a table's section."""
     return f"[`[{table}]`](#{re.sub(r'[^a-z]', '', table.lower())})"

@@ -223,7 +223,7 @@ def test_a_file_that_was_changed_by_hand_is_refused(log: Path, target: Path, fig
     log.touch()
     figures()
     target.write_text(target.read_text().replace("{", "["))
-    with pytest.raises(ForeignFileError, match="begin anew"):
+    with pytest.raises(ForeignFileError, match="restart the totals"):
         figures()
 
 

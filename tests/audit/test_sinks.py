@@ -318,7 +318,7 @@ def test_a_file_of_something_else_is_refused(
     log.open_now()
     assert [(finding.code, finding.severity) for finding in log.findings] == [("refused-log", "warning")]
     assert path.read_bytes() == content
-    assert "it holds something else than audit records" in capfd.readouterr().err
+    assert "it contains something other than audit records" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("begin", [b"", b"\n", b"{", b'{"timesta', b'{"ti\n', b'{"timestamp":"2026'])

@@ -63,7 +63,7 @@ def test_gpus_that_nvml_does_not_know() -> None:
 
 
 def test_all_gpus_with_one_limit() -> None:
-    """A policy that names no GPUs speaks of all."""
+    """A policy that is not a GPUs speaks of all."""
     line = format_policy_line(SUBJECT, POLICY, Plan(limit=MemoryLimit(fraction=0.5)))
     assert line == "tfgpu: all GPUs, at most 50% each (tfgpu.toml)"
 
@@ -89,7 +89,7 @@ def test_no_gpu_because_something_is_wrong() -> None:
     broken = Finding("no-overlap", "GPU 9 is not here", "error")
     line = format_policy_line(SUBJECT, POLICY, Plan("", devices=(), findings=(WRONG, broken)))
     assert line == (
-        "tfgpu: NO GPU: GPU 9 is not here [no-overlap]; warning: /srv/vision/tfgpu.toml:3:1: gpu.memory_limt: "
+        "tfgpu: NO GPU: GPU 9 is not here [no-overlap]; warning: tfgpu.toml:3:1: gpu.memory_limt: "
         "did you mean memory_limit [unknown-key]; see `tfgpu explain`"
     )
 
@@ -109,7 +109,7 @@ def test_what_is_broken_comes_first() -> None:
     line = format_policy_line(SUBJECT, POLICY, PLAN, findings=(WRONG, note, worse))
     assert line == (
         "tfgpu: NOT IN FORCE: /etc/tfgpu/tfgpu.toml: is writable by everybody [insecure-permissions]; in force: "
-        "GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml); warning: /srv/vision/tfgpu.toml:3:1: "
+        "GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml); warning: tfgpu.toml:3:1: "
         "gpu.memory_limt: did you mean memory_limit [unknown-key]; see `tfgpu explain`"
     )
 
@@ -119,8 +119,7 @@ def test_a_file_that_does_not_parse_leaves_no_limit() -> None:
     broken = Finding("syntax", "unclosed bracket", "error", PATH, 2, 8)
     line = format_policy_line(SUBJECT, EffectivePolicy(), Plan(machine_count=4), findings=(broken,))
     assert line.startswith(
-        "tfgpu: NOT IN FORCE: /srv/vision/tfgpu.toml:2:8: unclosed bracket [syntax]; "
-        "in force: all 4 GPUs without a limit"
+        "tfgpu: NOT IN FORCE: tfgpu.toml:2:8: unclosed bracket [syntax]; TensorFlow has all 4 GPUs without a limit"
     )
 
 

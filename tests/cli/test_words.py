@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Tfgpu
+from tests.conftest import SimulatedGpus
+from tests.shared_machine import ALICE, SharedMachine
+from tfenv.audit.stderr_line import format_policy_line
+from tfenv.errors import Finding
+from tfenv.policy.model import (
+    AutoChoice,
+    EffectivePolicy,
+    MemoryLimit,
+    Origin,
+    Outcome,
+    Plan,
+    PlannedDevice,
+    Setting,
+    Subject,
+)
 from tfenv.simulate.environment import build_environment, parse_gpus
+
+LIMIT = MemoryLimit(bytes=2 << 30)
 
 MISTAKES = [
     (("checkk",), 2, 'there is no command "checkk"; did you mean "check"?'),
@@ -64,9 +86,14 @@ def test_a_wrong_path_is_wrong_usage(tfgpu: Tfgpu, project: Path) -> None:
 def test_explain_tells_a_broken_file_from_none(tfgpu: Tfgpu, project: Path) -> None:
     """A file is there, and nothing of it is in force. `tfgpu init` would be no help."""
     (project / "tfgpu.toml").write_text("[gpu\n")
-    shown = tfgpu("explain").stdout
-    assert "Nothing is in force: see the findings below" in shown
-    assert "tfgpu init" not in shown
+    for text in ("[gpu\n", "[gpu]\nmemory_limit = 5\n", "", "version = 1\n"):
+        (project / "tfgpu.toml").write_text(text)
+        shown = tfgpu("explain").stdout
+        assert ("Nothing is in force: see the findings below" in shown) is ("gpu" in text)
+        assert "tfgpu init" not in shown
+        assert "tfgpu init" not in tfgpu("doctor", "--no-tensorflow").stdout
+    (project / "tfgpu.toml").unlink()
+    assert "Run `tfgpu init`" in tfgpu("explain").stdout
 
 
 def test_candidates_have_no_names_of_tensorflow(tfgpu: Tfgpu, project: Path) -> None:
@@ -75,3 +102,255 @@ def test_candidates_have_no_names_of_tensorflow(tfgpu: Tfgpu, project: Path) -> 
     shown = tfgpu("explain", env=build_environment(parse_gpus("2x24GiB"), base={})).stdout
     assert "candidate" in shown
     assert "GPU:0" not in shown
+
+
+# ---- the line on stderr, and the command that it points to
+
+needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
+LIST = "import tfenv; tfenv.apply(); import tensorflow as tf; tf.config.list_logical_devices()"
+Program = Callable[..., str]
+
+
+@pytest.fixture
+def run_program(project: Path, variables: dict[str, str], simulated_gpus: SimulatedGpus) -> Program:
+    """Return what runs a program with TensorFlow in the project, on four GPUs, and gives our lines on its stderr."""
+
+    def run(env: Mapping[str, str] | None = None, program: str = LIST) -> str:
+        environment = variables | simulated_gpus() | dict(env or {})
+        environment["XDG_CONFIG_HOME"] = variables["XDG_CONFIG_HOME"]
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=project, env=environment, capture_output=True, text=True,
+            timeout=200, check=True,
+        )  # fmt: skip
+        return "\n".join(line for line in done.stderr.splitlines() if line.startswith("tfgpu: "))
+
+    return run
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("policy", "env", "finding", "code"),
+    [
+        ("[gpu]\nvisible_devices = [0, 9]\n", {}, "gpu.visible_devices: 9: ", "no-such-device"),
+        ("[gpu]\nmemory_limit = '2GiB'\n", {"TFGPU_DISABLE": "true"}, "only the value 1", "disable-refused"),
+        ("[gpu]\nmemory_limit = '2 gigs'\n", {}, '"gigs" is not a unit', "invalid-value"),
+    ],
+    ids=["a GPU that is not there", "TFGPU_DISABLE=true", "a wrong value"],
+)
+def test_the_line_points_to_the_command_that_shows_the_finding(
+    policy: str,
+    env: dict[str, str],
+    finding: str,
+    code: str,
+    project: Path,
+    tfgpu: Tfgpu,
+    run_program: Program,
+) -> None:
+    """The line names the finding once and ends with a command. That command shows the same finding."""
+    (project / "tfgpu.toml").write_text(policy)
+    line = run_program(env)
+    assert line.count(f"[{code}]") == 1
+    assert finding in line
+    assert line.endswith("; see `tfgpu explain`")
+    four_gpus = build_environment(parse_gpus("4x24GiB"), base={})
+    shown = tfgpu("explain", env=four_gpus | env).stdout
+    assert finding in shown
+    assert f"{code}]" in shown
+    assert finding in tfgpu("doctor", "--no-tensorflow", env=four_gpus | env).stdout
+
+
+def test_a_forbidden_switch_is_shown_by_the_command(server: SharedMachine) -> None:
+    """Where the administrator forbids TFGPU_DISABLE=1, the status says so and `tfgpu explain` shows it."""
+    server.policy({"tfgpu.toml": "[gpu]\nmemory_limit = '2GiB'\n[machine]\nallow_disable = false\n"})
+    line = server.python(ALICE, "import tfenv; print(tfenv.status())", TFGPU_DISABLE="1").stdout
+    assert "TFGPU_DISABLE has no effect" in line
+    assert "see `tfgpu explain`" in line
+    assert "allow_disable = false" in server.tfgpu("explain", env={"TFGPU_DISABLE": "1"}).stdout
+
+
+def test_a_finding_of_a_running_program_points_to_no_command() -> None:
+    """No command that is run later can show that a GPU is shared now."""
+    plan = Plan("0", devices=(PlannedDevice("0"),))
+    shared = Finding("shared-gpu", "GPU 0 is shared", "warning")
+    line = format_policy_line(Subject("alice", 1000), EffectivePolicy(), plan, Outcome("applied", findings=(shared,)))
+    assert line == "tfgpu: GPU 0; warning: GPU 0 is shared [shared-gpu]"
+
+
+def test_doctor_hides_no_finding(project: Path, tfgpu: Tfgpu) -> None:
+    """Each finding has a row of its own, the errors first."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_limt = '2GiB'\nmemory_limit = 5\nallocator = 'x'\n")
+    shown = tfgpu("doctor", "--no-tensorflow").stdout
+    codes = [code for code in ("invalid-value", "unknown-key") for _ in range(shown.count(f"[{code}]"))]
+    assert codes == ["invalid-value", "invalid-value", "unknown-key"]
+    assert "findings, first" not in shown
+    assert shown.index("unknown-key") > shown.rindex("invalid-value")
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+def test_a_broken_file_is_the_first_thing_said(project: Path, run_program: Program) -> None:
+    """The line says at once that nothing is in force, where the mistake is, and what TensorFlow has instead."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_limit = ")
+    line = run_program()
+    assert line.startswith("tfgpu: NOT IN FORCE: tfgpu.toml:2:14: is not valid TOML")
+    assert "; TensorFlow has all 4 GPUs without a limit; see `tfgpu explain`" in line
+
+
+def test_a_long_message_is_cut_between_words() -> None:
+    """What is left of it reads as a sentence that goes on."""
+    words = Finding("syntax", "alpha beta gamma " * 20)
+    line = format_policy_line(Subject("alice", 1000), EffectivePolicy(), Plan(), findings=(words,))
+    message = line.removeprefix("tfgpu: NOT IN FORCE: ").partition(" [syntax]")[0]
+    assert message.endswith((" alpha …", " beta …", " gamma …"))
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (Plan("GPU-a0fa4e00-1", devices=(PlannedDevice("GPU-a0fa4e00-1"),)), "tfgpu: GPU-a0fa4e00"),
+        (Plan("0", devices=None), "tfgpu: GPU 0"),
+        (Plan(limit=LIMIT, machine_count=1), "tfgpu: the GPU, at most 2.0 GiB"),
+        (Plan(limit=LIMIT, machine_count=2), "tfgpu: all 2 GPUs, at most 2.0 GiB each"),
+        (Plan(limit=LIMIT, choosing=AutoChoice(1)), "tfgpu: 1 free GPU, at most 2.0 GiB"),
+        (Plan(limit=LIMIT, choosing=AutoChoice(2)), "tfgpu: 2 free GPUs, at most 2.0 GiB each"),
+    ],
+    ids=["a UUID", "a number", "the only one", "two", "one of them", "two of them"],
+)
+def test_gpus_are_named_once_and_counted_right(plan: Plan, said: str) -> None:
+    """No "GPU GPU-a0fa4e00", no "each" for one GPU."""
+    policy = EffectivePolicy({"memory_limit": Setting(LIMIT, Origin("project", "/p/tfgpu.toml", ("gpu",)))})
+    assert format_policy_line(Subject("alice", 1000), policy, plan) == said
+
+
+# ---- files that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            "/missing",
+            "/missing: TFGPU_CONFIG names this file, but there is no such file; create it or correct the path",
+        ),
+        ("/dev/stdin", "/dev/stdin: TFGPU_CONFIG names this file, but it is a FIFO; a policy must be a regular file"),
+        ("/dev/null", "/dev/null: TFGPU_CONFIG names this file, but it is a device; a policy must be a regular file"),
+        ("/etc", "/etc: TFGPU_CONFIG names a directory; write the path of a file, as in /etc/tfgpu.toml"),
+    ],
+)
+def test_a_wrong_tfgpu_config_is_one_sentence(config: str, said: str, tfgpu: Tfgpu) -> None:
+    """It names the variable, the path, what is wrong and what to do, in every command."""
+    checked = tfgpu("check", env={"TFGPU_CONFIG": config}, stdin="")
+    assert checked.stdout.splitlines()[0].startswith(said)
+    assert said in tfgpu("explain", env={"TFGPU_CONFIG": config}, stdin="").stdout
+
+
+@pytest.mark.parametrize("text", ["[gpu\n", "[gpu]\nmemory_limit = ", "a = [1,\n2\n\n\n", 'a = """x\n\n', "a = 'x"])
+def test_a_mistake_is_inside_the_file(text: str, project: Path, tfgpu: Tfgpu) -> None:
+    """A parser notices an unclosed bracket at the end of the file. The place it names can be gone to in an editor."""
+    (project / "tfgpu.toml").write_text(text)
+    _, line, column, _ = tfgpu("check").stdout.splitlines()[0].split(":", 3)
+    lines = text.split("\n")
+    assert lines[int(line) - 1][int(column) - 1].strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("memory_growth\u00a0= true", 'tfgpu.toml:2:14: {}U+00A0 "no-break space": write a normal space'),
+        ("memory_limit = '2\u00a0GiB'", 'tfgpu.toml:2:1: {}U+00A0 "no-break space": write a normal space'),
+        ("memory_growth\u202f= true", 'tfgpu.toml:2:14: {}U+202F "narrow no-break space": write a normal space'),
+        ("memory_growth\u200b = true", 'tfgpu.toml:2:14: {}U+200B "zero width space": remove it'),
+        ("'memory_limit\u200d' = '2GiB'", 'tfgpu.toml:2:1: {}U+200D "zero width joiner": remove it'),
+        ("\ufeffmemory_growth = true", 'tfgpu.toml:2:1: {}U+FEFF "byte order mark": remove it'),
+        ("memory_limit = \u201c2GiB\u201d", 'tfgpu.toml:2:16: {}U+201C "left double quotation mark": write "'),
+        ("memory_limit = \u20182GiB\u2019", 'tfgpu.toml:2:16: {}U+2018 "left single quotation mark": write \''),
+        ("visible_devices = ['GPU\u2013a0fa']", 'tfgpu.toml:2:20: {}U+2013 "en dash": write -'),
+        ("memory_growth \uff1d true", 'tfgpu.toml:2:15: {}U+FF1D "fullwidth equals sign": write ='),
+    ],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_a_character_that_nobody_can_see_is_named(text: str, said: str, project: Path, tfgpu: Tfgpu) -> None:
+    """The message names it, its place, and what to write. It is printed as an escape where a terminal has no glyph."""
+    (project / "tfgpu.toml").write_text(f"[gpu]\n{text}\n", encoding="utf-8")
+    shown = tfgpu("check").stdout.splitlines()[0]
+    place, message = said.split("{}")
+    assert shown.startswith(place)
+    assert message in shown
+
+
+# ---- where a search ended
+
+
+def find_search(shown: str) -> str:
+    """Return what `tfgpu explain` says of the project's file, on one line."""
+    return " ".join(next(line for line in shown.splitlines() if line.startswith("  project")).split())
+
+
+def test_explain_says_where_the_search_ended(tmp_path: Path, tfgpu: Tfgpu) -> None:
+    """It ends at the root, at the home directory, after 32 directories, or where another file system begins."""
+    deep = tmp_path.joinpath(*("d" for _ in range(40)))
+    deep.mkdir(parents=True)
+    top = tmp_path.joinpath(*("d" for _ in range(9)))
+    assert f"here or above, up to {top}, the last of the 32 directories that are searched" in find_search(
+        tfgpu("explain", cwd=deep).stdout
+    )
+    assert find_search(tfgpu("explain", cwd=Path("/")).stdout).endswith(
+        "here, and the search ends at the root directory"
+    )
+    if os.stat("/dev/shm").st_dev != os.stat("/dev").st_dev:
+        shown = find_search(tfgpu("explain", cwd=Path("/dev/shm")).stdout)
+        assert shown.endswith("here, and the search ends at the top of its file system")
+
+
+def test_explain_says_that_the_search_ended_at_home(server: SharedMachine) -> None:
+    """A policy above the home directory does not count."""
+    server.folder("/home/alice/vision", ALICE)
+    shown = server.tfgpu("explain", user=ALICE, cwd="/home/alice/vision").stdout
+    assert find_search(shown).endswith("here or above, up to /home/alice, the home directory")
+
+
+# ---- tfenv.explain() beside tfenv.status()
+
+COMPARE = """
+import tfenv; tfenv.apply()
+def compare():
+    status, told = tfenv.status(), tfenv.explain()
+    assert told.plan.visible == status.plan.visible, (told.plan.visible, status.plan.visible)
+    assert [d.token for d in told.plan.devices] == [d.token for d in status.plan.devices]
+    assert {str(f) for f in told.findings} == {str(f) for f in status.findings}, (told.findings, status.findings)
+    return told
+before = compare()
+import tensorflow as tf
+compare()
+tf.config.list_logical_devices()
+after = compare()
+"""
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("devices", ["[1, 2]", "[0, 9]", "{count = 1}"])
+@pytest.mark.parametrize("given", [None, "3,2"])
+def test_explain_agrees_with_status(devices: str, given: str | None, project: Path, run_program: Program) -> None:
+    """Inside a process both tell the same, before the import, after it, and when GPUs were chosen."""
+    (project / "tfgpu.toml").write_text(f"[gpu]\nvisible_devices = {devices}\n")
+    chosen = "assert before.choosing and not after.choosing and len(after.plan.devices) == 1\n"
+    program = COMPARE + (chosen if "count" in devices else "")
+    run_program({} if given is None else {"CUDA_VISIBLE_DEVICES": given}, program)
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+def test_explain_knows_the_policy_beside_the_program(
+    project: Path, variables: dict[str, str], simulated_gpus: SimulatedGpus, tmp_path: Path
+) -> None:
+    """A script that is started from elsewhere is under the file beside it, and `tfenv.explain()` says so."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = [2]\n")
+    (project / "train.py").write_text(f"{COMPARE}assert after.project == {str(project)!r}, after.project\n")
+    environment = variables | simulated_gpus() | {"XDG_CONFIG_HOME": variables["XDG_CONFIG_HOME"]}
+    done = subprocess.run(
+        [sys.executable, str(project / "train.py")], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -604,9 +604,9 @@ def test_a_public_directory_on_a_read_only_mount_is_trusted(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "column", "hint"),
     [
-        ("memory_growth\u00a0= true", 14, "U+00A0, a non-breaking space: write a space"),
-        ("\u200bmemory_growth = true", 1, "U+200B, an invisible zero-width space"),
-        ("memory_limit = \u201c8GiB\u201d", 16, 'U+201C, a typographic quote: write "'),
+        ("memory_growth\u00a0= true", 14, 'U+00A0 "no-break space": write a normal space'),
+        ("\u200bmemory_growth = true", 1, 'U+200B "zero width space": remove it'),
+        ("memory_limit = \u201c8GiB\u201d", 16, 'U+201C "left double quotation mark": write "'),
     ],
 )
 def test_characters_that_look_like_others_are_named(text: str, column: int, hint: str, tmp_path: Path) -> None:

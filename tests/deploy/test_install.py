@@ -254,12 +254,12 @@ def test_an_environment_that_only_root_can_read_covers_nobody(tmp_path: Path) ->
     for folder in (tmp_path, *list(tmp_path.parents)[:-1]):
         folder.chmod(folder.stat().st_mode | 0o011)
     lines, stderr = tell(USERS, tmp_path)
-    assert "others cannot read /opt/tfenv" in lines[0], stderr
+    assert "other users cannot read /opt/tfenv" in lines[0], stderr
     assert lines[0].endswith("so only root would be covered; run `chmod -R go+rX /opt/tfenv`"), stderr
     assert lines[1:4] == ["refused: 1", "nothing was written", "open: -1 [] True"], stderr
     assert lines[4].startswith("closed: tfgpu: tfenv cannot be loaded, no policy is applied: PermissionError"), stderr
     assert lines[4].endswith("None [] False ")
-    assert "others cannot read /opt/tfenv" in lines[5]
+    assert "other users cannot read /opt/tfenv" in lines[5]
 
 
 def test_what_others_can_change_is_not_installed_for_everybody(tmp_path: Path) -> None:

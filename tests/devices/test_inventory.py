@@ -69,8 +69,8 @@ def test_memory_that_is_not_told(simulated_gpus: SimulatedGpus) -> None:
     ("code", "words"),
     [
         (MISMATCH, "restart the machine"),
-        (NOT_LOADED, "the NVIDIA driver is installed and not loaded"),
-        (NO_PERMISSION, "who may open /dev/nvidiactl"),
+        (NOT_LOADED, "the NVIDIA driver is installed but not loaded"),
+        (NO_PERMISSION, "check the permissions of /dev/nvidiactl"),
     ],
 )
 def test_no_answer_is_explained(simulated_gpus: SimulatedGpus, code: int, words: str) -> None:

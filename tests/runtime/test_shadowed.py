@@ -105,7 +105,7 @@ def test_our_own_name_beside_the_program_switches_nothing_off(tmp_path: Path, ki
         return  # Python itself would find ours, which is further on in the path
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert f"{tmp_path}/tfenv" in done.stderr
-    assert "is set aside" in done.stderr
+    assert "is ignored" in done.stderr
     assert done.stderr.endswith(" [name-taken]\n")
 
 

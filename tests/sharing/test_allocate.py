@@ -326,7 +326,7 @@ def test_a_choice_that_fits_but_for_the_overhead_says_so() -> None:
         assert get_allocations(allocate_gpus(plan, INVENTORY, make_requester(overhead=600 << 20)))
     made = allocate_gpus(plan, INVENTORY, make_requester(overhead=600 << 20))
     assert list_codes(made) == [("no-free-gpu", "warning")]
-    assert "It would fit but for process_overhead, 600.0 MiB beside the limit of each" in made.findings[0].message
+    assert "It would fit without process_overhead (600.0 MiB beside the limit of each" in made.findings[0].message
     shared = allocate_gpus(make_plan("share", limit=TOTAL // 2), INVENTORY, make_requester(overhead=600 << 20))
     assert list_codes(shared) == [("shared-gpu", "warning")]
     assert "process_overhead" in shared.findings[0].message
@@ -344,7 +344,7 @@ def test_a_remedy_fits_what_was_asked_for(facts: dict[str, Any], remedy: str) ->
     """Who has a limit lowers it, and who has none sets one."""
     strangers = {device.uuid: MemoryUse(3 * GIB, {1: 3 * GIB}) for device in DEVICES}
     made = allocate_gpus(make_plan("cpu", **facts), INVENTORY, Requester(os.geteuid(), lambda _: strangers))
-    assert f"may never end: {remedy}" in made.findings[0].message
+    assert f"may never end; {remedy}" in made.findings[0].message
 
 
 def test_a_terminal_shows_advice_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -369,4 +369,4 @@ def test_waiting_for_what_has_no_lease_is_said(capsys: pytest.CaptureFixture[str
     assert list_codes(made) == [("no-free-gpu", "error")]
     for text in (capsys.readouterr().err, made.findings[0].message):
         assert re.search(rf"1\.0 GiB used without a lease \(pid {os.getppid()} \S+\)", text)
-        assert "may never end: set memory_limit, or min_free, to share a GPU with it" in text
+        assert "may never end; set memory_limit, or min_free, to share a GPU with it" in text

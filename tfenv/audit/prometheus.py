@@ -201,7 +201,7 @@ def _read_file(path: Path) -> str:
     except FileNotFoundError:
         return ""
     if text and not text.startswith(_FIRST_LINE):
-        raise ForeignFileError("it was not written by this command, and is left alone")
+        raise ForeignFileError("this command did not write it, so it is left unchanged")
     return text
 
 
@@ -237,7 +237,7 @@ def _parse_positions(text: str) -> dict[str, _Positions]:
         logs = json.loads(found[1]) if found else {}
         return {log: {head: _ReadPosition(**place) for head, place in places.items()} for log, places in logs.items()}
     except (ValueError, TypeError, AttributeError):
-        raise ForeignFileError("it was changed by something else; remove it, and the totals begin anew") from None
+        raise ForeignFileError("something else changed it; remove it to restart the totals") from None
 
 
 def _read_on(files: Iterable[Path], known: _Positions, totals: MetricTotals, tally: LineTally) -> _Positions:

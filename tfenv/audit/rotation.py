@@ -152,7 +152,7 @@ class _BoundedReader(RawIOBase):
         data = self._unpacked.read(min(len(memoryview(buffer)), _CHUNK_BYTES))
         self._left -= len(data)
         if self._left < 0:
-            raise LogRefusedError("it expands to more than any log would, and is not read to its end")
+            raise LogRefusedError("it expands to more than any log would, so it is not read to the end")
         memoryview(buffer)[: len(data)] = data
         return len(data)
 

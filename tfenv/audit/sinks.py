@@ -143,7 +143,7 @@ def _open_for_append(path: str, uid: int) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise OSError(errno.EAGAIN, "the log is being replaced all the time")
+    raise OSError(errno.EAGAIN, "something keeps replacing the log")
 
 
 def _open_or_create(path: str, uid: int, *, is_last: bool) -> int | None:
@@ -210,7 +210,7 @@ def _is_current_log(status: os.stat_result, uid: int) -> bool:
     if not stat.S_ISREG(status.st_mode):
         raise RefusedLogError(errno.EINVAL, "it is not a regular file")
     if status.st_nlink > 1:
-        raise RefusedLogError(errno.EMLINK, "it has a second name (hard link)")
+        raise RefusedLogError(errno.EMLINK, "it has a second name (a hard link)")
     return status.st_nlink == 1
 
 
@@ -230,7 +230,7 @@ def _check_holds_records(descriptor: int) -> None:
         return
     # The first record may be torn, and a whole one follow on the next line.
     if not all(_LOG_BEGIN.startswith(line) for line in head.split(b"\n")):
-        raise RefusedLogError(errno.EINVAL, "it holds something else than audit records")
+        raise RefusedLogError(errno.EINVAL, "it contains something other than audit records")
     if len(head) == len(_LOG_BEGIN):
         _known_logs.add(identity)
 
@@ -434,7 +434,7 @@ class AuditLog:
         homeless = home is None or not os.path.isdir(home)
         if sinks.default_file and sinks.default_log.startswith("~") and homeless:
             # A container's uid, or the /nonexistent of a service: nobody's fault, and nothing to say on stderr.
-            text = "this user has no home directory, and so no audit log of their own"
+            text = "this user has no home directory for an audit log"
             self.findings = (Finding("no-default-log", text, "note"),)
             sinks = replace(sinks, default_file=False)
         syslog = SyslogSink(SYSLOG_SOCKET)

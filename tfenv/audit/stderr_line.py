@@ -10,6 +10,7 @@ from tfenv.errors import PROGRAM, Finding, escape_for_terminal
 from tfenv.jobs import identify_job
 from tfenv.policy.model import Setting
 from tfenv.policy.units import format_limit
+from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,30 +49,41 @@ def format_policy_line(
     Returns:
         "" when nothing is declared and nothing is wrong.
     """
-    all_findings = dict.fromkeys((*findings, *plan.findings, *(outcome.findings if outcome else ())))
+    findings = (*findings, *plan.findings)
+    all_findings = _shorten_paths(subject, (*findings, *(outcome.findings if outcome else ())))
     wrong = tuple(finding for finding in all_findings if finding.severity != "note")
+    shown = _shorten_paths(subject, findings)
     if policy.silent and not wrong:
         return ""
     files = _format_files(subject, policy)
     if outcome is not None and outcome.status == "too_late":
-        reason = "; ".join(f"{finding.message} [{finding.code}]" for finding in outcome.findings)
-        rest = tuple(finding for finding in wrong if finding not in outcome.findings)
-        text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}{_point_to_more(rest)}"
+        late = _shorten_paths(subject, outcome.findings)
+        reason = "; ".join(f"{finding.message} [{finding.code}]" for finding in late)
+        rest = tuple(finding for finding in wrong if finding not in late)
+        text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}{_point_to_more(rest, shown)}"
     elif _has_no_gpu(plan, outcome):
         reason, rest = _explain_no_gpu(subject, policy, wrong)
-        text = f"NO GPU: {reason}{_format_findings(rest)}{_point_to_more(rest)}"
+        text = f"NO GPU: {reason}{_format_findings(rest)}{_point_to_more(wrong, shown)}"
     else:
         parts = (_format_gpus(plan), _format_growth(plan, outcome), _format_limits(plan))
         # What the program wants and cannot have leaves the policy in force.
         errors = tuple(f for f in wrong if f.severity == "error" and f.asked_by != PROGRAM)
-        holds = f"{', '.join(filter(None, parts))}{files}"
-        if errors and policy.silent:
-            holds = f"{_format_gpus(plan)} without a limit"
+        text = f"{', '.join(filter(None, parts))}{files}"
         # What is broken comes first: a line that begins well is read as good news.
-        text = f"NOT IN FORCE: {_join(errors)}; in force: {holds}" if errors else holds
+        if errors and policy.silent:
+            gpus = _format_gpus(replace(plan, devices=None) if plan.visible is None else plan)
+            text = f"NOT IN FORCE: {_join(errors)}; TensorFlow has {gpus} without a limit"
+        elif errors:
+            text = f"NOT IN FORCE: {_join(errors)}; in force: {text}"
         text += _format_findings(tuple(finding for finding in wrong if finding not in errors))
-        text += _point_to_more(wrong)
+        text += _point_to_more(wrong, shown)
     return escape_for_terminal(f"tfgpu: {text}")
+
+
+def _shorten_paths(subject: Subject, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Name files as in the rest of the line. What was found twice, as at a later look, is said once."""
+    short = (f if f.path is None else replace(f, path=_shorten_path(subject, f.path)) for f in findings)
+    return tuple({(finding.code, str(finding)): finding for finding in short}.values())
 
 
 def _has_no_gpu(plan: Plan, outcome: Outcome | None) -> bool:
@@ -97,14 +109,31 @@ def _explain_no_gpu(
 
 def _format_gpus(plan: Plan) -> str:
     if plan.devices is None:
-        count = "" if plan.machine_count is None else f"{plan.machine_count} "
-        return f"all {count}GPUs" if plan.visible is None else f"GPU {plan.visible}"
+        if plan.choosing is not None:
+            return _format_count(plan.choosing.count)
+        if plan.visible is not None:
+            return _format_tokens(plan.visible.split(","))
+        if plan.machine_count == 1:
+            return "the GPU"
+        return "all GPUs" if plan.machine_count is None else f"all {plan.machine_count} GPUs"
+    if plan.choosing is not None and plan.choosing.count < len(plan.devices):
+        return f"{_format_count(plan.choosing.count)} of {len(plan.devices)}"
     known = [planned.device for planned in plan.devices if planned.device is not None]
     if len(known) < len(plan.devices):
-        return "GPU " + ",".join(_shorten_uuid(planned.token) for planned in plan.devices)
+        return _format_tokens(planned.token for planned in plan.devices)
     numbers = ",".join(str(device.index) for device in known)
     total = "" if plan.machine_count is None else f" of {plan.machine_count}"
     return f"GPU {numbers}{total} ({', '.join(_shorten_uuid(device.uuid) for device in known)})"
+
+
+def _format_count(count: int) -> str:
+    return "1 free GPU" if count == 1 else f"{count} free GPUs"
+
+
+def _format_tokens(tokens: Iterable[str]) -> str:
+    """Return the entries of CUDA_VISIBLE_DEVICES. UUIDs say by themselves that they are GPUs."""
+    names = ",".join(map(_shorten_uuid, tokens))
+    return names if names.startswith(("GPU-", "MIG-")) else f"GPU {names}"
 
 
 def _shorten_uuid(token: str) -> str:
@@ -125,7 +154,12 @@ def _format_limits(plan: Plan) -> str:
     limits = [format_limit(bound) for bound in bounds]
     if set(limits) <= {"unlimited"}:
         return ""
-    each = "" if len(limits) == 1 and plan.devices is not None else " each"
+    counts = (
+        None if plan.devices is None else len(plan.devices),
+        None if plan.choosing is None else plan.choosing.count,
+        plan.machine_count,
+    )
+    each = "" if 1 in counts else " each"
     return f"at most {limits[0]}{each}" if len(set(limits)) == 1 else f"at most {', '.join(limits)}"
 
 
@@ -153,9 +187,10 @@ def _format_finding(finding: Finding) -> str:
     return f"{_shorten(str(finding))} [{finding.code}]"
 
 
-def _point_to_more(findings: tuple[Finding, ...]) -> str:
-    """Name the command that shows these findings. What the program did itself no command can show."""
-    return "; see `tfgpu explain`" if any(finding.asked_by != PROGRAM for finding in findings) else ""
+def _point_to_more(findings: tuple[Finding, ...], shown: tuple[Finding, ...]) -> str:
+    """Name the command that shows these findings. What only happens in a running program no command can show."""
+    told = any(f.asked_by != PROGRAM and (f in shown or f.code == "disable-refused") for f in findings)
+    return "; see `tfgpu explain`" if told else ""
 
 
 def _find_worst(findings: tuple[Finding, ...]) -> Finding:
@@ -163,7 +198,11 @@ def _find_worst(findings: tuple[Finding, ...]) -> Finding:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+    """Return a text of one line that is not too long, cut between words. One long word is cut inside."""
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    words = text[: _LONGEST_MESSAGE + 1].rpartition(" ")[0]
+    return f"{words.rstrip(' ,;:') or text[:_LONGEST_MESSAGE]} …"
 
 
 def show_policy_line(text: str, environ: MutableMapping[str, str] = os.environ) -> None:

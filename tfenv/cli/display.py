@@ -41,7 +41,7 @@ def add_display_options(parser: argparse.ArgumentParser) -> None:
     """Add `--watch` and `--format`."""
     parser.add_argument(
         "--watch", nargs="?", type=_parse_seconds, const=_DEFAULT_SECONDS, metavar="SECONDS",
-        help=f"look again every SECONDS (default {_DEFAULT_SECONDS:g}), until Ctrl-C",
+        help=f"Refresh every SECONDS (default {_DEFAULT_SECONDS:g}) until Ctrl-C.",
     )  # fmt: skip
     add_format_option(parser)
 
@@ -53,7 +53,7 @@ def _parse_seconds(text: str) -> float:
         seconds = 0.0
     if not _FEWEST_SECONDS <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(
-            f'"{text}" is no number of seconds; write 2, or 0.5; {_FEWEST_SECONDS:g} at least'
+            f'"{text}" is not a number of seconds; write 2 or 0.5; {_FEWEST_SECONDS:g} at least'
         )
     return seconds
 

@@ -21,7 +21,7 @@ from tfenv.errors import TfenvError, escape_for_terminal
 COMMANDS = {
     "init": "write a first tfgpu.toml for this project, or for this machine",
     "check": "find the mistakes in policy files",
-    "explain": "show which values hold here, who set them, and what follows",
+    "explain": "show which values apply here, who set them, and what they do",
     "run": "run a command under the policy, or under options given here",
     "doctor": "find out why a GPU or a policy does not work here",
     "gpus": "list the GPUs, how full they are, and which of them the policy shows",
@@ -30,8 +30,8 @@ COMMANDS = {
     "watch": "follow the policy files, and tell what each change means",
     "simulate": "run a command on simulated GPUs",
     "install": "cover every environment of an interpreter, for all users",
-    "uninstall": "take back what install wrote",
-    "completion": "print what lets a shell complete tfgpu's commands and options",
+    "uninstall": "remove what install wrote",
+    "completion": "print a script that completes tfgpu's commands and options",
 }
 
 
@@ -91,8 +91,8 @@ def make_parser(commands: Collection[str]) -> argparse.ArgumentParser:
     """Return the program's parser. It knows all commands by name, and the arguments of the given ones."""
     parser = _ProgramParser(
         prog="tfgpu",
-        description="Declare once, in tfgpu.toml, which GPUs TensorFlow may see and how much memory it may take.",
-        epilog="`tfgpu COMMAND --help` tells more. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of tfgpu.",
+        description="Declare in tfgpu.toml which GPUs TensorFlow can see and how much memory it can take.",
+        epilog="Run `tfgpu COMMAND --help` for details. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of tfgpu.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tfgpu {__version__}")

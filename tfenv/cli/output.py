@@ -25,7 +25,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 def add_format_option(parser: argparse.ArgumentParser) -> None:
     """Add `--format text|json` to a command that reports something."""
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people (text) or programs")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="Print text, or JSON for programs.")
 
 
 # ---- text

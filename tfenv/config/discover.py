@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from tfenv.config.document import LARGEST, DocumentError, peek
-from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT, find_identity, list_upward, may_exist
+from tfenv.config.presence import (
+    FILE_NAME,
+    MACHINE_ROOT,
+    MOST_LEVELS,
+    PYPROJECT,
+    find_identity,
+    list_upward,
+    may_exist,
+)
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.identity import identify
@@ -76,6 +84,28 @@ def find_hidden_file(start: Start, path: str) -> Source | None:
     if nearest is None or nearest.path != path:
         return None
     return _find_project_source(start, frozenset({path}))
+
+
+def find_search_end(start: Start) -> tuple[str, str] | None:
+    """Return the topmost directory in which a project's file was looked for, and why the search ended there.
+
+    Returns:
+        None: the process has no working directory, or it cannot be looked into.
+    """
+    directories = [] if start.cwd is None else list(list_upward(start.cwd, start.home))
+    if start.cwd is None or not directories:
+        return None
+    top = directories[-1]
+    levels = start.cwd.rstrip("/").count("/") - top.rstrip("/").count("/") + 1
+    if top == "/":
+        why = "the root directory"
+    elif start.home is not None and find_identity(top) == find_identity(start.home):
+        why = "the home directory"
+    elif levels >= MOST_LEVELS:
+        why = f"the last of the {MOST_LEVELS} directories that are searched"
+    else:
+        why = "the top of its file system"
+    return top, why
 
 
 def _find_project_source(start: Start, passed_over: frozenset[str]) -> Source | None:
@@ -175,10 +205,10 @@ def _follow_config_variable(start: Start, config: str, owner: int | None, taken:
     path = _make_absolute(config, start)
     if path is None:
         missing = "home directory" if _is_in_home(config) else "working directory"
-        message = f"TFGPU_CONFIG cannot be followed, for there is no {missing}; make it an absolute path"
+        message = f"TFGPU_CONFIG is relative to the {missing}, which does not exist; write an absolute path"
         return [], (Finding("not-found", message, path=config),)
     if os.path.isdir(path):
-        message = f"TFGPU_CONFIG names a directory; name the file in it, {os.path.join(path, FILE_NAME)}"
+        message = f"TFGPU_CONFIG names a directory; write the path of a file, as in {os.path.join(path, FILE_NAME)}"
         return [], (Finding("not-a-file", message, path=path),)
     if find_identity(path) in taken:
         return [], ()

@@ -172,17 +172,17 @@ def _open(path: str) -> int:
 
 def _make_missing_error(path: str) -> DocumentError:
     if os.path.islink(path):
-        return DocumentError("not-found", path, "the symbolic link leads nowhere; correct it or remove it")
+        return DocumentError("not-found", path, "the symbolic link leads nowhere; correct or remove it")
     return DocumentError("not-found", path, "there is no such file; create it or correct the path")
 
 
 def _make_open_error(path: str, error: OSError) -> DocumentError:
     if error.errno in (errno.ENXIO, errno.ENODEV):
-        return DocumentError("not-a-file", path, "is a socket or a device; a policy is a regular file")
+        return DocumentError("not-a-file", path, "is a socket or a device; a policy must be a regular file")
     if error.errno == errno.ELOOP:
-        return DocumentError("unreadable", path, "its symbolic links form a loop; correct them or remove them")
+        return DocumentError("unreadable", path, "its symbolic links form a loop; correct or remove them")
     if isinstance(error, PermissionError):
-        return DocumentError("unreadable", path, "may not be read; give the process's user permission to read it")
+        return DocumentError("unreadable", path, "cannot be read by the user of this process; run chmod to allow it")
     return _make_read_error(path, error)
 
 
@@ -197,7 +197,7 @@ def _require_regular(path: str, opened: os.stat_result) -> None:
     kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
     if stat.S_ISDIR(mode):
         kind = "a directory"
-    raise DocumentError("not-a-file", path, f"is {kind}; a policy is a regular file")
+    raise DocumentError("not-a-file", path, f"is {kind}; a policy must be a regular file")
 
 
 def _read_stable(path: str, descriptor: int) -> bytes:
@@ -264,7 +264,7 @@ def _require_administrators_own(path: str, place: str, status: os.stat_result, t
         raise DocumentError("insecure-permissions", path, message)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
-        message = f"{subject} is writable by {who}; take that away (chmod go-w)"
+        message = f"{subject} is writable by {who}; run chmod go-w"
         raise DocumentError("insecure-permissions", path, message)
 
 
@@ -317,9 +317,8 @@ def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -
     for owner in owners:
         if owner not in known:
             message = (
-                f"belongs to {_name_user(owner)}, neither to you ({_name_user(trust.uid)}) nor to root nor to the "
-                "owner of the directory the process started in; copy it, or ask for trusted_owners in the machine's "
-                "policy"
+                f"belongs to {_name_user(owner)}, not to you ({_name_user(trust.uid)}), root or the owner of the "
+                "start directory; copy it, or ask your administrator to add the owner to trusted_owners"
             )
             # A stranger who plants a file must not have `on_error` take the GPUs of those who come by. But who names
             # a file in TFGPU_CONFIG means it.
@@ -333,11 +332,11 @@ def _require_not_public(path: str, descriptor: int, opened: os.stat_result, seve
     The sticky bit (/tmp) is no excuse: it keeps people from taking files away, not from planting them.
     """
     if opened.st_mode & stat.S_IWOTH:
-        message = "is writable by everybody; take that away (chmod o-w)"
+        message = "is writable by everybody; run chmod o-w"
         raise DocumentError("insecure-permissions", path, message, severity)
     for directory in {os.path.dirname(path), os.path.dirname(_find_opened_path(path, descriptor))}:
         if os.stat(directory).st_mode & stat.S_IWOTH and not _is_read_only(directory):
-            message = f"its directory {directory} is writable by everybody; move it to a directory of your own"
+            message = f"its directory {directory} is writable by everybody; move the file to a private one"
             raise DocumentError("insecure-permissions", path, message, severity)
 
 
@@ -410,56 +409,60 @@ def _parse(path: str, text: str) -> dict[str, object]:
         raise _make_syntax_error(path, text, error) from None
     except ValueError:
         # Python refuses to convert integers of thousands of digits, and tomli lets that through.
-        raise DocumentError("syntax", path, "an integer has more digits than TOML's 64 bits hold") from None
+        raise DocumentError(
+            "syntax", path, "an integer does not fit into TOML's 64 bits; write a smaller one"
+        ) from None
     return parsed
 
 
 def _make_depth_error(path: str) -> DocumentError:
-    return DocumentError("too-deep", path, "its tables or arrays are nested too deeply; a policy needs few levels")
+    return DocumentError(
+        "too-deep", path, "its tables or arrays are nested too deeply; a policy needs only a few levels"
+    )
 
 
 #: What people mean when tomli says so.
 _HINTS = {
-    "Invalid value": 'text needs quotes ("8GiB"), true and false are written small',
-    "Cannot overwrite": "a key may be set once",
-    "twice": "put the keys of a table under one header",
-    "Unterminated string": "a string ends on its line with the quote it began with",
-    "Illegal character": "a string ends on its line with the quote it began with",
-    "Expected '='": "each line is a [table] or a key = value",
-    "Invalid statement": "each line is a [table] or a key = value",
-    "Invalid initial character": "each line is a [table] or a key = value",
+    "Invalid value": 'put text in quotes ("8GiB"), and write true and false in lower case',
+    "Cannot overwrite": "set each key only once",
+    "twice": "put all keys of a table under one header",
+    "Unterminated string": "end each string on its own line, with the same quote it begins with",
+    "Illegal character": "end each string on its own line, with the same quote it begins with",
+    "Expected '='": "write a [table] or key = value on each line",
+    "Invalid statement": "write a [table] or key = value on each line",
+    "Expected ']'": "close the table's name with ]",
+    "Unclosed array": "close the list with ]",
+    "Invalid initial character": "write a [table] or key = value on each line",
 }
 
 
-#: Characters that look like others, as word processors and chats put them in, and what to write.
-_LOOKALIKES = {
-    "\u00a0": "a non-breaking space: write a space",
-    "\u200b": "an invisible zero-width space: remove it",
-    "\ufeff": "an invisible byte order mark: remove it",
-    "\u2013": "a dash: write -",
-    "\u201c": 'a typographic quote: write "',
-    "\u201d": 'a typographic quote: write "',
-    "\u201e": 'a typographic quote: write "',
-    "\u2018": "a typographic quote: write '",
-    "\u2019": "a typographic quote: write '",
-}
+def _find_odd_character(text: str, line: object, column: object) -> str | None:
+    """Return what is said of the character at a place. None: it is what it looks like."""
+    # Late: only a message about a mistake needs it.
+    from tfenv.config.odd_characters import describe_odd_character
 
-
-def _find_lookalike(text: str, line: object, column: object) -> str | None:
-    """Return what a character is called that looks like another one. None: it is what it looks like."""
     if not isinstance(line, int) or not isinstance(column, int):
         return None
     lines = text.split("\n")
-    found = lines[line - 1][column - 1 : column] if line <= len(lines) else ""
-    return f"this is U+{ord(found):04X}, {_LOOKALIKES[found]}" if found in _LOOKALIKES else None
+    return describe_odd_character(lines[line - 1][column - 1 : column]) if line <= len(lines) else None
+
+
+def _move_into_text(text: str, line: object, column: object) -> tuple[int | None, int | None]:
+    """Return a place inside the text: its last visible character if the parser only noticed at the end."""
+    if not isinstance(line, int) or not isinstance(column, int):
+        return None, None
+    last = _find_line_and_column(text, max(0, len(text.rstrip(" \t\r\n")) - 1))
+    return min((line, column), last)
 
 
 def _make_syntax_error(path: str, text: str, error: ValueError) -> DocumentError:
     # tomli before 2.3 has these only inside its text.
     what = str(getattr(error, "msg", error))
     line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
-    hint = _find_lookalike(text, line, column)
+    hint = _find_odd_character(text, line, column)
     hint = hint or next((hint for words, hint in _HINTS.items() if words in what), "see https://toml.io")
+    what = what.removesuffix(" (at end of document)")
+    line, column = _move_into_text(text, line, column)
     return DocumentError("syntax", path, f"is not valid TOML: {what}; {hint}", line=line, column=column)
 
 

@@ -309,10 +309,10 @@ class _DocumentReader:
         if not isinstance(value, str) or value == _NO_FILE:
             return value
         if not value.isprintable():
-            raise WrongValueError(f"{quote_value(value)} holds control characters; write a plain path")
+            raise WrongValueError(f"{quote_value(value)} contains control characters; write a plain path")
         if self._source.layer != "project":
             if not value.startswith(("/", "~/")):
-                raise WrongValueError(f'{quote_value(value)} is a relative path; begin it with "/" or "~/"')
+                raise WrongValueError(f'{quote_value(value)} is a relative path; start it with "/" or "~/"')
         elif value:
             _check_log_of_project(os.path.dirname(self._source.path), value)
         return value
@@ -359,13 +359,13 @@ def _check_log_of_project(folder: str, path: str) -> None:
     """Check that what a stranger's repository names is a new log: not ".git/config", not "train.py"."""
     inside = _find_inside(folder, path)
     if inside is None:
-        message = f'{quote_value(path)} is outside of the project; write a path inside it, as in "logs/tfgpu.jsonl"'
+        message = f'{quote_value(path)} is outside the project; write a path inside it, as in "logs/tfgpu.jsonl"'
         raise WrongValueError(message, "outside-project")
     for place in (path, inside):
         hidden = any(part.startswith(".") and part != "." for part in place.split("/"))
         if hidden or not place.endswith(".jsonl"):
             what = "passes through a hidden folder or file" if hidden else 'does not end in ".jsonl"'
-            raise WrongValueError(f'{quote_value(path)} {what}; a log of a project is called as in "logs/tfgpu.jsonl"')
+            raise WrongValueError(f'{quote_value(path)} {what}; write a name such as "logs/tfgpu.jsonl"')
 
 
 def _find_inside(folder: str, path: str) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from tfenv.config.document import Document
+from tfenv.config.odd_characters import describe_odd_text
 from tfenv.config.schema_lookup import SchemaLookup, isolate
 from tfenv.config.values import DocumentFault, quote_value
 from tfenv.dependencies import import_dependency
@@ -24,8 +25,8 @@ _MOST_COMPARED = 20
 _WARNINGS = ("unknown-key", "newer-version", "allocator-without-limit")
 #: What is said of faults that neither the schema nor the reader of a value explains.
 _MESSAGES = {
-    "machine-layer-only": "[{key}] counts only in the machine's file, /etc/tfgpu/tfgpu.toml; take it out of this one",
-    "incomplete-install": "a mistake here cannot be named because tfenv is incomplete; install it again ({value})",
+    "machine-layer-only": "[{key}] counts only in the machine's file, /etc/tfgpu/tfgpu.toml; remove it from this file",
+    "incomplete-install": "wrong, but tfenv is incomplete and cannot explain why; install tfenv again ({value})",
     "allocator-without-limit": '"{value}" does not keep a memory limit; write allocator = "bfc", which is used instead',
 }
 #: Tables of which an unknown key may be meant to be.
@@ -59,7 +60,7 @@ def explain_faults(document: Document, faults: list[DocumentFault], lookup: Sche
     ]
     findings.sort(key=lambda finding: (finding.line or 0, finding.column or 0))
     if unlisted := ordered[_MOST_FINDINGS:]:
-        message = f"… and {len(unlisted)} more; correct those that are listed first"
+        message = f"… and {len(unlisted)} more; correct the listed ones first"
         severity: Severity = "warning" if all(fault.kind in _WARNINGS for fault in unlisted) else "error"
         findings.append(Finding("more-findings", message, severity, document.source.path))
     return tuple(findings)
@@ -76,9 +77,19 @@ def _make_finding(
     elif explainer is not None and (found := explainer.explain(path, fault.value)) is not None:
         # The reader of a value says it better, but not where in a list or table.
         path, message = found[0], fault.message or found[1]
+    message = _add_odd_character(fault, message)
     severity: Severity = "warning" if fault.kind in _WARNINGS else "error"
     line, column = document.find_position(path) or (None, None)
     return Finding(fault.kind, message, severity, document.source.path, line, column, format_key(path) or None)
+
+
+def _add_odd_character(fault: DocumentFault, message: str) -> str:
+    """Add the character that nobody can see, or that looks like another one, if the text has one."""
+    text = fault.path[-1] if fault.kind == "unknown-key" and fault.path else fault.value
+    texts = text if isinstance(text, list) else text.values() if isinstance(text, Mapping) else (text,)
+    odd = (describe_odd_text(entry) for entry in texts if isinstance(entry, str))
+    found = next((described for described in odd if described is not None), None)
+    return message if found is None else f"{message}; {found}"
 
 
 class SchemaExplainer:
@@ -122,7 +133,7 @@ class SchemaExplainer:
         if fault.kind == "too-many":
             entries = cast("list[object]", fault.value)
             most = self._lookup.find_most_entries(fault.path, entries)
-            return f"{len(entries)} entries are too many; the first {most} count, take the others out"
+            return f"{len(entries)} entries are too many; only the first {most} count, remove the others"
         if compare:
             return self._explain_unknown(fault.path, cast("Mapping[str, object]", fault.value))
         return f"unknown key {quote_value(fault.path[-1])}"
@@ -191,7 +202,7 @@ def _find_meant_form(error: Any) -> list[Any]:
 
 def _describe_wrong_name(table: str, name: str) -> str:
     if table == "project":
-        return f'{quote_value(name)} is no absolute path; write one that begins with "/", as in "/srv/vision"'
+        return f'{quote_value(name)} is not an absolute path; write one that starts with "/", as in "/srv/vision"'
     return f"{quote_value(name)} is no name of a {table}; write it as `id` shows it"
 
 
@@ -202,7 +213,7 @@ def _describe_error(error: Any, annotation: Mapping[str, Any]) -> str:
     if "enum" in annotation and error.validator in ("type", "enum"):
         return _describe_wrong_word(value, annotation["enum"])
     if error.validator == "type" and wanted == "boolean":
-        return f"{quote_value(value)} is neither true nor false; write true or false, without quotes"
+        return f"{quote_value(value)} is not true or false; write true or false without quotes"
     if error.validator == "type":
         return f"{quote_value(value)} is not {_TYPES[wanted]}{example if wanted != 'object' else ''}"
     if error.validator == "minimum":
@@ -213,7 +224,7 @@ def _describe_error(error: Any, annotation: Mapping[str, Any]) -> str:
         missing = [name for name in wanted if name not in value]
         return f'"{missing[0]}" is missing; write which GPUs this entry is about, as in match = "name:*A100*"'
     if error.validator == "minLength":
-        return f"an empty string is of no use here{example}"
+        return f"an empty string is not allowed here{example}"
     return f"{quote_value(value)} is not understood{example}"
 
 

@@ -88,7 +88,7 @@ def quote_value(value: object) -> str:
 def read_limit(value: object) -> MemoryLimit:
     """Read a memory limit: "8GiB", "40%", "none"."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise WrongValueError(f'a limit is a string, {quote_value(value)} is not; write "8GiB", "40%" or "none"')
+        raise WrongValueError(f'{quote_value(value)} is not a limit; write "8GiB", "40%" or "none"')
     if not isinstance(value, str):
         raise WrongValueError(f'{quote_value(value)} has no unit; write "8GiB", "512MiB" or "40%", with the quotes')
     if len(value) > _SHOWN_CHARACTERS:
@@ -100,7 +100,7 @@ def read_size(value: object) -> MemoryLimit:
     """Read an amount of memory: a limit that is not "none"."""
     size = read_limit(value)
     if size.unlimited:
-        raise WrongValueError('"none" is no size; write "8GiB", "512MiB" or "40%"')
+        raise WrongValueError('"none" is not a size; write "8GiB", "512MiB" or "40%"')
     return size
 
 
@@ -108,14 +108,14 @@ def read_overhead(value: object) -> int:
     """Read what a process takes beside its limit, in bytes: "600MiB", and "none" for nothing."""
     size = read_limit(value)
     if size.fraction is not None:
-        raise WrongValueError(f'{quote_value(value)} is a share of a card; write "600MiB" or "none"')
+        raise WrongValueError(f'{quote_value(value)} is a percentage; write a size such as "600MiB", or "none"')
     return size.bytes or 0
 
 
 def read_sizes(value: object) -> tuple[MemoryLimit, ...]:
     """Read the sizes of logical GPUs: ["30GiB", "30GiB"]."""
     if not isinstance(value, list):
-        raise WrongValueError(f'a split is a list of sizes, {quote_value(value)} is not; write ["4GiB", "4GiB"]')
+        raise WrongValueError(f'{quote_value(value)} is not a list of sizes; write ["4GiB", "4GiB"]')
     return tuple(read_size(item) for item in value)
 
 
@@ -157,7 +157,7 @@ def check_split(sizes: tuple[MemoryLimit, ...], limit: MemoryLimit | None) -> No
 def read_selector(value: object) -> Selector:
     """Read one device: a position, a UUID or the beginning of one, a MIG device, or "name:" and a glob."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise WrongValueError(f"{quote_value(value)} names no GPU; write {_A_DEVICE}")
+        raise WrongValueError(f"{quote_value(value)} is not a GPU; write {_A_DEVICE}")
     if isinstance(value, int) and not 0 <= value <= _LARGEST_POSITION:
         raise WrongValueError(_explain_selector(value, quote_value(value)))
     text = str(value)
@@ -172,14 +172,14 @@ def read_selector(value: object) -> Selector:
 
 def _explain_selector(value: object, text: str) -> str:
     if text.lstrip().startswith("-"):
-        return f'{quote_value(value)} names no GPU; positions start at 0, and no GPU at all is visible_devices = "none"'
+        return f'{quote_value(value)} is not a GPU; positions start at 0, and visible_devices = "none" hides all GPUs'
     if _UUID.fullmatch(text):
-        return f'{quote_value(value)} names no GPU; capitals come first, write "{text[:4].upper()}{text[4:]}"'
+        return f'{quote_value(value)} is not a GPU; the prefix is in capitals, write "{text[:4].upper()}{text[4:]}"'
     if "," in text:
-        return f"{quote_value(value)} names no GPU; write a list of them, as in [0, 1]"
+        return f"{quote_value(value)} is not a GPU; write a list, as in [0, 1]"
     if text == "name:":
-        return '"name:" names no GPU; a pattern for the product name follows it, as in "name:*A100*"'
-    return f"{quote_value(value)} names no GPU; write {_A_DEVICE}"
+        return '"name:" needs a pattern for the product name, as in "name:*A100*"'
+    return f"{quote_value(value)} is not a GPU; write {_A_DEVICE}"
 
 
 def read_selectors(value: object) -> tuple[Selector, ...]:
@@ -195,7 +195,7 @@ def _explain_list(value: object) -> str:
     try:
         single = read_selector(value)
     except ValueError:
-        return f'{quote_value(value)} is no list of GPUs; write [0], ["GPU-8932f937"] or "none"'
+        return f'{quote_value(value)} is not a list of GPUs; write [0], ["GPU-8932f937"] or "none"'
     written = str(single) if single.kind == "position" else quote_value(str(single))
     return f"{quote_value(value)} is one GPU, not a list of them; write [{written}]"
 

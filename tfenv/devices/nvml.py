@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 #: Common answers of NVML, by the name of their exception, and what to make of them.
 _MEANINGS = {
-    "NVMLError_LibraryNotFound": "there is no libnvidia-ml.so.1: no NVIDIA driver, or a container that was started "
-    "without GPUs",
-    "NVMLError_DriverNotLoaded": "the NVIDIA driver is installed and not loaded",
+    "NVMLError_LibraryNotFound": "libnvidia-ml.so.1 is missing, because there is no NVIDIA driver or the container was "
+    "started without GPUs",
+    "NVMLError_DriverNotLoaded": "the NVIDIA driver is installed but not loaded",
     "NVMLError_LibRmVersionMismatch": "the driver was updated and its old kernel module is still loaded: restart the "
-    "machine, or reload the module",
-    "NVMLError_NoPermission": "this user may not ask the driver: see who may open /dev/nvidiactl",
-    "NVMLError_GpuIsLost": "the card fell off the bus: see the kernel's log (Xid 79), and restart the machine",
-    "NVMLError_NotSupported": "this driver or card does not say",
+    "machine or reload the module",
+    "NVMLError_NoPermission": "this user has no permission to use the driver; check the permissions of /dev/nvidiactl",
+    "NVMLError_GpuIsLost": "the card fell off the bus; see the kernel log (Xid 79) and restart the machine",
+    "NVMLError_NotSupported": "this driver or card does not report it",
 }
 
 

@@ -67,11 +67,11 @@ def check_path(path: str, *, table_optional: bool = False) -> CheckResult:
     """
     full = os.path.abspath(path)
     if not os.path.lexists(full):
-        right = "`sudo tfgpu init --machine` writes a first one" if full == MACHINE_ROOT else "correct the path"
+        right = "run `sudo tfgpu init --machine` to write one" if full == MACHINE_ROOT else "correct the path"
         return _report_nothing(full, f"there is no such file or directory; {right}")
     sources = list(_list_sources(full) if os.path.isdir(full) else [_make_source(full, table_optional=table_optional)])
     if not sources:
-        message = f"neither {FILE_NAME} nor {PYPROJECT} is here; `tfgpu init` writes a first policy"
+        message = f"there is no {FILE_NAME} or {PYPROJECT} here; run `tfgpu init` to write a policy"
         return _report_nothing(full, message)
     checked = _check_sources(sources)
     if sources[0].layer == "project":
@@ -145,7 +145,7 @@ def _check_readable(source: Source) -> Iterator[Finding]:
         if not (status.st_mode & bits or has_list or (status.st_mode & bits << 3 and status.st_gid in gids)):
             what = "it" if place == source.path else f"its directory {place}"
             message = (
-                f"{what} cannot be read by the people it applies to, and is an error in their programs; run {right}"
+                f"{what} cannot be read by the users it applies to, and their programs report an error; run {right}"
             )
             yield Finding("closed", message, "warning", source.path)
 
@@ -187,12 +187,14 @@ def _check_listable(root: str) -> Iterator[Finding]:
     for scope in _SCOPES:
         folder = os.path.join(root, scope)
         if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-            yield Finding("unreadable", "may not be listed, its files were not checked; ask root to", path=folder)
+            yield Finding(
+                "unreadable", "cannot be listed, so its files were not checked; ask root to check them", path=folder
+            )
 
 
 def _check_never_read(root: str) -> Iterator[Finding]:
     """Find files in a machine layer's directory that look like policies and stand where nobody looks."""
-    message = f"is never read: only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
+    message = f"is never read; only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
     for folder in (root, *_list_misnamed_folders(root)):
         for name in _list_toml_files(folder):
             if folder != root or name not in (FILE_NAME, PYPROJECT):
@@ -200,7 +202,7 @@ def _check_never_read(root: str) -> Iterator[Finding]:
     for folder, scope in _SCOPES.items():
         for name in _list_names(os.path.join(root, folder)):
             if _is_account_name(scope, name):
-                message = f"is never read; call it {name}.toml"
+                message = f"is never read; rename it to {name}.toml"
                 yield Finding("never-read", message, "warning", os.path.join(root, folder, name))
 
 

@@ -270,7 +270,7 @@ def _check_devices_left(view: _TableView, positions: KeyPositions) -> Iterator[L
     for ceiling, none in ((view.allowed_devices, ()), (view.max_devices, 0)):
         if ceiling is not None and ceiling.value == none:
             where = positions.describe(ceiling.origin, visible.origin)
-            message = f"no device is left to choose: {where} allows none; take one of them out"
+            message = f"no device is left: {where} allows none; remove one of them"
             yield LintRemark(visible.origin, "no-devices-left", message)
 
 
@@ -284,11 +284,11 @@ def _check_allowed_devices(view: _TableView, cards: _MachineCards, positions: Ke
     outside = [selector for selector in chosen if selector not in inside]
     if outside and "visible_devices" in view.own.gpu:
         where = positions.describe(allowed.origin, visible.origin)
-        message = f"{_join_selectors(outside)}: not among the allowed_devices of {where}; never visible"
+        message = f"{_join_selectors(outside)}: not in the allowed_devices of {where}, so never visible"
         yield LintRemark(visible.origin, "outside-ceiling", message)
     elif outside and not inside and "allowed_devices" in view.own.ceiling:
         where = positions.describe(visible.origin, allowed.origin)
-        message = f"allows nothing of the visible_devices of {where}; write a visible_devices of its own beside it"
+        message = f"allows none of the visible_devices of {where}; add a visible_devices beside it"
         yield LintRemark(allowed.origin, "outside-ceiling", message)
 
 
@@ -301,12 +301,14 @@ def _check_device_count(view: _TableView, positions: KeyPositions) -> Iterator[L
     wanted = visible.value.count if isinstance(visible.value, AutoChoice) else len(_list_selectors(visible))
     if most is not None and 0 < cast("int", most.value) < wanted:
         where = positions.describe(most.origin, visible.origin)
-        yield LintRemark(visible.origin, "above-ceiling", f"asks for {wanted} devices: {where} lets {most.value} pass")
+        yield LintRemark(visible.origin, "above-ceiling", f"asks for {wanted} devices, but {where} allows {most.value}")
     allowed = _list_selectors(view.allowed_devices)
     single = all(selector.kind != "name" for selector in allowed)
     if view.allowed_devices is not None and single and chosen and 0 < len(allowed) < wanted:
         where = positions.describe(view.allowed_devices.origin, visible.origin)
-        yield LintRemark(visible.origin, "above-ceiling", f"asks for {wanted} devices: {where} allows {len(allowed)}")
+        yield LintRemark(
+            visible.origin, "above-ceiling", f"asks for {wanted} devices, but {where} allows {len(allowed)}"
+        )
 
 
 def _check_rules(view: _TableView) -> Iterator[LintRemark]:
@@ -314,7 +316,7 @@ def _check_rules(view: _TableView) -> Iterator[LintRemark]:
     earlier: list[Selector] = []
     for rule in list_device_rules(view.own.gpu):
         if any(other == rule.match or (other.kind, other.text) == ("name", "*") for other in earlier):
-            message = f"never counts: an earlier entry matches {rule.match} already, and the first one counts"
+            message = f"is ignored: an earlier entry matches {rule.match}, and the first match counts"
             yield LintRemark(rule.origin, "never-counts", message)
         earlier.append(rule.match)
 
@@ -355,7 +357,7 @@ def _list_limits(tables: Tables) -> Iterator[tuple[Setting, Selector | None]]:
 def _check_growth(view: _TableView, positions: KeyPositions) -> Iterator[LintRemark]:
     growth, required = view.own.gpu.get("memory_growth"), view.effective.ceiling.get("require_memory_growth")
     if growth is not None and growth.value is False and required is not None and required.value is True:
-        message = f"growth stays on: {positions.describe(required.origin, growth.origin)} requires it"
+        message = f"growth stays on because {positions.describe(required.origin, growth.origin)} requires it"
         yield LintRemark(growth.origin, "above-ceiling", message)
 
 
@@ -394,7 +396,7 @@ def _check_splits(view: _TableView, cards: _MachineCards, positions: KeyPosition
             if bound is not None and _sum_is_above(rule, cast("MemoryLimit", bound.value), total):
                 message = (
                     f"the logical devices take more together than the {format_limit(cast('MemoryLimit', bound.value))} "
-                    f"of {positions.describe(bound.origin, rule.origin)}: they are scaled down; make them smaller"
+                    f"of {positions.describe(bound.origin, rule.origin)}: they will be scaled down; make them smaller"
                 )
                 yield LintRemark(rule.origin, "above-ceiling", message)
         if total is not None and _sum_is_above(rule, MemoryLimit(bytes=total), total):
@@ -424,5 +426,5 @@ def _check_limits_by_cards(view: _TableView, cards: _MachineCards) -> Iterator[L
         largest = cards.find_largest_total(match) if match is not None else max(cards.totals, default=None)
         if size is not None and largest is not None and size > largest:
             which = "the largest card here" if match is None else f"the largest card that {match} names here"
-            message = f"limits nothing: {which} has {format_bytes(largest)}; write less, or a percentage"
+            message = f"has no effect: {which} has {format_bytes(largest)}; write less, or a percentage"
             yield LintRemark(setting.origin, "above-card", message)

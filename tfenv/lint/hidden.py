@@ -24,10 +24,10 @@ def advise_on_hidden(start: Start, layers: tuple[Layer, ...]) -> Iterator[Findin
         if hidden is None:
             continue
         if os.path.dirname(hidden.path) == os.path.dirname(path):
-            message = f"does not count: {os.path.basename(path)} in the same directory comes first; keep one of them"
+            message = f"is ignored because {os.path.basename(path)} in the same directory comes first; keep one of them"
             yield Finding("hidden", message, "warning", hidden.path)
         elif not _speaks_of_gpus(layer):
-            message = f"declares nothing about GPUs, and hides {hidden.path}; remove the table, or write its keys here"
+            message = f"sets nothing about GPUs but hides {hidden.path}; remove this table, or add those keys here"
             yield Finding("hides-policy", message, "warning", path)
 
 

@@ -146,7 +146,7 @@ def _check_name(named: _NamedSubject) -> Iterator[LintRemark]:
         message = f"{named.text} never counts, for the {named.kind} has a name; write {right}"
         yield LintRemark(named.origin, "unreachable-table", message)
     elif named.kind == "group" and next(list_members(entry), None) is None:
-        message = f"nobody is in the group {quote_value(entry)}, as far as this machine lists its members"
+        message = f"the group {quote_value(entry)} has no members that this machine lists"
         yield LintRemark(named.origin, "empty-group", message, "note")
 
 
@@ -180,7 +180,7 @@ def _check_owners(part: Layer) -> Iterator[LintRemark]:
         return
     for name in owners.value:
         if find_user(str(name)) is None:
-            message = f"there is no user {quote_value(name)} here, nobody is trusted by it"
+            message = f"there is no user {quote_value(name)} here, so this entry trusts nobody"
             yield LintRemark(owners.origin, "unknown-user", message)
 
 
@@ -220,11 +220,11 @@ def _explain_no_project(path: str) -> str | None:
     """Say why no program starts below a path as it is written. None: one may."""
     real = os.path.realpath(path)
     if real != (path.rstrip("/") or "/"):
-        return f"a program that starts there is in {quote_value(real)}, with all links followed; write that path"
+        return f"this path leads through links to {quote_value(real)}; write that path"
     if os.path.isdir(real):
         return None
     what = "is not a directory" if os.path.exists(real) else "is not there"
-    return f"{quote_value(path)} {what}: no project can be in it; correct the path"
+    return f"{quote_value(path)} {what}, so no project can be in it; correct the path"
 
 
 # ---- keys that others always replace
@@ -310,5 +310,5 @@ def _get_setting(tables: Tables, key: KeyPath) -> Setting | None:
 
 
 def _make_replaced_remark(loser: Origin, winner: Origin, positions: KeyPositions) -> LintRemark:
-    message = f"never counts: {positions.describe(winner, loser)} replaces it; take one of them out"
+    message = f"is ignored: {positions.describe(winner, loser)} replaces it; remove one of them"
     return LintRemark(loser, "never-counts", message)

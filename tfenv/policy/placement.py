@@ -95,7 +95,7 @@ def _compare_counts(plan: Plan, listed: int) -> Finding | None:
 def _report_difference(allowed: int, found: int, listed: int) -> Finding | None:
     if found < listed:
         text = f"TensorFlow lists {listed} GPUs, {found} of them among the {allowed} the policy allows"
-        return Finding("too-late", f"{text}: something opened CUDA before tfenv could narrow it")
+        return Finding("too-late", f"{text}: something opened CUDA before tfenv could hide the others")
     if 0 < found < allowed:
         # TensorFlow ignores cards that are too old or too small; a driver may lack some of those NVML shows.
         return Finding("fewer-gpus", f"TensorFlow lists {found} of the {allowed} GPUs the policy allows", "warning")

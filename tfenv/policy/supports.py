@@ -45,18 +45,20 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
         plan = replace(plan, allocator=None, allocated_by=())
     if any(device.logical_devices for device in plan.devices or ()) and "split" not in supports:
         origin = policy.settings["device"].origin
-        collector.add("unsupported", f"{title} does not split a GPU: its limit holds as a whole", origin, "warning")
+        collector.add(
+            "unsupported", f"{title} cannot split a GPU, so the limit applies to all of it", origin, "warning"
+        )
         plan = _replace_devices(plan, [replace(device, logical_devices=()) for device in plan.devices or ()])
     if plan.limits and "limit" not in supports:
-        text = f"{title} keeps no memory limit: {format_origins(plan.limits)} is not in force"
+        text = f"{title} cannot limit memory, so {format_origins(plan.limits)} is not in force"
         collector.add("unsupported", text, plan.limits[0])
         unlimited = [replace(device, limit=None, limited_by=()) for device in plan.devices or ()]
         plan = replace(_replace_devices(plan, unlimited), limit=None, limited_by=())
     if plan.choosing is not None and "choice" not in supports:
         origin = policy.settings["visible_devices"].origin
-        collector.add("unsupported", f"no free GPU is chosen for {title}: it gets the first", origin)
+        collector.add("unsupported", f"tfenv cannot choose a free GPU for {title}; it gets the first", origin)
     if len({device.limit for device in plan.devices or ()}) > 1 and "limit_per_gpu" not in supports:
-        text = f"{title} has one memory limit for all GPUs: the smallest holds"
+        text = f"{title} has one memory limit for all GPUs, so the smallest applies"
         collector.add("unsupported", text, plan.limits[0], "warning")
         plan = _unify_limits(plan)
     return replace(plan, findings=(*plan.findings, *collector.findings))

@@ -386,7 +386,7 @@ def _keep_shown_together(device_set: DeviceSet, inputs: PlanInputs, findings: Fi
     whole = [card for card in device_set.cards if not card.is_instance]
     kept = whole if not device_set.cards[0].is_instance else instances[:1]
     left = f"{_join_tokens(kept)} of {_join_tokens(device_set.cards)}"
-    text = f"{left}: CUDA shows a process one MIG instance alone, or whole GPUs"
+    text = f"{left}: CUDA shows a process either one MIG instance or whole GPUs"
     findings.add("one-instance", text, inputs.choice.origin if inputs.choice else None, "note")
     return device_set.restrict(kept)
 

@@ -181,8 +181,8 @@ def catch_up(name: str, start: Start) -> None:
     from tfenv.policy.model import Outcome
 
     text = (
-        f"{policy.framework.title} had created its devices before tfenv was there, and keeps them; restart the "
-        "process, in a notebook the kernel, to have the policy applied"
+        f"{policy.framework.title} created its devices before tfenv was loaded, and keeps them; restart the "
+        "process (in a notebook, the kernel) to apply the policy"
     )
     finding = Finding("too-late", text)
     policy.process.reporter.report_outcome(Outcome("too_late", findings=(finding,)), policy.plan, policy.framework)

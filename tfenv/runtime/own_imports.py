@@ -84,7 +84,7 @@ def take_name(folder: str) -> None:
             del sys.modules[name]
     where = ascii(places[0] if places else "a module of the program")[1:-1]
     sys.stderr.write(
-        f"tfgpu: {where} is set aside, because `tfenv` is the name of what applies the policy; rename it [name-taken]\n"
+        f"tfgpu: {where} is ignored, because `tfenv` is the name of the policy package; rename it [name-taken]\n"
     )
 
 

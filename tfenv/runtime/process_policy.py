@@ -293,7 +293,7 @@ class ProcessPolicy:
         value = os.environ.get(_VISIBLE)
         if value == self.visible_when_listed or self.visible_when_listed is None:
             return ()
-        text = f"the program set {_VISIBLE}={value} after the devices were listed: no effect"
+        text = f"the program set {_VISIBLE}={value} after the devices were listed, which has no effect"
         return (Finding("too-late", text, "note"),)
 
 

@@ -123,7 +123,7 @@ def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationR
         uuids = tuple(candidate.uuid for candidate in request.candidates)
         return _leave_out_own(request.candidates, requester.measure(uuids))
 
-    lost = "the lease was gone: the program closed it, or its file was removed"
+    lost = "the lease was lost because the program closed it or its file was removed"
     try:
         acquire(
             request,
@@ -139,7 +139,7 @@ def renew_lease(choice: Choice, plan: Plan, requester: Requester) -> AllocationR
     now = share_gpus(request, _leave_out_children(choice.lease, measure()))
     if all(allocation.uuid in before for allocation in now if allocation.shared):
         return AllocationResult(choice, (Finding("lease-renewed", f"{lost}. It was taken again", "note"),))
-    text = f"{lost}. Others took the GPU meanwhile: it is shared beyond its memory"
+    text = f"{lost}. Other processes took the GPU meanwhile, and it is shared beyond its memory"
     return AllocationResult(choice, (Finding("lease-lost", text),))
 
 
@@ -193,7 +193,7 @@ def _report_acquired(
     if not shared:
         return AllocationResult(choice)
     advice = "" if acquired.fell_back_from is None else _advise(gpu_request, acquired.fell_back_from.occupancy)
-    text = f"GPU {shared} is shared with others beyond its memory, or beyond what they leave{advice and f'. {advice}'}"
+    text = f"GPU {shared} is shared beyond its memory, or beyond what others leave free{advice and f'. {advice}'}"
     return AllocationResult(choice, (Finding("shared-gpu", text, "warning" if chosen else "note"),))
 
 
@@ -213,10 +213,10 @@ def _advise(gpu_request: GpuRequest, occupancy: Occupancy) -> str:
             remedy = "lower min_free, or set memory_limit, to share a GPU with it"
         else:
             remedy = "set memory_limit, or min_free, to share a GPU with it"
-        return f"What has no lease may never end: {remedy}"
+        return f"Processes without a lease may never end; {remedy}"
     if fits_but_for_overhead(gpu_request, occupancy):
         size = format_bytes(gpu_request.overhead)
-        return f"It would fit but for process_overhead, {size} beside the limit of each process: lower memory_limit"
+        return f"It would fit without process_overhead ({size} beside the limit of each process); lower memory_limit"
     return ""
 
 
@@ -226,13 +226,13 @@ def _report_unavailable(
     nothing = Choice(waited_s=unavailable.waited_s)
     there = _describe(gpu_request, unavailable.occupancy, names)
     if not unavailable.possible:
-        text = "none of these GPUs is large enough for memory_limit and min_free, even when it is free: no GPU"
+        text = "none of these GPUs is large enough for memory_limit and min_free, even when free; the program gets none"
         return AllocationResult(nothing, (Finding("no-free-gpu", text),), refused=automatic.when_busy == "fail")
     if unavailable.held_by_ancestor:
-        text = "a parent process holds all that memory_total leaves, and may be waiting for this one: no GPU"
+        text = "a parent process holds all that memory_total allows and may be waiting for this one: no GPU"
         return AllocationResult(nothing, (Finding("no-free-gpu", text),))
     if automatic.when_busy == "cpu":
-        text = f'no GPU is free ({there}), and when_busy = "cpu": no GPU'
+        text = f'no GPU is free ({there}), so the program gets none (when_busy = "cpu")'
         return AllocationResult(nothing, (Finding("no-free-gpu", text, "warning"),))
     after = f" after {unavailable.waited_s:.0f} s" if automatic.when_busy == "wait" else ""
     text = f"no GPU is free{after} ({there})"
@@ -245,11 +245,11 @@ def _report_unavailable(
 def _allocate_without_inventory(plan: Plan, inventory: Inventory) -> AllocationResult:
     why = f" ({inventory.problem})" if inventory.problem is not None else ""
     if plan.choosing is None:
-        text = f"memory_total holds for this process alone: without NVML{why} nobody can tell which GPUs these are"
+        text = f"memory_total holds for this process alone: without NVML{why} tfenv cannot tell which GPUs these are"
         return AllocationResult(None, (Finding("no-inventory", text, "warning"),))
     choice = take_first_gpus(plan, plan.choosing)
     count = len(choice.allocations)
-    text = f"which GPUs are free cannot be told without NVML{why}: the first {count} allowed are taken"
+    text = f"cannot tell which GPUs are free without NVML{why}; using the first {count} that the policy allows"
     return AllocationResult(choice, (Finding("no-inventory", text, "warning"),))
 
 
@@ -265,7 +265,7 @@ def _allocate_without_leases(
 ) -> AllocationResult:
     """Choose by the memory in use alone. A process that starts at the same moment may choose the same GPUs."""
     occupancy = Occupancy((), memory, pid=os.getpid())
-    text = f"others cannot see which GPU this process takes: {error}"
+    text = f"other processes cannot see which GPU this one takes: {error}"
     choice = Choice(choose_gpus(gpu_request, occupancy) or share_gpus(gpu_request, occupancy))
     return AllocationResult(choice, (Finding("no-lease", text),))
 

@@ -46,14 +46,14 @@ class PolicyState:
         """What holds for such a process, in one line that is safe on a terminal."""
         policy, plan = self.loaded.policy, self.decision.plan
         if self.disabled:
-            return "nothing: TFGPU_DISABLE switches the policy off"
+            return "nothing: TFGPU_DISABLE=1 switches the policy off"
         if self.decision.refused:
             return '`import tensorflow` raises PolicyError: on_error is "fail"'
         if not self.decision.no_gpu:
             plan = replace(plan, findings=())  # they are told in full beside this line
         findings = self.loaded.findings if self.decision.no_gpu else ()
         text = format_policy_line(self.loaded.subject, policy, plan, None, findings).removeprefix("tfgpu: ")
-        return text or "nothing is declared about GPUs: TensorFlow is left as it is"
+        return text or "no GPU settings apply: TensorFlow runs unchanged"
 
 
 def read_state(

@@ -170,7 +170,7 @@ class _InotifyListener:
         self.close()
         reason = getattr(error, "strerror", None) or str(error)
         advice = "" if isinstance(error, ImportError) else "; raise fs.inotify.max_user_instances or max_user_watches"
-        self._warn(f"no inotify ({reason}): the files are looked at twice a second instead{advice}")
+        self._warn(f"no inotify ({reason}): checking the files twice a second instead{advice}")
 
 
 # ---- all of it

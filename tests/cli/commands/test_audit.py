@@ -230,7 +230,7 @@ def test_a_file_of_something_else_is_not_overwritten(run_audit: RunAudit, log: P
     program.write_text("import tensorflow\n")
     run = run_audit("export", "--prometheus", program, "--file", log)
     assert (run.returncode, program.read_text()) == (2, "import tensorflow\n")
-    assert "train.py: it was not written by this command" in run.stderr
+    assert "train.py: this command did not write it" in run.stderr
 
 
 def test_unreadable_lines_are_counted_on_stderr(run_audit: RunAudit, log: Path) -> None:

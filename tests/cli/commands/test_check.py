@@ -85,7 +85,7 @@ def test_tfgpu_config_that_does_not_exist(tfgpu: Tfgpu) -> None:
     """TFGPU_CONFIG that names no file is a finding."""
     result = tfgpu("check", env={"TFGPU_CONFIG": "/nowhere/tfgpu.toml"})
     assert result.returncode == 1
-    assert result.stdout.startswith("/nowhere/tfgpu.toml: there is no such file")
+    assert result.stdout.startswith("/nowhere/tfgpu.toml: TFGPU_CONFIG names this file, but there is no such file")
 
 
 def test_pyproject(project: Path, tfgpu: Tfgpu) -> None:
@@ -147,7 +147,7 @@ def test_an_empty_directory(project: Path, tfgpu: Tfgpu) -> None:
     (project / "empty").mkdir()
     result = tfgpu("check", "empty")
     assert result.returncode == 1
-    assert "neither tfgpu.toml nor pyproject.toml" in result.stdout
+    assert "there is no tfgpu.toml or pyproject.toml here" in result.stdout
 
 
 def test_hostile_names_do_not_steer_the_terminal(project: Path, tfgpu: Tfgpu) -> None:
@@ -301,7 +301,7 @@ def test_folders_that_may_not_be_listed(server: SharedMachine) -> None:
     server.path("/etc/tfgpu/users").chmod(0o711)
     result = server.tfgpu("check", "/etc/tfgpu", user=ALICE)
     assert result.returncode == 1
-    assert "/etc/tfgpu/users: may not be listed" in result.stdout
+    assert "/etc/tfgpu/users: cannot be listed" in result.stdout
 
 
 LOG_FOLDER = "/var/log/tfgpu"

@@ -74,7 +74,7 @@ def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) 
     """Below a value that a ceiling changed stands which ceiling did."""
     result = tfgpu("explain", env=four_gpus)
     assert f"clamped: 16.0 GiB is above the ceiling of 50% from {layers} (ceiling.memory_limit)" in result.stdout
-    assert "clamped: growth stays on: required by" in result.stdout
+    assert "clamped: growth stays on because required by" in result.stdout
     assert result.returncode == 0
 
 
@@ -122,7 +122,7 @@ def test_long_lists_are_shortened(project: Path, tfgpu: Tfgpu) -> None:
 def test_without_a_gpu(layers: Path, tfgpu: Tfgpu) -> None:
     """Without a driver the plan is there all the same, and why nothing is known of the cards is said."""
     result = tfgpu("explain")
-    if "What cards these are is unknown" not in result.stdout:
+    if "Their names and sizes are unknown" not in result.stdout:
         pytest.skip("this machine has GPUs")
     assert "CUDA_VISIBLE_DEVICES  1,2" in result.stdout
 
@@ -136,12 +136,12 @@ def test_the_grant_of_this_environment(layers: Path, tfgpu: Tfgpu, four_gpus: di
 
 
 def test_where_files_were_looked_for(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
-    """Without any file each layer says where one was looked for, and that TensorFlow is left as it is."""
+    """Without any file each layer says where one was looked for, and that TensorFlow runs unchanged."""
     result = tfgpu("explain")
     assert result.returncode == 0
     rows = [line.split()[:3] for line in result.stdout.splitlines() if line.startswith(("  user", "  project"))]
     assert rows == [["user", str(tmp_path / "config/tfgpu/tfgpu.toml"), "-"], ["project", str(project), "-"]]
-    assert "TensorFlow is left as it is" in result.stdout
+    assert "TensorFlow runs unchanged. Run `tfgpu init`" in result.stdout
 
 
 def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
@@ -179,7 +179,7 @@ def test_run_options_are_a_layer(layers: Path, tfgpu: Tfgpu) -> None:
 def test_disabled(layers: Path, tfgpu: Tfgpu) -> None:
     """TFGPU_DISABLE is told: the policy is read, and nothing follows."""
     result = tfgpu("explain", env={"TFGPU_DISABLE": "1"})
-    assert "TFGPU_DISABLE switches the policy off" in result.stdout
+    assert "TFGPU_DISABLE=1 switches the policy off" in result.stdout
 
 
 def test_it_needs_no_tensorflow(layers: Path, project: Path, variables: dict[str, str]) -> None:
@@ -215,13 +215,13 @@ def test_an_automatic_choice_is_shown_and_takes_nothing(project: Path, tfgpu: Tf
     variables = build_environment(parse_gpus("3x24GiB"), log=tmp_path / "log", processes=others, base={})
     for _ in range(2):
         lines = [" ".join(line.split()) for line in tfgpu("explain", env=variables).stdout.splitlines()]
-        assert "chosen 1 of them, when devices are first listed; now it would be 1" in lines
+        assert "chosen 1 of these, when the program first lists its devices; right now it would get 1" in lines
     explained = read_json(tfgpu("explain", "--format", "json", env=variables))
     assert explained["choosing"] == {"count": 1, "when_busy": "wait", "now": ["1"], "scene": ""}
     assert not (tmp_path / "log.leases").exists()
     others.write_text("0 4190001 9000\n1 4190001 9000\n2 4190001 9000\n")
     shown = tfgpu("explain", env=variables).stdout
-    assert "now the program would wait (GPU 0: 8.8 GiB used without a lease (pid 4190001); GPU 1:" in shown
+    assert "right now it would wait (GPU 0: 8.8 GiB used without a lease (pid 4190001); GPU 1:" in shown
 
 
 def test_a_choice_counts_what_processes_take_beside_their_limits(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_where_no_projects_file_counts(server: SharedMachine) -> None:
     server.write("/home/alice/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n", ALICE)
     told = explain_as_root(server, "alice", "--project", "/home/alice/project")
     (seen,) = [file for file in told["files"] if file["layer"] == "project"]
-    assert seen["why"] == "no project's file counts: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
+    assert seen["why"] == "project files are ignored: allow_project_files = false in /etc/tfgpu/tfgpu.toml"
     assert told["settings"] == {}
 
 
@@ -367,7 +367,7 @@ def test_others_are_nobodys_business(server: SharedMachine) -> None:
     refused = server.tfgpu("explain", "--user", "bob", user=ALICE)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "tfgpu explain: only root may ask for somebody else; try `sudo tfgpu explain --user bob`\n"
+        "tfgpu explain: only root can ask about another user; try `sudo tfgpu explain --user bob`\n"
     )
 
 

@@ -166,11 +166,11 @@ def test_arguments_are_never_shown(tfgpu: Tfgpu, machine: SimulatedMachine, chil
 
 
 def test_who_cannot_be_seen(tfgpu: Tfgpu, machine: SimulatedMachine) -> None:
-    """A process that is not to be seen here keeps its number and memory, and a line says why nothing more is known."""
+    """A process that is not visible here keeps its number and memory, and a line says why nothing more is known."""
     machine.hold(f"0 {NOBODY} 100")
     (row,) = read_processes(tfgpu, machine)
     assert (row["user"], row["program"], row["state"], row["memory_bytes"]) == (None, None, "unknown", 100 << 20)
-    assert f"pid {NOBODY}  not to be seen here" in tfgpu("ps", env=machine.env).stdout
+    assert f"pid {NOBODY}  not visible here" in tfgpu("ps", env=machine.env).stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another user")
@@ -187,17 +187,19 @@ def test_another_users_log(tfgpu: Tfgpu, machine: SimulatedMachine) -> None:
 def test_nobody(tfgpu: Tfgpu, machine: SimulatedMachine) -> None:
     """GPUs that nobody uses are said to be free. Memory that nobody seen here holds is reported."""
     machine.hold()
-    assert tfgpu("ps", env=machine.env).stdout.startswith("nobody  no process holds memory of a GPU")
+    assert tfgpu("ps", env=machine.env).stdout.startswith(
+        "nobody  no process that is visible from here uses GPU memory"
+    )
     machine.hold(f"0 {NOBODY} 5000")
     machine.env["TFGPU_SIMULATE"] += ",processes_error=3:0"
-    assert "GPU 0   the driver does not tell who uses it" in tfgpu("ps", env=machine.env).stdout
+    assert "GPU 0   the driver does not report who uses it" in tfgpu("ps", env=machine.env).stdout
 
 
 def test_no_driver_to_ask(tfgpu: Tfgpu, machine: SimulatedMachine) -> None:
     """A driver that cannot be asked is said, and the exit code is 1."""
     machine.env["TFGPU_SIMULATE"] += ",init_error=9"
     result = tfgpu("ps", env=machine.env)
-    assert (result.returncode, "installed and not loaded" in result.stdout) == (1, True)
+    assert (result.returncode, "installed but not loaded" in result.stdout) == (1, True)
 
 
 HOLDER = """

@@ -75,9 +75,9 @@ def test_config(project: Path, tfgpu: Tfgpu) -> None:
         (["--memory-limit", "4gigs"], "write 4GiB"),
         (["--memory-limit", "0GiB"], "less than 1 MiB"),
         (["--gpus", "-1"], 'visible_devices = "none"'),
-        (["--gpus", ""], "names no GPU"),
-        (["--gpus", "0,,1"], "names no GPU"),
-        (["--config", "nowhere.toml"], "there is no file nowhere.toml"),
+        (["--gpus", ""], "is not a GPU"),
+        (["--gpus", "0,,1"], "is not a GPU"),
+        (["--config", "nowhere.toml"], "nowhere.toml does not exist"),
         (["--memory", "4GiB"], "unrecognized arguments: --memory"),
     ],
 )

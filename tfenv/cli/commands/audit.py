@@ -59,15 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_filters(parser)
     _add_files(parser)
     parser.add_argument(
-        "-n", "--lines", type=_parse_lines, metavar="N", help="only the newest N (table: 20, json: all)"
+        "-n", "--lines", type=_parse_lines, metavar="N", help="Show only the newest N (table: 20, json: all)."
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with records as they are written")
+    parser.add_argument("-f", "--follow", action="store_true", help="Wait for new records and show them.")
     _add_format(parser)
-    actions = parser.add_subparsers(title="instead of records", metavar="ACTION", dest="action", prog=parser.prog)
+    actions = parser.add_subparsers(title="other reports", metavar="ACTION", dest="action", prog=parser.prog)
     summary = actions.add_parser(
         "summary",
-        help="processes, limits, clamps and failures per user and GPU",
-        description=f"Processes, limits, clamps and failures per user and GPU. {_EXIT_CODES}",
+        help="Count processes, limits, clamps and failures per user and GPU.",
+        description=f"Count processes, limits, clamps and failures per user and GPU. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
     _add_filters(summary)
@@ -75,28 +75,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_format(summary)
     export_totals = actions.add_parser(
         "export",
-        help="figures for the node exporter of Prometheus",
+        help="Write totals for the node exporter of Prometheus.",
         description="Count what was added to the logs since the last time, and write the totals into a file for the "
         f"textfile collector of the node exporter. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
     export_totals.add_argument(
-        "--prometheus", type=Path, required=True, metavar="FILE", help="a .prom file in the collector's directory"
+        "--prometheus",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="Write this .prom file in the collector's directory.",
     )
     _add_files(export_totals)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    filters = parser.add_argument_group("which records")
-    filters.add_argument("--event", action="append", type=_parse_event, metavar="EVENT", help=", ".join(EVENTS))
-    filters.add_argument("--outcome", action="append", choices=OUTCOMES, help="what became of it at an entry point")
-    filters.add_argument("--user", action="append", metavar="NAME", help="of this user")
-    filters.add_argument("--uid", action="append", type=int, help="of this user id")
-    filters.add_argument("--gpu", action="append", metavar="GPU", help='a UUID or its beginning, or "name:*A100*"')
-    filters.add_argument("--project", metavar="DIR", help="of a project or script in this directory or below it")
-    filters.add_argument("--script", metavar="GLOB", help="of this program: path, file name or glob")
-    filters.add_argument("--since", type=_parse_time, metavar="WHEN", help='"2h", "7d", or a time in ISO 8601')
-    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="before that time")
+    filters = parser.add_argument_group("filters")
+    filters.add_argument(
+        "--event",
+        action="append",
+        type=_parse_event,
+        metavar="EVENT",
+        help=f"Show only this event: {', '.join(EVENTS)}.",
+    )
+    filters.add_argument("--outcome", action="append", choices=OUTCOMES, help="Show only records with this outcome.")
+    filters.add_argument("--user", action="append", metavar="NAME", help="Show only records of this user.")
+    filters.add_argument("--uid", action="append", type=int, help="Show only records of this user ID.")
+    filters.add_argument(
+        "--gpu", action="append", metavar="GPU", help='Show only this GPU: the start of a UUID, or "name:*A100*".'
+    )
+    filters.add_argument("--project", metavar="DIR", help="Show only projects and scripts in or below this directory.")
+    filters.add_argument("--script", metavar="GLOB", help="Show only this program: a path, file name or glob.")
+    filters.add_argument(
+        "--since",
+        type=_parse_time,
+        metavar="WHEN",
+        help='Show only records since then: "2h", "7d" or an ISO 8601 time.',
+    )
+    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="Show only records before then.")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +123,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="logs to read, with what was rotated away (.1, .2.gz, …); without it the log that the policy here names",
+        help="Read these logs and their rotated files (.1, .2.gz, …). Default: the log that the policy here names.",
     )
 
 
@@ -116,14 +133,14 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("table", "json", "text"),
         metavar="{table,json}",
-        help="for people (table), or one JSON value a line",
+        help="Print a table, or one JSON value per line.",
     )
 
 
 def _parse_event(text: str) -> str:
     name = text.removeprefix("policy_")
     if name not in EVENTS:
-        raise argparse.ArgumentTypeError(f'"{text}" is not an event; there are {", ".join(EVENTS)}')
+        raise argparse.ArgumentTypeError(f'"{text}" is not an event; the events are {", ".join(EVENTS)}')
     return f"policy_{name}"
 
 
@@ -353,7 +370,7 @@ def _print_stream(records: Iterable[LoggedRecord], *, is_json: bool) -> None:
 def _print_nothing(query: RecordQuery) -> None:
     """Say that there are no records, or none that were asked for."""
     if query == RecordQuery():
-        print_message("audit", "no records; one is written when TensorFlow is imported under a policy")
+        print_message("audit", "no records; tfenv writes one when a program imports TensorFlow under a policy")
     else:
         print_message("audit", "no records match these options")
 

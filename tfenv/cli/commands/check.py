@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH",
-        help="a tfgpu.toml, a pyproject.toml, or a directory such as /etc/tfgpu; without any: all that have a say here",
+        help="Check this tfgpu.toml, pyproject.toml or directory (default: every file that applies here).",
     )  # fmt: skip
     parser.add_argument(
         "--table-optional", action="store_true",
-        help="a pyproject.toml without [tool.tfgpu] is no mistake (pre-commit names every one that changed)",
+        help="Accept a pyproject.toml without [tool.tfgpu] (pre-commit names every changed one).",
     )  # fmt: skip
     add_format_option(parser)
 
@@ -61,7 +61,7 @@ def check_files(paths: Sequence[str], output_format: str, *, table_optional: boo
 def _print_text(result: CheckResult) -> None:
     print_findings(result.findings)
     if not result.findings and not result.files:
-        print("No policy file has a say here. `tfgpu init` writes a first tfgpu.toml.")
+        print("No policy file applies here. Run `tfgpu init` to write a tfgpu.toml.")
     elif not result.findings:
         print(f"{paint('ok', 'ok')}: {_format_files(result.files)}")
     else:

@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--python",
         metavar="PATH",
-        help="the interpreter (default: that of the active environment, or else the first on PATH)",
+        help="Examine this interpreter (default: the active environment's, or else the first on PATH).",
     )
-    parser.add_argument("--no-tensorflow", action="store_true", help="do not import TensorFlow, which takes seconds")
+    parser.add_argument("--no-tensorflow", action="store_true", help="Do not import TensorFlow, which takes seconds.")
     add_format_option(parser)
 
 
@@ -115,23 +115,23 @@ def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True)
 
 def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
     result = check_here()
-    findings = [finding for finding in result.findings if finding.severity != "note"]
-    if findings:
-        first = min(findings, key=lambda finding: finding.severity != "error")
-        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
-        verdict: Verdict = "problem" if first.severity == "error" else "note"
-        yield DoctorRow("policy", verdict, f"{count}: {first} [{first.code}]", "see `tfgpu check`")
-    elif explanation.disabled:
-        yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE", "unset TFGPU_DISABLE")
+    found = [(finding, "see `tfgpu check`") for finding in result.findings]
+    found += [(f, "see `tfgpu explain`") for f in explanation.findings if f not in result.findings]
+    wrong = [(finding, where) for finding, where in found if finding.severity != "note"]
+    for finding, where in sorted(wrong, key=lambda entry: entry[0].severity != "error"):
+        verdict: Verdict = "problem" if finding.severity == "error" else "note"
+        yield DoctorRow("policy", verdict, f"{finding} [{finding.code}]", where)
+    if wrong:
+        return
+    files = ", ".join(shorten_path(path) for path in result.files)
+    if explanation.disabled:
+        yield DoctorRow("policy", "note", "TFGPU_DISABLE=1 switches it off", "unset TFGPU_DISABLE")
+    elif explanation.silent and files:
+        yield DoctorRow("policy", "note", f"no settings for GPUs in {files}", "add settings, see `tfgpu explain`")
     elif explanation.silent:
-        yield DoctorRow(
-            "policy", "note", "no file declares anything about GPUs here", "`tfgpu init` writes a first one"
-        )
+        yield DoctorRow("policy", "note", "there is no policy file here", "run `tfgpu init` to write one")
     else:
-        yield DoctorRow("policy", "ok", ", ".join(shorten_path(path) for path in result.files))
-    for finding in explanation.plan.findings:
-        if finding.severity == "error":
-            yield DoctorRow("policy", "problem", f"{finding} [{finding.code}]", "see `tfgpu explain`")
+        yield DoctorRow("policy", "ok", files)
 
 
 # ---- TensorFlow
@@ -145,7 +145,7 @@ def _diagnose_tensorflow(
         yield DoctorRow("TensorFlow", "note", "not installed there", "pip install 'tensorflow[and-cuda]'")
         return
     if python is None:
-        yield DoctorRow("TensorFlow", "note", "installed, not imported (--no-tensorflow)")
+        yield DoctorRow("TensorFlow", "note", "installed; not imported because of --no-tensorflow")
         return
     try:
         seen = ask_interpreter(python, "tensorflow", _TENSORFLOW_TIMEOUT_S, _share_busy_gpus(explanation.plan))
@@ -188,7 +188,7 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
             yield DoctorRow("audit log", "ok", shorten_path(path))
         folder = find_open_folder(path) if "<uid>" in path and uid == 0 else None
         if folder is not None:
-            text = f"everybody can write in {folder}, and so create the log of a user who has none yet"
+            text = f"everybody can write to {folder}, and so create the log of a user who has none yet"
             yield DoctorRow("audit log", "note", text, "create the users' logs: see docs/administrators.md")
 
 

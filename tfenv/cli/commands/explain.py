@@ -1,4 +1,4 @@
-"""`tfgpu explain`: each value, who set it, what it overrode, what clamped it, and what follows."""
+"""`tfgpu explain`: each value, who set it, what it overrides, what lowers it, and its effect."""
 
 from __future__ import annotations
 
@@ -49,11 +49,15 @@ _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     parser.description = (
-        "Show which values hold for a program that starts here, who set each of them, what they overrode, "
-        "what clamped them, and what follows. Needs neither TensorFlow nor a GPU. Root may ask for somebody else."
+        "Show which values apply to a program that starts here, which file sets each of them, what they override, "
+        "which ceilings lower them, and what they do. Needs neither TensorFlow nor a GPU. Root can ask for other users."
     )
-    parser.add_argument("--user", metavar="NAME", help="whose program: a login name, or uid:1234 (default: yours)")
-    parser.add_argument("--project", metavar="DIR", help="the directory where the program starts (default: here)")
+    parser.add_argument(
+        "--user", metavar="NAME", help="Explain this user's programs: a login name, or uid:1234 (default: you)."
+    )
+    parser.add_argument(
+        "--project", metavar="DIR", help="Explain a program that starts in this directory (default: here)."
+    )
     add_format_option(parser)
 
 
@@ -93,7 +97,7 @@ def _print_text(explanation: Explanation) -> None:
     if explanation.new_login:
         print(
             paint(
-                "As in a new login of that user. Your own CUDA_VISIBLE_DEVICES and TFGPU_* variables do not count.",
+                "As for a new login of this user. Your own CUDA_VISIBLE_DEVICES and TFGPU_* variables are ignored.",
                 "quiet",
             )
         )
@@ -115,7 +119,7 @@ def _print_heading(text: str) -> None:
 
 
 def _print_files(files: Sequence[ExaminedFile]) -> None:
-    _print_heading("Files, the nearest last")
+    _print_heading("Files (nearest last)")
     width = max(len(shorten_path(file.path)) for file in files)
     for file in files:
         state, style = _STATES[file.state]
@@ -178,24 +182,34 @@ def _format_origin(value: ExplainedValue) -> str:
 
 
 def _print_outcome(explanation: Explanation) -> None:
-    _print_heading("What follows")
+    _print_heading("Effect")
     if explanation.disabled:
-        print("  Nothing: TFGPU_DISABLE switches the policy off.")
+        print("  Nothing: TFGPU_DISABLE=1 switches the policy off.")
     elif explanation.refused:
-        print(f'  {paint("`import tensorflow` raises PolicyError", "problem")}: on_error is "fail", see the findings.')
+        print(f'  {paint("`import tensorflow` raises PolicyError", "problem")}: on_error is "fail", see below.')
     elif explanation.silent and any(finding.severity == "error" for finding in explanation.findings):
-        print("  Nothing is in force: see the findings below. TensorFlow has all GPUs, without a limit.")
+        print("  Nothing is in force: see the findings below. TensorFlow has all GPUs without a limit.")
     elif explanation.silent:
-        print("  Nothing is declared about GPUs: TensorFlow is left as it is. `tfgpu init` writes a first tfgpu.toml.")
+        print(f"  No GPU settings apply: TensorFlow runs unchanged. {_advise_on_files(explanation.files)}")
     else:
         _print_plan(explanation)
+
+
+def _advise_on_files(files: Iterable[ExaminedFile]) -> str:
+    """Say what to do where nothing is declared. `tfgpu init` refuses where the project has a file."""
+    own = [file for file in files if file.layer == "project" and file.state != "none"]
+    if not own:
+        return "Run `tfgpu init` to write a tfgpu.toml."
+    if own[0].state == "dropped":
+        return f"{shorten_path(own[0].path)} does not count, see the findings below."
+    return f"Add settings to {shorten_path(own[0].path)}."
 
 
 def _print_plan(explanation: Explanation) -> None:
     plan = explanation.plan
     granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
-    visible = "left as it is" if plan.visible is None else plan.visible
-    granted = paint(f"(when the program starts: {escape_for_terminal(granted)})", "quiet")
+    visible = "unchanged" if plan.visible is None else plan.visible
+    granted = paint(f"(at the start: {escape_for_terminal(granted)})", "quiet")
     print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {granted}")
     if explanation.choosing is not None:
         print(f"  chosen                {escape_for_terminal(_format_choosing(explanation.choosing))}")
@@ -216,15 +230,15 @@ def _print_plan(explanation: Explanation) -> None:
             print_table(("candidate", *_COLUMNS[2:]), [row[1:] for row in rows], indent=2)
     if explanation.inventory.devices is None:
         problem = escape_for_terminal(explanation.inventory.problem or "")
-        print(paint(f"  What cards these are is unknown ({problem}).", "quiet"))
+        print(paint(f"  Their names and sizes are unknown ({problem}).", "quiet"))
 
 
 def _format_choosing(choosing: ExplainedChoice) -> str:
-    text = f"{choosing.count} of them, when devices are first listed"
+    text = f"{choosing.count} of these, when the program first lists its devices"
     if choosing.now is not None:
-        return f"{text}; now it would be {', '.join(choosing.now)}"
-    busy = {"wait": "the program would wait", "cpu": "none would be visible", "fail": "PolicyError"}
-    return f"{text}; now {busy.get(choosing.when_busy, 'the least used would be shared')} ({choosing.scene})"
+        return f"{text}; right now it would get {', '.join(choosing.now)}"
+    busy = {"wait": "wait", "cpu": "get no GPU", "fail": "fail with PolicyError"}
+    return f"{text}; right now it would {busy.get(choosing.when_busy, 'share the least used')} ({choosing.scene})"
 
 
 def _format_device(position: int, planned: PlannedDevice) -> tuple[str, ...]:

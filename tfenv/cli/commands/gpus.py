@@ -170,7 +170,10 @@ def _find_notes(usage: GpuUsage, decision: Decision, grant: Grant, *, off: bool)
         yield "policy", "switched off by TFGPU_DISABLE"
     if any(card.device is None for card in decision.plan.devices or ()):
         given = ",".join(grant.tokens or ())
-        yield "?", f"CUDA_VISIBLE_DEVICES is {given}: without CUDA_DEVICE_ORDER=PCI_BUS_ID only CUDA can tell which"
+        yield (
+            "?",
+            f"CUDA_VISIBLE_DEVICES is {given}: only CUDA can tell which these are unless CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        )
     if not usage.gpus:
         yield "driver", "it shows no GPU; see what `nvidia-smi -L` says"
 
@@ -196,9 +199,9 @@ def _describe_reason(reason: HiddenReason, grant: Grant, loaded: LoadedPolicy) -
         "require_grant": f"the scheduler granted none, and require_grant of {where} holds",
         "allowed_devices": f"not in allowed_devices of {where}",
         "visible_devices": f"not chosen by visible_devices of {where}",
-        "request": "the program that started this one asked for others",
+        "request": "the parent program asked for other GPUs",
         "max_devices": f"over max_devices of {where}",
-        "one_instance": "CUDA shows a process one MIG instance alone, or whole GPUs",
+        "one_instance": "CUDA shows a process either one MIG instance or whole GPUs",
     }[reason.rule]
 
 

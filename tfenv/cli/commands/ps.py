@@ -206,13 +206,13 @@ class ProcessSnapshot:
         if usage.problem is not None:
             yield "driver", usage.problem
         elif not self.holders:
-            yield "nobody", "no process holds memory of a GPU, as far as can be seen from here"
+            yield "nobody", "no process that is visible from here uses GPU memory"
         for gpu in usage.gpus:
             if gpu.problem:
                 yield f"GPU {gpu.label}", gpu.problem
         for labels, text in (
-            (usage.silent, "the driver does not tell who uses it"),
-            (usage.list_unseen(), "memory is held by nobody that can be seen: see outside of this container"),
+            (usage.silent, "the driver does not report who uses it"),
+            (usage.list_unseen(), "its memory is in use, but not by a visible process; look outside this container"),
         ):
             if labels:
                 yield f"GPU {', '.join(labels)}", text
@@ -222,7 +222,7 @@ class ProcessSnapshot:
 def _find_notes_on_holders(holders: Iterable[GpuHolder]) -> Iterator[tuple[str, str]]:
     strangers = [str(holder.process.pid) for holder in holders if holder.process.uid is None]
     if strangers:
-        text = "not to be seen here: another container's, or hidden by hidepid; the numbers are the host's"
+        text = "not visible here (another container, or hidepid); these are the host's numbers"
         yield f"pid {', '.join(strangers)}", text
     for holder in holders:
         process, limit = holder.process, holder.limit

@@ -37,14 +37,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "The exit code is the command's own; 127 when there is no such command, 126 when it cannot be run."
     parser.allow_abbrev = False
     parser.add_argument(
-        "--gpus", type=_parse_gpus, metavar="GPUS", help='positions or UUIDs ("0,1"), "name:*A100*", "all" or "none"'
+        "--gpus",
+        type=_parse_gpus,
+        metavar="GPUS",
+        help='Show these GPUs: positions or UUIDs ("0,1"), "name:*A100*", "all" or "none".',
     )
     parser.add_argument(
-        "--memory-limit", type=_parse_limit, metavar="SIZE", help='per GPU and process: "4GiB", "40%%" or "none"'
+        "--memory-limit",
+        type=_parse_limit,
+        metavar="SIZE",
+        help='Limit the memory of each GPU for each process: "4GiB", "40%%" or "none".',
     )
-    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, help="take memory as it is needed, or not")
-    parser.add_argument("--config", type=_parse_file, metavar="PATH", help="the project's policy, not the nearest file")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
+    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, help="Take memory as it is needed, or not.")
+    parser.add_argument(
+        "--config",
+        type=_parse_file,
+        metavar="PATH",
+        help="Use this file as the project's policy instead of the nearest one.",
+    )
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="CMD", help="Run this command with these arguments."
+    )
 
 
 # ---- options
@@ -74,7 +87,7 @@ def _parse_limit(text: str) -> str:
 def _parse_file(text: str) -> str:
     path = os.path.abspath(text)
     if not os.path.isfile(path):
-        raise argparse.ArgumentTypeError(f"there is no file {text}; name a tfgpu.toml or a pyproject.toml")
+        raise argparse.ArgumentTypeError(f"{text} does not exist; name a tfgpu.toml or a pyproject.toml")
     return path
 
 
@@ -129,7 +142,7 @@ def run_command(command: Sequence[str], settings: Mapping[str, object], config: 
         it cannot be run, 1 if the policy refuses it.
     """
     if not command:
-        print_message("run", "no command given; write: tfgpu run --memory-limit 4GiB -- python train.py")
+        print_message("run", "no command given; write tfgpu run --memory-limit 4GiB -- python train.py")
         return USAGE
     variables = launch.build_environment(os.environ)
     policy = _format_policy(settings, variables.get(VARIABLE))
@@ -173,6 +186,6 @@ def _report_failure(name: str, error: OSError | ValueError) -> int:
         if shutil.which(name) is None:
             print_message("run", f'command not found: "{name}"')
             return NOT_FOUND
-        reason = "the interpreter that its first line names is not there"
+        reason = "the interpreter in its first line does not exist"
     print_message("run", f'cannot run "{name}": {reason}')
     return NOT_EXECUTABLE

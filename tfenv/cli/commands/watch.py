@@ -33,7 +33,7 @@ from tfenv.watch.follow import PolicyWatcher
 
 #: For the command of --exec, which also gets the change as one line of JSON on its stdin.
 FILES_VARIABLE = "TFGPU_CHANGED_FILES"
-_ONCE = "Running processes keep what they have; a change holds for those that start after it."
+_ONCE = "Running processes keep their limits. A change applies to those that start later."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Follow the files of all layers, also those that are not there yet. Each change is checked, told "
         "as a difference of the policy, and written into the audit log as policy_changed. Ctrl-C ends it."
     )
-    parser.add_argument("--project", metavar="DIR", help="the directory where a program starts (default: here)")
+    parser.add_argument(
+        "--project", metavar="DIR", help="Watch the policy of a program that starts in this directory (default: here)."
+    )
     parser.add_argument(
         "--exec", type=_parse_command, metavar="CMD", dest="command",
-        help="run this after each change of the policy whose files are without a mistake; it gets the change as a line "
+        help="Run this after each change of the policy, if its files are correct. It gets the change as a line "
         f"of JSON on stdin and the files in {FILES_VARIABLE}, separated by colons",
     )  # fmt: skip
     add_format_option(parser)
@@ -123,7 +125,7 @@ def _print_start(watch: PolicyWatcher, *, is_json: bool) -> None:
     files = [path for path in watch.places if path in existing]
     for path in files:
         print(f"  {shorten_path(path)}")
-    print(paint(f"  and {len(watch.places) - len(files)} places that have no say now", "quiet"))
+    print(paint(f"  and {len(watch.places) - len(files)} places without a file now", "quiet"))
     print_findings((finding for finding in watch.state.findings if finding.severity != "note"), indent="  ")
     print(f"  now: {watch.state.in_force}\n{_ONCE}", flush=True)
 

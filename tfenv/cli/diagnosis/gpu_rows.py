@@ -42,7 +42,7 @@ def diagnose_gpus(usage: GpuUsage) -> Iterator[DoctorRow]:
 
 def _diagnose_missing_driver(problem: str) -> DoctorRow:
     if os.path.exists("/dev/nvidiactl"):
-        advice = "a driver is there: compare it with `nvidia-smi`, and restart after a driver update"
+        advice = "there is a driver; compare it with `nvidia-smi`, and restart if the driver was updated"
         return DoctorRow("driver", "problem", problem, advice)
     return DoctorRow("driver", "note", problem, "try policies with `tfgpu simulate`")
 
@@ -61,15 +61,15 @@ def _format_gpu(gpu: GpuState, usage: GpuUsage) -> str:
 
 def _diagnose_silence(usage: GpuUsage) -> Iterator[DoctorRow]:
     """Yield rows on what this driver does not tell. Percentages and free GPUs depend on it."""
-    why = "this is WSL2, whose driver tells less" if os.path.exists("/dev/dxg") else "this driver or card does not say"
+    why = "the driver of WSL2 reports less" if os.path.exists("/dev/dxg") else "this driver or card does not report it"
     if any(gpu.total is None and not gpu.problem for gpu in usage.gpus):
-        found = f"the size of their memory is unknown: {why}"
-        yield DoctorRow("GPUs", "note", found, "write limits as sizes, not in per cent")
+        found = f"cannot tell how much memory they have: {why}"
+        yield DoctorRow("GPUs", "note", found, "write limits as sizes, not percentages")
     if usage.silent:
-        yield DoctorRow("GPUs", "note", f"who uses GPU {', '.join(usage.silent)} is unknown: {why}")
+        yield DoctorRow("GPUs", "note", f"cannot tell who uses GPU {', '.join(usage.silent)}: {why}")
     if usage.list_unseen():
-        found = f"GPU {', '.join(usage.list_unseen())} is used by nobody that can be seen here"
-        yield DoctorRow("GPUs", "note", found, "look outside of this container")
+        found = f"GPU {', '.join(usage.list_unseen())} is in use, but not by a process that is visible here"
+        yield DoctorRow("GPUs", "note", found, "look outside this container")
 
 
 # ---- TensorFlow

@@ -17,12 +17,12 @@ def diagnose_hook(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     where = f"{shorten_path(hook['executable'])} (Python {hook['version']})"
     if not hook["armed"]:
         found, advice = _explain_unarmed(hook)
-        yield DoctorRow("hook", "problem", f"not live in {where}: {found}", advice)
+        yield DoctorRow("hook", "problem", f"not active in {where}: {found}", advice)
     elif hook["activation_error"] is not None:
-        found = f"armed in {where}, but tfenv is incomplete: {hook['activation_error']}"
+        found = f"active in {where}, but tfenv is incomplete: {hook['activation_error']}"
         yield DoctorRow("hook", "problem", found, "install tfenv again in that environment")
     else:
-        yield DoctorRow("hook", "ok", f"live in {where}{_format_origin(hook)}")
+        yield DoctorRow("hook", "ok", f"active in {where}{_format_origin(hook)}")
         yield from _diagnose_copies(hook)
         yield from _diagnose_access(hook)
         # What covers a whole interpreter reads files in tfenv's own.
@@ -46,7 +46,7 @@ def _diagnose_access(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     needed = (os.path.join(hook["lent_from"], "tfenv", "__init__.py"), hook["lent_interpreter"])
     closed = find_closed_path([path for path in needed if os.path.exists(path)])
     if closed is not None:
-        found = f"others cannot read {shorten_path(closed)}: only root is covered by `tfgpu install --system`"
+        found = f"other users cannot read {shorten_path(closed)}, so `tfgpu install --system` covers only root"
         yield DoctorRow("hook", "problem", found, f"run `chmod -R go+rX {closed}`")
 
 
@@ -55,28 +55,33 @@ def _diagnose_copies(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     copies: list[str] = hook["copies"]
     if len(copies) > 1:
         used, hidden = copies[0], ", ".join(shorten_path(path) for path in copies[1:])
-        advice = "take the folder in front from PYTHONPATH, or leave the directory it is in"
+        advice = "remove the first folder from PYTHONPATH, or leave the directory it is in"
         yield DoctorRow("hook", "note", f"the tfenv in {shorten_path(used)} shadows the one in {hidden}", advice)
 
 
 def _explain_unarmed(hook: Mapping[str, Any]) -> tuple[str, str]:
     """Return what keeps the hook from being live, and what to do. The most certain reason counts."""
     if hook["site_disabled"]:
-        return "it runs without site (-S)", "start it without -S: no .pth file and no sitecustomize is read"
+        return "it runs without the site module (-S)", "start it without -S, which skips .pth files and sitecustomize"
     if _is_shadowed(hook):
-        advice = f"take its folder from PYTHONPATH, or put {PYTHONPATH_FOLDER} in front of it"
+        advice = f"remove its folder from PYTHONPATH, or put {PYTHONPATH_FOLDER} in front of it"
         return f"{shorten_path(hook['sitecustomize'])} shadows the sitecustomize of `tfgpu run`", advice
     if hook["blocks"] and hook["sitecustomize"] not in hook["blocks"]:
         winner = shorten_path(hook["sitecustomize"] or "another sitecustomize")
         found = f"{winner} shadows {shorten_path(hook['blocks'][0])}, where `tfgpu install --system` wrote"
-        return found, "take its folder from PYTHONPATH, or install again"
+        return found, "remove its folder from PYTHONPATH, or install again"
     if hook["blocks"]:
-        found = f"what {shorten_path(hook['blocks'][0])} loads for `tfgpu install --system` is gone, or closed to you"
+        found = (
+            f"what {shorten_path(hook['blocks'][0])} loads for `tfgpu install --system` is gone or not readable for you"
+        )
         return found, "have root run `tfgpu install --system` again"
     if hook["pth"]:
-        return f"{shorten_path(hook['pth'][0])} is there, _tfenv_boot.py beside it is gone", "install tfenv again there"
+        return (
+            f"{shorten_path(hook['pth'][0])} is there, but _tfenv_boot.py beside it is missing",
+            "install tfenv again there",
+        )
     if hook["pth_unread"]:
-        found = f"{shorten_path(hook['pth_unread'][0])} is not read, its folder is only on PYTHONPATH"
+        found = f"{shorten_path(hook['pth_unread'][0])} is not read because its folder is only on PYTHONPATH"
         return found, "install tfenv into that environment, or start programs by `tfgpu run -- CMD`"
     if hook["boot"] is not None:
         return "tfenv.pth is missing from its site-packages", "install tfenv again there"
