@@ -132,7 +132,7 @@ def test_two_users_share_a_simulated_machine(
     for line, shown in get_steps():
         if line.startswith("sudo nsenter"):
             current = second
-        elif line.startswith("kill"):
+        elif line.startswith("jobs"):
             current = first
         current.type(re.sub(r"(?<=--target )\d+", pid, line))
         current.wait_for(shown)
