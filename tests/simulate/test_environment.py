@@ -32,13 +32,14 @@ def test_reads_descriptions(text: str, expected: tuple[SimulatedGpu, ...]) -> No
     [
         ("", 'write "4x24GiB"'),
         ("4x", 'write "4x24GiB"'),
-        ("4x24", '"24" is not the size of a GPU; write it like "24GiB"'),
+        ("4x24", '"24" is not the size of a GPU; write "24GiB"'),
         ("4x24Gib,", 'write "4x24GiB"'),
         ("4x24G", '"G" is not a unit; write 24GiB'),
         ("0x24GiB", "from 1 to 32"),
         ("33x1GiB", "from 1 to 32"),
         ("20x1GiB,20x1GiB", "at most 32"),
         ("2x50%", "not the size of a GPU"),
+        ("1.2.3GiB", '"1.2.3GiB" is not the size of a GPU; write "24GiB"'),
         ("2xnone", 'write "4x24GiB"'),
         ("foo", '"foo" does not describe GPUs; write "4x24GiB"'),
         ("1x1GiB:", "not a name for a GPU"),
@@ -56,7 +57,7 @@ def test_says_what_would_be_right(text: str, message: str) -> None:
 @pytest.mark.parametrize("sizes", [{"reserved": GIB}, {"reserved": -1}, {"context": -1}])
 def test_sizes_no_card_has(sizes: dict[str, int]) -> None:
     """A driver leaves something of its card, and nobody takes less than nothing."""
-    with pytest.raises(ValueError, match="cannot be simulated"):
+    with pytest.raises(ValueError, match="cannot simulate a GPU of 1"):
         SimulatedGpu(GIB, **sizes)  # type: ignore[arg-type]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ class Terminal:
         enter = ["nsenter", f"--mount=/proc/{machine.process.pid}/ns/mnt", "env", "-C", HERE, "bash"]
         env = {"PATH": f"/srv/bin:{os.environ['PATH']}", "HOME": "/root"}
         with output.open("wb") as file:
-            self.shell = subprocess.Popen(enter, stdin=subprocess.PIPE, stdout=file, stderr=file, env=env)
+            self.shell = subprocess.Popen(
+                enter, stdin=subprocess.PIPE, stdout=file, stderr=file, env=env, start_new_session=True
+            )
 
     def type(self, line: str) -> None:
         assert self.shell.stdin is not None
@@ -70,7 +73,10 @@ class Terminal:
             time.sleep(0.1)
 
     def close(self) -> None:
+        """End the shell. Programs are left in it only after a failure."""
         self.shell.communicate(timeout=60)
+        with suppress(ProcessLookupError):
+            os.killpg(self.shell.pid, signal.SIGKILL)
 
 
 def normalise(row: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import REPOSITORY, TFGPU
+from tfenv.cli.commands.simulate import add_arguments
 from tfenv.simulate.driver_requests import read_requests
 
 MIB = 1 << 20
@@ -76,14 +78,14 @@ def test_sizes_that_are_none(option: str, size: str) -> None:
     """A message names what the option accepts: a size, and no share of a GPU."""
     result = simulate(option, size, "--", "true")
     assert result.returncode == 2
-    assert result.stderr.endswith(f'argument {option}: "{size}" is not a size; write it like "24GiB"\n')
+    assert result.stderr.endswith(f'argument {option}: "{size}" is not a size; write "24GiB"\n')
 
 
 def test_a_gpu_that_is_all_reserved() -> None:
     """A driver that keeps the whole GPU is refused, with 2."""
     result = simulate("--gpus", "1x1000MiB", "--reserved", "1000MiB", "--", "true")
     assert result.returncode == 2
-    assert "1000.0 MiB reserved and 0 B a context cannot be simulated" in result.stderr
+    assert "reserve less than its memory" in result.stderr
 
 
 def test_says_that_nothing_opened_cuda() -> None:
@@ -207,6 +209,14 @@ def test_no_command() -> None:
         result = simulate(*arguments)
         assert result.returncode == 2
         assert "-- python train.py" in result.stderr
+
+
+def test_help_is_made_of_sentences() -> None:
+    """Each option says what it does in a sentence that begins with a verb."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    for action in parser._actions:
+        assert re.fullmatch(r"(Set|Keep|Charge|Share|Write|Read|Run) .*\.", action.help or ""), action.dest
 
 
 def test_unknown_command() -> None:
