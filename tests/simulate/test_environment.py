@@ -32,7 +32,7 @@ def test_reads_descriptions(text: str, expected: tuple[SimulatedGpu, ...]) -> No
     [
         ("", 'write "4x24GiB"'),
         ("4x", 'write "4x24GiB"'),
-        ("4x24", '"24" is not the size of a GPU; write it like "24GiB"'),
+        ("4x24", '"24" is not the size of a GPU; write "24GiB"'),
         ("4x24Gib,", 'write "4x24GiB"'),
         ("4x24G", '"G" is not a unit; write 24GiB'),
         ("0x24GiB", "from 1 to 32"),
@@ -56,7 +56,7 @@ def test_says_what_would_be_right(text: str, message: str) -> None:
 @pytest.mark.parametrize("sizes", [{"reserved": GIB}, {"reserved": -1}, {"context": -1}])
 def test_sizes_no_card_has(sizes: dict[str, int]) -> None:
     """A driver leaves something of its card, and nobody takes less than nothing."""
-    with pytest.raises(ValueError, match="cannot be simulated"):
+    with pytest.raises(ValueError, match="cannot simulate a GPU of 1"):
         SimulatedGpu(GIB, **sizes)  # type: ignore[arg-type]
 
 

@@ -88,7 +88,7 @@ def _find_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
     if path is None:
         raise SimulationError(
             f'no C compiler: "{command[0]}" is not on PATH; simulated GPUs are compiled on first use. '
-            'Install one ("apt install gcc libc6-dev", "dnf install gcc", "conda install gcc"), or name yours in CC'
+            'Install one ("apt install gcc libc6-dev", "dnf install gcc", "conda install gcc"), or set CC to yours'
         )
     return (os.path.abspath(path), *command[1:])
 
@@ -164,7 +164,7 @@ def _build(compiler: Sequence[str], folder: Path) -> None:
     try:
         workshop = Path(tempfile.mkdtemp(prefix="build-", dir=folder.parent))
     except OSError as error:
-        raise SimulationError(f"cannot write the simulated GPUs' libraries to {folder.parent}: {error}") from error
+        raise SimulationError(f"cannot write the stub libraries to {folder.parent}: {error}") from error
     try:
         for library in _LIBRARIES:
             _compile(compiler, library, workshop)
@@ -183,7 +183,7 @@ def _compile(compiler: Sequence[str], library: _StubLibrary, workshop: Path) -> 
             timeout=_TIMEOUT_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SimulationError(f"the C compiler {compiler[0]} cannot be used: {error}") from error
+        raise SimulationError(f"cannot run the C compiler {compiler[0]}: {error}") from error
     if result.returncode != 0:
         raise SimulationError(_describe_failure(compiler, library, result))
 
@@ -192,8 +192,8 @@ def _describe_failure(compiler: Sequence[str], library: _StubLibrary, result: su
     output = (result.stderr + result.stdout).strip() or "no output"
     return (
         f"{shlex.join(compiler)} could not compile {library.soname} of the simulated GPUs "
-        f"(exit status {result.returncode}); a C compiler with its standard headers is needed "
-        f'("apt install gcc libc6-dev"), another one can be named in CC. It said:\n{output}'
+        f"(exit status {result.returncode}). Install a C compiler with its standard headers "
+        f'("apt install gcc libc6-dev"), or set CC to another one. Its output:\n{output}'
     )
 
 
@@ -202,5 +202,5 @@ def _move_into_place(workshop: Path, folder: Path) -> None:
         workshop.rename(folder)
     except OSError as error:
         if not _is_private(folder):  # otherwise another process was faster, with the same result
-            text = f"{folder} is in the way of the simulated GPUs' libraries, remove it: {error}"
+            text = f"cannot put the stub libraries into {folder}: {error}; remove it and try again"
             raise SimulationError(text) from error

@@ -49,12 +49,13 @@ class SimulatedGpu:
 
     def __post_init__(self) -> None:
         if self.memory < MIB:
-            raise ValueError(f"a GPU of {self.memory} bytes cannot be simulated; it has 1 MiB or more")
+            raise ValueError(f"a simulated GPU needs at least 1 MiB, not {self.memory} bytes")
         if not re.fullmatch(r"\d{1,2}\.\d", self.capability, re.ASCII):
             raise ValueError(f'"{self.capability}" is not a compute capability; write "8.0"')
         if not 0 <= self.reserved < self.memory or self.context < 0:
-            text = f"{format_bytes(self.reserved)} reserved and {format_bytes(self.context)} a context"
-            raise ValueError(f"a GPU of {format_bytes(self.memory)} with {text} cannot be simulated")
+            sizes = f"{format_bytes(self.reserved)} reserved and {format_bytes(self.context)} per context"
+            text = f"cannot simulate a GPU of {format_bytes(self.memory)} with {sizes}"
+            raise ValueError(f"{text}; reserve less than its memory")
         _check_name(self.name)
         _check_instances(self.instances, self.memory)
 
@@ -64,7 +65,7 @@ def _check_name(name: str) -> None:
     if not name.isprintable() or not name.strip() or set(name) & set(",:"):
         raise ValueError(f'{name!r} is not a name for a GPU; write one such as "NVIDIA A100", without "," and ":"')
     if len(name.encode()) > _NAME_BYTES:
-        raise ValueError(f'the name "{name}" is too long; {_NAME_BYTES} bytes are allowed')
+        raise ValueError(f'the name "{name}" is too long; at most {_NAME_BYTES} bytes are allowed')
 
 
 def _check_instances(instances: Sequence[int], memory: int) -> None:
@@ -74,7 +75,7 @@ def _check_instances(instances: Sequence[int], memory: int) -> None:
         text = f"{format_bytes(sum(instances))} of MIG instances do not fit into a GPU of {format_bytes(memory)}"
         raise ValueError(f'{text}; write "80GiB/mig=2x40GiB"')
     if any(instance < MIB for instance in instances):
-        raise ValueError("a MIG instance has 1 MiB or more")
+        raise ValueError("a MIG instance needs at least 1 MiB")
 
 
 def parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
@@ -89,7 +90,7 @@ def parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
     """
     gpus = tuple(gpu for group in text.split(",") for gpu in _parse_group(group.strip(), text))
     if len(gpus) > MAX_GPUS:
-        raise ValueError(f'"{text}" are {len(gpus)} GPUs; at most {MAX_GPUS} can be simulated')
+        raise ValueError(f'"{text}" describes {len(gpus)} GPUs; at most {MAX_GPUS} can be simulated')
     return gpus
 
 
@@ -99,7 +100,7 @@ def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
         raise ValueError(f'"{text}" does not describe GPUs; write "4x24GiB" or "2x24GiB:NVIDIA A100,1x80GiB"')
     count = int(match["count"] or 1)
     if not 1 <= count <= MAX_GPUS:
-        raise ValueError(f'"{group}" asks for {count} GPUs; from 1 to {MAX_GPUS} can be simulated')
+        raise ValueError(f'"{group}" asks for {count} GPUs; write a number from 1 to {MAX_GPUS}')
     name = SimulatedGpu.name if match["name"] is None else match["name"].strip()
     size = _parse_size(match["size"], "a GPU")
     gpu = SimulatedGpu(size, name, instances=_parse_instances(match["instances"]))
@@ -110,7 +111,7 @@ def _parse_size(text: str, what: str) -> int:
     # What else is a limit, "40%" or "none", is no size.
     size = parse_limit(text.strip()).bytes if text.strip()[-1:].isalpha() and text.lower() != "none" else None
     if size is None:
-        raise ValueError(f'"{text}" is not the size of {what}; write it like "24GiB"')
+        raise ValueError(f'"{text}" is not the size of {what}; write "24GiB"')
     return size
 
 
@@ -132,6 +133,7 @@ def build_environment(
     *,
     log: str | os.PathLike[str] | None = None,
     processes: str | os.PathLike[str] | None = None,
+    libraries: str | os.PathLike[str] | None = None,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the whole environment for a child process that is to see `gpus` and no others.
@@ -143,6 +145,7 @@ def build_environment(
         processes: File of "<gpu> <pid> <MiB>" lines, memory that other users' processes hold, of a MIG
             instance "<gpu>:<instance> <pid> <MiB>". It is read anew at each request, so it may change meanwhile. The
             child complains on stderr of a file that cannot be read.
+        libraries: Folder with the stub libraries. None: they are built, unless they are in the user's cache.
         base: What the child inherits besides. None: this process's environment.
 
     Raises:
@@ -150,10 +153,10 @@ def build_environment(
         ValueError: More GPUs than can be simulated.
     """
     if len(gpus) > MAX_GPUS:
-        raise ValueError(f"{len(gpus)} GPUs; at most {MAX_GPUS} can be simulated")
+        raise ValueError(f"at most {MAX_GPUS} GPUs can be simulated, not {len(gpus)}")
     result = dict(os.environ if base is None else base)
     inherited = result.get("LD_LIBRARY_PATH")
-    folder = str(build_libraries())
+    folder = os.fspath(libraries or build_libraries())
     result["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else folder
     result["TFGPU_SIMULATE"] = _encode_gpus(gpus)
     for variable, path in (("TFGPU_SIMULATE_LOG", log), ("TFGPU_SIMULATE_PROCESSES", processes)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import REPOSITORY, TFGPU
+from tfenv.cli.commands.simulate import add_arguments
 from tfenv.simulate.driver_requests import read_requests
 
 MIB = 1 << 20
@@ -75,7 +77,7 @@ def test_sizes_that_are_none(option: str, size: str) -> None:
     """They are refused in words, with 2."""
     result = simulate("--gpus", "1x1000MiB", option, size, "--", "true")
     assert result.returncode == 2
-    assert "cannot be simulated" in result.stderr or "is not a size" in result.stderr
+    assert "reserve less than its memory" in result.stderr or "is not a size" in result.stderr
 
 
 def test_says_that_nothing_opened_cuda() -> None:
@@ -199,6 +201,14 @@ def test_no_command() -> None:
         result = simulate(*arguments)
         assert result.returncode == 2
         assert "-- python train.py" in result.stderr
+
+
+def test_help_is_made_of_sentences() -> None:
+    """Each option says what it does in a sentence that begins with a verb."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    for action in parser._actions:
+        assert re.fullmatch(r"(Set|Keep|Charge|Share|Write|Read|Run) .*\.", action.help or ""), action.dest
 
 
 def test_unknown_command() -> None:

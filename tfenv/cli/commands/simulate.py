@@ -1,4 +1,4 @@
-"""`tfgpu simulate`: run a command on GPUs that are not there, and say what it asked the driver for."""
+"""`tfgpu simulate`: run a command on simulated GPUs, and print what it asked the driver for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from tfenv.simulate.driver_requests import (
     summarise_requests,
 )
 from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus
+from tfenv.simulate.shared import SharedMachineError, create_machine, open_machine
 from tfenv.values import as_dict, replace
 
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
+_DEFAULT_GPUS = "4x24GiB"
 _COLUMNS = (
     TableColumn("GPU", is_number=True), TableColumn("name"), TableColumn("memory", is_number=True),
     *(TableColumn(title, is_number=True) for title in ("peak", "one process", "first", "requests", "refused")),
@@ -38,33 +40,42 @@ _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     parser.description = (
-        "Run a command on GPUs that are not there: real TensorFlow lists them, allocates on them, "
-        "and every request to the driver is written down. " + _MEANINGLESS
+        "Run a command on simulated GPUs. Real TensorFlow lists them and allocates on them, and every request to the "
+        "driver is logged. " + _MEANINGLESS
     )
     parser.usage = (
-        "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--log FILE] [--processes FILE] "
-        "[--format text|json] -- CMD ..."
+        "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--shared FOLDER | --log FILE] "
+        "[--processes FILE] [--format text|json] -- CMD ..."
     )
     parser.add_argument(
-        "--gpus", type=_parse_gpus, default="4x24GiB", metavar="GPUS",
-        help='which GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB"; split into MIG instances: '
-        '"1x80GiB/mig=1x40GiB+2x20GiB"',
+        "--gpus", type=_parse_gpus, metavar="GPUS",
+        help='Set the number, size and name of the GPUs: "4x24GiB" (the default), "2x24GiB:NVIDIA A100,1x80GiB". '
+        'Split one into MIG instances with "1x80GiB/mig=1x40GiB+2x20GiB".',
     )  # fmt: skip
     parser.add_argument(
         "--reserved", type=_parse_size, default=0, metavar="SIZE",
-        help="what the driver keeps of each GPU for itself: 480MiB on an H100 (default: nothing)",
+        help="Keep this much of each GPU for the driver. An H100 keeps 480MiB. The default is nothing.",
     )  # fmt: skip
     parser.add_argument(
         "--context", type=_parse_size, default=0, metavar="SIZE",
-        help="what each process takes by opening a GPU: 520MiB on an H100 (default: nothing)",
+        help="Charge each process this much for opening a GPU. On an H100 it is 520MiB. The default is nothing.",
     )  # fmt: skip
-    parser.add_argument("--log", type=Path, metavar="FILE", help="write each request as a JSON line")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--shared", type=Path, metavar="FOLDER",
+        help="Share the GPUs with the other users of this folder. Make the folder as root, with --gpus. "
+        "Then everybody joins without --gpus.",
+    )  # fmt: skip
+    place.add_argument("--log", type=Path, metavar="FILE", help="Write each request to this file, as a line of JSON.")
     parser.add_argument(
         "--processes", type=_parse_readable_file, metavar="FILE",
-        help='memory that other processes hold, one "<gpu> <pid> <MiB>" a line; of an instance "<gpu>:<instance> …"',
+        help='Read from this file what other processes hold. Write "GPU PID MIB" on each line, or '
+        '"GPU:INSTANCE PID MIB" for a MIG instance.',
     )  # fmt: skip
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the summary, on stderr")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="what to run, with its arguments")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="Set the format of the summary on stderr."
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD", help="Run this command with its arguments.")
 
 
 def _parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
@@ -95,11 +106,19 @@ def _parse_readable_file(text: str) -> Path:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    is_described = arguments.gpus is not None or arguments.reserved or arguments.context
+    sizes = {"reserved": arguments.reserved, "context": arguments.context}
     try:
-        gpus = [replace(gpu, reserved=arguments.reserved, context=arguments.context) for gpu in arguments.gpus]
+        gpus = [replace(gpu, **sizes) for gpu in arguments.gpus or parse_gpus(_DEFAULT_GPUS)]
     except ValueError as error:
         print_message("simulate", str(error))
         return USAGE
+    if not command:
+        print_message("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
+        return USAGE
+    if arguments.shared is not None:
+        described = gpus if is_described else None
+        return simulate_shared_gpus(command, arguments.shared, described, arguments.processes, arguments.format)
     return simulate_gpus(command, gpus, arguments.log, arguments.processes, arguments.format)
 
 
@@ -120,12 +139,9 @@ def simulate_gpus(
         output_format: "text" or "json", of what is printed.
 
     Returns:
-        The command's own exit code, 128+n if signal n ended it. 1 if there is no simulation, 2 if there is no command
-        or the log cannot be written, 127 if there is no such command, 126 if it cannot be run.
+        The command's own exit code, 128+n if signal n ended it. 1 if there is no simulation, 2 if the log cannot be
+        written, 127 if there is no such command, 126 if it cannot be run.
     """
-    if not command:
-        print_message("simulate", "no command given; write: tfgpu simulate --gpus 4x24GiB -- python train.py")
-        return USAGE
     with tempfile.TemporaryDirectory(prefix="tfgpu-simulate-") as folder:
         log = log or Path(folder) / "requests.jsonl"
         try:
@@ -136,15 +152,59 @@ def simulate_gpus(
         try:
             variables = build_environment(gpus, log=log, processes=processes)
         except (OSError, TfenvError) as error:
-            first, *others = str(error).splitlines()  # a compiler's output has lines of its own
-            print_message("simulate", first)
-            for line in others:
-                print_error(escape_for_terminal(line))
-            return FINDINGS
+            return _print_failure(error)
         code = _run_command(command, variables)
         if code not in (NOT_EXECUTABLE, NOT_FOUND):
             _print_report(gpus, read_requests(log), output_format)
     return code
+
+
+def simulate_shared_gpus(
+    command: Sequence[str],
+    folder: Path,
+    gpus: Sequence[SimulatedGpu] | None,
+    processes: Path | None,
+    output_format: str,
+) -> int:
+    """Run a command on a simulated machine that several users share.
+
+    Args:
+        command: What to run, with its arguments.
+        folder: The folder of the machine.
+        gpus: Make the machine with these GPUs first. None: it exists.
+        processes: A file that replaces the machine's own list of memory that other processes hold.
+        output_format: "text" or "json", of what is printed.
+
+    Returns:
+        As for `simulate_gpus`. 2 if the folder is not fit for it.
+    """
+    try:
+        if gpus is not None:
+            create_machine(folder, gpus)
+        machine = open_machine(folder)
+        before = machine.log.read_bytes().count(b"\n")
+    except SharedMachineError as error:
+        print_message("simulate", str(error))
+        return USAGE
+    except (OSError, TfenvError) as error:
+        return _print_failure(error)
+    code = _run_command(command, machine.build_environment(processes))
+    if code not in (NOT_EXECUTABLE, NOT_FOUND):
+        try:
+            requests = read_requests(machine.log)[before:]
+        except (OSError, ValueError) as error:  # everybody can write there
+            print_message("simulate", f"there is no summary: {error}")
+        else:
+            _print_report(machine.gpus, requests, output_format, " by everybody since the command started")
+    return code
+
+
+def _print_failure(error: Exception) -> int:
+    first, *others = str(error).splitlines()  # a compiler's output has lines of its own
+    print_message("simulate", first)
+    for line in others:
+        print_error(escape_for_terminal(line))
+    return FINDINGS
 
 
 # ---- the command
@@ -184,7 +244,9 @@ def _wait_for_child(child: subprocess.Popen[bytes]) -> int:
 # ---- the summary
 
 
-def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest], output_format: str) -> None:
+def _print_report(
+    gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest], output_format: str, asked_by: str = ""
+) -> None:
     from rich.console import Group
 
     summary, opened = summarise_requests(requests), find_cuda_processes(requests)
@@ -195,7 +257,7 @@ def _print_report(gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest
         return
     table = build_table(_COLUMNS, (_format_row(gpu, row) for gpu, row in rows))
     notes = (_MEANINGLESS,) if opened else ("No process opened CUDA.", _MEANINGLESS)
-    print_renderable(Group("[italic]What the simulated driver was asked for[/]", table, *notes), sys.stderr)
+    print_renderable(Group(f"[italic]What the simulated driver was asked for{asked_by}[/]", table, *notes), sys.stderr)
 
 
 def _format_row(gpu: SimulatedGpu, row: GpuRequestTotals) -> tuple[str, ...]:
