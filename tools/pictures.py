@@ -80,10 +80,12 @@ TERMINAL = """\
 </svg>
 """
 CHART = """\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" role="img" aria-labelledby="title desc">
+<svg xmlns="http://www.w3.org/2000/svg" width="724" height="{height}" viewBox="-16 -16 724 {height}" role="img"
+ aria-labelledby="title desc">
 <title id="title">GPU memory that TensorFlow takes, without a policy and with tfgpu.toml</title>
 <desc id="desc">{description}</desc>
 <style>
+.page {{ fill: #ffffff; stroke: #d1d9e0; }}
 text {{ font: 15px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328; }}
 .head {{ font-size: 19px; font-weight: bold; }}
 .group {{ font-weight: bold; }}
@@ -93,13 +95,14 @@ text {{ font: 15px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-ser
 .without {{ fill: #bc4c00; }}
 .governed {{ fill: #0969da; }}
 @media (prefers-color-scheme: dark) {{
+  .page {{ fill: #0d1117; stroke: #3d444d; }}
   text {{ fill: #f0f6fc; }}
   .faint {{ fill: #9198a1; }}
-  .card {{ stroke: #818b98; }}
   .without {{ fill: #f0883e; }}
   .governed {{ fill: #58a6ff; }}
 }}
 </style>
+<rect x="-15.5" y="-15.5" width="723" height="{frame}" rx="8" class="page"/>
 {body}
 </svg>
 """
@@ -237,7 +240,7 @@ def draw_chart() -> str:
         top += 12 + len(gpus) * ROW + 26
     card = format_size(gpus[0]["memory"])
     body.append(f'<text x="0" y="{top - 8}" class="faint">Each outline is one simulated GPU of {card}.</text>')
-    return CHART.format(height=top + 4, description=escape(describe(gpus)), body="\n".join(body))
+    return CHART.format(height=top + 24, frame=top + 23, description=escape(describe(gpus)), body="\n".join(body))
 
 
 def draw_bar(key: str, gpu: dict[str, int], top: int) -> list[str]:
