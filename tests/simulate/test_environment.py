@@ -39,6 +39,7 @@ def test_reads_descriptions(text: str, expected: tuple[SimulatedGpu, ...]) -> No
         ("33x1GiB", "from 1 to 32"),
         ("20x1GiB,20x1GiB", "at most 32"),
         ("2x50%", "not the size of a GPU"),
+        ("1.2.3GiB", '"1.2.3GiB" is not the size of a GPU; write "24GiB"'),
         ("2xnone", 'write "4x24GiB"'),
         ("foo", '"foo" does not describe GPUs; write "4x24GiB"'),
         ("1x1GiB:", "not a name for a GPU"),

@@ -20,6 +20,7 @@ _GROUP = re.compile(
     r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>\d[^:x/]*)(?:/mig=(?P<instances>[^:/]*))?(?::(?P<name>.*))?",
     re.ASCII | re.DOTALL,
 )
+_SIZE = re.compile(r"\d{1,15}(?:\.\d{1,6})? ?[A-Za-z]+", re.ASCII)
 _INSTANCES = re.compile(r"(?:(?P<count>\d{1,4}) ?x ?)?(?P<size>[^x]+)", re.ASCII)
 
 
@@ -102,16 +103,25 @@ def _parse_group(group: str, text: str) -> tuple[SimulatedGpu, ...]:
     if not 1 <= count <= MAX_GPUS:
         raise ValueError(f'"{group}" asks for {count} GPUs; write a number from 1 to {MAX_GPUS}')
     name = SimulatedGpu.name if match["name"] is None else match["name"].strip()
-    size = _parse_size(match["size"], "a GPU")
+    size = parse_size(match["size"], "the size of a GPU")
     gpu = SimulatedGpu(size, name, instances=_parse_instances(match["instances"]))
     return (gpu,) * count
 
 
-def _parse_size(text: str, what: str) -> int:
-    # What else is a limit, "40%" or "none", is no size.
-    size = parse_limit(text.strip()).bytes if text.strip()[-1:].isalpha() and text.lower() != "none" else None
+def parse_size(text: str, what: str = "a size") -> int:
+    """Parse a size such as "24GiB" to bytes.
+
+    Args:
+        text: What somebody wrote.
+        what: How the message names it.
+
+    Raises:
+        ValueError: The text is not a size. The message says what would be right.
+    """
+    # "40%" and "none" are limits, but not sizes.
+    size = parse_limit(text).bytes if _SIZE.fullmatch(text.strip()) else None
     if size is None:
-        raise ValueError(f'"{text}" is not the size of {what}; write "24GiB"')
+        raise ValueError(f'"{text}" is not {what}; write "24GiB"')
     return size
 
 
@@ -122,7 +132,7 @@ def _parse_instances(text: str | None) -> tuple[int, ...]:
         match = _INSTANCES.fullmatch(item.strip())
         if match is None:
             raise ValueError(f'"{text}" does not describe MIG instances; write "2x20GiB" or "1x40GiB+2x20GiB"')
-        sizes += [_parse_size(match["size"], "a MIG instance")] * min(int(match["count"] or 1), MAX_GPUS)
+        sizes += [parse_size(match["size"], "the size of a MIG instance")] * min(int(match["count"] or 1), MAX_GPUS)
     if text is not None and not sizes:
         raise ValueError(f'"{text}" has no MIG instances; leave "/mig=" out')
     return tuple(sizes)

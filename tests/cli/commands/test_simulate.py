@@ -72,12 +72,20 @@ def test_what_a_card_and_a_process_lose() -> None:
         assert (result.returncode, summary["gpus"][1]["peak"]) == (code, peak * MIB), options
 
 
-@pytest.mark.parametrize(("option", "size"), [("--reserved", "1000MiB"), ("--reserved", "5%"), ("--context", "none")])
+@pytest.mark.parametrize("option", ["--reserved", "--context"])
+@pytest.mark.parametrize("size", ["5%", "200%", "none", "8", "foo"])
 def test_sizes_that_are_none(option: str, size: str) -> None:
-    """They are refused in words, with 2."""
-    result = simulate("--gpus", "1x1000MiB", option, size, "--", "true")
+    """A message names what the option accepts: a size, and no share of a GPU."""
+    result = simulate(option, size, "--", "true")
     assert result.returncode == 2
-    assert "reserve less than its memory" in result.stderr or "is not a size" in result.stderr
+    assert result.stderr.endswith(f'argument {option}: "{size}" is not a size; write "24GiB"\n')
+
+
+def test_a_gpu_that_is_all_reserved() -> None:
+    """A driver that keeps the whole GPU is refused, with 2."""
+    result = simulate("--gpus", "1x1000MiB", "--reserved", "1000MiB", "--", "true")
+    assert result.returncode == 2
+    assert "reserve less than its memory" in result.stderr
 
 
 def test_says_that_nothing_opened_cuda() -> None:

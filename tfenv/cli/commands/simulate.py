@@ -14,7 +14,7 @@ from pathlib import Path
 from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, print_error, print_message
 from tfenv.cli.tables import TableColumn, build_table, print_renderable
 from tfenv.errors import TfenvError, escape_for_terminal
-from tfenv.policy.units import format_bytes, parse_limit
+from tfenv.policy.units import format_bytes
 from tfenv.simulate.driver_requests import (
     DriverRequest,
     GpuRequestTotals,
@@ -22,7 +22,7 @@ from tfenv.simulate.driver_requests import (
     read_requests,
     summarise_requests,
 )
-from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus
+from tfenv.simulate.environment import SimulatedGpu, build_environment, parse_gpus, parse_size
 from tfenv.simulate.shared import SharedMachineError, create_machine, open_machine
 from tfenv.values import as_dict, replace
 
@@ -87,12 +87,9 @@ def _parse_gpus(text: str) -> tuple[SimulatedGpu, ...]:
 
 def _parse_size(text: str) -> int:
     try:
-        size = parse_limit(text).bytes
+        return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if size is None:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a size; write "480MiB"')
-    return size
 
 
 def _parse_readable_file(text: str) -> Path:
