@@ -18,7 +18,7 @@ PYTEST_MATRIX ?= -m matrix
 # The hook is copied into an environment, so a change to it means to install again.
 INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
-.PHONY: help venv test test-all test-rest lint generate generated docs test-matrix test-lowest demo bench build clean
+.PHONY: help venv test test-all test-rest lint generate generated docs test-matrix test-lowest demo pictures bench build clean
 
 help:
 	@echo "make demo         shows what TensorFlow takes without and with a policy, side by side."
@@ -28,6 +28,7 @@ help:
 	@echo "make test-lowest  runs the tests without TensorFlow on the lowest versions of the dependencies."
 	@echo "make lint         runs the checks alone: ruff, mypy, basedpyright, generated files."
 	@echo "make generate     writes the generated files anew, after a change of schemas/tfgpu.schema.json."
+	@echo "make pictures     draws the pictures in docs/assets/pictures anew, from real runs."
 	@echo "make docs         builds the documentation site in site/."
 	@echo "make bench        runs the benchmarks."
 	@echo "make build        builds the wheel and the sdist in dist/."
@@ -48,6 +49,14 @@ endef
 $(VENV)/.installed: $(INSTALLED)
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]" --group dev
+	@touch $@
+
+# What the demo needs: TensorFlow and tfenv. `make test` adds the development group to the same environment.
+# Python compiles what it imports, so pip does not compile all of TensorFlow.
+$(VENV)/.demo: $(INSTALLED)
+	@echo "Installing TensorFlow into $(VENV) (about 600 MB) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable ".[$(EXTRA)]"
 	@touch $@
 
 .venv-tf%/.installed: $(INSTALLED)
@@ -106,8 +115,12 @@ test-lowest: .venv-lowest/.installed
 
 # ---- other
 
-demo: venv
-	sample_configs/demo/run $(BIN)/python
+# With the environment of `make test` the demo has nothing to install.
+demo: $(if $(wildcard $(VENV)/.installed),venv,$(VENV)/.demo)
+	@sample_configs/demo/run $(BIN)/python
+
+pictures: venv
+	$(BIN)/python tools/pictures.py
 
 bench: venv
 	$(BIN)/python benchmarks/startup.py

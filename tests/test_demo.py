@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,8 @@ from tfenv.deploy import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "sample_configs" / "demo"
-_ROW = re.compile(r"│ +(\d+) │ [^│]+ │ +[\d.]+ GiB │ +([\d.]+ \w+|-) │ +([\d.]+ \w+|-) │")
+SHOWN_LINE = "tfgpu: GPU 0 of 4 (GPU-a0fa4e00), growth on, at most 2.0 GiB (tfgpu.toml)"
+_ROW = re.compile(r"^ +(\d+)  +\S.*?  +[\d.]+ GiB  +([\d.]+ \w+|-)  +([\d.]+ \w+|-) *$", re.MULTILINE)
 
 
 def armed(**variables: str) -> dict[str, str]:
@@ -25,10 +27,12 @@ def armed(**variables: str) -> dict[str, str]:
     return launch.build_environment({**ours, **fixed, **variables})
 
 
-def run_demo(*arguments: str, env: dict[str, str], python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    """As the Makefile calls it, from another directory."""
+def run_demo(
+    *arguments: str, env: dict[str, str], python: str = sys.executable, folder: Path = Path("/")
+) -> subprocess.CompletedProcess[str]:
+    """Run the demo as the Makefile does, by default from another directory."""
     command = [str(DEMO / "run"), python, *arguments]
-    return subprocess.run(command, env=env, cwd="/", capture_output=True, text=True, check=False, timeout=250)
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=250)
 
 
 def rows(text: str) -> dict[int, tuple[str, str]]:
@@ -38,21 +42,53 @@ def rows(text: str) -> dict[int, tuple[str, str]]:
 
 @pytest.mark.tensorflow
 @pytest.mark.exhaustive
-def test_shows_what_tensorflow_takes_without_and_with_the_policy() -> None:
-    """Without the policy all four simulated GPUs are taken; with it a little of the first; it ends well."""
-    done = run_demo("--simulated", env=armed())
+def test_shows_what_tensorflow_takes_without_and_with_the_policy(tmp_path: Path) -> None:
+    """Without the policy all four GPUs are taken, with it a little of the first. The last line shows the records."""
+    environment = armed(XDG_STATE_HOME=str(tmp_path))
+    done = run_demo("--simulated", "--figures", str(tmp_path / "figures"), env=environment, folder=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     table = rows(done.stdout)
     assert [without for without, _ in table.values()] == ["22.5 GiB"] * 4
     assert table[0][1].endswith(" MiB")
     assert [governed for _, governed in table.values()][1:] == ["-"] * 3
-    assert shown_line(done.stdout) == shown_line((ROOT / "README.md").read_text(encoding="utf-8"), of=4)
+    assert SHOWN_LINE in done.stdout.splitlines()
     assert done.stderr == ""
+    figures = json.loads((tmp_path / "figures").read_text(encoding="utf-8"))
+    assert [gpu["without"] / 2**30 for gpu in figures] == [22.5] * 4
+    assert [bool(gpu["governed"]) for gpu in figures] == [True, False, False, False]
+    records = run_as_typed(done.stdout.splitlines()[-1], environment)
+    assert "GPU-a0fa4e00" in records
+    assert "2.0 GiB" in records
 
 
-def shown_line(text: str, of: int = 4) -> str:
-    """The one line that tfenv says, about a simulated machine."""
-    return next(line for line in text.splitlines() if line.startswith("tfgpu: ") and f"of {of} (GPU-a0" in line)
+def run_as_typed(command: str, environment: dict[str, str]) -> str:
+    """Return what a command prints in the root of the clone, with nothing of the project on PATH."""
+    typed = {**environment, "PATH": "/usr/bin:/bin"}
+    shell = ["sh", "-c", command]
+    return subprocess.run(shell, env=typed, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_make_demo_installs_only_what_it_needs(tmp_path: Path) -> None:
+    """In a fresh clone `make demo` installs tfenv and TensorFlow, without the development group."""
+    said = plan(tmp_path / "venv", "demo")
+    assert "Installing TensorFlow" in said
+    assert '--editable ".[' in said
+    assert "--group dev" not in said
+
+
+def test_make_demo_uses_the_environment_of_the_tests(tmp_path: Path) -> None:
+    """After `make test` the demo has nothing to install. After `make demo`, `make test` still adds what it needs."""
+    (tmp_path / ".installed").touch()
+    assert "pip install" not in plan(tmp_path, "demo")
+    (tmp_path / ".installed").rename(tmp_path / ".demo")
+    assert "pip install" not in plan(tmp_path, "demo")
+    assert "--group dev" in plan(tmp_path, "test")
+
+
+def plan(environment: Path, target: str) -> str:
+    """Return the commands that make would run, without running them."""
+    command = ["make", "--dry-run", f"VENV={environment}", target]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @pytest.mark.tensorflow

@@ -1,13 +1,15 @@
-"""Runs train.py twice, without and with the policy beside it, and shows what TensorFlow took of each GPU.
+"""Run train.py twice, without and with the policy beside it, and show what TensorFlow took of each GPU.
 
-On the machine's GPUs if it has any and nobody is using them, otherwise on simulated ones. Exit codes: 0 the policy
-was kept, 1 it was not, or there is nothing to compare.
+Use the machine's GPUs if they are idle, and simulated ones otherwise. Exit codes: 0 the policy was kept, 1 it was
+not, or there is nothing to compare.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tomli
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -209,8 +212,9 @@ def declared() -> tuple[int, int]:
 
 
 def show(console: Console, machine: Machine, without: Run, governed: Run) -> None:
-    table = Table(title=f"What TensorFlow took ({machine.title})", title_justify="left", title_style="bold")
-    for column in ("GPU", "name", "memory", "without policy", "with tfgpu.toml"):
+    console.print(f"What TensorFlow took ({machine.title})", style="bold")
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("GPU", "name", "memory", "without a policy", "with tfgpu.toml"):
         table.add_column(column, justify="left" if column == "name" else "right")
     for number, (name, memory) in machine.gpus.items():
         sizes = (run.taken.get(number, 0) for run in (without, governed))
@@ -231,18 +235,18 @@ def choose(args: argparse.Namespace, console: Console) -> Machine:
         return machine
     if args.real:
         raise TfenvError(machine)
-    console.print(f"{machine} Real TensorFlow runs on simulated ones.")
+    console.print(f"{machine}\nTensorFlow runs on simulated GPUs.")
     return simulated_machine()
 
 
 def run_both(machine: Machine, console: Console, *, real: bool) -> tuple[Machine, Run, Run]:
-    console.print("Running train.py without policy (TFGPU_DISABLE=1) ...")
+    console.print("Training without a policy (TFGPU_DISABLE=1) ...")
     without = machine.train({"TFGPU_DISABLE": "1"})
     if machine.allowance and not without.taken and not without.status and not real:
-        console.print("TensorFlow sees no GPU here (pip install 'tfenv[cuda]' brings CUDA). Simulated ones then ...")
+        console.print("TensorFlow sees no GPU, because CUDA is missing. Trying simulated GPUs ...")
         machine = simulated_machine()
         without = machine.train({"TFGPU_DISABLE": "1"})
-    console.print("Running train.py again, with tfgpu.toml ...")
+    console.print("Training again, with tfgpu.toml ...")
     return machine, without, machine.train({})
 
 
@@ -254,17 +258,44 @@ def demonstrate(args: argparse.Namespace, console: Console) -> int:
     for problem in problems:
         console.print(problem, highlight=False, markup=False)
     if problems:
-        console.print("The policy was not kept, or not shown to be. `tfgpu doctor` looks for the reason.")
+        console.print("The policy was not kept. To find out why, run:")
+        console.print(f"  {name_command('doctor')}", soft_wrap=True)
     else:
-        console.print("The policy was kept. `tfgpu audit` shows what was applied.")
+        console.print("The policy was kept. To see what was applied, run:")
+        console.print(f"  {name_command('audit', '--project', shorten(FOLDER))}", soft_wrap=True)
+    if args.figures:
+        write_figures(args.figures, machine, without, governed)
     return 1 if problems else 0
 
 
+def name_command(*arguments: str) -> str:
+    """Return a `tfgpu` command that works as typed in the working directory, whatever PATH is."""
+    # The link of a virtual environment is not resolved: `tfgpu` is beside it.
+    script = Path(sys.executable).with_name("tfgpu")
+    command = [shorten(script)] if script.exists() else [shorten(Path(sys.executable)), "-m", "tfenv"]
+    return shlex.join([*command, *arguments])
+
+
+def shorten(path: Path) -> str:
+    """Return the path as it is typed in the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def write_figures(path: Path, machine: Machine, without: Run, governed: Run) -> None:
+    """Write the table as JSON, with sizes in bytes."""
+    figures = [
+        {"gpu": gpu, "memory": memory, "without": without.taken.get(gpu, 0), "governed": governed.taken.get(gpu, 0)}
+        for gpu, (_, memory) in machine.gpus.items()
+    ]
+    path.write_text(json.dumps(figures), encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="What TensorFlow takes of each GPU, without and with tfgpu.toml.")
+    parser = argparse.ArgumentParser(description="Show what TensorFlow takes of each GPU without and with tfgpu.toml.")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--simulated", action="store_true", help="on simulated GPUs, whatever the machine has")
-    which.add_argument("--real", action="store_true", help="on the machine's GPUs, or not at all")
+    which.add_argument("--simulated", action="store_true", help="Use simulated GPUs.")
+    which.add_argument("--real", action="store_true", help="Use the machine's GPUs, or fail.")
+    parser.add_argument("--figures", type=Path, metavar="FILE", help="Write the table to FILE as JSON, too.")
     args = parser.parse_args(argv)
     console = Console(highlight=False)
     try:
