@@ -48,7 +48,7 @@ MISTAKES = [
     (("init", "--path", "/nope"), 2, "/nope is not a directory; create it first"),
     (("init", "--schema", "--path", "/nope"), 2, "/nope is not a directory; create it first"),
     (("init", "--machine", "--path", "/nope/etc"), 2, "/nope is not a directory; create it first"),
-    (("run", "--config", "/nope", "true"), 2, "there is no file /nope; name a tfgpu.toml or a pyproject.toml"),
+    (("run", "--config", "/nope", "true"), 2, "/nope does not exist; name a tfgpu.toml or a pyproject.toml"),
     (("audit", "--file", "/nope"), 2, "/nope: No such file or directory"),
     (("audit", "summary", "--file", "/nope"), 2, "/nope: No such file or directory"),
     (("audit", "export", "--file", "/dev/null", "--prometheus", "/nope/x.prom"), 2, "/nope"),
@@ -69,7 +69,7 @@ def test_a_mistake_is_answered_with_what_would_be_right(
 
 def test_an_empty_log_says_so(tfgpu: Tfgpu, tmp_path: Path) -> None:
     """No records, and no records that were asked for, are told apart, in the table as in the summary."""
-    none = "tfgpu audit: no records; one is written when TensorFlow is imported under a policy\n"
+    none = "tfgpu audit: no records; tfenv writes one when a program imports TensorFlow under a policy\n"
     for arguments, text in (((), none), (("--user", "alice"), "tfgpu audit: no records match these options\n")):
         for action in ((), ("summary",)):
             done = tfgpu("audit", *action, *arguments, env={"XDG_STATE_HOME": str(tmp_path)})

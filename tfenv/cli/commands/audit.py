@@ -31,12 +31,13 @@ from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
 from tfenv.cli.tables import is_wide, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
-from tfenv.policy.units import format_bytes
+from tfenv.policy.units import MIB, format_bytes
 
 EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
+_MIB_NUMBER = re.compile(r"\b\d{1,12}(?:\.\d+)?(?=[],])")
 _RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "asked", "limit", "growth", "script", "findings")
 #: What fits on a line of a terminal of 80 characters, each column with its widest cell.
 _NARROW_COLUMNS = {"time": 14, "user": 12, "GPUs": 18, "asked": 9, "limit": 9, "outcome": 8}
@@ -444,7 +445,14 @@ def _format_asked_memory(record: LoggedRecord) -> str:
 
 def _list_cut(record: LoggedRecord) -> list[str]:
     """Return what was asked for and not given. What a plan says of it may turn out otherwise."""
-    return list_asked(record) if record["event"] == "policy_clamped" else []
+    return [_format_split(text) for text in list_asked(record)] if record["event"] == "policy_clamped" else []
+
+
+def _format_split(asked: str) -> str:
+    """Return what was asked for, with sizes in place of the MiB in which TensorFlow counts virtual devices."""
+    if not asked.startswith("virtual_devices = "):
+        return asked
+    return _MIB_NUMBER.sub(lambda found: format_bytes(int(float(found[0]) * MIB)), asked)
 
 
 def _format_limits(record: LoggedRecord) -> str:

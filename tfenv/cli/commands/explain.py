@@ -20,6 +20,7 @@ from tfenv.cli.output import (
 from tfenv.cli.tables import print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import (
+    UNKNOWN_OCCUPANCY,
     ExaminedFile,
     ExplainedCeiling,
     ExplainedChoice,
@@ -207,12 +208,7 @@ def _advise_on_files(files: Iterable[ExaminedFile]) -> str:
 
 def _print_plan(explanation: Explanation) -> None:
     plan = explanation.plan
-    granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
-    visible = "unchanged" if plan.visible is None else plan.visible
-    granted = paint(f"(at the start: {escape_for_terminal(granted)})", "quiet")
-    print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {granted}")
-    if explanation.choosing is not None:
-        print(f"  chosen                {escape_for_terminal(_format_choosing(explanation.choosing))}")
+    _print_visible_devices(explanation)
     print(f"  memory growth         {'on' if plan.growth else 'set by the program'}")
     print(f"  allocator             {plan.allocator or 'set by the program'}")
     print(f"  on error              {explanation.on_error}")
@@ -233,12 +229,30 @@ def _print_plan(explanation: Explanation) -> None:
         print(paint(f"  Their names and sizes are unknown ({problem}).", "quiet"))
 
 
-def _format_choosing(choosing: ExplainedChoice) -> str:
-    text = f"{choosing.count} of these, when the program first lists its devices"
+def _print_visible_devices(explanation: Explanation) -> None:
+    plan, choosing, tokens = explanation.plan, explanation.choosing, explanation.grant.tokens
+    at_start = escape_for_terminal("unset" if tokens is None else ",".join(tokens) or '""')
+    start = paint(f"(at the start: {at_start})", "quiet")
+    visible = escape_for_terminal("unchanged" if plan.visible is None else plan.visible)
+    if choosing is None:
+        print(f"  CUDA_VISIBLE_DEVICES  {visible}  {start}")
+        return
+    candidates = "of the candidates below" if plan.devices else "of the GPUs that CUDA shows"
+    print(f"  CUDA_VISIBLE_DEVICES  {choosing.count} {candidates}  {start}")
+    print(f"  chosen                when your program first lists its devices; {_format_choice(choosing)}")
+    if plan.visible is not None:
+        print(f"  until then            {visible}")
+
+
+def _format_choice(choosing: ExplainedChoice) -> str:
+    """Return what a program would get that lists its devices now."""
+    scene = escape_for_terminal(choosing.scene)
     if choosing.now is not None:
-        return f"{text}; right now it would get {', '.join(choosing.now)}"
+        return f"now it would be {escape_for_terminal(','.join(choosing.now))}"
+    if choosing.scene == UNKNOWN_OCCUPANCY:
+        return scene
     busy = {"wait": "wait", "cpu": "get no GPU", "fail": "fail with PolicyError"}
-    return f"{text}; right now it would {busy.get(choosing.when_busy, 'share the least used')} ({choosing.scene})"
+    return f"now it would {busy.get(choosing.when_busy, 'share the least used')} ({scene})"
 
 
 def _format_device(position: int, planned: PlannedDevice) -> tuple[str, ...]:
