@@ -263,7 +263,7 @@ def apply() -> Status:
         The status then. `governed` stays False until a framework is imported, and where there is no policy.
 
     Raises:
-        PolicyError: A framework is there already, the policy cannot be applied, and `on_error = "fail"`.
+        PolicyError: A framework is imported already, the policy cannot be applied, and `on_error = "fail"`.
     """
     from tfenv.frameworks.registry import list_frameworks
     from tfenv.runtime import enforce

@@ -299,7 +299,7 @@ def _explain_for_somebody_else(account: UserAccount, cwd: str | None) -> Explana
         loaded, may_enter = call_as(account, lambda: (load(start, subject), _may_enter(start.cwd)))
     except OSError as error:
         raise PermissionError(f"cannot read with the permissions of {subject.user}: {error}") from error
-    obstacle = None if may_enter else f"{subject.user} may not enter this directory"
+    obstacle = None if may_enter else f"{subject.user} cannot enter this directory"
     return replace(_explain_loaded(loaded, Grant(), None, obstacle), new_login=True)
 
 

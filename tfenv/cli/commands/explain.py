@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from tfenv.cli.output import (
     USAGE,
     Style,
+    add_description,
     add_format_option,
     format_toml,
     get_exit_code,
@@ -49,9 +50,11 @@ _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Show which values apply to a program that starts here, which file sets each of them, what they override, "
-        "which ceilings lower them, and what they do. Needs neither TensorFlow nor a GPU. Root can ask for other users."
+    add_description(
+        parser,
+        "For each value you see the file that sets it, what it overrides, and which ceiling lowers it. "
+        "You need neither TensorFlow nor a GPU. Root can ask about other users. "
+        "Exit codes: 0 no findings, or only notes, 1 errors or warnings, 2 wrong usage.",
     )
     parser.add_argument(
         "--user", metavar="NAME", help="Explain this user's programs: a login name, or uid:1234 (default: you)."
@@ -202,7 +205,7 @@ def _advise_on_files(files: Iterable[ExaminedFile]) -> str:
     if not own:
         return "Run `tfgpu init` to write a tfgpu.toml."
     if own[0].state == "dropped":
-        return f"{shorten_path(own[0].path)} does not count, see the findings below."
+        return f"{shorten_path(own[0].path)} is ignored, see the findings below."
     return f"Add settings to {shorten_path(own[0].path)}."
 
 
