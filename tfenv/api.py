@@ -262,7 +262,7 @@ def apply() -> Status:
         The new status. `governed` stays False until a framework is imported, and if there is no policy.
 
     Raises:
-        PolicyError: A framework is imported already, the policy cannot be applied, and it says `on_error = "fail"`.
+        PolicyError: A framework is imported already, the policy cannot be applied, and `on_error = "fail"`.
     """
     from tfenv.frameworks.registry import list_frameworks
     from tfenv.runtime import enforce

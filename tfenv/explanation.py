@@ -43,6 +43,9 @@ from tfenv.sharing.queue import Unavailable, look
 from tfenv.sharing.request import request_from_plan
 from tfenv.values import as_dict, field, frozen, replace
 
+#: The scene of a choice that cannot be foreseen.
+UNKNOWN_OCCUPANCY = "tfenv cannot tell which GPUs are free without NVML"
+
 
 @frozen
 class ExplainedValue:
@@ -296,7 +299,7 @@ def _explain_for_somebody_else(account: UserAccount, cwd: str | None) -> Explana
         loaded, may_enter = call_as(account, lambda: (load(start, subject), _may_enter(start.cwd)))
     except OSError as error:
         raise PermissionError(f"cannot read with the permissions of {subject.user}: {error}") from error
-    obstacle = None if may_enter else f"{subject.user} may not enter this directory"
+    obstacle = None if may_enter else f"{subject.user} cannot enter this directory"
     return replace(_explain_loaded(loaded, Grant(), None, obstacle), new_login=True)
 
 
@@ -354,7 +357,7 @@ def _explain_choice(plan: Plan, uid: int, overhead: int) -> ExplainedChoice | No
     made = ExplainedChoice(plan.choosing.count, plan.choosing.when_busy)
     gpu_request = request_from_plan(plan, uid, overhead=overhead)
     if gpu_request is None:
-        return replace(made, scene="cannot tell which GPUs are free without NVML")
+        return replace(made, scene=UNKNOWN_OCCUPANCY)
     names = {device.device.uuid: device.token for device in plan.devices or () if device.device is not None}
     found = look(gpu_request, lambda: read_memory(names))
     if isinstance(found, Unavailable):

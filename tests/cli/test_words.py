@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from tests.cli.conftest import Tfgpu
 from tests.conftest import SimulatedGpus
 from tests.shared_machine import ALICE, SharedMachine
 from tfenv.audit.stderr_line import format_policy_line
+from tfenv.cli.main import COMMANDS, make_parser
 from tfenv.errors import Finding
 from tfenv.policy.model import (
     AutoChoice,
@@ -48,7 +52,7 @@ MISTAKES = [
     (("init", "--path", "/nope"), 2, "/nope is not a directory; create it first"),
     (("init", "--schema", "--path", "/nope"), 2, "/nope is not a directory; create it first"),
     (("init", "--machine", "--path", "/nope/etc"), 2, "/nope is not a directory; create it first"),
-    (("run", "--config", "/nope", "true"), 2, "there is no file /nope; name a tfgpu.toml or a pyproject.toml"),
+    (("run", "--config", "/nope", "true"), 2, "/nope does not exist; name a tfgpu.toml or a pyproject.toml"),
     (("audit", "--file", "/nope"), 2, "/nope: No such file or directory"),
     (("audit", "summary", "--file", "/nope"), 2, "/nope: No such file or directory"),
     (("audit", "export", "--file", "/dev/null", "--prometheus", "/nope/x.prom"), 2, "/nope"),
@@ -69,7 +73,7 @@ def test_a_mistake_is_answered_with_what_would_be_right(
 
 def test_an_empty_log_says_so(tfgpu: Tfgpu, tmp_path: Path) -> None:
     """No records, and no records that were asked for, are told apart, in the table as in the summary."""
-    none = "tfgpu audit: no records; one is written when TensorFlow is imported under a policy\n"
+    none = "tfgpu audit: no records; tfenv writes one when a program imports TensorFlow under a policy\n"
     for arguments, text in (((), none), (("--user", "alice"), "tfgpu audit: no records match these options\n")):
         for action in ((), ("summary",)):
             done = tfgpu("audit", *action, *arguments, env={"XDG_STATE_HOME": str(tmp_path)})
@@ -102,6 +106,78 @@ def test_candidates_have_no_names_of_tensorflow(tfgpu: Tfgpu, project: Path) -> 
     shown = tfgpu("explain", env=build_environment(parse_gpus("2x24GiB"), base={})).stdout
     assert "candidate" in shown
     assert "GPU:0" not in shown
+
+
+# ---- help
+
+#: With these begins what an option does, and what a command is for.
+VERBS = re.compile(
+    r"(Accept|Allocate|Apply|Charge|Check|Count|Do|Examine|Explain|Find|Follow|Keep|Limit"
+    r"|List|Print|Read|Refresh|Remove|Replace|Run|Set|Share|Show|Use|Wait|Watch|Write)\b"
+)
+
+
+def list_parsers(name: str) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of a command, and those of its own commands."""
+    waiting = [make_parser([name])]
+    while waiting:
+        for action in waiting.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen = [parser for word, parser in action.choices.items() if word not in COMMANDS or word == name]
+                yield from chosen
+                waiting += chosen
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "simulate"])
+def test_help_is_made_of_sentences_that_begin_with_a_verb(name: str) -> None:
+    """The description begins with the command's purpose and states the exit codes. Each option says what it does."""
+    for parser in list_parsers(name):
+        description = " ".join(filter(None, (parser.description, parser.epilog)))
+        assert name == "completion" or "Exit codes: " in description
+        helps = [action.help or "" for action in parser._actions if action.dest != "action"]
+        for text in (parser.description or "", *helps):
+            assert VERBS.match(text), text
+            assert text.endswith("."), text
+            assert not re.search(r"[.!?] [a-z]|;", text), text
+    assert (next(list_parsers(name)).description or "").startswith(COMMANDS[name])
+
+
+# ---- what is said everywhere
+
+PACKAGE = Path(__file__).parents[2] / "tfenv"
+ROOMS = [
+    *(path for path in (PACKAGE / "cli").rglob("*.py") if path.name != "simulate.py"),
+    *(PACKAGE / "deploy").rglob("*.py"),
+    *(PACKAGE / "watch").rglob("*.py"),
+    PACKAGE / "explanation.py",
+    PACKAGE / "api.py",
+]
+#: What nobody says who speaks English, or nobody understands who has not read the source.
+TRANSLATED = re.compile(
+    r"(?<!there )\bis no\b|\bnone that\b|\bis told\b|\bhas its say\b|\bha(s|ve) (a|no) say\b|\bstands\b"
+    r"|\bhardly meant\b|\bfor it is\b|\bgranted\b|\barmed\b|\bdoors?\b|\bone's own\b|\bwhat follows\b|\bkeeps it so\b"
+    r"|\blent by\b|\bis there already\b|\bmeanwhile\b|\bas always\b|\bwho may\b|\bnot live\b|\blet be\b|\bsee what\b"
+    r"|\blook at it first\b|\bthere is no .* in$|\bhave root\b|\bnothing in it but\b|\bof unknown\b|\bshows none\b",
+    re.IGNORECASE,
+)
+
+
+def list_messages(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each text of several words with its line. Docstrings are for other readers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(scope.body[0].value) for scope in scopes if scope.body and isinstance(scope.body[0], ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    for node in texts:
+        if isinstance(node.value, str) and " " in node.value.strip():
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_message_reads_as_translated(path: Path) -> None:
+    """Texts of the commands use the words of other programs."""
+    translated = [(line, text) for line, text in list_messages(path) if TRANSLATED.search(text)]
+    assert not translated
 
 
 # ---- the line on stderr, and the command that it points to

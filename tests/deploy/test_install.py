@@ -220,18 +220,16 @@ def test_what_it_says_is_what_it_did(tmp_path: Path) -> None:
     lines, stderr = tell(WORDS, tmp_path)
     site = str(next(Path("/etc").glob("python3.*/sitecustomize.py")))
     assert lines[:7] == [
-        f"tfgpu uninstall: there is no block of tfenv in {site}",
+        f"tfgpu uninstall: found no tfenv block in {site}",
         f"tfgpu install: wrote tfenv's block into {site}",
         f"tfgpu install: tfenv's block is already in {site}",
         f"tfgpu uninstall: removed tfenv's block from {site}",
         f"tfgpu install: wrote tfenv's block into {site}",
-        f"tfgpu uninstall: removed {site}, which had nothing in it but tfenv's block",
+        f"tfgpu uninstall: removed {site}, which contained only tfenv's block",
         "the file is gone",
     ], stderr
     package = f"/opt/tfenv/lib/{VERSION}/site-packages"
-    why = (
-        f"tfgpu: users other than root can change /opt/tfenv, and what is in {package} would run in every user's Python"
-    )
+    why = f"tfgpu: users other than root can change /opt/tfenv, and every user's Python would run the code in {package}"
     where = "or install tfenv into a directory that only root can write to, such as /opt/tfenv"
     assert lines[7:10] == [
         f"{why}; run `chmod go-w /opt/tfenv`, {where}",
@@ -255,7 +253,7 @@ def test_an_environment_that_only_root_can_read_covers_nobody(tmp_path: Path) ->
         folder.chmod(folder.stat().st_mode | 0o011)
     lines, stderr = tell(USERS, tmp_path)
     assert "other users cannot read /opt/tfenv" in lines[0], stderr
-    assert lines[0].endswith("so only root would be covered; run `chmod -R go+rX /opt/tfenv`"), stderr
+    assert lines[0].endswith("so the policy would apply only to root; run `chmod -R go+rX /opt/tfenv`"), stderr
     assert lines[1:4] == ["refused: 1", "nothing was written", "open: -1 [] True"], stderr
     assert lines[4].startswith("closed: tfgpu: tfenv cannot be loaded, no policy is applied: PermissionError"), stderr
     assert lines[4].endswith("None [] False ")

@@ -53,7 +53,7 @@ def _parse_seconds(text: str) -> float:
         seconds = 0.0
     if not _FEWEST_SECONDS <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(
-            f'"{text}" is not a number of seconds; write 2 or 0.5; {_FEWEST_SECONDS:g} at least'
+            f'"{text}" is not a number of seconds; write a number such as 2, at least {_FEWEST_SECONDS:g}'
         )
     return seconds
 

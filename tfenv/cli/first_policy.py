@@ -379,5 +379,5 @@ def _format_allowed_devices(inventory: Inventory) -> Iterable[str]:
 
 def explain_no_gpu(inventory: Inventory) -> str:
     """Return why no GPU is known, and how to find the UUIDs."""
-    problem = "NVML shows none" if inventory.devices is not None else inventory.problem or "NVML did not answer"
+    problem = "NVML lists none" if inventory.devices is not None else inventory.problem or "NVML did not answer"
     return f"{escape_for_terminal(problem)}; `nvidia-smi -L` shows UUIDs"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tfenv import __version__
 from tfenv.cli.output import FINDINGS, INTERNAL, INTERRUPTED, OK, USAGE, print_message
@@ -19,19 +19,19 @@ from tfenv.errors import TfenvError, escape_for_terminal
 
 #: Each command and what it is for. The module `tfenv.cli.commands.NAME` has its arguments and carries it out.
 COMMANDS = {
-    "init": "write a first tfgpu.toml for this project, or for this machine",
-    "check": "find the mistakes in policy files",
-    "explain": "show which values apply here, who set them, and what they do",
-    "run": "run a command under the policy, or under options given here",
-    "doctor": "find out why a GPU or a policy does not work here",
-    "gpus": "list the GPUs, how full they are, and which of them the policy shows",
-    "ps": "show who uses which GPU, under which policy",
-    "audit": "show what was applied, from the audit log",
-    "watch": "follow the policy files, and tell what each change means",
-    "simulate": "run a command on simulated GPUs",
-    "install": "cover every environment of an interpreter, for all users",
-    "uninstall": "remove what install wrote",
-    "completion": "print a script that completes tfgpu's commands and options",
+    "init": "Write a first tfgpu.toml for a project or a machine.",
+    "check": "Find mistakes in policy files.",
+    "explain": "Show which values apply here, who set them, and what they do.",
+    "run": "Run a command under the policy, or under options that you give.",
+    "doctor": "Find out why a GPU or a policy does not work here.",
+    "gpus": "List the GPUs, their load, and which of them the policy allows here.",
+    "ps": "Show who uses which GPU, and under which policy.",
+    "audit": "Show the records of what was applied.",
+    "watch": "Follow the policy files and show the effect of each change.",
+    "simulate": "Run a command on simulated GPUs.",
+    "install": "Apply the policy in every environment of an interpreter.",
+    "uninstall": "Remove what `tfgpu install` wrote.",
+    "completion": "Print a script that completes tfgpu's commands in your shell.",
 }
 
 
@@ -83,6 +83,10 @@ def _run(arguments: Sequence[str]) -> int:
 class _ProgramParser(argparse.ArgumentParser):
     """The parser of the program and of each command. An argument that it quotes cannot steer the terminal."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(add_help=False, **options)
+        self.add_argument("-h", "--help", action="help", help="Show this help.")
+
     def error(self, message: str) -> NoReturn:
         super().error(escape_for_terminal(message))
 
@@ -92,13 +96,13 @@ def make_parser(commands: Collection[str]) -> argparse.ArgumentParser:
     parser = _ProgramParser(
         prog="tfgpu",
         description="Declare in tfgpu.toml which GPUs TensorFlow can see and how much memory it can take.",
-        epilog="Run `tfgpu COMMAND --help` for details. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug of tfgpu.",
+        epilog="Run `tfgpu COMMAND --help` for details. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug in tfgpu.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"tfgpu {__version__}")
+    parser.add_argument("--version", action="version", version=f"tfgpu {__version__}", help="Show the version.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
     for name, purpose in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=purpose)
+        subparser = subparsers.add_parser(name, help=purpose, description=purpose)
         if name in commands:
             command = import_module(f"tfenv.cli.commands.{name}")
             command.add_arguments(subparser)

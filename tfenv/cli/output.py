@@ -28,6 +28,11 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="Print text, or JSON for programs.")
 
 
+def add_description(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add sentences to a command's description, which begins with the command's purpose."""
+    parser.description = f"{parser.description} {text}"
+
+
 # ---- text
 
 

@@ -169,7 +169,7 @@ def _require_roots_own(folder: str) -> None:
         if status.st_uid != 0 or writable:
             commands = [f"`chmod go-w {path}`"] * bool(writable) + [f"`chown root {path}`"] * bool(status.st_uid)
             raise InstallError(
-                f"users other than root can change {path}, and what is in {folder} would run in every user's Python; "
+                f"users other than root can change {path}, and every user's Python would run the code in {folder}; "
                 f"run {' and '.join(commands)}, or install tfenv into a directory that only root can write to, such as "
                 "/opt/tfenv"
             )
@@ -183,8 +183,12 @@ def _require_readable() -> None:
     closed = find_closed_path()
     if closed is not None:
         is_own = f"{closed}/".startswith(f"{sys.prefix}/")
-        right = f"run `chmod -R go+rX {closed}`" if is_own else "install tfenv where all can read it, as in /opt/tfenv"
-        raise InstallError(f"others cannot read {closed}, so only root would be covered; {right}")
+        right = (
+            f"run `chmod -R go+rX {closed}`"
+            if is_own
+            else "install tfenv where everybody can read it, for example in /opt/tfenv"
+        )
+        raise InstallError(f"other users cannot read {closed}, so the policy would apply only to root; {right}")
 
 
 def find_closed_path(paths: Sequence[str] = ()) -> str | None:

@@ -200,6 +200,15 @@ def test_what_was_asked_and_not_given_is_shown(run_audit: RunAudit, tmp_path: Pa
     assert row.split("  ")[2:7] == ["2", "70.0 GiB", "8.0 GiB", "2", "memory_growth, memory_limit"]
 
 
+def test_virtual_devices_are_shown_as_sizes(run_audit: RunAudit, tmp_path: Path) -> None:
+    """TensorFlow counts them in MiB. People read sizes, in a pipe as on a terminal. Programs get the number."""
+    log = tmp_path / "log"
+    split = Finding("clamped", "less", "note", asked_by="program", asked="virtual_devices = [[65536.0, 512], [1024]]")
+    log.write_bytes(encode_clamped(1, split))
+    assert "  virtual_devices = [[64.0 GiB, 512.0 MiB], [1.0 GiB]]  " in run_audit("--file", log).stdout
+    assert "virtual_devices = [[65536.0, 512], [1024]]" in run_audit("--file", log, "--format", "json").stdout
+
+
 def test_a_summary_takes_the_filters_before_it_and_behind_it(run_audit: RunAudit, log: Path) -> None:
     """`tfgpu audit --user bob summary` is `tfgpu audit summary --user bob`."""
     for words in (["--user", "bob", "summary"], ["summary", "--user", "bob"]):

@@ -69,7 +69,7 @@ def test_the_hook_is_live(tfgpu: Tfgpu, live: dict[str, str]) -> None:
     """Where the hook is armed and complete it is ok, and the interpreter is named. The exit code is 0."""
     result = tfgpu(*QUICK, env=live)
     assert read_rows(result)["hook"]["verdict"] == "ok"
-    assert read_rows(result)["hook"]["found"].startswith("live in ")
+    assert read_rows(result)["hook"]["found"].startswith("active in ")
     assert result.returncode == 0
 
 
@@ -92,7 +92,7 @@ def write_wrapper(tmp_path: Path, line: str) -> Path:
 def test_not_installed(tfgpu: Tfgpu, bare_python: Path, tmp_path: Path) -> None:
     """An interpreter without tfenv is a problem, and the two ways out are told. The exit code is 1."""
     row = diagnose_broken_hook(write_wrapper(tmp_path, f"unset PYTHONPATH; exec {bare_python}"), tfgpu)
-    assert "not installed there" in row["found"]
+    assert "tfenv is not installed there" in row["found"]
     assert "pip install tfenv" in row["advice"]
     assert "tfgpu run" in row["advice"]
 
@@ -103,7 +103,7 @@ def test_installed(tfgpu: Tfgpu, bare_python: Path) -> None:
     (folder / "dependencies.pth").write_text(str(Path(structlog.__file__).parents[1]))
     result = tfgpu(*QUICK, "--python", str(bare_python))
     row = read_rows(result)["hook"]
-    assert (row["verdict"], row["found"].startswith("live in ")) == ("ok", True)
+    assert (row["verdict"], row["found"].startswith("active in ")) == ("ok", True)
     assert str(bare_python) in row["found"]
 
 
@@ -116,7 +116,7 @@ def test_installed_without_pth(tfgpu: Tfgpu, bare_python: Path) -> None:
 def test_installed_without_boot_module(tfgpu: Tfgpu, bare_python: Path) -> None:
     """_tfenv_boot.py is gone: that is what is told."""
     (install_tfenv(bare_python) / "_tfenv_boot.py").unlink()
-    assert "_tfenv_boot.py beside it is gone" in diagnose_broken_hook(bare_python, tfgpu)["found"]
+    assert "_tfenv_boot.py beside it is missing" in diagnose_broken_hook(bare_python, tfgpu)["found"]
 
 
 def test_dependencies_missing(tfgpu: Tfgpu, bare_python: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_shadowed_system_wide_hook(tfgpu: Tfgpu, tmp_path: Path, bare_python: 
         (tmp_path / name / "sitecustomize.py").write_text(text)
     row = diagnose_broken_hook(bare_python, tfgpu, PYTHONPATH=f"{tmp_path}/front:{tmp_path}/system:{REPOSITORY}")
     front, system = (tmp_path / name / "sitecustomize.py" for name in ("front", "system"))
-    assert f"{front} shadows {system}, where `tfgpu install --system` wrote" in row["found"]
+    assert f"{front} shadows {system}, which `tfgpu install --system` wrote to" in row["found"]
 
 
 def test_another_tfenv_in_front(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Path) -> None:
@@ -245,8 +245,8 @@ def test_drivers_that_tell_less(tfgpu: Tfgpu, live: dict[str, str], tmp_path: Pa
     found = " ".join(
         f"{row['found']} {row['advice']}" for row in json.loads(tfgpu(*QUICK, env=live | gpus).stdout)["rows"]
     )
-    assert "the size of their memory is unknown" in found
-    assert "who uses GPU 0 is unknown" in found
+    assert "cannot tell how much memory they have" in found
+    assert "cannot tell who uses GPU 0" in found
     assert "write limits as sizes" in found
 
 

@@ -84,16 +84,16 @@ def test_what_hides_the_others(tfgpu: Tfgpu) -> None:
 @pytest.mark.parametrize(
     ("text", "variables", "why"),
     [
-        ("", {"CUDA_VISIBLE_DEVICES": "1"}, {"0": "not granted: CUDA_VISIBLE_DEVICES is 1"}),
-        ("", {"CUDA_VISIBLE_DEVICES": ""}, dict.fromkeys("01", "not granted: CUDA_VISIBLE_DEVICES is empty")),
-        ("[ceiling]\nmax_devices = 1\n", {}, {"1": "over max_devices of tfgpu.toml:2"}),
+        ("", {"CUDA_VISIBLE_DEVICES": "1"}, {"0": "not in CUDA_VISIBLE_DEVICES, which is 1"}),
+        ("", {"CUDA_VISIBLE_DEVICES": ""}, dict.fromkeys("01", "not in CUDA_VISIBLE_DEVICES, which is empty")),
+        ("[ceiling]\nmax_devices = 1\n", {}, {"1": "beyond max_devices of tfgpu.toml:2"}),
         (
             "[ceiling]\nrequire_grant = true\n",
             {"SLURM_JOB_ID": "7"},
-            dict.fromkeys("01", "the scheduler granted none, and require_grant of tfgpu.toml:2 holds"),
+            dict.fromkeys("01", "the scheduler gave this job none, and require_grant in tfgpu.toml:2 is set"),
         ),
         ("[gpu]\nvisible_devices = {count = 1}\n", {}, {}),
-        ("[gpu]\nvisible_devices = {count = 1}\n", {"CUDA_VISIBLE_DEVICES": "0"}, {"1": "not granted"}),
+        ("[gpu]\nvisible_devices = {count = 1}\n", {"CUDA_VISIBLE_DEVICES": "0"}, {"1": "not in CUDA_VISIBLE_DEVICES, which is 0"}),
         ("on_error = 'cpu'\n[gpu]\nvisible_devices = [7]\n", {}, dict.fromkeys("01", "programs see no GPU: on_error")),
         ("on_error = 'fail'\n[gpu]\nvisible_devices = [7]\n", {}, dict.fromkeys("01", "raises PolicyError: on_error")),
         ("[gpu]\nvisible_devices = [1]\n", {"TFGPU_DISABLE": "1"}, {}),
@@ -150,4 +150,4 @@ def test_no_driver_to_ask(tfgpu: Tfgpu) -> None:
 def test_no_gpu(tfgpu: Tfgpu) -> None:
     """A driver without a GPU is no error, and said."""
     result = tfgpu("gpus", env=simulate_machine("1x1GiB", count=0))
-    assert (result.returncode, "it shows no GPU" in result.stdout) == (0, True)
+    assert (result.returncode, "it lists no GPU" in result.stdout) == (0, True)

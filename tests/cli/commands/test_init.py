@@ -357,7 +357,7 @@ def test_without_nvml_it_says_so(project: Path, tfgpu: Tfgpu, no_gpus: dict[str,
     result = tfgpu("init", "--machine", "--path", "etc", env=no_gpus)
     text = (project / "etc" / "tfgpu.toml").read_text()
     assert result.returncode == 0
-    assert result.stderr.startswith("tfgpu init: no GPU is named in the file: NVML")
+    assert result.stderr.startswith("tfgpu init: the file names no GPU: NVML")
     assert "# The GPUs of this machine are not known: NVML" in text
     assert "nvidia-smi -L" in text
 
@@ -381,7 +381,7 @@ def test_a_draft_replaces_nothing_unasked(project: Path, tfgpu: Tfgpu) -> None:
     refused = tfgpu("init", "--machine", "--path", "etc")
     assert (refused.returncode, refused.stderr) == (
         1,
-        "tfgpu init: etc/tfgpu.toml is there already; --force replaces it\n",
+        "tfgpu init: etc/tfgpu.toml already exists; use --force to replace it\n",
     )
     assert tfgpu("init", "--machine", "--path", "etc", "--force").returncode == 0
     assert path.read_text().startswith("#:schema")
@@ -420,7 +420,7 @@ def test_who_is_not_root_is_told_what_to_do(server: SharedMachine) -> None:
     refused = server.tfgpu("init", "--machine", user=ALICE)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "tfgpu init: only root writes to /etc/tfgpu; use sudo, or write a draft with --path DIR\n"
+        "tfgpu init: only root can write to /etc/tfgpu; use sudo, or write a draft with --path DIR\n"
     )
     drafted = server.tfgpu("init", "--machine", "--path", "draft", cwd="/home/alice", user=ALICE)
     assert drafted.returncode == 0

@@ -27,16 +27,17 @@ from tfenv.audit.query import (
 )
 from tfenv.audit.rotation import LogOrigin, LogTail, find_all_log_files
 from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
-from tfenv.cli.output import FINDINGS, OK, USAGE, print_json_line, print_message
+from tfenv.cli.output import FINDINGS, OK, USAGE, add_description, print_json_line, print_message
 from tfenv.cli.tables import is_wide, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
-from tfenv.policy.units import format_bytes
+from tfenv.policy.units import MIB, format_bytes
 
 EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
+_MIB_NUMBER = re.compile(r"\b\d{1,12}(?:\.\d+)?(?=[],])")
 _RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "asked", "limit", "growth", "script", "findings")
 #: What fits on a line of a terminal of 80 characters, each column with its widest cell.
 _NARROW_COLUMNS = {"time": 14, "user": 12, "GPUs": 18, "asked": 9, "limit": 9, "outcome": 8}
@@ -44,7 +45,9 @@ _SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "cu
 _USAGE = """%(prog)s [options]
        %(prog)s summary [options]
        %(prog)s export --prometheus FILE [options]"""
-_EXIT_CODES = "Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage."
+_SUMMARY = "Count processes, limits, clamps and failures per user and GPU."
+_EXPORT = "Write totals for the textfile collector of Prometheus' node exporter."
+_EXIT_CODES = "Exit codes: 0 ok, 1 some lines or files cannot be read, 2 wrong usage."
 
 
 # ---- options
@@ -52,7 +55,7 @@ _EXIT_CODES = "Exit codes: 0 ok, 1 some lines are not records, 2 wrong usage."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = f"Show records of the audit log. {_EXIT_CODES}"
+    add_description(parser, f"Use filters to find out who was limited, when, and by which file. {_EXIT_CODES}")
     parser.usage = _USAGE
     # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
     parser.argument_default = argparse.SUPPRESS
@@ -66,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="other reports", metavar="ACTION", dest="action", prog=parser.prog)
     summary = actions.add_parser(
         "summary",
-        help="Count processes, limits, clamps and failures per user and GPU.",
-        description=f"Count processes, limits, clamps and failures per user and GPU. {_EXIT_CODES}",
+        help=_SUMMARY,
+        description=f"{_SUMMARY} {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
     _add_filters(summary)
@@ -75,9 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_format(summary)
     export_totals = actions.add_parser(
         "export",
-        help="Write totals for the node exporter of Prometheus.",
-        description="Count what was added to the logs since the last time, and write the totals into a file for the "
-        f"textfile collector of the node exporter. {_EXIT_CODES}",
+        help=_EXPORT,
+        description=f"{_EXPORT} It counts what was added to the logs since the last time. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
     export_totals.add_argument(
@@ -97,23 +99,30 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_parse_event,
         metavar="EVENT",
-        help=f"Show only this event: {', '.join(EVENTS)}.",
+        help=f"Show only records of this event: {', '.join(EVENTS)}.",
     )
     filters.add_argument("--outcome", action="append", choices=OUTCOMES, help="Show only records with this outcome.")
     filters.add_argument("--user", action="append", metavar="NAME", help="Show only records of this user.")
     filters.add_argument("--uid", action="append", type=int, help="Show only records of this user ID.")
     filters.add_argument(
-        "--gpu", action="append", metavar="GPU", help='Show only this GPU: the start of a UUID, or "name:*A100*".'
+        "--gpu",
+        action="append",
+        metavar="GPU",
+        help='Show only records of this GPU: the start of a UUID, or "name:*A100*".',
     )
-    filters.add_argument("--project", metavar="DIR", help="Show only projects and scripts in or below this directory.")
-    filters.add_argument("--script", metavar="GLOB", help="Show only this program: a path, file name or glob.")
+    filters.add_argument(
+        "--project", metavar="DIR", help="Show only records of projects and scripts in or below this directory."
+    )
+    filters.add_argument(
+        "--script", metavar="GLOB", help="Show only records of this program: a path, file name or glob."
+    )
     filters.add_argument(
         "--since",
         type=_parse_time,
         metavar="WHEN",
-        help='Show only records since then: "2h", "7d" or an ISO 8601 time.',
+        help='Show only records since this time: "2h", "7d" or an ISO 8601 time.',
     )
-    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="Show only records before then.")
+    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="Show only records before this time.")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -340,7 +349,7 @@ def _expand_log(name: str, start: Start) -> list[Path]:
 
 
 def _report_unreadable_log(log: Path, why: str) -> None:
-    print_message("audit", f"{log} is left out: {why}")
+    print_message("audit", f"skipped {log}: {why}")
 
 
 def _report_unreadable(tally: LineTally) -> int:
@@ -444,7 +453,14 @@ def _format_asked_memory(record: LoggedRecord) -> str:
 
 def _list_cut(record: LoggedRecord) -> list[str]:
     """Return what was asked for and not given. What a plan says of it may turn out otherwise."""
-    return list_asked(record) if record["event"] == "policy_clamped" else []
+    return [_format_split(text) for text in list_asked(record)] if record["event"] == "policy_clamped" else []
+
+
+def _format_split(asked: str) -> str:
+    """Return what was asked for, with sizes in place of the MiB in which TensorFlow counts virtual devices."""
+    if not asked.startswith("virtual_devices = "):
+        return asked
+    return _MIB_NUMBER.sub(lambda found: format_bytes(int(float(found[0]) * MIB)), asked)
 
 
 def _format_limits(record: LoggedRecord) -> str:

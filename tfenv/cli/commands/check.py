@@ -6,7 +6,16 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from tfenv.cli.output import USAGE, add_format_option, get_exit_code, paint, print_findings, print_json, shorten_path
+from tfenv.cli.output import (
+    USAGE,
+    add_description,
+    add_format_option,
+    get_exit_code,
+    paint,
+    print_findings,
+    print_json,
+    shorten_path,
+)
 from tfenv.errors import Finding
 from tfenv.lint.check import CheckResult, check_here, check_path
 from tfenv.values import as_dict
@@ -17,9 +26,10 @@ _MOST_NAMES = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Find mistakes in policy files, and values that are allowed but probably wrong. Exit codes: 0 no mistake, "
-        "1 findings, 2 no such file."
+    add_description(
+        parser,
+        "Run it after you change a file. It also finds values that are allowed but probably wrong. "
+        "Exit codes: 0 no findings, or only notes, 1 errors or warnings, 2 no such file.",
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH",
@@ -27,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--table-optional", action="store_true",
-        help="Accept a pyproject.toml without [tool.tfgpu] (pre-commit names every changed one).",
+        help="Accept a pyproject.toml without [tool.tfgpu]. Use it with pre-commit, which names every changed file.",
     )  # fmt: skip
     add_format_option(parser)
 

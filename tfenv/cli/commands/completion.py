@@ -12,10 +12,13 @@ from tfenv.cli.output import OK
 
 SHELLS = ("bash", "zsh", "fish")
 _EPILOG = """\
+Options and file names are completed, too. Run the line for your shell:
+
 bash:  tfgpu completion bash > ~/.local/share/bash-completion/completions/tfgpu
 zsh:   tfgpu completion zsh > DIR/_tfgpu        (DIR: one of $fpath)
 fish:  tfgpu completion fish > ~/.config/fish/completions/tfgpu.fish
-or, in a start-up file of bash or zsh:  eval "$(tfgpu completion bash)"
+
+Or write this into a start-up file of bash or zsh:  eval "$(tfgpu completion bash)"
 """
 #: What stands for a path in the usage of a command.
 _FILES, _DIRECTORIES = ("PATH", "FILE", "CMD"), ("DIR",)
@@ -23,9 +26,6 @@ _FILES, _DIRECTORIES = ("PATH", "FILE", "CMD"), ("DIR",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Print a script that lets a shell complete the commands of tfgpu, their options and their files."
-    )
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("shell", choices=SHELLS, help="Print the script for this shell.")

@@ -19,6 +19,7 @@ from tfenv.cli.output import (
     OK,
     USAGE,
     Style,
+    add_description,
     add_format_option,
     paint,
     print_json,
@@ -41,9 +42,10 @@ _HOOK_TIMEOUT_S, _TENSORFLOW_TIMEOUT_S = 60, 300
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Look at the hook, the policy, the driver, TensorFlow and Keras as a program started here would "
-        "find them. Lists devices, creates none. Exit codes: 0 no problem, 1 problems."
+    add_description(
+        parser,
+        "It checks the hook, the policy, the driver, TensorFlow and Keras as a program would find them. "
+        "It lists devices and creates none. Exit codes: 0 no problem, 1 problems, 2 wrong usage.",
     )
     parser.add_argument(
         "--python",
@@ -125,7 +127,7 @@ def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
         return
     files = ", ".join(shorten_path(path) for path in result.files)
     if explanation.disabled:
-        yield DoctorRow("policy", "note", "TFGPU_DISABLE=1 switches it off", "unset TFGPU_DISABLE")
+        yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE=1", "unset TFGPU_DISABLE")
     elif explanation.silent and files:
         yield DoctorRow("policy", "note", f"no settings for GPUs in {files}", "add settings, see `tfgpu explain`")
     elif explanation.silent:
@@ -142,7 +144,7 @@ def _diagnose_tensorflow(
 ) -> Iterator[DoctorRow]:
     """Yield rows on what TensorFlow finds, asked in a child of an interpreter. Without one it is not imported."""
     if hook["tensorflow"] is None:
-        yield DoctorRow("TensorFlow", "note", "not installed there", "pip install 'tensorflow[and-cuda]'")
+        yield DoctorRow("TensorFlow", "note", "not installed in that environment", "pip install 'tensorflow[and-cuda]'")
         return
     if python is None:
         yield DoctorRow("TensorFlow", "note", "installed; not imported because of --no-tensorflow")
@@ -150,7 +152,7 @@ def _diagnose_tensorflow(
     try:
         seen = ask_interpreter(python, "tensorflow", _TENSORFLOW_TIMEOUT_S, _share_busy_gpus(explanation.plan))
     except NoAnswerError as error:
-        advice = "see what `python -c 'import tensorflow'` says"
+        advice = "run `python -c 'import tensorflow'` to see the error"
         advice = 'see `tfgpu explain`: on_error is "fail"' if "PolicyError" in str(error) else advice
         yield DoctorRow("TensorFlow", "problem", f"cannot be imported: {error}", advice)
         return
@@ -182,14 +184,14 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             yield DoctorRow(
-                "audit log", "problem", f"{shorten_path(path)}: {reason}", "make it writable, or name another one"
+                "audit log", "problem", f"{shorten_path(path)}: {reason}", "make it writable, or name another log"
             )
         else:
             yield DoctorRow("audit log", "ok", shorten_path(path))
         folder = find_open_folder(path) if "<uid>" in path and uid == 0 else None
         if folder is not None:
-            text = f"everybody can write to {folder}, and so create the log of a user who has none yet"
-            yield DoctorRow("audit log", "note", text, "create the users' logs: see docs/administrators.md")
+            text = f"everybody can write to {folder}, so anybody can create the log of a user who has none yet"
+            yield DoctorRow("audit log", "note", text, "create the users' logs, see docs/administrators.md")
 
 
 def _diagnose_leases() -> Iterator[DoctorRow]:
@@ -198,7 +200,7 @@ def _diagnose_leases() -> Iterator[DoctorRow]:
     if found is not None:
         path, owner = found
         text = f"{path} belongs to {owner}, who can remove everybody's leases"
-        yield DoctorRow("leases", "note", text, "have root make /run/lock/tfgpu at every boot: see docs/sharing.md")
+        yield DoctorRow("leases", "note", text, "create /run/lock/tfgpu as root at every boot, see docs/sharing.md")
 
 
 # ---- output

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from tfenv.cli.output import (
     USAGE,
     Style,
+    add_description,
     add_format_option,
     format_toml,
     get_exit_code,
@@ -20,6 +21,7 @@ from tfenv.cli.output import (
 from tfenv.cli.tables import print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import (
+    UNKNOWN_OCCUPANCY,
     ExaminedFile,
     ExplainedCeiling,
     ExplainedChoice,
@@ -48,9 +50,11 @@ _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Show which values apply to a program that starts here, which file sets each of them, what they override, "
-        "which ceilings lower them, and what they do. Needs neither TensorFlow nor a GPU. Root can ask for other users."
+    add_description(
+        parser,
+        "For each value you see the file that sets it, what it overrides, and which ceiling lowers it. "
+        "You need neither TensorFlow nor a GPU. Root can ask about other users. "
+        "Exit codes: 0 no findings, or only notes, 1 errors or warnings, 2 wrong usage.",
     )
     parser.add_argument(
         "--user", metavar="NAME", help="Explain this user's programs: a login name, or uid:1234 (default: you)."
@@ -201,18 +205,13 @@ def _advise_on_files(files: Iterable[ExaminedFile]) -> str:
     if not own:
         return "Run `tfgpu init` to write a tfgpu.toml."
     if own[0].state == "dropped":
-        return f"{shorten_path(own[0].path)} does not count, see the findings below."
+        return f"{shorten_path(own[0].path)} is ignored, see the findings below."
     return f"Add settings to {shorten_path(own[0].path)}."
 
 
 def _print_plan(explanation: Explanation) -> None:
     plan = explanation.plan
-    granted = "unset" if explanation.grant.tokens is None else ",".join(explanation.grant.tokens) or '""'
-    visible = "unchanged" if plan.visible is None else plan.visible
-    granted = paint(f"(at the start: {escape_for_terminal(granted)})", "quiet")
-    print(f"  CUDA_VISIBLE_DEVICES  {escape_for_terminal(visible)}  {granted}")
-    if explanation.choosing is not None:
-        print(f"  chosen                {escape_for_terminal(_format_choosing(explanation.choosing))}")
+    _print_visible_devices(explanation)
     print(f"  memory growth         {'on' if plan.growth else 'set by the program'}")
     print(f"  allocator             {plan.allocator or 'set by the program'}")
     print(f"  on error              {explanation.on_error}")
@@ -233,12 +232,30 @@ def _print_plan(explanation: Explanation) -> None:
         print(paint(f"  Their names and sizes are unknown ({problem}).", "quiet"))
 
 
-def _format_choosing(choosing: ExplainedChoice) -> str:
-    text = f"{choosing.count} of these, when the program first lists its devices"
+def _print_visible_devices(explanation: Explanation) -> None:
+    plan, choosing, tokens = explanation.plan, explanation.choosing, explanation.grant.tokens
+    at_start = escape_for_terminal("unset" if tokens is None else ",".join(tokens) or '""')
+    start = paint(f"(at the start: {at_start})", "quiet")
+    visible = escape_for_terminal("unchanged" if plan.visible is None else plan.visible)
+    if choosing is None:
+        print(f"  CUDA_VISIBLE_DEVICES  {visible}  {start}")
+        return
+    candidates = "of the candidates below" if plan.devices else "of the GPUs that CUDA shows"
+    print(f"  CUDA_VISIBLE_DEVICES  {choosing.count} {candidates}  {start}")
+    print(f"  chosen                when your program first lists its devices; {_format_choice(choosing)}")
+    if plan.visible is not None:
+        print(f"  until then            {visible}")
+
+
+def _format_choice(choosing: ExplainedChoice) -> str:
+    """Return what a program would get that lists its devices now."""
+    scene = escape_for_terminal(choosing.scene)
     if choosing.now is not None:
-        return f"{text}; right now it would get {', '.join(choosing.now)}"
+        return f"now it would be {escape_for_terminal(','.join(choosing.now))}"
+    if choosing.scene == UNKNOWN_OCCUPANCY:
+        return scene
     busy = {"wait": "wait", "cpu": "get no GPU", "fail": "fail with PolicyError"}
-    return f"{text}; right now it would {busy.get(choosing.when_busy, 'share the least used')} ({choosing.scene})"
+    return f"now it would {busy.get(choosing.when_busy, 'share the least used')} ({scene})"
 
 
 def _format_device(position: int, planned: PlannedDevice) -> tuple[str, ...]:

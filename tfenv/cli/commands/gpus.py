@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tfenv.cli.display import add_display_options, show_snapshots
-from tfenv.cli.output import FINDINGS, OK, shorten_path
+from tfenv.cli.output import FINDINGS, OK, add_description, shorten_path
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.usage import GpuState, GpuUsage, read_usage
@@ -32,10 +32,10 @@ _FULL = 0.9
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "List every GPU of the machine with its MIG instances, how full and how busy it is, the name "
-        "TensorFlow gives it in a program that starts here, and for the others what hides them. "
-        "Exit codes: 0 ok, 1 the driver cannot be asked."
+    add_description(
+        parser,
+        "For each GPU and MIG instance you see the name that TensorFlow gives it in a program started here, "
+        "or the reason why it is hidden. Exit codes: 0 ok, 1 the driver does not answer, 2 wrong usage.",
     )
     add_display_options(parser)
 
@@ -167,7 +167,7 @@ def _find_names(decision: Decision, inventory: Inventory, reasons: Mapping[str, 
 
 def _find_notes(usage: GpuUsage, decision: Decision, grant: Grant, *, off: bool) -> Iterator[tuple[str, str]]:
     if off:
-        yield "policy", "switched off by TFGPU_DISABLE"
+        yield "policy", "switched off by TFGPU_DISABLE=1"
     if any(card.device is None for card in decision.plan.devices or ()):
         given = ",".join(grant.tokens or ())
         yield (
@@ -175,7 +175,7 @@ def _find_notes(usage: GpuUsage, decision: Decision, grant: Grant, *, off: bool)
             f"CUDA_VISIBLE_DEVICES is {given}: only CUDA can tell which these are unless CUDA_DEVICE_ORDER=PCI_BUS_ID",
         )
     if not usage.gpus:
-        yield "driver", "it shows no GPU; see what `nvidia-smi -L` says"
+        yield "driver", "it lists no GPU; compare it with the output of `nvidia-smi -L`"
 
 
 # ---- why not
@@ -195,12 +195,12 @@ def _explain_hidden_devices(
 def _describe_reason(reason: HiddenReason, grant: Grant, loaded: LoadedPolicy) -> str:
     where = _locate_key(reason.origin, loaded)
     return {
-        "grant": f"not granted: CUDA_VISIBLE_DEVICES is {','.join(grant.tokens or ()) or 'empty'}",
-        "require_grant": f"the scheduler granted none, and require_grant of {where} holds",
+        "grant": f"not in CUDA_VISIBLE_DEVICES, which is {','.join(grant.tokens or ()) or 'empty'}",
+        "require_grant": f"the scheduler gave this job none, and require_grant in {where} is set",
         "allowed_devices": f"not in allowed_devices of {where}",
         "visible_devices": f"not chosen by visible_devices of {where}",
         "request": "the parent program asked for other GPUs",
-        "max_devices": f"over max_devices of {where}",
+        "max_devices": f"beyond max_devices of {where}",
         "one_instance": "CUDA shows a process either one MIG instance or whole GPUs",
     }[reason.rule]
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfenv.cli.first_policy import explain_no_gpu, format_machine_policy, format_project_policy, survey
-from tfenv.cli.output import FINDINGS, OK, USAGE, get_exit_code, print_findings, print_message, shorten_path
+from tfenv.cli.output import (
+    FINDINGS,
+    OK,
+    USAGE,
+    add_description,
+    get_exit_code,
+    print_findings,
+    print_message,
+    shorten_path,
+)
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema_copy import COPY_NAME, SCHEMA_LINE, write_copy
 from tfenv.devices.inventory import read_inventory
@@ -22,7 +31,7 @@ _PROJECT_STEPS: _Steps = (
     ("tfgpu check", "find mistakes"),
     ("tfgpu explain", "see the effect"),
     ("tfgpu doctor", "check that the hook and the GPUs work"),
-    ("python train.py", "start your program as always"),
+    ("python train.py", "start your program as usual"),
 )
 
 _WORLD_READABLE, _PUBLIC_FOLDER = 0o644, 0o755
@@ -30,18 +39,22 @@ _WORLD_READABLE, _PUBLIC_FOLDER = 0o644, 0o755
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Write a first tfgpu.toml that fits the GPUs of this machine, and a copy of its schema for editors. "
-        f"With --machine, write the administrator's policy, {MACHINE_ROOT}/{FILE_NAME}."
+    add_description(
+        parser,
+        "The file fits the GPUs of this machine. A copy of the schema for editors is written beside it. "
+        f"With --machine, the file is the administrator's policy, {MACHINE_ROOT}/{FILE_NAME}. "
+        "Exit codes: 0 written, 1 there is a policy already, 2 wrong usage.",
     )
-    parser.add_argument("--machine", action="store_true", help="Write the policy of this machine. Only root may.")
+    parser.add_argument("--machine", action="store_true", help="Write the policy of this machine. You must be root.")
     parser.add_argument(
         "--path",
         metavar="DIR",
-        help=f"Write into this directory, not into the current one. With --machine, write a draft of {MACHINE_ROOT}.",
+        help=f"Write into this directory (default: here). With --machine, write a draft of {MACHINE_ROOT}.",
     )
-    parser.add_argument("--force", action="store_true", help="Replace a policy that exists.")
-    parser.add_argument("--schema", action="store_true", help=f"Write only {COPY_NAME}, as after an upgrade of tfenv.")
+    parser.add_argument("--force", action="store_true", help="Replace an existing policy.")
+    parser.add_argument(
+        "--schema", action="store_true", help=f"Write only {COPY_NAME}. Use it after you upgrade tfenv."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +83,7 @@ def init_project(path: str | None, *, force: bool = False) -> int:
         print_message("init", f"{path} is not a directory; create it first")
         return USAGE
     if not force and (obstacle := _find_obstacle(folder)) is not None:
-        print_message("init", f"{obstacle}; --force replaces it")
+        print_message("init", f"{obstacle}; use --force to replace it")
         return FINDINGS
     text = format_project_policy(survey(str(folder)))
     return _write_policy(folder / FILE_NAME, text, _PROJECT_STEPS, overwrite=force)
@@ -80,11 +93,11 @@ def _find_obstacle(folder: Path) -> str | None:
     """Return the policy that is there: a tfgpu.toml, be it a dangling link, or a pyproject.toml's. None if none is."""
     path = folder / FILE_NAME
     if os.path.lexists(path):
-        return f"{shorten_path(str(path))} is there already"
+        return f"{shorten_path(str(path))} already exists"
     pyproject = folder / "pyproject.toml"
     missing = check_path(str(pyproject)).findings[:1]
     if pyproject.is_file() and not (missing and missing[0].code == "not-found"):
-        return f"{shorten_path(str(pyproject))} holds a policy, [tool.tfgpu], that {FILE_NAME} would replace"
+        return f"{shorten_path(str(pyproject))} has a policy in [tool.tfgpu], which {FILE_NAME} would replace"
     return None
 
 
@@ -104,11 +117,11 @@ def init_machine(path: str | None, *, force: bool = False) -> int:
     folder = Path(path or MACHINE_ROOT).absolute()
     is_draft = str(folder) != MACHINE_ROOT
     if not is_draft and os.geteuid() != 0:
-        print_message("init", f"only root writes to {MACHINE_ROOT}; use sudo, or write a draft with --path DIR")
+        print_message("init", f"only root can write to {MACHINE_ROOT}; use sudo, or write a draft with --path DIR")
         return USAGE
     file = folder / FILE_NAME
     if not force and os.path.lexists(file):
-        print_message("init", f"{shorten_path(str(file))} is there already; --force replaces it")
+        print_message("init", f"{shorten_path(str(file))} already exists; use --force to replace it")
         return FINDINGS
     if (missing := _make_folders(folder)) is not None:
         print_message("init", f"{missing} is not a directory; create it first")
@@ -118,7 +131,7 @@ def init_machine(path: str | None, *, force: bool = False) -> int:
     steps = _list_machine_steps(shorten_path(str(folder)), is_draft=is_draft)
     code = _write_policy(file, text, steps, overwrite=force, mode=_WORLD_READABLE)
     if not inventory.devices:
-        print_message("init", f"no GPU is named in the file: {explain_no_gpu(inventory)}")
+        print_message("init", f"the file names no GPU: {explain_no_gpu(inventory)}")
     return code
 
 
@@ -129,7 +142,7 @@ def _list_machine_steps(folder: str, *, is_draft: bool) -> _Steps:
         (f"tfgpu check {folder}", "find mistakes"),
         *install,
         ("tfgpu explain --user NAME", "see the effect for a user"),
-        ("tfgpu install --system", "cover every environment of an interpreter"),
+        ("tfgpu install --system", "apply it in every environment of an interpreter"),
     )
 
 
@@ -160,7 +173,7 @@ def _write_policy(path: Path, text: str, steps: _Steps, *, overwrite: bool, mode
     try:
         replace_file(path, text, mode, overwrite=overwrite)
     except FileExistsError:
-        print_message("init", f"{shorten_path(str(path))} was created meanwhile; look at it first")
+        print_message("init", f"{shorten_path(str(path))} was created in the meantime; check it first")
         return FINDINGS
     print(f"Wrote {shorten_path(str(path))}, and {COPY_NAME} beside it for editors\n")
     findings = check_path(str(path)).findings

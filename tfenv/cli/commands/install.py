@@ -1,11 +1,11 @@
-"""`tfgpu install --system`: cover every environment of an interpreter."""
+"""`tfgpu install --system`: apply it in every environment of an interpreter."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from tfenv.cli.output import OK, USAGE, print_message
+from tfenv.cli.output import OK, USAGE, add_description, print_message
 from tfenv.config.presence import MACHINE_ROOT
 from tfenv.deploy.install import (
     NotAnInterpreterError,
@@ -19,9 +19,11 @@ from tfenv.lint.check import check_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Write a marked block into the sitecustomize of an interpreter. The policy then applies in every virtual "
-        "environment made from it, without tfenv in it. If you install tfenv with pip, you do not need this."
+    add_description(
+        parser,
+        "For administrators: it applies to all users. It writes a marked block into the interpreter's sitecustomize. "
+        "Virtual environments then need no tfenv of their own. If you install tfenv with pip, you do not need this. "
+        "Exit codes: 0 ok, 1 it cannot be written, 2 wrong usage.",
     )
     add_system_options(parser)
 
@@ -29,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_system_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that `install` and `uninstall` share."""
     parser.add_argument(
-        "--system", action="store_true", required=True, help="Do it for all users. There is no other way."
+        "--system", action="store_true", required=True, help="Apply it to all users. This option is required."
     )
-    parser.add_argument("--python", metavar="PATH", help="The interpreter. Without it, the one that runs tfgpu.")
-    parser.add_argument("--dry-run", action="store_true", help="Only show the difference.")
+    parser.add_argument("--python", metavar="PATH", help="Use this interpreter (default: the one that runs tfgpu).")
+    parser.add_argument("--dry-run", action="store_true", help="Show the difference and change nothing.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +72,7 @@ def finish_change(command: str, change: SitecustomizeChange, *, done: str, nothi
     else:
         write_change(change)
         if change.after is None:
-            print_message(command, f"removed {change.path}, which had nothing in it but tfenv's block")
+            print_message(command, f"removed {change.path}, which contained only tfenv's block")
         else:
             print_message(command, f"{done} {change.path}")
     return OK

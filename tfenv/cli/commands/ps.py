@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfenv.audit.query import LoggedRecord
 from tfenv.cli.display import add_display_options, show_snapshots
-from tfenv.cli.output import FINDINGS, OK, shorten_path
+from tfenv.cli.output import FINDINGS, OK, add_description, shorten_path
 from tfenv.cli.process_records import UserRecords, read_user_records
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
 from tfenv.devices import nvml
@@ -36,10 +36,11 @@ _STYLES: Mapping[State, str] = {"over": "red", "ungoverned": "yellow", "switched
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Show every process that holds memory of a GPU, and what it may take of it: from the audit logs "
-        "that can be read and from leases. Arguments of programs are never shown. "
-        "Exit codes: 0 ok, 1 the driver cannot be asked."
+    add_description(
+        parser,
+        "For each process you see how much GPU memory it uses and how much it may use. The limits come from "
+        "leases and from the audit logs that you can read. The arguments of programs are never shown. "
+        "Exit codes: 0 ok, 1 the driver does not answer, 2 wrong usage.",
     )
     add_display_options(parser)
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, format_toml, print_message
+from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, add_description, format_toml, print_message
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.config.schema import validate
 from tfenv.config.values import read_selector
@@ -27,14 +27,18 @@ _IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Run a command, and every Python process it starts, under the policy that is in force here. "
-        "Options are settings nearer than any file; ceilings hold. The interpreter needs no tfenv of its own."
+    add_description(
+        parser,
+        "The policy applies to every Python process that the command starts, even if its interpreter has no tfenv. "
+        "Options replace the settings of every file. Ceilings still hold.",
     )
     parser.usage = (
         "tfgpu run [--gpus 0,1|all|none] [--memory-limit 4GiB] [--growth|--no-growth] [--config PATH] -- CMD ..."
     )
-    parser.epilog = "The exit code is the command's own; 127 when there is no such command, 126 when it cannot be run."
+    parser.epilog = (
+        "Exit codes: the command's own, 1 the policy refuses it, 2 wrong usage, 126 the command cannot be run, "
+        "127 there is no such command."
+    )
     parser.allow_abbrev = False
     parser.add_argument(
         "--gpus",
@@ -48,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help='Limit the memory of each GPU for each process: "4GiB", "40%%" or "none".',
     )
-    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, help="Take memory as it is needed, or not.")
+    parser.add_argument(
+        "--growth",
+        action=argparse.BooleanOptionalAction,
+        help="Allocate memory when it is needed, or nearly all of it at the start.",
+    )
     parser.add_argument(
         "--config",
         type=_parse_file,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 
 from tfenv.cli.commands.install import add_system_options, finish_change
-from tfenv.cli.output import USAGE, print_message
+from tfenv.cli.output import USAGE, add_description, print_message
 from tfenv.deploy.install import NotAnInterpreterError, plan_uninstall
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Remove the block that `tfgpu install` wrote into the sitecustomize of an interpreter, and nothing else."
+    add_description(
+        parser,
+        "It removes the marked block from the interpreter's sitecustomize and changes nothing else. "
+        "Exit codes: 0 ok, 1 it cannot be removed, 2 wrong usage.",
     )
     add_system_options(parser)
 
@@ -37,5 +39,5 @@ def uninstall_hook(python: str | None = None, *, dry_run: bool = False) -> int:
         print_message("uninstall", str(error))
         return USAGE
     return finish_change(
-        "uninstall", change, done="removed tfenv's block from", nothing="there is no block of tfenv in", dry_run=dry_run
+        "uninstall", change, done="removed tfenv's block from", nothing="found no tfenv block in", dry_run=dry_run
     )

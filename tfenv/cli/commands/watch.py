@@ -15,6 +15,7 @@ from typing import TextIO
 from tfenv.cli.output import (
     OK,
     USAGE,
+    add_description,
     add_format_option,
     format_toml,
     paint,
@@ -38,9 +39,11 @@ _ONCE = "Running processes keep their limits. A change applies to those that sta
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Follow the files of all layers, also those that are not there yet. Each change is checked, told "
-        "as a difference of the policy, and written into the audit log as policy_changed. Ctrl-C ends it."
+    add_description(
+        parser,
+        "It follows the files of all layers, and notices new files. It checks each change, shows the difference and "
+        "writes a policy_changed record into the audit log. Press Ctrl-C to stop it. "
+        "Exit codes: 0 after SIGTERM, 2 wrong usage, 130 after Ctrl-C.",
     )
     parser.add_argument(
         "--project", metavar="DIR", help="Watch the policy of a program that starts in this directory (default: here)."
@@ -48,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exec", type=_parse_command, metavar="CMD", dest="command",
         help="Run this after each change of the policy, if its files are correct. It gets the change as a line "
-        f"of JSON on stdin and the files in {FILES_VARIABLE}, separated by colons",
+        f"of JSON on stdin, and the files in {FILES_VARIABLE}, separated by colons.",
     )  # fmt: skip
     add_format_option(parser)
 
@@ -132,7 +135,7 @@ def _print_start(watch: PolicyWatcher, *, is_json: bool) -> None:
 
 def _print_change(change: PolicyChange) -> None:
     files = ", ".join(f"{shorten_path(file.path)} {file.what}" for file in change.files)
-    print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(files or 'another policy', 'strong')}")
+    print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(files or 'the policy changed', 'strong')}")
     old_findings = set(change.before.findings)
     findings = [finding for finding in change.after.findings if finding.severity != "note"]
     print_findings([finding for finding in findings if finding not in old_findings], indent="  ")
@@ -140,7 +143,7 @@ def _print_change(change: PolicyChange) -> None:
         old, new = _format_value(format_difference.old), _format_value(format_difference.new)
         print(f"  {escape_for_terminal(format_difference.key)}: {old} -> {new}")
     if not change.alters_policy:
-        print("  the policy is the same")
+        print("  the policy did not change")
     else:
         print(f"  {_describe_effect(change)}: {change.after.in_force}")
 
@@ -211,7 +214,7 @@ class ChangeCommand:
                 self._child.communicate(json.dumps(_describe_change(change)) + "\n")
                 code = self._child.returncode
             if code:
-                how = f"ended with {code}" if code > 0 else f"was ended by signal {-code}"
+                how = f"exited with {code}" if code > 0 else f"was stopped by signal {-code}"
                 print_message("watch", f"{shlex.join(self._command)} {how}")
         except (OSError, ValueError) as error:
             print_message("watch", f'cannot run "{self._command[0]}": {getattr(error, "strerror", None) or error}')

@@ -33,7 +33,7 @@ def diagnose_gpus(usage: GpuUsage) -> Iterator[DoctorRow]:
         found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
         yield DoctorRow("GPUs", "ok", found)
     elif not usage.gpus:
-        yield DoctorRow("GPUs", "note", "the driver shows none", "see what `nvidia-smi -L` says")
+        yield DoctorRow("GPUs", "note", "the driver lists none", "compare it with the output of `nvidia-smi -L`")
     for gpu in usage.gpus:
         if gpu.problem:
             yield DoctorRow("GPUs", "problem", f"GPU {gpu.label} does not answer: {gpu.problem}")
@@ -42,14 +42,14 @@ def diagnose_gpus(usage: GpuUsage) -> Iterator[DoctorRow]:
 
 def _diagnose_missing_driver(problem: str) -> DoctorRow:
     if os.path.exists("/dev/nvidiactl"):
-        advice = "there is a driver; compare it with `nvidia-smi`, and restart if the driver was updated"
+        advice = "a driver is installed: run `nvidia-smi`, and reboot if the driver was updated"
         return DoctorRow("driver", "problem", problem, advice)
     return DoctorRow("driver", "note", problem, "try policies with `tfgpu simulate`")
 
 
 def _format_driver(driver: DriverInfo) -> str:
     cuda = "" if driver.cuda is None else f", CUDA up to {driver.cuda[0]}.{driver.cuda[1]}"
-    return f"{driver.release or 'of unknown release'}{cuda}"
+    return f"{driver.release or 'unknown version'}{cuda}"
 
 
 def _format_gpu(gpu: GpuState, usage: GpuUsage) -> str:
@@ -116,10 +116,10 @@ def _diagnose_listing(seen: Mapping[str, Any], explanation: Explanation) -> Doct
     if listed < (expected or 0):
         missing = seen["missing_libraries"]
         libraries = f"; not found: {', '.join(missing)}" if missing else ""
-        advice = _GPU_BUILD if missing else "see what TensorFlow says on stderr"
+        advice = _GPU_BUILD if missing else "read TensorFlow's messages on stderr"
         return DoctorRow("TensorFlow", "problem", f"{found}; {expected} should be visible{libraries}", advice)
     if expected is not None and listed > expected:
-        return DoctorRow("TensorFlow", "problem", f"{found}; the policy leaves {expected}", "see the row of the hook")
+        return DoctorRow("TensorFlow", "problem", f"{found}; the policy allows {expected}", "see the hook's row")
     return DoctorRow("TensorFlow", "ok", found)
 
 
@@ -157,13 +157,13 @@ def _diagnose_keras(seen: Mapping[str, Any]) -> DoctorRow:
     if backend != "tensorflow":
         advice = "set KERAS_BACKEND=tensorflow; this policy does not govern other backends"
         return DoctorRow("Keras", "note", f"{seen['keras']} runs on {backend}", advice)
-    sees = "sees TensorFlow's GPUs" if seen["gpus"] else "sees no GPU, as TensorFlow"
+    sees = "sees TensorFlow's GPUs" if seen["gpus"] else "sees no GPU, like TensorFlow"
     return DoctorRow("Keras", "ok" if seen["gpus"] else "note", f"{seen['keras']} {sees}")
 
 
 def _diagnose_strategy(seen: Mapping[str, Any]) -> Iterator[DoctorRow]:
     count = len(seen["gpus"])
     if count > 1:
-        found = f"Keras trains on GPU:0 alone, of {count}, unless the model is built in a strategy's scope"
+        found = f"Keras trains on only one of {count} GPUs, GPU:0, unless you build the model in a strategy's scope"
         advice = "build and compile it in `with tf.distribute.MirroredStrategy().scope():`"
         yield DoctorRow("several GPUs", "note", found, advice)

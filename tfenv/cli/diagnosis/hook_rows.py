@@ -36,7 +36,7 @@ def _format_origin(hook: Mapping[str, Any]) -> str:
         return ""
     if hook["blocks"]:
         return f", by `tfgpu install --system` from {shorten_path(hook['lent_from'])}"
-    return ", lent by `tfgpu run`"
+    return ", provided by `tfgpu run`"
 
 
 def _diagnose_access(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
@@ -46,7 +46,7 @@ def _diagnose_access(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     needed = (os.path.join(hook["lent_from"], "tfenv", "__init__.py"), hook["lent_interpreter"])
     closed = find_closed_path([path for path in needed if os.path.exists(path)])
     if closed is not None:
-        found = f"other users cannot read {shorten_path(closed)}, so `tfgpu install --system` covers only root"
+        found = f"other users cannot read {shorten_path(closed)}, so `tfgpu install --system` works only for root"
         yield DoctorRow("hook", "problem", found, f"run `chmod -R go+rX {closed}`")
 
 
@@ -68,13 +68,12 @@ def _explain_unarmed(hook: Mapping[str, Any]) -> tuple[str, str]:
         return f"{shorten_path(hook['sitecustomize'])} shadows the sitecustomize of `tfgpu run`", advice
     if hook["blocks"] and hook["sitecustomize"] not in hook["blocks"]:
         winner = shorten_path(hook["sitecustomize"] or "another sitecustomize")
-        found = f"{winner} shadows {shorten_path(hook['blocks'][0])}, where `tfgpu install --system` wrote"
+        found = f"{winner} shadows {shorten_path(hook['blocks'][0])}, which `tfgpu install --system` wrote to"
         return found, "remove its folder from PYTHONPATH, or install again"
     if hook["blocks"]:
-        found = (
-            f"what {shorten_path(hook['blocks'][0])} loads for `tfgpu install --system` is gone or not readable for you"
-        )
-        return found, "have root run `tfgpu install --system` again"
+        block = f"{shorten_path(hook['blocks'][0])} (`tfgpu install --system`)"
+        found = f"the tfenv that {block} loads is gone, or you cannot read it"
+        return found, "run `tfgpu install --system` again as root"
     if hook["pth"]:
         return (
             f"{shorten_path(hook['pth'][0])} is there, but _tfenv_boot.py beside it is missing",
@@ -82,10 +81,10 @@ def _explain_unarmed(hook: Mapping[str, Any]) -> tuple[str, str]:
         )
     if hook["pth_unread"]:
         found = f"{shorten_path(hook['pth_unread'][0])} is not read because its folder is only on PYTHONPATH"
-        return found, "install tfenv into that environment, or start programs by `tfgpu run -- CMD`"
+        return found, "install tfenv into that environment, or start programs with `tfgpu run -- CMD`"
     if hook["boot"] is not None:
         return "tfenv.pth is missing from its site-packages", "install tfenv again there"
-    return "tfenv is not installed there", "run `pip install tfenv` there, or start programs by `tfgpu run -- CMD`"
+    return "tfenv is not installed there", "run `pip install tfenv` there, or start programs with `tfgpu run -- CMD`"
 
 
 def _is_shadowed(hook: Mapping[str, Any]) -> bool:
@@ -102,9 +101,9 @@ def diagnose_bytecode(hook: Mapping[str, Any]) -> Iterator[DoctorRow]:
     if not hook["uncompiled"]:
         return
     folders = [shorten_path(folder) for folder in hook["uncompiled"].values()]
-    why = "" if hook["writes_bytecode"] else " and PYTHONDONTWRITEBYTECODE keeps it so"
-    found = f"not compiled: {', '.join(hook['uncompiled'])}{why}: importing takes three times as long"
+    why = "" if hook["writes_bytecode"] else " (PYTHONDONTWRITEBYTECODE prevents it)"
+    found = f"not compiled: {', '.join(hook['uncompiled'])}{why}; importing takes three times as long"
     advice = f"{shorten_path(hook['executable'])} -m compileall -q {' '.join(folders)}"
     if not all(os.access(folder, os.W_OK) for folder in hook["uncompiled"].values()):
-        advice += ", as the user who may write there"
+        advice += ", as a user who can write there"
     yield DoctorRow("bytecode", "note", found, advice)

@@ -50,5 +50,5 @@ def ask_interpreter(
         last_line = child.stderr.strip().rpartition("\n")[2]
         raise NoAnswerError(last_line or f"it ended with status {child.returncode}") from None
     if not isinstance(answer, dict):
-        raise NoAnswerError("it printed something else")
+        raise NoAnswerError("it printed something unexpected")
     return answer
