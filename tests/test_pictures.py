@@ -21,7 +21,7 @@ def check_pictures(*names: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=250)
 
 
-needs_no_machine_policy = pytest.mark.skipif(Path("/etc/tfgpu").exists(), reason="they would show this machine's policy")
+needs_no_machine_policy = pytest.mark.skipif(Path("/etc/tfgpu").exists(), reason="they would show it")
 
 
 @needs_no_machine_policy
