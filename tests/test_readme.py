@@ -44,10 +44,12 @@ def test_the_readme_shows_commands() -> None:
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    """The README's table has a row for every command there is, and for no other."""
-    rows = re.findall(r"^\| `tfgpu ([a-z]+)[^`]*` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    """The table that the README leads to has a row for every command there is, and for no other."""
+    page = ROOT / "docs" / "commands.md"
+    rows = re.findall(r"^\| \[?`tfgpu ([a-z]+)`", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == [*dict.fromkeys(rows)]
     assert set(rows) == set(COMMANDS)
+    assert "(docs/commands.md)" in README.read_text(encoding="utf-8")
 
 
 def test_no_page_mentions_a_command_that_is_not_there() -> None:

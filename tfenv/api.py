@@ -29,19 +29,19 @@ __all__ = ["Explanation", "Finding", "PolicyError", "Status", "apply", "check", 
 
 @frozen
 class Status:
-    """What holds for this process.
+    """What applies to this process.
 
     Attributes:
         armed: The hook watches imports here.
         governed: A policy was read for a framework of this process.
-        framework: The name of the first one. None: none was imported under a policy yet.
-        version: The version of the first framework. None: unknown.
-        frameworks: The names of all that were imported under the policy.
-        sources: The files that count.
-        plan: What is applied to the first framework, or will be once one is imported. None: nothing is declared.
+        framework: The name of the first framework. None if none was imported under a policy yet.
+        version: The version of the first framework. None if unknown.
+        frameworks: The names of all frameworks that were imported under the policy.
+        sources: The files that apply.
+        plan: What is applied to the first framework, or will be once one is imported. None if the policy sets nothing.
         outcomes: What happened at the entry points so far, oldest first. () before devices are created.
-        findings: What was wrong on the way. Clamps are notes.
-        summary: The line that is shown on stderr. "" means that there is nothing to say.
+        findings: What is wrong. Clamps are notes.
+        summary: The line that you see on stderr. "" if there is nothing to say.
     """
 
     armed: bool
@@ -109,9 +109,9 @@ def _format_limit(limit: MemoryLimit | None) -> str:
 
 
 def status() -> Status:
-    """Return what holds for this process, as far as it is known by now. Changes nothing and never raises.
+    """Return what applies to this process, as far as it is known by now. Changes nothing and never raises.
 
-    Before a framework is imported it tells what will apply.
+    Before a framework is imported, it tells what will apply.
     """
     from tfenv.runtime.enforce import get_current, get_refusal
 
@@ -243,27 +243,26 @@ def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
     """Look for mistakes in policy files.
 
     Args:
-        path: A tfgpu.toml, a pyproject.toml, or a directory with one. None: all files that count here.
+        path: A tfgpu.toml, a pyproject.toml, or a directory with one. None: all files that apply here.
 
     Returns:
-        What is wrong, with file, line and column. () means that all is well. A path that does not exist is a finding,
-        too. Never raises for what is written in files.
+        What is wrong, with file, line and column. () if nothing is wrong. A path that does not exist is a finding, too.
+        Nothing that is written in a file raises an exception.
     """
     return (check_here() if path is None else check_path(os.fspath(path))).findings
 
 
 def apply() -> Status:
-    """Put the policy in force in this process, where the hook did not: a notebook, an interpreter without tfenv.pth.
+    """Apply the policy in this process if the hook did not: in a notebook, or in an interpreter without tfenv.pth.
 
-    Before a framework is imported this arms the hook. Afterwards it applies what still can be: everything, if the
-    framework has created no devices yet. Otherwise `outcomes` ends in one whose status is "too_late". Calling it again
-    changes nothing.
+    Before a framework is imported, this activates the hook. Afterwards it applies the whole policy if the framework has
+    created no devices yet. Otherwise the last of `outcomes` has the status "too_late". A second call changes nothing.
 
     Returns:
-        The status then. `governed` stays False until a framework is imported, and where there is no policy.
+        The new status. `governed` stays False until a framework is imported, and if there is no policy.
 
     Raises:
-        PolicyError: A framework is there already, the policy cannot be applied, and `on_error = "fail"`.
+        PolicyError: A framework is imported already, the policy cannot be applied, and it says `on_error = "fail"`.
     """
     from tfenv.frameworks.registry import list_frameworks
     from tfenv.runtime import enforce

@@ -6,20 +6,20 @@ from typing import Literal
 
 from tfenv.values import frozen
 
-#: "error": something the policy says is not in force, `on_error` decides what follows.
-#: "warning": worth an administrator's look, the policy is in force (an unknown key).
+#: "error": something the policy says is not in force, and `on_error` decides what happens.
+#: "warning": the policy is in force, but an administrator should look at it (an unknown key).
 #: "note": for the record only (a clamp).
 Severity = Literal["error", "warning", "note"]
 
-#: Who asked, where it was the program's own code, its environment included.
+#: Who asked, if it was the program's own code or its environment.
 PROGRAM = "the program"
 
 
 def escape_for_terminal(text: str) -> str:
-    r"""Return a text as it may be shown on a terminal or in one line of a log.
+    r"""Return a text that is safe to show on a terminal or in one line of a log.
 
-    Line breaks, escape sequences, characters that turn the writing direction and lone surrogates, which a
-    file's name or key may contain, are shown escaped: `\n`, `\x1b`, `\u2028`.
+    Escape what the name of a file or a key may contain: line breaks, escape sequences, characters that turn the
+    writing direction, and lone surrogates. They become `\n`, `\x1b`, `\u2028`.
     """
     if text.isprintable():
         return text
@@ -32,8 +32,8 @@ class Finding:
 
     Attributes:
         code: Short, stable, for machines to match: "unknown-key", "insecure-permissions".
-        message: One sentence for people: what is wrong and what would be right.
-        severity: Whether it keeps the policy from being in force.
+        message: One sentence for people. It says what is wrong and what would be right.
+        severity: "error", "warning" or "note". Only an error keeps something from being in force.
         path: The file it was found in. None if it is not about a file.
         line: 1-based. None if unknown.
         column: 1-based, counted in characters. None if unknown.

@@ -1,4 +1,4 @@
-"""What a policy means for a process that would start here: each value, who set it, and what follows.
+"""What a policy means for a process that would start here: each value, who set it, and its effect.
 
 It is to a policy what `git config --show-origin` is to git. Nothing of it needs a framework or a GPU.
 """
@@ -136,18 +136,18 @@ class Explanation:
         user: Name of the effective user.
         groups: Names of the user's groups.
         project: The project's directory: that of its file, or the start directory.
-        new_login: It is told as for a new login of another user, for whom the variables of this process do not count.
+        new_login: It is for a new login of another user. The variables of this process do not count.
         files: Every place that was looked at, the machine's first.
-        settings: Those that hold, with their origins.
-        ceilings: All of them hold together.
-        on_error: What follows when something cannot be put in force: the strictest wish of all layers.
-        logs: Files the audit records go to, as configured.
-        disabled: TFGPU_DISABLE switches all of it off.
-        refused: `import tensorflow` raises PolicyError: there is an error, and `on_error = "fail"`.
+        settings: The settings that apply, with their origins.
+        ceilings: The ceilings that apply. All of them hold together.
+        on_error: What tfenv does if it cannot apply something. It is the strictest value of all layers.
+        logs: Files that the audit records go to, as configured.
+        disabled: TFGPU_DISABLE switches the policy off.
+        refused: `import tensorflow` raises PolicyError, because there is an error and `on_error = "fail"`.
         grant: What the scheduler or the parent process gave.
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
         plan: What is applied when TensorFlow is imported.
-        choosing: Which of the plan's GPUs are to be chosen. None: all of them are meant.
+        choosing: The choice among the plan's GPUs. None if all of them are used.
         findings: What is wrong, with positions. Clamps are notes.
     """
 
