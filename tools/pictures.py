@@ -109,9 +109,6 @@ text {{ font: 15px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-ser
 BAR_LEFT, BAR_WIDTH, BAR_HEIGHT, ROW = 78, 500, 18, 27
 
 
-# ---- runs
-
-
 @dataclass(frozen=True)
 class Shell:
     """A home directory with a project in it, on a machine with four simulated GPUs."""
@@ -182,9 +179,6 @@ def run_demo() -> tuple[str, str]:
         return found[0], figures.read_text(encoding="utf-8")
 
 
-# ---- terminals
-
-
 def draw_terminal(name: str, text: str) -> str:
     """Draw what a terminal shows, as wide as its longest line."""
     shown = Text.from_ansi(text.rstrip() + "\n ")  # the last line would lose what is below its base line
@@ -224,9 +218,6 @@ def draw_audit() -> str:
         (shell.project / "audit.jsonl").write_bytes(AUDIT_LOG.read_bytes())
         shown = shell.run_tfgpu("audit", "--file", "audit.jsonl", columns=100)
         return draw_terminal("audit", shown.replace(" --file audit.jsonl", "", 1))
-
-
-# ---- the chart
 
 
 def draw_chart() -> str:
