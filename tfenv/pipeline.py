@@ -179,23 +179,21 @@ def load(
         Everything that could be understood. A broken file is left out with a finding. Never raises for what is
         written in files.
     """
-    subject = subject or identify(start.uid)
-    sources, missing = discover(start, subject, machine_root)
+    known = subject or identify(start.uid)
+    sources, missing = discover(start, known, machine_root)
     machine = read_layers(
         [s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid), use_last_good=True
     )
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into
-        sources, missing = discover(start, subject, machine_root, owners=trust.owners)
-    allow_project = _find_machine_value(machine, "allow_project_files") is not False
-    others = _read_others(sources, trust, allow_project=allow_project)
-    planted: tuple[Finding, ...] = ()
-    while stopped := _find_planted(sources, others):
-        planted += stopped
-        passed_over = frozenset(finding.path or "" for finding in planted)
-        sources, _ = discover(start, subject, machine_root, passed_over, trust.owners)
-        others = _read_others(sources, trust, allow_project=allow_project)
-    subject = replace(subject, project=_find_project(others.documents, start))
+        sources, missing = discover(start, known, machine_root, owners=trust.owners)
+    others = _read_others(
+        sources,
+        trust,
+        lambda passed_over: discover(start, known, machine_root, passed_over, trust.owners)[0],
+        allow_project=_find_machine_value(machine, "allow_project_files") is not False,
+    )
+    subject = replace(known, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
     return LoadedPolicy(
         start=start,
@@ -203,7 +201,7 @@ def load(
         documents=(*machine.documents, *others.documents),
         layers=layers,
         policy=_place_default_log(merge(layers, subject), start),
-        findings=(*missing, *machine.findings, *planted, *_name_variable(sources, others.findings)),
+        findings=(*missing, *machine.findings, *_name_variable(sources, others.findings)),
     )
 
 
@@ -224,10 +222,30 @@ def _place_default_log(policy: EffectivePolicy, start: Start) -> EffectivePolicy
     return replace(policy, audit=replace(policy.audit, default_log=f"{start.state_home.rstrip('/')}/tfgpu/audit.jsonl"))
 
 
-def _read_others(sources: Iterable[Source], trust: Trust, *, allow_project: bool) -> ReadLayers:
-    """Read all layers above the machine's."""
+def _read_others(
+    sources: Sequence[Source],
+    trust: Trust,
+    find_again: Callable[[frozenset[str]], Sequence[Source]],
+    *,
+    allow_project: bool,
+) -> ReadLayers:
+    """Read all layers above the machine's.
+
+    Args:
+        sources: The files of all layers.
+        trust: Whose files count.
+        find_again: Finds the files without these paths. The walk goes on above a stranger's file.
+        allow_project: Whether a project's file counts.
+    """
     left_out = {"machine"} if allow_project else {"machine", "project"}
-    return read_layers([source for source in sources if source.layer not in left_out], trust)
+    planted: tuple[Finding, ...] = ()
+    while True:
+        others = read_layers([source for source in sources if source.layer not in left_out], trust)
+        stopped = _find_planted(sources, others)
+        if not stopped:
+            return replace(others, findings=(*planted, *others.findings))
+        planted += stopped
+        sources = find_again(frozenset(finding.path or "" for finding in planted))
 
 
 def _find_planted(sources: Iterable[Source], others: ReadLayers) -> tuple[Finding, ...]:

@@ -65,19 +65,24 @@ def format_policy_line(
         reason, rest = _explain_no_gpu(subject, policy, wrong)
         text = f"NO GPU: {reason}{_format_findings(rest)}{_point_to_more(wrong, shown)}"
     else:
-        parts = (_format_gpus(plan), _format_growth(plan, outcome), _format_limits(plan))
-        # What the program wants and cannot have leaves the policy in force.
-        errors = tuple(f for f in wrong if f.severity == "error" and f.asked_by != PROGRAM)
-        text = f"{', '.join(filter(None, parts))}{files}"
-        # What is broken comes first: a line that begins well is read as good news.
-        if errors and policy.silent:
-            gpus = _format_gpus(replace(plan, devices=None) if plan.visible is None else plan)
-            text = f"NOT IN FORCE: {_join(errors)}; TensorFlow has {gpus} without a limit"
-        elif errors:
-            text = f"NOT IN FORCE: {_join(errors)}; in force: {text}"
-        text += _format_findings(tuple(finding for finding in wrong if finding not in errors))
-        text += _point_to_more(wrong, shown)
+        text = f"{_format_effect(plan, outcome, policy, wrong, files)}{_point_to_more(wrong, shown)}"
     return escape_for_terminal(f"tfgpu: {text}")
+
+
+def _format_effect(
+    plan: Plan, outcome: Outcome | None, policy: EffectivePolicy, wrong: tuple[Finding, ...], files: str
+) -> str:
+    """Return what holds, and what is wrong. An error comes first: a line that begins well is read as good news."""
+    parts = (_format_gpus(plan), _format_growth(plan, outcome), _format_limits(plan))
+    text = f"{', '.join(filter(None, parts))}{files}"
+    # What the program wants and cannot have leaves the policy in force.
+    errors = tuple(f for f in wrong if f.severity == "error" and f.asked_by != PROGRAM)
+    if errors and policy.silent:
+        gpus = _format_gpus(replace(plan, devices=None) if plan.visible is None else plan)
+        text = f"NOT IN FORCE: {_join(errors)}; TensorFlow has {gpus} without a limit"
+    elif errors:
+        text = f"NOT IN FORCE: {_join(errors)}; in force: {text}"
+    return text + _format_findings(tuple(finding for finding in wrong if finding not in errors))
 
 
 def _shorten_paths(subject: Subject, findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -45,9 +45,8 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
         plan = replace(plan, allocator=None, allocated_by=())
     if any(device.logical_devices for device in plan.devices or ()) and "split" not in supports:
         origin = policy.settings["device"].origin
-        collector.add(
-            "unsupported", f"{title} cannot split a GPU, so the limit applies to all of it", origin, "warning"
-        )
+        text = f"{title} cannot split a GPU, so the limit applies to all of it"
+        collector.add("unsupported", text, origin, "warning")
         plan = _replace_devices(plan, [replace(device, logical_devices=()) for device in plan.devices or ()])
     if plan.limits and "limit" not in supports:
         text = f"{title} cannot limit memory, so {format_origins(plan.limits)} is not in force"
