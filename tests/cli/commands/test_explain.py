@@ -154,7 +154,7 @@ def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
     seen = [file for file in read_json(told)["files"] if file["state"] == "dropped"]
     assert [file["path"] for file in seen] == [str(path)]
     assert "writable by everybody" in seen[0]["why"]
-    assert "dropped" in tfgpu("explain").stdout
+    assert "  ignored  " in tfgpu("explain").stdout
 
 
 def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:

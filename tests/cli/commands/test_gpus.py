@@ -93,7 +93,11 @@ def test_what_hides_the_others(tfgpu: Tfgpu) -> None:
             dict.fromkeys("01", "the scheduler gave this job none, and require_grant in tfgpu.toml:2 is set"),
         ),
         ("[gpu]\nvisible_devices = {count = 1}\n", {}, {}),
-        ("[gpu]\nvisible_devices = {count = 1}\n", {"CUDA_VISIBLE_DEVICES": "0"}, {"1": "not in CUDA_VISIBLE_DEVICES, which is 0"}),
+        (
+            "[gpu]\nvisible_devices = {count = 1}\n",
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            {"1": "not in CUDA_VISIBLE_DEVICES, which is 0"},
+        ),
         ("on_error = 'cpu'\n[gpu]\nvisible_devices = [7]\n", {}, dict.fromkeys("01", "programs see no GPU: on_error")),
         ("on_error = 'fail'\n[gpu]\nvisible_devices = [7]\n", {}, dict.fromkeys("01", "raises PolicyError: on_error")),
         ("[gpu]\nvisible_devices = [1]\n", {"TFGPU_DISABLE": "1"}, {}),
