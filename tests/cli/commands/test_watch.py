@@ -134,7 +134,7 @@ def test_exec_runs_on_valid_changes_alone(start_watch: Watching, project: Path, 
             (project / "tfgpu.toml").write_text(text)
             json.loads(child.stdout.readline())
             if "GiB" in text:
-                assert list(read_until(child.stderr, "ended with"))[-1] == f"tfgpu watch: {script} ended with 4"
+                assert list(read_until(child.stderr, "exited with"))[-1] == f"tfgpu watch: {script} exited with 4"
         child.send_signal(signal.SIGTERM)
         rest, _ = child.communicate(timeout=60)
     assert (child.returncode, rest) == (0, "")
