@@ -359,7 +359,7 @@ def test_a_directory_they_may_not_enter(server: SharedMachine) -> None:
     closed = server.folder("/srv/closed", mode=0o700)
     server.write(f"{closed}/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
     shown = server.tfgpu("explain", "--user", "alice", "--project", closed).stdout
-    assert "alice may not enter this directory" in shown
+    assert "alice cannot enter this directory" in shown
     assert "memory_growth" not in shown
 
 
