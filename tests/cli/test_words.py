@@ -110,6 +110,8 @@ def test_candidates_have_no_names_of_tensorflow(tfgpu: Tfgpu, project: Path) -> 
 
 # ---- help
 
+PACKAGE = Path(__file__).parents[2] / "tfenv"
+
 #: With these begins what an option does, and what a command is for.
 VERBS = re.compile(
     r"(Accept|Allocate|Apply|Charge|Check|Count|Do|Examine|Explain|Find|Follow|Keep|Limit"
@@ -142,9 +144,17 @@ def test_help_is_made_of_sentences_that_begin_with_a_verb(name: str) -> None:
     assert (next(list_parsers(name)).description or "").startswith(COMMANDS[name])
 
 
+def test_the_page_and_the_program_name_the_same_purposes() -> None:
+    """docs/commands.md tells what each command is for in the words of `tfgpu --help`."""
+    page = (PACKAGE.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[?`tfgpu (\w+)`[^|]*\| (.*) \|$", page, re.MULTILINE)
+    assert [(name, purpose.replace("`", "")) for name, purpose in rows] == [
+        (name, purpose.replace("`", "")) for name, purpose in COMMANDS.items()
+    ]
+
+
 # ---- what is said everywhere
 
-PACKAGE = Path(__file__).parents[2] / "tfenv"
 ROOMS = [
     *(path for path in (PACKAGE / "cli").rglob("*.py") if path.name != "simulate.py"),
     *(PACKAGE / "deploy").rglob("*.py"),

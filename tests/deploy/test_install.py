@@ -191,7 +191,7 @@ user() { setpriv --reuid=5001 --regid=5001 --clear-groups "$HERE/project/bin/pyt
 echo "open: $(user)"
 chmod 700 /opt/tfenv
 echo "closed: $(user | tr '\\n' ' ')"
-tfgpu doctor --no-tensorflow --python "$HERE/project/bin/python" | grep -A1 'others cannot read'
+tfgpu doctor --no-tensorflow --python "$HERE/project/bin/python" | grep -A1 'other users cannot read'
 """
 
 

@@ -154,7 +154,7 @@ def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
     seen = [file for file in read_json(told)["files"] if file["state"] == "dropped"]
     assert [file["path"] for file in seen] == [str(path)]
     assert "writable by everybody" in seen[0]["why"]
-    assert "dropped" in tfgpu("explain").stdout
+    assert "  ignored  " in tfgpu("explain").stdout
 
 
 def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:
@@ -359,7 +359,7 @@ def test_a_directory_they_may_not_enter(server: SharedMachine) -> None:
     closed = server.folder("/srv/closed", mode=0o700)
     server.write(f"{closed}/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
     shown = server.tfgpu("explain", "--user", "alice", "--project", closed).stdout
-    assert "alice may not enter this directory" in shown
+    assert "alice cannot enter this directory" in shown
     assert "memory_growth" not in shown
 
 

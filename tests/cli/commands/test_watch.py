@@ -17,7 +17,7 @@ import pytest
 Watching = Callable[..., Any]
 PREFIX = ["unshare", "--user", "--map-root-user"]
 pytestmark = pytest.mark.timeout(60)  # a line that never comes is waited for
-ONCE = "Running processes keep what they have"
+ONCE = "Running processes keep their limits. A change applies to those that start later."
 
 
 def limit(size: object) -> str:
@@ -92,14 +92,14 @@ def test_a_mistake_is_told_with_what_stays_in_force(start_watch: Watching, proje
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\n")
     with start_watch() as child:
         (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\nmemory_limit = 8\n")
-        lines = list(read_until(child.stdout, "stays in force"))
+        lines = list(read_until(child.stdout, "now, without"))
         assert "tfgpu.toml:3:1: gpu.memory_limit: " in lines[-2]
-        assert lines[-1].startswith("  stays in force, without what is wrong: all GPUs, growth on (")
+        assert lines[-1].startswith("  now, without the wrong values: all GPUs, growth on (")
         (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = tru\n")
-        lines = list(read_until(child.stdout, "stays in force"))
+        lines = list(read_until(child.stdout, "now, without"))
         assert "[error syntax]" in lines[-3]
         assert lines[-2] == "  gpu.memory_growth: true (tfgpu.toml:2) -> not set"
-        assert lines[-1].startswith("  stays in force, without tfgpu.toml: nothing is declared")
+        assert lines[-1].startswith("  now, without tfgpu.toml: no GPU settings apply")
     assert [(record["level"], record["findings"][0]["code"]) for record in read_changes(log)] == [
         ("error", "invalid-value"),
         ("error", "syntax"),
@@ -134,7 +134,7 @@ def test_exec_runs_on_valid_changes_alone(start_watch: Watching, project: Path, 
             (project / "tfgpu.toml").write_text(text)
             json.loads(child.stdout.readline())
             if "GiB" in text:
-                assert list(read_until(child.stderr, "ended with"))[-1] == f"tfgpu watch: {script} ended with 4"
+                assert list(read_until(child.stderr, "exited with"))[-1] == f"tfgpu watch: {script} exited with 4"
         child.send_signal(signal.SIGTERM)
         rest, _ = child.communicate(timeout=60)
     assert (child.returncode, rest) == (0, "")
@@ -162,7 +162,7 @@ def test_sigterm_ends_the_command_too(start_watch: Watching, project: Path, tmp_
         list(read_until(child.stdout, "started"))
         child.send_signal(signal.SIGTERM)
         _, errors = child.communicate(timeout=60)
-    assert (child.returncode, errors) == (0, f"tfgpu watch: {script} was ended by signal 15\n")
+    assert (child.returncode, errors) == (0, f"tfgpu watch: {script} was stopped by signal 15\n")
 
 
 def test_ctrl_c_ends_quietly(start_watch: Watching) -> None:

@@ -35,7 +35,7 @@ from tfenv.policy.units import format_bytes, format_limit
 
 _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
-    "dropped": ("dropped", "problem"),
+    "dropped": ("ignored", "problem"),
     "hidden": ("hidden", "note"),
     "none": ("-", "quiet"),
 }

@@ -153,7 +153,7 @@ def _describe_effect(change: PolicyChange) -> str:
     if change.valid or change.after.decision.refused or change.after.disabled:
         return paint("now", "ok" if change.valid else "problem")
     left_out = [shorten_path(file.path) for file in change.files if file.what == "left out"]
-    return paint(f"stays in force, without {', '.join(left_out) or 'what is wrong'}", "problem")
+    return paint(f"now, without {', '.join(left_out) or 'the wrong values'}", "problem")
 
 
 def _format_time(timestamp: str) -> str:
