@@ -9,7 +9,7 @@ from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tfenv.audit.record import AuditRecord, RecordContext
     from tfenv.audit.sinks import AuditLog
@@ -226,3 +226,11 @@ def _add_findings(outcome: Outcome, pending: tuple[Finding, ...], plan: Plan) ->
         cut += tuple(finding for finding in plan.findings if finding.is_lost_wish and finding.asked_by != PROGRAM)
     status = "clamped" if cut and outcome.status == "applied" else outcome.status
     return replace(outcome, status=status, findings=tuple(dict.fromkeys((*pending, *cut, *outcome.findings))))
+
+
+def _add_errors(outcome: Outcome, findings: Iterable[Finding]) -> Outcome:
+    """Add what is broken in the files. The rest of them may be in force, but the policy as it was written is not."""
+    errors = tuple(finding for finding in findings if finding.severity == "error")
+    if not errors or outcome.status not in ("applied", "clamped"):
+        return outcome
+    return replace(outcome, status="failed", findings=(*errors, *outcome.findings))
