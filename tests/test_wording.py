@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import tfenv
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.policy.model import Source
 
@@ -28,3 +32,24 @@ def test_a_value_without_quotes_is_answered_with_the_line_to_write(line: str, hi
         read(source, Trust(uid=0))
     assert raised.value.finding.line == 2
     assert raised.value.finding.message.endswith(f"; {hint}")
+
+
+ROOMS = ("policy", "config", "sharing", "lint", "devices", "launchers", "frameworks", "runtime", "audit")
+BANNED = (
+    *("is no directory", "is no file", "relative to nothing", "those it is for", "of yours do not count"),
+    *("hardly meant", "cannot be told without", "granted no", "was granted one", "that were granted"),
+    *("beyond what others leave", "all the time", "has its say", "stands in", "came to be just now"),
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_message_reads_as_translated(room: str) -> None:
+    """No text of a message contains one of the phrases that readers stumbled over."""
+    found: list[str] = []
+    for path in sorted((Path(tfenv.__file__).parent / room).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                found += [f"{path.name}:{node.lineno}: {phrase}" for phrase in BANNED if phrase in node.value]
+    assert found == []
