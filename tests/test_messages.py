@@ -211,7 +211,7 @@ def explain(text: str, *, gpus: str = "4x24GiB", **facts: Any) -> Run:
 EMPTY_GROUP = next((group.gr_name for group in grp.getgrall() if not list(list_members(group.gr_name))), "")
 JOB = {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
 RUNS = {
-    "syntax": check("[gpu]\nmemory_limit = GiB8\n"),
+    "syntax": check("[gpu]\nmemory_limit = 8GiB\n"),
     "not-utf8": check('[gpu]\nmemory_limit = "8GiB"\n'.encode("utf-16")),
     "too-large": check("#" * (1 << 21)),
     "too-deep": check("a = " + "[" * 400 + "]" * 400),

@@ -525,11 +525,11 @@ class AuditLog:
         # Whoever plants a file must not have `on_error` take the GPUs of the user it is named after.
         planted = isinstance(error, PlantedLogError)
         severity: Severity = "error" if sink.name in self._required and not planted else "warning"
-        text = f"the audit log {sink.name} {'is refused' if refused else 'was not written'}: {reason}"
+        text = f"the audit log {'is refused' if refused else 'was not written'}: {reason}"
         finding = Finding("refused-log" if refused else "log-not-written", text, severity, path=sink.name)
         if finding not in self.findings:
             self.findings = (*self.findings, finding)
-        _complain_once(text, finding.code)
+        _complain_once(f"{sink.name}: {text}", finding.code)
 
 
 def _complain_once(text: str, code: str) -> None:

@@ -424,6 +424,7 @@ def _make_depth_error(path: str) -> DocumentError:
 #: What people mean when tomli says so.
 _HINTS = {
     "Invalid value": 'put text in quotes ("8GiB"), and write true and false in lower case',
+    "Expected newline": "write one key = value on each line, with text in quotes and a list in [ ]",
     "Cannot overwrite": "set each key only once",
     "twice": "put all keys of a table under one header",
     "Unterminated string": "end each string on its own line, with the same quote it begins with",
@@ -447,6 +448,27 @@ def _find_odd_character(text: str, line: object, column: object) -> str | None:
     return describe_odd_character(lines[line - 1][column - 1 : column]) if line <= len(lines) else None
 
 
+def _find_bare_value(text: str, line: object) -> str | None:
+    """Return what to write where a line gives text without quotes. None: it does not."""
+    # Late: only a message about a mistake needs it.
+    import re
+
+    lines = text.split("\n")
+    if not isinstance(line, int) or line > len(lines):
+        return None
+    pair = re.match(r"""\s*([\w.-]+)\s*=\s*([^\s"'\[{#,=][^"'\[{#,=]*?)\s*(?:#.*)?$""", lines[line - 1])
+    # A unit alone, GiB, would be no better in quotes.
+    if pair is None or re.fullmatch("[KMGT]i?B", pair[2]):
+        return None
+    key, value = pair[1], pair[2]
+    boolean = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+    if value.lower() in boolean:
+        return f"write {key} = {boolean[value.lower()]}"
+    is_list = key in {"visible_devices", "allowed_devices", "logical_devices"} and value not in {"all", "none"}
+    right = f'["{value}"]' if is_list else f'"{value}"'
+    return f"text needs quotes, write {key} = {right}"
+
+
 def _move_into_text(text: str, line: object, column: object) -> tuple[int | None, int | None]:
     """Return a place inside the text: its last visible character if the parser only noticed at the end."""
     if not isinstance(line, int) or not isinstance(column, int):
@@ -460,6 +482,8 @@ def _make_syntax_error(path: str, text: str, error: ValueError) -> DocumentError
     what = str(getattr(error, "msg", error))
     line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
     hint = _find_odd_character(text, line, column)
+    if what.startswith(("Invalid value", "Expected newline")):
+        hint = hint or _find_bare_value(text, line)
     hint = hint or next((hint for words, hint in _HINTS.items() if words in what), "see https://toml.io")
     what = what.removesuffix(" (at end of document)")
     line, column = _move_into_text(text, line, column)

@@ -91,7 +91,7 @@ def _require_grant(device_set: DeviceSet, inputs: PlanInputs, findings: FindingC
     required = [ceiling.origin for ceiling in inputs.policy.list_ceilings("require_grant") if ceiling.value is True]
     if not required or not inputs.grant.scheduler or inputs.grant.tokens is not None:
         return device_set
-    findings.add("no-grant", "the scheduler granted no GPU (CUDA_VISIBLE_DEVICES is unset)", required[0])
+    findings.add("no-grant", "the scheduler gave this job no GPU (CUDA_VISIBLE_DEVICES is not set)", required[0])
     return device_set.restrict((), required[0])
 
 
@@ -116,10 +116,10 @@ def _report_nothing_allowed(
     missing: Sequence[Selector], device_set: DeviceSet, origin: Origin, findings: FindingCollector
 ) -> None:
     if device_set.unbounded or any(card.device is None for card in device_set.cards):
-        text = f"{_join_selectors(missing)}: cannot be told without NVML which GPUs these are: no GPU"
+        text = f"{_join_selectors(missing)}: without NVML, tfenv cannot tell which GPUs these are, so none is visible"
         findings.add("no-inventory", text, origin)
     else:
-        text = f"allows none of the {_describe_devices(device_set)} that were granted: no GPU"
+        text = f"allows none of the {_describe_devices(device_set)} that the job was given, so none is visible"
         findings.add("no-overlap", text, origin)
 
 
@@ -200,7 +200,7 @@ def _report_no_overlap(
 ) -> None:
     """Report a file's request that leaves no GPU. The list stays, or somebody would train on the CPU unawares."""
     if device_set.unbounded:
-        text = f"{_join_selectors(choice)}: cannot be told without NVML; all GPUs stay visible"
+        text = f"{_join_selectors(choice)}: without NVML, tfenv cannot tell which GPUs these are, so all stay visible"
         findings.add("no-inventory", text, origin)
     elif device_set.cards:
         holders = device_set.narrowed_by
@@ -229,11 +229,12 @@ def _report_shared_rank(
 ) -> None:
     if grant.tokens is not None and len(grant.tokens) == 1:
         # --gpus-per-task=1 grants each rank one of its own, which cannot be told from one GPU for all.
-        granted = f"local rank {rank} was granted one GPU ({_join_tokens(device_set.cards)})"
-        text = f"{granted}: shared, unless each rank has its own"
+        granted = f"local rank {rank} was given one GPU ({_join_tokens(device_set.cards)})"
+        text = f"{granted}. The ranks share it unless each was given a different one"
         findings.add("more-ranks-than-gpus", text, origin, "warning")
     else:
-        text = f"local rank {rank} shares a GPU: there are {_describe_devices(device_set)}"
+        verb = "is" if len(device_set.cards) == 1 else "are"
+        text = f"local rank {rank} shares a GPU, because there {verb} only {_describe_devices(device_set)}"
         findings.add("more-ranks-than-gpus", text, origin)
 
 
@@ -244,7 +245,7 @@ def _warn_of_ranks_on_one_gpu(device_set: DeviceSet, inputs: PlanInputs, finding
     one = len(device_set.cards) == 1 and device_set.narrowings
     if inputs.request is None and inputs.grant.rank and not own and several and one:
         origin, _ = device_set.narrowings[-1]
-        same = f"every local rank is given the same GPU ({_join_tokens(device_set.cards)})"
+        same = f"every local rank gets the same GPU ({_join_tokens(device_set.cards)})"
         advice = 'write visible_devices = {rank = "auto"} to give each its own'
         text = f"{same}, and this is local rank {inputs.grant.rank}: {advice}"
         findings.add("ranks-share-a-gpu", text, origin, "warning")

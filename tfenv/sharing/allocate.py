@@ -193,7 +193,7 @@ def _report_acquired(
     if not shared:
         return AllocationResult(choice)
     advice = "" if acquired.fell_back_from is None else _advise(gpu_request, acquired.fell_back_from.occupancy)
-    text = f"GPU {shared} is shared beyond its memory, or beyond what others leave free{advice and f'. {advice}'}"
+    text = f"GPU {shared} is shared, but other processes leave too little of its memory{advice and f'. {advice}'}"
     return AllocationResult(choice, (Finding("shared-gpu", text, "warning" if chosen else "note"),))
 
 
