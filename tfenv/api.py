@@ -83,7 +83,7 @@ class Status:
         yield "framework", [f"{self.framework} {self.version or ''}"] if self.framework else []
         yield "files", list(self.sources)
         in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
-        yield "GPUs" if in_force else "GPUs if it were in force", _format_gpus(self.plan)
+        yield "GPUs" if in_force else "GPUs that it would allow", _format_gpus(self.plan)
         yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "set by the program"]
         yield (
             "at the entry points",

@@ -99,10 +99,10 @@ def test_a_notebook_that_comes_too_late(tmp_path: Path, simulated_gpus: Simulate
     notebook = execute(tmp_path, simulated_gpus, kernel, cells)
     assert (notebook.text(0, "stdout"), notebook.text(0, "stderr")) == ("2\n", "")
     (line,) = notebook.text(1, "stderr").splitlines()
-    assert line.startswith("tfgpu: NOT IN FORCE: TensorFlow had created its devices before tfenv was there")
-    assert "restart the process, in a notebook the kernel" in line
+    assert line.startswith("tfgpu: NOT IN FORCE: TensorFlow created its devices before tfenv was loaded")
+    assert "restart the process (in a notebook, the kernel)" in line
     assert "at most" not in line
     assert notebook.text(2, "stderr") == ""
     table = notebook.shown(2, "text/html")
     assert '<td style="text-align:left">too_late</td>' in table
-    assert "had it been in force" in table
+    assert "GPUs that it would allow" in table

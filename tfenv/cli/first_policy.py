@@ -110,7 +110,7 @@ memory_growth = true
 # [project."/srv/inference".ceiling]
 # max_devices = 2
 
-# ---- The log of what was applied. Each user has one in ~/.local/state/tfgpu. These are in addition to it.
+# ---- The log of what was applied. Without a file here, each user has one in ~/.local/state/tfgpu.
 
 [audit]
 # A file for each user, in a directory that only root can write to.
