@@ -130,7 +130,7 @@ def list_parsers(name: str) -> Iterator[argparse.ArgumentParser]:
                 waiting += chosen
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "simulate"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_made_of_sentences_that_begin_with_a_verb(name: str) -> None:
     """The description begins with the command's purpose and states the exit codes. Each option says what it does."""
     for parser in list_parsers(name):
@@ -156,7 +156,7 @@ def test_the_page_and_the_program_name_the_same_purposes() -> None:
 # ---- what is said everywhere
 
 ROOMS = [
-    *(path for path in (PACKAGE / "cli").rglob("*.py") if path.name != "simulate.py"),
+    *(PACKAGE / "cli").rglob("*.py"),
     *(PACKAGE / "deploy").rglob("*.py"),
     *(PACKAGE / "watch").rglob("*.py"),
     PACKAGE / "explanation.py",

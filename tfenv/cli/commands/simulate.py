@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, print_error, print_message
+from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, add_description, print_error, print_message
 from tfenv.cli.tables import TableColumn, build_table, print_renderable
 from tfenv.errors import TfenvError, escape_for_terminal
 from tfenv.policy.units import format_bytes
@@ -39,9 +39,12 @@ _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
-    parser.description = (
-        "Run a command on simulated GPUs. Real TensorFlow lists them and allocates on them, and every request to the "
-        "driver is logged. " + _MEANINGLESS
+    add_description(
+        parser,
+        "Real TensorFlow lists them and allocates on them, and every request to the driver is logged. Nothing is "
+        "computed on them, so the numbers that the command prints have no meaning. The exit code is the command's own. "
+        "Exit codes: 1 the GPUs cannot be simulated here, 2 wrong usage, 126 the command cannot be run, 127 there is no "
+        "such command.",
     )
     parser.usage = (
         "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--shared FOLDER | --log FILE] "
