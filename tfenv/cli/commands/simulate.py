@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "Real TensorFlow lists them and allocates on them, and every request to the driver is logged. Nothing is "
         "computed on them, so the numbers that the command prints have no meaning. The exit code is the command's own. "
-        "Exit codes: 1 the GPUs cannot be simulated here, 2 wrong usage, 126 the command cannot be run, 127 there is no "
-        "such command.",
+        "Exit codes: 1 the GPUs cannot be simulated here, 2 wrong usage, 126 the command cannot be run, 127 it does "
+        "not exist.",
     )
     parser.usage = (
         "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--shared FOLDER | --log FILE] "
