@@ -252,11 +252,9 @@ def test_a_directory_that_is_everybodys_is_left_so(tmp_path: Path) -> None:
     story = "set +e\nchmod 1777 /opt; tfgpu install --system --python /usr/bin/python3 --dry-run 2>&1; echo code $?"
     lines, stderr = tell(story, tmp_path)
     package = f"/opt/tfenv/lib/{VERSION}/site-packages"
-    assert lines == [
-        f"tfgpu: users other than root can change /opt, and every user's Python would run the code in {package}; "
-        "install tfenv into a directory that only root can write to, such as /opt/tfenv",
-        "code 1",
-    ], stderr
+    why = f"tfgpu: users other than root can change /opt, and every user's Python would run the code in {package}"
+    where = "install tfenv into a directory that only root can write to, such as /opt/tfenv"
+    assert lines == [f"{why}; {where}", "code 1"], stderr
 
 
 @needs_debian
