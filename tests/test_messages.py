@@ -264,6 +264,7 @@ RUNS = {
     ),
     "disable-refused": explain("[gpu]\nmemory_growth = true\n", env={"TFGPU_DISABLE": "true"}),
     "open-log-directory": check_machine('[audit]\nfile = "/tmp/tfgpu-<uid>.jsonl"\n'),
+    "no-syslog": check_machine("[audit]\nsyslog = true\n"),
     "unknown-user": check_machine("[user.allice.gpu]\n"),
     "unknown-group": check_machine("[group.studnets.gpu]\n"),
     "empty-group": check_machine(f"[group.{EMPTY_GROUP}.gpu]\n", names={EMPTY_GROUP: "students"}),
@@ -333,6 +334,8 @@ def test_an_example_is_what_people_see(code: str, tmp_path: Path) -> None:
         pytest.skip("no group here is empty")
     if code == "no-inventory" and "libnvidia-ml" not in str(read_inventory().problem):
         pytest.skip("NVML is here")
+    if code == "no-syslog" and os.path.exists("/dev/log"):
+        pytest.skip("syslog is here")
     if code == "syntax" and not hasattr(make_toml_error(), "colno"):
         pytest.skip("this tomli has no column")
     compare(code, perform(RUNS[code], tmp_path / "project"))
