@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from tfenv.audit.sinks import find_open_folder, find_syslog_problem
+from tfenv.config.presence import MACHINE_ROOT
 from tfenv.lint.reach import LintRemark
 from tfenv.policy.model import Layer
 
@@ -21,9 +22,12 @@ def advise_on_logs(parts: Sequence[Layer]) -> Iterator[LintRemark]:
 
 
 def _advise_on_syslog(parts: Iterable[Layer]) -> Iterator[LintRemark]:
-    """Say where syslog is required and nothing listens: `on_error` then decides whether programs get a GPU."""
+    """Say where syslog is required and nothing listens: `on_error` then decides whether programs get a GPU.
+
+    A draft may be for another machine.
+    """
     settings = [table["syslog"] for part in parts for table in part.audit if "syslog" in table]
-    wanted = [setting for setting in settings if setting.value]
+    wanted = [setting for setting in settings if setting.value and setting.origin.path.startswith(f"{MACHINE_ROOT}/")]
     problem = find_syslog_problem() if wanted else None
     if problem is None:
         return
