@@ -125,7 +125,11 @@ def test_status_without_anything(tmp_path: Path, simulated_gpus: Simulated) -> N
     ("prepare", "environment", "expected"),
     [
         ("tfenv.apply()", {}, "tfgpu: when TensorFlow is imported: GPU 1 of 4 (GPU-a1fa4e00)"),
-        ("pass", {}, "tfgpu: NOT ACTIVE in this interpreter (see `tfgpu doctor`). Declared: GPU 1 of 4"),
+        (
+            "pass",
+            {},
+            "tfgpu: NOT IN FORCE: tfenv is not active in this process; run `tfenv.apply()` now. Declared: GPU 1 of 4",
+        ),
         ("tfenv.apply()", {"TFGPU_DISABLE": "1"}, "tfgpu: switched off by TFGPU_DISABLE=1"),
     ],
     ids=["armed", "not active", "switched off"],
@@ -145,6 +149,28 @@ def test_status_tells_what_will_apply(
     text, governed, changed = ask(program, tmp_path, simulated_gpus("4x24GiB") | environment)
     assert text.startswith(expected)
     assert (governed, changed) == (False, False)
+
+
+@pytest.mark.parametrize("armed", [False, True])
+def test_status_tells_that_a_framework_was_imported_first(
+    armed: bool, tmp_path: Path, simulated_gpus: Simulated
+) -> None:
+    """Where TensorFlow was there before tfenv, or before the file, the status says first that nothing is in force."""
+    fake_framework(tmp_path)
+    program = f"""
+        import json, tfenv
+        if {armed}:
+            tfenv.apply()
+        import tensorflow
+        open("tfgpu.toml", "w").write("[gpu]\\nvisible_devices = [1]\\n")
+        print(json.dumps([str(tfenv.status()), tfenv.status()._repr_html_()]))
+    """
+    line, table = ask(program, tmp_path, simulated_gpus("4x24GiB"))
+    assert line.startswith(
+        "tfgpu: NOT IN FORCE: TensorFlow was imported before the policy could be applied; run `tfenv.apply()` before "
+        "devices are created, or restart the process (in a notebook, the kernel). Declared: GPU 1 of 4 (GPU-a1fa4e00)"
+    )
+    assert armed or "GPUs that it would allow" in table
 
 
 def test_apply_arms_once(tmp_path: Path, simulated_gpus: Simulated) -> None:

@@ -222,8 +222,8 @@ def test_a_wrong_example_is_noticed(tmp_path: Path) -> None:
 
 # ---- policies
 
-#: What is advised on every machine where these people are not known, or a group is empty.
-TOLERATED = {"unknown-user", "unknown-group", "empty-group"}
+#: What is advised on every machine where these people are not known, a group is empty, or no syslog listens.
+TOLERATED = {"unknown-user", "unknown-group", "empty-group", "no-syslog"}
 
 
 def shown_policies() -> list[Block]:

@@ -30,11 +30,12 @@ from tests.runtime.test_shadowed import run
 from tests.sharing.test_allocate import GIB, INVENTORY, fill, make_plan, make_requester
 from tfenv.audit.record import ProcessFacts, RecordContext, make_disabled_record
 from tfenv.audit.sinks import AuditLog
-from tfenv.config.document import Document
+from tfenv.config.document import Document, Trust, read
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import list_members
+from tfenv.lint.combinations import advise
 from tfenv.policy.model import AuditSinks, Device, Grant, MemoryLimit, Plan, PlannedDevice, Source, Subject
 from tfenv.policy.placement import Placement, place, report_unknown_memory
 from tfenv.sharing.allocate import allocate_gpus, renew_lease
@@ -419,6 +420,13 @@ def find_mistake_without_jsonschema() -> list[str]:
     return [re.sub(r"import of .* in sys.modules", "No module named 'jsonschema'", line) for line in lines]
 
 
+def require_syslog() -> list[str]:
+    if os.path.exists("/dev/log"):
+        pytest.skip("syslog is here")
+    document = read(Source("machine", "/etc/tfgpu/tfgpu.toml", text="[audit]\nsyslog = true\n"), Trust(0))
+    return format_example(advise([validate(document)[0]], [document]))
+
+
 def wait_for_gpu() -> list[str]:
     fill(20 * GIB, 22 * GIB)
     plan = make_plan("wait", 8 * GIB, timeout_s=0.7)
@@ -448,6 +456,7 @@ def run_beside_our_name(tmp_path: Path) -> list[str]:
 
 LIVE: dict[str, Callable[[Path], list[str]]] = {
     "incomplete-install": lambda _: find_mistake_without_jsonschema(),
+    "no-syslog": lambda _: require_syslog(),
     "waiting": lambda _: wait_for_gpu(),
     "name-taken": run_beside_our_name,
     "degraded": import_another_tensorflow,

@@ -82,7 +82,7 @@ class Status:
         yield "hook", ["active" if self.armed else "not active"]
         yield "framework", [f"{self.framework} {self.version or ''}"] if self.framework else []
         yield "files", list(self.sources)
-        in_force = not any(outcome.status == "too_late" for outcome in self.outcomes)
+        in_force = self.armed and not any(outcome.status == "too_late" for outcome in self.outcomes)
         yield "GPUs" if in_force else "GPUs that it would allow", _format_gpus(self.plan)
         yield "memory growth", [] if self.plan is None else ["on" if self.plan.growth else "set by the program"]
         yield (
@@ -145,7 +145,7 @@ def _preview_status() -> Status:
     plan = pipeline.decide(loaded, grant, read_inventory(), request).plan
     found = (*loaded.findings, *remarks)
     line = format_policy_line(loaded.subject, loaded.policy, plan, findings=found).removeprefix("tfgpu: ")
-    when = "when TensorFlow is imported" if armed else "NOT ACTIVE in this interpreter (see `tfgpu doctor`). Declared"
+    when = _describe_force(armed=armed)
     return Status(
         armed=armed,
         sources=loaded.policy.paths,
@@ -153,6 +153,25 @@ def _preview_status() -> Status:
         findings=(*found, *plan.findings),
         summary=f"tfgpu: {when}: {line}" if line else "",
     )
+
+
+def _describe_force(*, armed: bool) -> str:
+    """Return what a preview's line begins with: whether what is declared will be in force."""
+    from tfenv.frameworks.registry import list_frameworks
+
+    if any(map(_is_imported, list_frameworks())):
+        return (
+            "NOT IN FORCE: TensorFlow was imported before the policy could be applied; run `tfenv.apply()` before "
+            "devices are created, or restart the process (in a notebook, the kernel). Declared"
+        )
+    if not armed:
+        return "NOT IN FORCE: tfenv is not active in this process; run `tfenv.apply()` now. Declared"
+    return "when TensorFlow is imported"
+
+
+def _is_imported(name: str) -> bool:
+    """Return whether a framework is there, and no mock of it."""
+    return isinstance(getattr(sys.modules.get(name), "__spec__", None), ModuleSpec)
 
 
 def _read_own_start() -> tuple[Start, Grant, tuple[str, ...] | None]:
@@ -275,7 +294,7 @@ def apply() -> Status:
     for name in list_frameworks():
         process = enforce.get_current()
         is_governed = process is not None and name in process.frameworks
-        if not is_governed and isinstance(getattr(sys.modules.get(name), "__spec__", None), ModuleSpec):
+        if not is_governed and _is_imported(name):
             if armed_before:
                 enforce.catch_up(name, arming.get_start())
             elif enforce.get_refusal():

@@ -13,6 +13,7 @@ from typing import Literal
 from tfenv.audit.sinks import list_log_names
 from tfenv.config.discover import find_hidden_file, find_search_end
 from tfenv.config.document import Trust, read
+from tfenv.config.hidden import advise_on_hidden
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
@@ -320,7 +321,8 @@ def _explain_loaded(
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
     disabled, remarks = check_disable_switch(loaded)
-    findings = (*loaded.findings, *remarks, *plan.findings)
+    hidden = () if obstacle else advise_on_hidden(loaded.start, loaded.layers)
+    findings = (*loaded.findings, *remarks, *plan.findings, *hidden)
     made = _make_explanation(loaded, grant, inventory, plan, findings, obstacle)
     return replace(made, disabled=disabled, refused=decision.refused and not disabled)
 

@@ -14,7 +14,7 @@ from tfenv.config.last_good import find_last_good, format_copy_time
 from tfenv.config.presence import MACHINE_ROOT, is_isolated, list_program_folders
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
-from tfenv.errors import Finding
+from tfenv.errors import PROGRAM, Finding
 from tfenv.identity import find_home, find_outer_uid, find_user, identify
 from tfenv.policy.merge import merge
 from tfenv.policy.model import (
@@ -137,6 +137,7 @@ def make_start(remembered: Mapping[str, str | None], *, at_import: bool = False)
         home=home,
         config_home=config_home or None,
         disable=remembered.get("TFGPU_DISABLE") or None,
+        disabled_late=at_import and os.environ.get("TFGPU_DISABLE") == "1" != remembered.get("TFGPU_DISABLE"),
         # As for the specification, a relative one is none.
         state_home=state_home if state_home.startswith("/") and not elevated else None,
         elevated=elevated,
@@ -403,14 +404,19 @@ def decide(
 def check_disable_switch(loaded: LoadedPolicy) -> tuple[bool, tuple[Finding, ...]]:
     """Return whether TFGPU_DISABLE=1 switches the policy off, and what is to be said of it."""
     start = loaded.start
-    if start.disable in (None, "0"):
+    wanted = start.disable == "1" or start.disabled_late
+    if not wanted and start.disable in (None, "0"):
         return False, ()
-    if start.disable != "1":
+    if not wanted:
         text = "TFGPU_DISABLE has no effect: only the value 1 switches the policy off"
     elif start.elevated or start.isolated:
         text = "TFGPU_DISABLE has no effect under sudo, setuid, python -I or -E"
     elif not loaded.policy.allow_disable:
         text = "TFGPU_DISABLE has no effect: the administrator set allow_disable = false"
+    elif start.disabled_late:
+        text = "TFGPU_DISABLE=1 was set after Python started, so it has no effect; set it before"
+        # Only this process can show it, as with everything that a program asks for.
+        return False, (Finding("disable-refused", text, "warning", asked_by=PROGRAM),)
     else:
         return True, ()
     return False, (Finding("disable-refused", text, "warning"),)

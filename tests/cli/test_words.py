@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import subprocess
@@ -244,6 +245,30 @@ def test_the_line_points_to_the_command_that_shows_the_finding(
     assert finding in shown
     assert f"{code}]" in shown
     assert finding in tfgpu("doctor", "--no-tensorflow", env=four_gpus | env).stdout
+
+
+@needs_tensorflow
+@pytest.mark.tensorflow
+def test_a_program_that_switches_the_policy_off_too_late_is_told(project: Path, run_program: Program) -> None:
+    """`os.environ["TFGPU_DISABLE"] = "1"` has no effect: the line, the status and the record say so."""
+    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = [1]\n[audit]\nfile = 'log.jsonl'\n")
+    program = (
+        "import os, sys, tfenv\n"
+        "tfenv.apply()\n"
+        "os.environ['TFGPU_DISABLE'] = '1'\n"
+        "print(tfenv.status(), file=sys.stderr)\n"
+        "import tensorflow as tf\n"
+        "assert len(tf.config.list_logical_devices('GPU')) == 1\n"
+    )
+    expected = "TFGPU_DISABLE=1 was set after Python started, so it has no effect; set it before [disable-refused]"
+    before, line = run_program(program=program).splitlines()
+    assert before.startswith("tfgpu: when TensorFlow is imported: GPU 1 of 4")
+    assert line.startswith("tfgpu: GPU 1 of 4")
+    assert before.endswith(f"; warning: {expected}")
+    assert line.endswith(f"; warning: {expected}")
+    records = [json.loads(text) for text in (project / "log.jsonl").read_text().splitlines()]
+    found = [(record["event"], [finding["code"] for finding in record["findings"]]) for record in records]
+    assert ("policy_applied", ["disable-refused"]) in found
 
 
 def test_a_forbidden_switch_is_shown_by_the_command(server: SharedMachine) -> None:

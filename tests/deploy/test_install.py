@@ -247,6 +247,17 @@ def test_what_it_says_is_what_it_did(tmp_path: Path) -> None:
 
 
 @needs_debian
+def test_a_directory_that_is_everybodys_is_left_so(tmp_path: Path) -> None:
+    """Below a sticky directory, such as /tmp, you are told to install elsewhere, and not to close the directory."""
+    story = "set +e\nchmod 1777 /opt; tfgpu install --system --python /usr/bin/python3 --dry-run 2>&1; echo code $?"
+    lines, stderr = tell(story, tmp_path)
+    package = f"/opt/tfenv/lib/{VERSION}/site-packages"
+    why = f"tfgpu: users other than root can change /opt, and every user's Python would run the code in {package}"
+    where = "install tfenv into a directory that only root can write to, such as /opt/tfenv"
+    assert lines == [f"{why}; {where}", "code 1"], stderr
+
+
+@needs_debian
 def test_an_environment_that_only_root_can_read_covers_nobody(tmp_path: Path) -> None:
     """It is refused. One that is closed later is named by doctor, and said in the programs of users."""
     for folder in (tmp_path, *list(tmp_path.parents)[:-1]):

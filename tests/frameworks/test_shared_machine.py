@@ -172,3 +172,19 @@ def test_root_sees_whose_files_asked_for_more_than_was_given(shared_machine: Sha
     }
     limit = 1000 << 20
     assert rows == {"alice": (70 << 30, limit, 1, {"memory_limit": 1}), "bob": (None, limit, 0, {})}
+
+
+def test_a_required_log_that_cannot_be_written_is_why_there_is_no_gpu(shared_machine: SharedMachine) -> None:
+    """With `on_error = "cpu"` the line names the log, not CUDA_VISIBLE_DEVICES, and so does the record."""
+    shared_machine.clear()
+    shared_machine.policy(
+        {"tfgpu.toml": 'on_error = "cpu"\n[gpu]\nmemory_growth = true\n[audit]\nfile = "/proc/tfgpu/audit.jsonl"\n'}
+    )
+    project = shared_machine.folder("/srv/log", ALICE)
+    shared_machine.write(f"{project}/tfgpu.toml", '[audit]\nfile = "log.jsonl"\n', ALICE)
+    done = shared_machine.run(ALICE, sys.executable, "-c", CREATE, cwd=project, env=child_environment(World(None)))
+    reason = "/proc/tfgpu/audit.jsonl: the audit log was not written: No such file or directory [log-not-written]"
+    assert f"tfgpu: NO GPU: {reason}\n" in done.stderr
+    records = read_records(shared_machine.path(f"{project}/log.jsonl"))
+    found = [(record["event"], [finding["code"] for finding in record["findings"]]) for record in records]
+    assert ("policy_failed", ["log-not-written"]) in found

@@ -108,6 +108,15 @@ def find_open_folder(path: str) -> str | None:
     return folder if path.startswith("/") and mode & stat.S_IWOTH else None
 
 
+def find_syslog_problem() -> str | None:
+    """Return why nothing can be sent to syslog here. None: somebody listens."""
+    try:
+        SyslogSink(SYSLOG_SOCKET).write(b"", "info")
+    except OSError as error:
+        return f"{SYSLOG_SOCKET}: {error.strerror or error}"
+    return None
+
+
 def append_line(path: str, line: bytes, uid: int) -> None:
     """Append one line with one write(2).
 

@@ -168,10 +168,11 @@ def _require_roots_own(folder: str) -> None:
         writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if status.st_uid != 0 or writable:
             commands = [f"`chmod go-w {path}`"] * bool(writable) + [f"`chown root {path}`"] * bool(status.st_uid)
+            # A sticky directory, such as /tmp, is meant to be everybody's.
+            mend = "" if status.st_mode & stat.S_ISVTX else f"run {' and '.join(commands)}, or "
             raise InstallError(
                 f"users other than root can change {path}, and every user's Python would run the code in {folder}; "
-                f"run {' and '.join(commands)}, or install tfenv into a directory that only root can write to, such as "
-                "/opt/tfenv"
+                f"{mend}install tfenv into a directory that only root can write to, such as /opt/tfenv"
             )
         if path == "/":
             return

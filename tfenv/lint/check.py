@@ -8,13 +8,13 @@ from typing import Literal
 
 from tfenv.config.discover import PYPROJECT_TABLE
 from tfenv.config.document import Document, Trust
+from tfenv.config.hidden import advise_on_hidden
 from tfenv.config.last_good import forget_copies, keep_copies
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import find_account, find_group, find_user, suggest_name
 from tfenv.lint.combinations import advise
-from tfenv.lint.hidden import advise_on_hidden
 from tfenv.lint.schema_line import advise_on_schema_lines
 from tfenv.pipeline import current_start, load, read_layers
 from tfenv.policy.merge import merge_groups

@@ -53,6 +53,7 @@ class Start:
         config_home: The user's configuration directory ($XDG_CONFIG_HOME, or ~/.config). None: there is no home.
         state_home: The user's directory for logs, if $XDG_STATE_HOME names one. None: ~/.local/state.
         disable: TFGPU_DISABLE. None: it is unset.
+        disabled_late: The program itself set TFGPU_DISABLE=1, which is too late.
         elevated: The process runs under sudo or setuid, so that only the machine layer counts.
         isolated: `python -I` or `-E`: no walk from cwd, no variables.
     """
@@ -66,6 +67,7 @@ class Start:
     config_home: str | None = None
     state_home: str | None = None
     disable: str | None = None
+    disabled_late: bool = False
     elevated: bool = False
     isolated: bool = False
 

@@ -200,12 +200,12 @@ def _report_no_overlap(
 ) -> None:
     """Report a file's request that leaves no GPU. The list stays, or somebody would train on the CPU unawares."""
     if device_set.unbounded:
-        text = f"{_join_selectors(choice)}: without NVML, tfenv cannot tell which GPUs these are, so all stay visible"
+        text = f"{_join_selectors(choice)}: without NVML, tfenv cannot tell which GPUs these are"
         findings.add("no-inventory", text, origin)
     elif device_set.cards:
         holders = device_set.narrowed_by
         usable = f"{_describe_devices(device_set)} this process may use{_describe_holders(holders)}"
-        text = f"{_join_selectors(choice)}: none of the {usable}; those stay visible"
+        text = f"{_join_selectors(choice)}: none of the {usable}"
         held_by = holders or _describe_grant(grant)
         findings.add("no-overlap", text, origin, asked_by=origin, held_by=held_by, wish=wish)
 

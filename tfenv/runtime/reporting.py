@@ -139,6 +139,9 @@ class Reporter:
         """
         from tfenv.audit.record import make_outcome_record
 
+        # A required log that cannot be written is then why the program gets no GPU.
+        reasons = self.log_findings if self.loaded.policy.on_error == "cpu" else ()
+        outcome = _add_errors(outcome, (*self.loaded.findings, *reasons))
         outcome = _add_findings(outcome, (*self.pending, *pending), plan)
         self.pending = ()
         codes = ",".join(sorted({finding.code for finding in outcome.findings}))
@@ -221,7 +224,8 @@ def _add_findings(outcome: Outcome, pending: tuple[Finding, ...], plan: Plan) ->
     What the program asked for is told once, at the next entry point. What files asked for is cut wherever GPUs are
     created. A program that uses none has lost nothing.
     """
-    cut = tuple(finding for finding in pending if finding.asked_by == PROGRAM)
+    # TFGPU_DISABLE is no wish for more of a GPU.
+    cut = tuple(f for f in pending if f.asked_by == PROGRAM and f.code != "disable-refused")
     if outcome.devices and outcome.status in ("applied", "clamped"):
         cut += tuple(finding for finding in plan.findings if finding.is_lost_wish and finding.asked_by != PROGRAM)
     status = "clamped" if cut and outcome.status == "applied" else outcome.status
@@ -231,6 +235,7 @@ def _add_findings(outcome: Outcome, pending: tuple[Finding, ...], plan: Plan) ->
 def _add_errors(outcome: Outcome, findings: Iterable[Finding]) -> Outcome:
     """Add what is broken in the files. The rest of them may be in force, but the policy as it was written is not."""
     errors = tuple(finding for finding in findings if finding.severity == "error")
-    if not errors or outcome.status not in ("applied", "clamped"):
+    if not errors or outcome.status not in ("applied", "clamped", "cpu"):
         return outcome
-    return replace(outcome, status="failed", findings=(*errors, *outcome.findings))
+    status = "cpu" if outcome.status == "cpu" else "failed"
+    return replace(outcome, status=status, findings=(*errors, *outcome.findings))

@@ -310,6 +310,21 @@ APPEND += "FileSink('/var/log/tfgpu/<uid>.jsonl', None, os.geteuid()).write(b'{\
 ADMINISTRATORS_PAGE = Path(__file__).parents[3] / "docs" / "administrators.md"
 
 
+@pytest.mark.skipif(os.path.exists("/dev/log"), reason="syslog is here")
+def test_a_syslog_that_nobody_listens_to_is_found(shared_machine: SharedMachine) -> None:
+    """`check` of the machine's files warns, and `doctor` has a row: programs could not write a required log."""
+    shared_machine.clear()
+    shared_machine.policy({"tfgpu.toml": "[audit]\nsyslog = true\n"})
+    reason = "(/dev/log: No such file or directory)"
+    told = shared_machine.tfgpu("check", "/etc/tfgpu")
+    assert told.returncode == 1
+    assert f"tfgpu.toml:2:1: audit.syslog: no syslog listens on this machine {reason}; " in told.stdout
+    shown = shared_machine.tfgpu("doctor", "--no-tensorflow").stdout
+    assert f"no syslog listens here {reason}" in " ".join(shown.split())
+    shared_machine.policy({"tfgpu.toml": "[audit]\nsyslog = false\n"})
+    assert "syslog" not in shared_machine.tfgpu("check", "/etc/tfgpu").stdout
+
+
 def test_a_log_directory_in_which_nobody_can_create_anothers_log(shared_machine: SharedMachine) -> None:
     """Root is told of one that everybody can write in. After the page's commands nobody can, and users write theirs."""
     shared_machine.clear()

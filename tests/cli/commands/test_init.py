@@ -208,6 +208,8 @@ def test_an_old_schema_is_noted_and_refreshed(project: Path, tfgpu: Tfgpu) -> No
     )
     refreshed = tfgpu("init", "--schema")
     assert (refreshed.returncode, refreshed.stderr) == (0, "")
+    assert refreshed.stdout.startswith("Wrote tfgpu.schema.json. Begin tfgpu.toml with this line:\n")
+    assert tfgpu("init", "--schema").stdout.startswith("tfgpu.schema.json is up to date. ")
     assert path.read_text() == current
     assert (project / "tfgpu.toml").read_text() == policy
     assert tfgpu("check").stdout == "ok: tfgpu.toml\n"

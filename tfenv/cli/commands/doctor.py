@@ -172,7 +172,7 @@ def _share_busy_gpus(plan: Plan) -> dict[str, str]:
 
 def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
     """Yield a row for each log of this user, after writing nothing to it in the way a record is written."""
-    from tfenv.audit.sinks import FileSink, find_open_folder
+    from tfenv.audit.sinks import FileSink, find_open_folder, find_syslog_problem
     from tfenv.identity import find_home
     from tfenv.pipeline import current_start, load
 
@@ -192,6 +192,10 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
         if folder is not None:
             text = f"everybody can write to {folder}, so anybody can create the log of a user who has none yet"
             yield DoctorRow("audit log", "note", text, "create the users' logs, see docs/administrators.md")
+    problem = find_syslog_problem() if loaded.policy.audit.syslog else None
+    if problem is not None:
+        advice = "start journald or rsyslog, or remove `syslog = true`"
+        yield DoctorRow("audit log", "problem", f"no syslog listens here ({problem})", advice)
 
 
 def _diagnose_leases() -> Iterator[DoctorRow]:

@@ -201,12 +201,12 @@ def _print_outcome(explanation: Explanation) -> None:
 
 def _advise_on_files(files: Iterable[ExaminedFile]) -> str:
     """Say what to do where nothing is declared. `tfgpu init` refuses where the project has a file."""
-    own = [file for file in files if file.layer == "project" and file.state != "none"]
-    if not own:
-        return "Run `tfgpu init` to write a tfgpu.toml."
-    if own[0].state == "dropped":
-        return f"{shorten_path(own[0].path)} is ignored, see the findings below."
-    return f"Add settings to {shorten_path(own[0].path)}."
+    own = {file.state: file for file in files if file.layer == "project"}
+    if "read" in own:
+        return f"Add settings to {shorten_path(own['read'].path)}."
+    if "dropped" in own:
+        return f"{shorten_path(own['dropped'].path)} is ignored, see the findings below."
+    return "Run `tfgpu init` to write a tfgpu.toml."
 
 
 def _print_plan(explanation: Explanation) -> None:

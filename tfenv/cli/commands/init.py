@@ -168,7 +168,7 @@ def _make_folders(folder: Path) -> str | None:
 
 def _write_policy(path: Path, text: str, steps: _Steps, *, overwrite: bool, mode: int | None = None) -> int:
     """Write a policy and the schema beside it, check it, and print what to do next. Return the exit code."""
-    if not _write_schema(path.parent, mode):
+    if _write_schema(path.parent, mode) is None:
         return FINDINGS
     try:
         replace_file(path, text, mode, overwrite=overwrite)
@@ -184,15 +184,14 @@ def _write_policy(path: Path, text: str, steps: _Steps, *, overwrite: bool, mode
     return get_exit_code(findings)
 
 
-def _write_schema(folder: Path, mode: int | None) -> bool:
-    """Write the copy of the schema. Return whether it is there, and say what is wrong if it is not."""
+def _write_schema(folder: Path, mode: int | None) -> bool | None:
+    """Write the copy of the schema. Return whether it had to be written. None: another file is in the way."""
     try:
-        write_copy(str(folder), mode)
+        return write_copy(str(folder), mode)
     except FileExistsError:
         place = shorten_path(str(folder / COPY_NAME))
         print_message("init", f"{place} is not a schema that tfenv wrote; rename it and try again")
-        return False
-    return True
+        return None
 
 
 def refresh_schema(path: str) -> int:
@@ -201,7 +200,10 @@ def refresh_schema(path: str) -> int:
     if not folder.is_dir():
         print_message("init", f"{path} is not a directory; create it first")
         return USAGE
-    if not _write_schema(folder, _WORLD_READABLE if str(folder) == MACHINE_ROOT else None):
+    written = _write_schema(folder, _WORLD_READABLE if str(folder) == MACHINE_ROOT else None)
+    if written is None:
         return FINDINGS
-    print(f"{shorten_path(str(folder / COPY_NAME))} is up to date. Begin {FILE_NAME} with this line:\n{SCHEMA_LINE}")
+    place = shorten_path(str(folder / COPY_NAME))
+    done = f"Wrote {place}" if written else f"{place} is up to date"
+    print(f"{done}. Begin {FILE_NAME} with this line:\n{SCHEMA_LINE}")
     return OK

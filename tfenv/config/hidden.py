@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from tfenv.config.discover import find_hidden_file
+from tfenv.config.presence import FILE_NAME
 from tfenv.errors import Finding
 from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Start
@@ -27,7 +28,8 @@ def advise_on_hidden(start: Start, layers: tuple[Layer, ...]) -> Iterator[Findin
             message = f"is ignored because {os.path.basename(path)} in the same directory comes first; keep one of them"
             yield Finding("hidden", message, "warning", hidden.path)
         elif not _speaks_of_gpus(layer):
-            message = f"sets nothing about GPUs but hides {hidden.path}; remove this table, or add those keys here"
+            part = "delete this file" if os.path.basename(path) == FILE_NAME else "remove this table"
+            message = f"sets nothing about GPUs but hides {hidden.path}; {part}, or write those keys here"
             yield Finding("hides-policy", message, "warning", path)
 
 

@@ -36,6 +36,24 @@ def test_a_member_that_says_nothing_of_gpus_hides_the_root(text: str, member: Pa
     assert [words[1].endswith("/project/tfgpu.toml") for words in lines] == [True]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("tfgpu.toml", "# nothing yet\n", "delete this file, or write those keys here"),
+        ("pyproject.toml", "[tool.tfgpu]\n", "remove this table, or write those keys here"),
+    ],
+)
+def test_explain_names_the_file_that_counts(name: str, text: str, advice: str, member: Path, tfgpu: Tfgpu) -> None:
+    """Of a file without settings `explain` says to add them there, and shows what `check` finds."""
+    (member / name).write_text(text)
+    shown = tfgpu("explain", cwd=member)
+    assert f"No GPU settings apply: TensorFlow runs unchanged. Add settings to {name}.\n" in shown.stdout
+    finding = f"{name}: sets nothing about GPUs but hides {member.parent}/tfgpu.toml; {advice} [warning hides-policy]"
+    assert finding in shown.stdout
+    assert finding in tfgpu("check", cwd=member).stdout
+    assert shown.returncode == 1
+
+
 def test_a_member_with_a_policy_of_its_own_is_no_mistake(member: Path, tfgpu: Tfgpu) -> None:
     """The nearest counts, as the laws say. `explain` names the one above all the same."""
     (member / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\n")
