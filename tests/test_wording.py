@@ -38,6 +38,8 @@ ROOMS = ("policy", "config", "sharing", "lint", "devices", "launchers", "framewo
 BANNED = (
     *("is no directory", "is no file", "relative to nothing", "those it is for", "of yours do not count"),
     *("hardly meant", "cannot be told without", "granted no", "was granted one", "that were granted"),
+    *("those stay", "so never visible", "for the user has", "root's alone", "know no limit", "knows no limit"),
+    *("is no name", "that are no records", "later ones say", "not in this machine", "none of the 1 "),
     *("beyond what others leave", "all the time", "has its say", "stands in", "came to be just now"),
 )
 

@@ -279,7 +279,7 @@ def _find_uid(user: str) -> int:
     uid = find_user(user)
     if uid is None:
         meant = suggest_name(user, (entry.pw_name for entry in pwd.getpwall()))
-        right = f'did you mean "{meant}"?' if meant else "write a login name as `id` shows it, or uid:1234"
+        right = f'did you mean "{meant}"?' if meant else "compare the spelling with `getent passwd`, or write uid:1234"
         raise LookupError(f'there is no user "{user}" here; {right}')
     return uid
 

@@ -219,7 +219,7 @@ def run_program(project: Path, variables: dict[str, str], simulated_gpus: Simula
 @pytest.mark.parametrize(
     ("policy", "env", "finding", "code"),
     [
-        ("[gpu]\nvisible_devices = [0, 9]\n", {}, "gpu.visible_devices: 9: ", "no-such-device"),
+        ("[gpu]\nvisible_devices = [0, 9]\n", {}, "gpu.visible_devices: 9 is not among", "no-such-device"),
         ("[gpu]\nmemory_limit = '2GiB'\n", {"TFGPU_DISABLE": "true"}, "only the value 1", "disable-refused"),
         ("[gpu]\nmemory_limit = '2 gigs'\n", {}, '"gigs" is not a unit', "invalid-value"),
     ],
@@ -304,7 +304,7 @@ def test_a_broken_file_is_the_first_thing_said(project: Path, run_program: Progr
     """The line says at once that nothing is in force, where the mistake is, and what TensorFlow has instead."""
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_limit = ")
     line = run_program()
-    assert line.startswith("tfgpu: NOT IN FORCE: tfgpu.toml:2:14: is not valid TOML")
+    assert line.startswith("tfgpu: NOT IN FORCE: tfgpu.toml:2:14: this file is not valid TOML")
     assert "; TensorFlow has all 4 GPUs without a limit; see `tfgpu explain`" in line
 
 

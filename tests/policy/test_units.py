@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfenv.policy.model import MemoryLimit
-from tfenv.policy.units import MIB, format_bytes, format_limit, parse_duration, parse_limit
+from tfenv.policy.units import MIB, format_bytes, format_limit, format_requested_limit, parse_duration, parse_limit
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,7 @@ def test_limits_are_shown_with_one_decimal() -> None:
     assert format_bytes(5 << 40) == "5.0 TiB"
     assert format_limit(parse_limit("40%")) == "40%"
     assert format_limit(None) == format_limit(MemoryLimit()) == "unlimited"
+    assert format_requested_limit(MemoryLimit()) == '"none" (no limit)'
 
 
 @pytest.mark.parametrize(

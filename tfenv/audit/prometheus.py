@@ -70,10 +70,8 @@ _EVENTS = {
         "tfgpu_policy_changed_total", "counter", ("user",), "Changes of the policy that tfgpu watch saw."
     ),
 }
-_LOST = _MetricFamily(
-    "tfgpu_records_lost_total", "counter", (), "Records that could not be written, as later ones say."
-)
-_UNREADABLE = _MetricFamily("tfgpu_unreadable_lines_total", "counter", (), "Lines of the logs that are no records.")
+_LOST = _MetricFamily("tfgpu_records_lost_total", "counter", (), "Records that could not be written.")
+_UNREADABLE = _MetricFamily("tfgpu_unreadable_lines_total", "counter", (), "Lines of the logs that are not records.")
 _LAST = _MetricFamily("tfgpu_last_record_timestamp_seconds", "gauge", (), "When the newest record was made.")
 _METRICS = (*_EVENTS.values(), _LOST, _UNREADABLE, _LAST)
 
@@ -112,7 +110,7 @@ class MetricTotals:
         newest[()] = max(newest[()], _parse_timestamp(record["timestamp"]))
 
     def add_unreadable(self, lines: int) -> None:
-        """Count lines that are no records."""
+        """Count lines that are not records."""
         self._increase(_UNREADABLE, (), lines)
 
     def _increase(self, metric: _MetricFamily, labels: tuple[str, ...], by: float) -> None:

@@ -258,7 +258,7 @@ def decode_json(text: bytes | str) -> Any:
 
 
 def _refuse_number(text: str) -> NoReturn:
-    raise ValueError(f"{text[:20]} is not a number that a record has")
+    raise ValueError(f"{text[:20]} is not a number that a record may have")
 
 
 def _parse_int(text: str) -> int:

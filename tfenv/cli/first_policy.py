@@ -222,7 +222,7 @@ def _format_visible_devices(around: Surroundings) -> list[str]:
     names = '"all", "none", positions ([0, 1]), UUIDs (`nvidia-smi -L`) or names (["name:*A100*"]).'
     if around.devices is None:
         return [
-            "# Which GPUs to use. This takes a free one. You can also write",
+            "# Which GPUs to use. Remove the # of the last line to take a free one. You can also write",
             f"# {names}",
             "# visible_devices = { count = 1 }",
         ]

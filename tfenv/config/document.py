@@ -487,7 +487,7 @@ def _make_syntax_error(path: str, text: str, error: ValueError) -> DocumentError
     hint = hint or next((hint for words, hint in _HINTS.items() if words in what), "see https://toml.io")
     what = what.removesuffix(" (at end of document)")
     line, column = _move_into_text(text, line, column)
-    return DocumentError("syntax", path, f"is not valid TOML: {what}; {hint}", line=line, column=column)
+    return DocumentError("syntax", path, f"this file is not valid TOML: {what}; {hint}", line=line, column=column)
 
 
 def _select_policy_table(source: Source, data: dict[str, object]) -> dict[str, object]:

@@ -203,7 +203,7 @@ def _find_meant_form(error: Any) -> list[Any]:
 def _describe_wrong_name(table: str, name: str) -> str:
     if table == "project":
         return f'{quote_value(name)} is not an absolute path; write one that starts with "/", as in "/srv/vision"'
-    return f"{quote_value(name)} is no name of a {table}; write it as `id` shows it"
+    return f"{quote_value(name)} is not the name of a {table}; write it as `id` shows it"
 
 
 def _describe_error(error: Any, annotation: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ def _check_listable(root: str) -> Iterator[Finding]:
 
 def _check_never_read(root: str) -> Iterator[Finding]:
     """Find files in a machine layer's directory that look like policies and stand where nobody looks."""
-    message = f"is never read; only {FILE_NAME}, groups/NAME.toml and users/NAME.toml are"
+    message = f"is never read; tfenv reads only {FILE_NAME}, groups/NAME.toml and users/NAME.toml"
     for folder in (root, *_list_misnamed_folders(root)):
         for name in _list_toml_files(folder):
             if folder != root or name not in (FILE_NAME, PYPROJECT):

@@ -29,7 +29,7 @@ from tfenv.policy.model import (
     Tables,
     format_key,
 )
-from tfenv.policy.units import format_bytes, format_limit
+from tfenv.policy.units import format_bytes, format_limit, format_requested_limit
 from tfenv.values import frozen, replace
 
 if TYPE_CHECKING:
@@ -284,7 +284,8 @@ def _check_allowed_devices(view: _TableView, cards: _MachineCards, positions: Ke
     outside = [selector for selector in chosen if selector not in inside]
     if outside and "visible_devices" in view.own.gpu:
         where = positions.describe(allowed.origin, visible.origin)
-        message = f"{_join_selectors(outside)}: not in the allowed_devices of {where}, so never visible"
+        never = "they are never visible" if outside[1:] else "it is never visible"
+        message = f"{where} does not allow {_join_selectors(outside)}, so {never}"
         yield LintRemark(visible.origin, "outside-ceiling", message)
     elif outside and not inside and "allowed_devices" in view.own.ceiling:
         where = positions.describe(visible.origin, allowed.origin)
@@ -330,9 +331,7 @@ def _check_cards_present(view: _TableView, cards: _MachineCards) -> Iterator[Lin
     for origin, selectors in named:
         missing = [selector for selector in selectors if _is_missing(selector, cards)]
         if missing and (cards.layer == "machine" or len(missing) == len(selectors)):
-            message = (
-                f"{_join_selectors(missing)}: not in this machine; `nvidia-smi -L` lists its {len(cards.devices)} GPUs"
-            )
+            message = f"this machine has no GPU {' or '.join(map(str, missing))}; write one that `nvidia-smi -L` lists"
             yield LintRemark(origin, "no-such-device", message)
 
 
@@ -369,10 +368,9 @@ def _check_limits_by_ceiling(view: _TableView, cards: _MachineCards, positions: 
     for setting, _ in _list_limits(view.own):
         if _is_above(cast("MemoryLimit", setting.value), bound, cards.totals):
             where = positions.describe(view.limit_ceiling.origin, setting.origin)
-            message = (
-                f"{format_limit(cast('MemoryLimit', setting.value))} is above the ceiling of {format_limit(bound)} in "
-                f"{where}, which holds; lower it, or raise the ceiling beside it"
-            )
+            asked = format_requested_limit(cast("MemoryLimit", setting.value))
+            over = f"{asked} is above the ceiling of {format_limit(bound)} in {where}, which holds"
+            message = f"{over}; lower it, or raise the ceiling beside it"
             yield LintRemark(setting.origin, "above-ceiling", message)
 
 

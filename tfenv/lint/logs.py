@@ -45,6 +45,6 @@ def _advise_on_folders(parts: Iterable[Layer]) -> Iterator[LintRemark]:
         if folder is not None:
             text = (
                 f"everybody can write in {folder}, and so create the log of a user who has none yet; "
-                "make it root's alone and create the users' logs (docs/administrators.md, The log)"
+                "let only root write there, and create the users' logs (docs/administrators.md, The log)"
             )
             yield LintRemark(setting.origin, "open-log-directory", text)

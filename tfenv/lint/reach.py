@@ -143,7 +143,7 @@ def _check_name(named: _NamedSubject) -> Iterator[LintRemark]:
     elif named.name != entry and (named.kind == "group" or named.is_file):
         # A table of a user may use the number all the same.
         right = f"{named.kind}s/{entry}.toml" if named.is_file else f"[{format_key((named.kind, entry))}]"
-        message = f"{named.text} never counts, for the {named.kind} has a name; write {right}"
+        message = f"{named.text} never counts, because the {named.kind} has a name; write {right}"
         yield LintRemark(named.origin, "unreachable-table", message)
     elif named.kind == "group" and next(list_members(entry), None) is None:
         message = f"the group {quote_value(entry)} has no members that this machine lists"
@@ -160,7 +160,8 @@ def _check_table_count(document: Document) -> Iterator[LintRemark]:
 def _describe_unknown(named: _NamedSubject) -> str:
     users, groups = (entry.pw_name for entry in pwd.getpwall()), (entry.gr_name for entry in grp.getgrall())
     meant = suggest_name(named.name, users if named.kind == "user" else groups)
-    hint = f'did you mean "{meant}"?' if meant else f"{'call the file' if named.is_file else 'write it'} as `id` shows"
+    database = "passwd" if named.kind == "user" else "group"
+    hint = f'did you mean "{meant}"?' if meant else f"create it, or compare the spelling with `getent {database}`"
     return f"there is no {named.kind} {quote_value(named.name)} here; {hint}"
 
 
@@ -193,7 +194,7 @@ def _check_file(named: _NamedSubject, scope: tuple[_SubjectKind, str] | None) ->
         return
     file, right = f"{scope[0]}s/{scope[1]}.toml", f"{named.kind}s/{named.name}.toml"
     if named.kind == scope[0] == "group":
-        message = f"{file} is read for that group's members: {named.text} counts for those in both; else it is {right}"
+        message = f"{named.text} counts only for members of both groups; use {right} for everybody in {named.name}"
         yield LintRemark(named.origin, "partly-reachable", message)
     elif not _may_reach(named, *scope):
         message = f"{named.text} never counts here: {file} is read for others; put it into {right}"

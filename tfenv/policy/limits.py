@@ -22,7 +22,7 @@ from tfenv.policy.model import (
     PlannedDevice,
     format_origins,
 )
-from tfenv.policy.units import format_limit
+from tfenv.policy.units import format_limit, format_requested_limit
 from tfenv.values import frozen
 
 #: One limit, and where it was set.
@@ -109,7 +109,7 @@ def compute_limit(
     holders = _find_holders(limit, bounds)
     if requested is None or not _is_above(requested[0], limit, total):
         return LimitOnGpu(limit, holders)
-    asked, given = format_limit(requested[0]), format_limit(limit)
+    asked, given = format_requested_limit(requested[0]), format_limit(limit)
     text = f"{asked} is above the ceiling of {given} from {format_origins(holders)}"
     wish = (f"memory_limit = {asked}", given)
     clamp = findings.add_clamp(text, requested[1], asked_by=requested[1], held_by=holders, wish=wish)

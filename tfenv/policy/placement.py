@@ -73,7 +73,7 @@ def report_unknown_memory(plan: Plan, placement: Placement) -> Finding | None:
         return None
     size, share = MemoryLimit(bytes=limit.bytes), MemoryLimit(fraction=limit.fraction)
     text = f"at most {format_limit(size)} is applied: neither NVML nor CUDA says how much memory the card has"
-    return Finding("unknown-memory", f"{text}, so that {format_limit(share)} of it is not known; write both as sizes")
+    return Finding("unknown-memory", f"{text}, so {format_limit(share)} of it cannot be computed; write both as sizes")
 
 
 def _knows_all(devices: Sequence[PlannedDevice]) -> bool:
@@ -94,8 +94,9 @@ def _compare_counts(plan: Plan, listed: int) -> Finding | None:
 
 def _report_difference(allowed: int, found: int, listed: int) -> Finding | None:
     if found < listed:
-        text = f"TensorFlow lists {listed} GPUs, {found} of them among the {allowed} the policy allows"
-        return Finding("too-late", f"{text}: something opened CUDA before tfenv could hide the others")
+        others, them = ("1 GPU", "it") if listed - found == 1 else (f"{listed - found} GPUs", "them")
+        text = f"TensorFlow lists {others} that the policy does not allow"
+        return Finding("too-late", f"{text}, because something opened CUDA before tfenv could hide {them}")
     if 0 < found < allowed:
         # TensorFlow ignores cards that are too old or too small; a driver may lack some of those NVML shows.
         return Finding("fewer-gpus", f"TensorFlow lists {found} of the {allowed} GPUs the policy allows", "warning")

@@ -81,3 +81,8 @@ def format_limit(limit: MemoryLimit | None) -> str:
     share = [] if limit.fraction is None else [f"{limit.fraction * 100:g}%"]
     size = [] if limit.bytes is None else [format_bytes(limit.bytes)]
     return " or ".join(size + share)
+
+
+def format_requested_limit(limit: MemoryLimit) -> str:
+    """Format a limit as its author asked for it: "8.0 GiB", "40%", or "none" in quotes."""
+    return '"none" (no limit)' if limit.unlimited else format_limit(limit)

@@ -75,6 +75,21 @@ def _describe_devices(device_set: DeviceSet) -> str:
     return f"{len(device_set.cards)} GPU{plural} ({_join_tokens(device_set.cards)})"
 
 
+def _describe_usable(device_set: DeviceSet) -> str:
+    holders = _describe_holders(device_set.narrowed_by)
+    return f"the GPUs that this process may use{holders} ({_join_tokens(device_set.cards)})"
+
+
+def _describe_not_among(selectors: Sequence[Selector]) -> str:
+    """Return the selectors with a verb: "7 is not among", "name:*A100* matches none of"."""
+    one = len(selectors) == 1
+    if any(selector.kind == "name" for selector in selectors):
+        verb = "matches none of" if one else "match none of"
+    else:
+        verb = "is not among" if one else "are not among"
+    return f"{_join_selectors(selectors)} {verb}"
+
+
 def _describe_grant(grant: Grant) -> str:
     return "" if grant.tokens is None else f"the grant ({','.join(grant.tokens)})"
 
@@ -119,7 +134,7 @@ def _report_nothing_allowed(
         text = f"{_join_selectors(missing)}: without NVML, tfenv cannot tell which GPUs these are, so none is visible"
         findings.add("no-inventory", text, origin)
     else:
-        text = f"allows none of the {_describe_devices(device_set)} that the job was given, so none is visible"
+        text = f"allows none of the GPUs that the job was given ({_join_tokens(device_set.cards)}), so none is visible"
         findings.add("no-overlap", text, origin)
 
 
@@ -147,10 +162,8 @@ def _report_missing(
     wish: tuple[str, str] | None = None,
 ) -> None:
     if missing:
-        holders = addressable.narrowed_by
-        within = f"{_describe_devices(addressable)} this process may use{_describe_holders(holders)}"
-        text = f"{_join_selectors(missing)}: not among the {within}"
-        held_by = holders or _describe_grant(grant)
+        text = f"{_describe_not_among(missing)} {_describe_usable(addressable)}"
+        held_by = addressable.narrowed_by or _describe_grant(grant)
         findings.add("no-such-device", text, origin, "warning", asked_by=origin, held_by=held_by, wish=wish)
 
 
@@ -203,10 +216,8 @@ def _report_no_overlap(
         text = f"{_join_selectors(choice)}: without NVML, tfenv cannot tell which GPUs these are"
         findings.add("no-inventory", text, origin)
     elif device_set.cards:
-        holders = device_set.narrowed_by
-        usable = f"{_describe_devices(device_set)} this process may use{_describe_holders(holders)}"
-        text = f"{_join_selectors(choice)}: none of the {usable}"
-        held_by = holders or _describe_grant(grant)
+        text = f"{_describe_not_among(choice)} {_describe_usable(device_set)}; write one of them"
+        held_by = device_set.narrowed_by or _describe_grant(grant)
         findings.add("no-overlap", text, origin, asked_by=origin, held_by=held_by, wish=wish)
 
 
@@ -290,7 +301,7 @@ def _report_refused_request(
         wish = (wanted, _join_tokens(kept))
         findings.add_clamp(text, origin, asked_by=PROGRAM, held_by=held_by, wish=wish)
     else:
-        text = f"{asked}, none of the {_describe_devices(device_set)} it may use under {held_by}; those stay"
+        text = f"{asked}, but it may use only {_join_tokens(device_set.cards)}, under {held_by}"
         wish = (wanted, _join_tokens(device_set.cards))
         findings.add("no-overlap", text, origin, asked_by=PROGRAM, held_by=held_by, wish=wish)
 

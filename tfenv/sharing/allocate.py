@@ -229,7 +229,7 @@ def _report_unavailable(
         text = "none of these GPUs is large enough for memory_limit and min_free, even when free; the program gets none"
         return AllocationResult(nothing, (Finding("no-free-gpu", text),), refused=automatic.when_busy == "fail")
     if unavailable.held_by_ancestor:
-        text = "a parent process holds all that memory_total allows and may be waiting for this one: no GPU"
+        text = "a parent process holds all that memory_total allows and may be waiting for this one, which gets no GPU"
         return AllocationResult(nothing, (Finding("no-free-gpu", text),))
     if automatic.when_busy == "cpu":
         text = f'no GPU is free ({there}), so the program gets none (when_busy = "cpu")'

@@ -99,7 +99,7 @@ def _make_directory() -> bool:
             continue
         return True
     if problem is not None:
-        raise LeaseError(f"no directory for leases: {problem}")
+        raise LeaseError(f"cannot create a directory for leases: {problem}")
     return False
 
 
@@ -144,7 +144,8 @@ def lock_directories(sleep: Callable[[float], object] = time.sleep) -> Iterator[
                 yield opened
                 return
         if time.monotonic() > began + (_LOCK_SECONDS if opened else _CREATION_SECONDS):
-            raise LeaseError(f"no directory for leases that users can share: {' and '.join(list_lease_directories())}")
+            directories = " or ".join(list_lease_directories())
+            raise LeaseError(f"cannot use {directories} as a directory for leases that users share")
         sleep(0.01)
 
 

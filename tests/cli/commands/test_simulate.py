@@ -142,6 +142,13 @@ def test_python_is_what_the_user_typed(tmp_path: Path) -> None:
     assert simulate("--", "python", "train.py", env=env).stdout == "mine\n"
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_that_failed_is_told_what_simulated_gpus_cannot_do(code: int) -> None:
+    """The summary says that convolutions and FFT fail, if the command failed."""
+    result = simulate("--", "sh", "-c", f"exit {code}")
+    assert ("Convolutions and FFT always fail on simulated GPUs." in " ".join(result.stderr.split())) is bool(code)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_end_by_a_signal(number: signal.Signals) -> None:
     """A command that a signal ended gives 128 and the signal's number, and still a summary."""

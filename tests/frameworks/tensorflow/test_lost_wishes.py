@@ -58,7 +58,7 @@ WISHES = {
     "no limit": Wish(
         'visible_devices = [0]\nmemory_limit = "none"',
         'memory_limit = "25%"',
-        (("memory_limit = unlimited", "25%"),),
+        (('memory_limit = "none" (no limit)', "25%"),),
         ((24 * GIB, 1.0, 6 * GIB),),
     ),
     "one of two GPUs": Wish(

@@ -78,4 +78,4 @@ def test_a_look_and_a_split_stay_within_the_limit(policy: str, text: str, limit:
     last = [record for record in ended.records if record.get("asked", {}).get("virtual_devices")][-1]
     assert last["asked"]["virtual_devices"] == [[1000.0, 1000.0, 1000.0]]
     assert sum(last["given"]["virtual_devices"][0]) <= limit
-    assert any("earlier sessions" in finding["message"] for finding in last["findings"])
+    assert any("Earlier sessions" in finding["message"] for finding in last["findings"])

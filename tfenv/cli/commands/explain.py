@@ -229,7 +229,7 @@ def _print_plan(explanation: Explanation) -> None:
             print_table(("candidate", *_COLUMNS[2:]), [row[1:] for row in rows], indent=2)
     if explanation.inventory.devices is None:
         problem = escape_for_terminal(explanation.inventory.problem or "")
-        print(paint(f"  Their names and sizes are unknown ({problem}).", "quiet"))
+        print(paint(f"  tfenv does not know their names and sizes ({problem}).", "quiet"))
 
 
 def _print_visible_devices(explanation: Explanation) -> None:

@@ -27,6 +27,7 @@ from tfenv.simulate.shared import SharedMachineError, create_machine, open_machi
 from tfenv.values import as_dict, replace
 
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
+_UNSUPPORTED = "The command failed. Convolutions and FFT always fail on simulated GPUs."
 _DEFAULT_GPUS = "4x24GiB"
 _COLUMNS = (
     TableColumn("GPU", is_number=True), TableColumn("name"), TableColumn("memory", is_number=True),
@@ -155,7 +156,7 @@ def simulate_gpus(
             return _print_failure(error)
         code = _run_command(command, variables)
         if code not in (NOT_EXECUTABLE, NOT_FOUND):
-            _print_report(gpus, read_requests(log), output_format)
+            _print_report(gpus, read_requests(log), output_format, code)
     return code
 
 
@@ -195,7 +196,7 @@ def simulate_shared_gpus(
         except (OSError, ValueError) as error:  # everybody can write there
             print_message("simulate", f"there is no summary: {error}")
         else:
-            _print_report(machine.gpus, requests, output_format, " by everybody since the command started")
+            _print_report(machine.gpus, requests, output_format, code, " by everybody since the command started")
     return code
 
 
@@ -245,7 +246,7 @@ def _wait_for_child(child: subprocess.Popen[bytes]) -> int:
 
 
 def _print_report(
-    gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest], output_format: str, asked_by: str = ""
+    gpus: Sequence[SimulatedGpu], requests: Sequence[DriverRequest], output_format: str, code: int, asked_by: str = ""
 ) -> None:
     from rich.console import Group
 
@@ -256,7 +257,9 @@ def _print_report(
         print_error(json.dumps({"gpus": described, "processes_with_cuda": sorted(opened), "note": _MEANINGLESS}))
         return
     table = build_table(_COLUMNS, (_format_row(gpu, row) for gpu, row in rows))
-    notes = (_MEANINGLESS,) if opened else ("No process opened CUDA.", _MEANINGLESS)
+    notes = [_MEANINGLESS] if opened else ["No process opened CUDA.", _MEANINGLESS]
+    if code:
+        notes.append(_UNSUPPORTED)
     print_renderable(Group(f"[italic]What the simulated driver was asked for{asked_by}[/]", table, *notes), sys.stderr)
 
 

@@ -498,7 +498,7 @@ def _note_clamps(
     keys = tuple(dict.fromkeys(origin for gpu in wanted for origin in gpu.planned.limited_by))
     under = f" under {format_origins(keys)}" if keys else ""
     if promised:
-        under += ", of which earlier sessions and listings of this process keep what they were given"
+        under += ". Earlier sessions and listings of this process keep what they were given"
     return [
         report_program_clamp(
             f"{PROGRAM} asked for {key} = {asked[key]}; it was given {held} on each GPU{under}",

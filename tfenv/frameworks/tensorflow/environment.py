@@ -54,13 +54,13 @@ def _remove_xla_devices(environ: MutableMapping[str, str], by: Sequence[Origin])
     found = _XLA_DEVICES.search(environ[_XLA_FLAGS])
     asked = f"{_XLA_FLAGS} = {found[0] if found else ''}"
     environ[_XLA_FLAGS] = _XLA_DEVICES.sub("", environ[_XLA_FLAGS]).strip()
-    text = f"{PROGRAM}'s {_XLA_FLAGS} asked for XLA_GPU devices: memory is limited, they know no limit"
+    text = f"{PROGRAM}'s {_XLA_FLAGS} asked for XLA_GPU devices, which cannot be limited"
     return report_program_clamp(f"{text}{_format_reason(by)}", by, (asked, "no XLA_GPU devices"))
 
 
 _DEFEATS_A_LIMIT = (
-    (_UNIFIED, "memory is limited, managed memory knows no limit"),
-    (_MIN_SYSTEM_MEMORY, "memory is limited, it would override a percentage"),
+    (_UNIFIED, "managed memory cannot be limited"),
+    (_MIN_SYSTEM_MEMORY, "it would override a percentage"),
 )
 
 
