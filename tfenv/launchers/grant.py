@@ -28,7 +28,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     """
     inherited = read_inherited_grant(start, boot_id, identify_job(environ))
     if environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES") and assigns_gpus_late():
-        inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES")) or inherited
+        inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",

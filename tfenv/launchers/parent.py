@@ -57,8 +57,8 @@ def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
 def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None) -> InheritedGrant | None:
     """Return what the parent said. None: it comes from another boot, host or job, or somebody gave other GPUs since.
 
-    If the child starts with another list than the parent wrote, the parent gave it that list on purpose: it is the
-    child's grant. A list with GPUs that the parent did not have comes from somebody else.
+    A parent that writes a list of its own for each child (launchers do) asks within what it was given. A list
+    that names others is a new grant.
     """
     try:
         version, boot, written_in, grant, request, wrote, leases = json.loads(text or "null")
@@ -71,24 +71,25 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
     if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
         return None
     inherited = InheritedGrant(grant, request, wrote, tuple(leases), job)
-    return inherited if wrote == current else narrow_grant(inherited, current)
+    if wrote == current:
+        return inherited
+    return replace(inherited, request=current, wrote=current) if _is_within(current, grant) else None
 
 
-def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant | None:
-    """Take what somebody gave this process, on purpose and beside our own value, for its grant.
+def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant:
+    """Take what a launcher gave this process after its start for its grant, if it is within the parent's.
 
     Args:
         inherited: What the parent was given itself.
-        given: The value of CUDA_VISIBLE_DEVICES. None: the parent took its list away again, and all it had are left.
-
-    Returns:
-        None: it names GPUs that the parent did not have, so it comes from somebody else.
+        given: The value of CUDA_VISIBLE_DEVICES.
     """
-    if given is None:
-        return replace(inherited, request=None, wrote=None)
-    outer = inherited.grant
-    is_within = outer is None or set(split_tokens(given) or ()) <= set(split_tokens(outer) or ())
-    return replace(inherited, grant=given, request=None, wrote=given) if is_within else None
+    if given is None or not _is_within(given, inherited.grant):
+        return inherited
+    return replace(inherited, grant=given, request=None, wrote=given)
+
+
+def _is_within(given: str | None, grant: str | None) -> bool:
+    return grant is None or set(split_tokens(given) or ()) <= set(split_tokens(grant) or ())
 
 
 def read_boot_id(path: str = _BOOT_ID) -> str:
