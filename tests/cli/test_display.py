@@ -72,7 +72,7 @@ def test_seconds_that_are_none(tfgpu: Tfgpu, seconds: str) -> None:
     """A wrong number of seconds is wrong usage, with what would be right."""
     result = tfgpu("ps", f"--watch={seconds}")
     assert result.returncode == 2
-    assert "write 2, or 0.5" in result.stderr
+    assert "write a number such as 2, at least 0.1" in result.stderr
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -60,11 +60,15 @@ def preload(config: str) -> None:
     import structlog  # noqa: F401
 
     from tfenv import pipeline
+    from tfenv.audit import record, sinks, stderr_line  # noqa: F401
     from tfenv.devices.inventory import read_inventory
     from tfenv.devices.memory import read_memory  # noqa: F401
+    from tfenv.frameworks.registry import get_framework
     from tfenv.launchers.parent import read_boot_id
     from tfenv.runtime import enforce  # noqa: F401
+    from tfenv.sharing import allocate  # noqa: F401
 
+    get_framework("tensorflow")
     inventory = read_inventory()
     assert inventory.devices
     loaded = pipeline.load(pipeline.make_start({"cwd": os.getcwd(), "TFGPU_CONFIG": config}))

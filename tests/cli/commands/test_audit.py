@@ -118,7 +118,7 @@ def test_what_nothing_here_can_decompress_is_named(variables: dict[str, str], lo
     command = [sys.executable, "-c", blocked, "audit", "--file", str(log)]
     run = subprocess.run(command, env=variables, capture_output=True, check=False)
     assert (run.returncode, run.stdout.count(b"\n")) == (1, 21)
-    assert b"audit.jsonl.1.zst is left out" in run.stderr
+    assert b"audit.jsonl.1.zst: nothing here can decompress it" in run.stderr
     assert b"tfenv[audit]" in run.stderr
 
 
@@ -409,7 +409,7 @@ def test_what_somebody_else_planted_is_left_out_and_named(
     os.mkfifo(shared_machine.path(f"{folder}/{ALICE.uid}.jsonl"))
     done = shared_machine.tfgpu(*command)
     assert done.returncode == 1, done.stderr
-    assert sorted(re.findall(r"(\S+) is left out: (.*)", done.stderr)) == [
+    assert sorted(re.findall(r"skipped (\S+): (.*)", done.stderr)) == [
         (f"{folder}/{ALICE.uid}.jsonl", "it is not a regular file"),
         (f"{folder}/{BOB.uid}.jsonl.1", f"it belongs to uid {ALICE.uid}, not to uid {BOB.uid}"),
         (f"{folder}/99999.jsonl", f"it belongs to uid {ALICE.uid}, not to uid 99999"),

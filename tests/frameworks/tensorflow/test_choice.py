@@ -255,7 +255,7 @@ def test_on_error_decides_where_others_took_the_gpu(
     assert ended.stdout.strip() == printed, ended.stderr
     failed = [record for record in ended.records if record["event"] == "policy_failed"]
     assert [finding["code"] for finding in failed[0]["findings"]] == ["lease-lost"]
-    assert any("Others took the GPU meanwhile" in line for line in ended.ours)
+    assert any("Other processes took the GPU meanwhile" in line for line in ended.ours)
 
 
 FORK = """
