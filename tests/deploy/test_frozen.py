@@ -103,7 +103,7 @@ def test_run_holds_what_a_variable_can_hold(freeze: Freeze) -> None:
     (program.parents[2] / "tfgpu.toml").write_text("[gpu]\nvisible_devices = {count = 1}\n", encoding="utf-8")
     chosen = _run_governed(program)
     assert chosen.stdout == "0\n"
-    assert "no free GPU is chosen" in chosen.stderr
+    assert "gets the first GPU, because tfenv cannot choose a free one for it" in chosen.stderr
 
 
 def test_a_program_frozen_with_tfenv_is_armed(freeze: Freeze) -> None:
