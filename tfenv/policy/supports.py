@@ -55,7 +55,8 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
         plan = replace(_replace_devices(plan, unlimited), limit=None, limited_by=())
     if plan.choosing is not None and "choice" not in supports:
         origin = policy.settings["visible_devices"].origin
-        collector.add("unsupported", f"{title} gets the first GPU, because tfenv cannot choose a free one for it", origin)
+        text = f"{title} gets the first GPU, because tfenv cannot choose a free one for it"
+        collector.add("unsupported", text, origin)
     if len({device.limit for device in plan.devices or ()}) > 1 and "limit_per_gpu" not in supports:
         text = f"{title} has one memory limit for all GPUs, so the smallest applies"
         collector.add("unsupported", text, plan.limits[0], "warning")
