@@ -34,9 +34,8 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
     """
     collector = FindingCollector()
     if plan.growth is not None and "growth" not in supports:
-        collector.add(
-            "unsupported", f"{title} has no memory growth", plan.grown_by, "error" if plan.growth else "warning"
-        )
+        text = f"{title} has no memory growth"
+        collector.add("unsupported", text, plan.grown_by, "error" if plan.growth else "warning")
         plan = replace(plan, growth=None, grown_by=None)
     if plan.allocator is not None and "allocator" not in supports:
         if "allocator" in policy.settings:
