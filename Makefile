@@ -10,6 +10,7 @@ MATRIX ?= $(OLDEST) 2.18.1
 
 # With a driver, the CUDA libraries that TensorFlow needs to see a GPU.
 EXTRA := $(if $(wildcard /proc/driver/nvidia/version),cuda,tensorflow)
+SIZE  := $(if $(filter cuda,$(EXTRA)),3.4 GB with CUDA,600 MB)
 
 # For instance: make test PYTEST="tests/policy -x". With `--exhaustive` a file has all its tests.
 PYTEST        ?=
@@ -54,7 +55,7 @@ $(VENV)/.installed: $(INSTALLED)
 # What the demo needs: TensorFlow and tfenv. `make test` adds the development group to the same environment.
 # Python compiles what it imports, so pip does not compile all of TensorFlow.
 $(VENV)/.demo: $(INSTALLED)
-	@echo "Installing TensorFlow into $(VENV) (about 600 MB) ..."
+	@echo "Installing tfenv and TensorFlow into $(VENV) (TensorFlow is about $(SIZE)) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable ".[$(EXTRA)]"
 	@touch $@

@@ -71,9 +71,17 @@ def run_as_typed(command: str, environment: dict[str, str]) -> str:
 def test_make_demo_installs_only_what_it_needs(tmp_path: Path) -> None:
     """In a fresh clone `make demo` installs tfenv and TensorFlow, without the development group."""
     said = plan(tmp_path / "venv", "demo")
-    assert "Installing TensorFlow" in said
+    assert "Installing tfenv and TensorFlow" in said
     assert '--editable ".[' in said
     assert "--group dev" not in said
+
+
+@pytest.mark.parametrize(("extra", "size"), [("tensorflow", "600 MB"), ("cuda", "3.4 GB with CUDA")])
+def test_make_demo_says_how_much_it_downloads(tmp_path: Path, extra: str, size: str) -> None:
+    """Before it installs TensorFlow, `make demo` names its size, which is several times as much with CUDA."""
+    said = plan(tmp_path / "venv", "demo", f"EXTRA={extra}")
+    assert f"TensorFlow is about {size})" in said
+    assert f'".[{extra}]"' in said
 
 
 def test_make_demo_uses_the_environment_of_the_tests(tmp_path: Path) -> None:
@@ -85,9 +93,9 @@ def test_make_demo_uses_the_environment_of_the_tests(tmp_path: Path) -> None:
     assert "--group dev" in plan(tmp_path, "test")
 
 
-def plan(environment: Path, target: str) -> str:
+def plan(environment: Path, target: str, *variables: str) -> str:
     """Return the commands that make would run, without running them."""
-    command = ["make", "--dry-run", f"VENV={environment}", target]
+    command = ["make", "--dry-run", f"VENV={environment}", *variables, target]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
