@@ -63,6 +63,14 @@ def test_pictures_are_the_same_on_every_machine(path: Path) -> None:
     assert not _FOREIGN.findall(text)
 
 
+def test_terminals_have_text_of_one_size() -> None:
+    """On a wide page the text of all terminals is equally large, however many columns they have."""
+    terminals = [root for path in PICTURES if "-matrix" in path.read_text() for root in [ET.parse(path).getroot()]]
+    scales = {round(float(root.attrib["width"]) / float(root.attrib["viewBox"].split()[2]), 1) for root in terminals}
+    assert len(terminals) == 5
+    assert len(scales) == 1
+
+
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
 def test_pictures_are_shown_with_words_for_those_who_do_not_see_them(path: Path) -> None:
     """Every picture is in the README or on a page of the site, with an alternative text."""

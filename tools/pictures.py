@@ -61,7 +61,7 @@ COLOURS = TerminalTheme(
     ],
 )
 TERMINAL = """\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
+<svg xmlns="http://www.w3.org/2000/svg" width="DISPLAY_WIDTH" viewBox="0 0 {width} {height}" role="img">
 <style>
 .{unique_id}-matrix {{ font: {char_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }}
 {styles}
@@ -106,6 +106,8 @@ text {{ font: 15px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-ser
 {body}
 </svg>
 """
+#: Pixels on a page, so that the text of all terminals has one size. A narrower page makes them smaller.
+COLUMN_WIDTH = 8
 BAR_LEFT, BAR_WIDTH, BAR_HEIGHT, ROW = 78, 500, 18, 27
 
 
@@ -186,7 +188,8 @@ def draw_terminal(name: str, text: str) -> str:
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=columns, file=nowhere, force_terminal=True, color_system="truecolor")
         console.print(shown, soft_wrap=True, highlight=False, end="")
-    picture = console.export_svg(title="", theme=COLOURS, code_format=TERMINAL, unique_id=name)
+    template = TERMINAL.replace("DISPLAY_WIDTH", str(columns * COLUMN_WIDTH))
+    picture = console.export_svg(title="", theme=COLOURS, code_format=template, unique_id=name)
     return "\n".join(line.strip() for line in picture.splitlines() if line.strip()) + "\n"
 
 
