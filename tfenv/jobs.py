@@ -6,9 +6,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: A process is in a job if any of these is set.
-_JOB_VARIABLES = ("SLURM_JOB_ID", "RAY_JOB_ID", "LSB_JOBID", "PBS_JOBID", "SGE_TASK_ID", "FLUX_JOB_ID")
-
 #: Ids of a job, of its step and of its task in an array. JOB_ID is too common a name to mean Grid Engine by itself,
 #: and HOSTNAME is a pod only inside Kubernetes: see `read_job_ids`.
 _ID_VARIABLES = (
@@ -17,11 +14,6 @@ _ID_VARIABLES = (
 )  # fmt: skip
 #: Characters of one id that tell jobs apart.
 _LONGEST_ID = 64
-
-
-def is_in_job(environ: Mapping[str, str]) -> bool:
-    """Tell whether a scheduler's variables are set."""
-    return any(name in environ for name in _JOB_VARIABLES)
 
 
 def read_job_ids(environ: Mapping[str, str]) -> dict[str, str]:

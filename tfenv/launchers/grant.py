@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 
-from tfenv.jobs import identify_job, is_in_job
-from tfenv.launchers.late import assigns_gpus_late
+from tfenv.jobs import identify_job
 from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
 from tfenv.launchers.ranks import read_local_rank
+from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import TypeVar
+
+    from tfenv.launchers.base import Launcher
+
+    _T = TypeVar("_T")
 
 
 def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: str) -> tuple[Grant, InheritedGrant]:
@@ -26,16 +31,40 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     Returns:
         The grant, and what to pass on: the original grant and what an ancestor's program asked for.
     """
+    launchers = tuple(find_launchers(environ))
     inherited = read_inherited_grant(start, boot_id, identify_job(environ))
-    if environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES") and assigns_gpus_late():
+    assigned_late = any(launcher.assigns_late is not None and launcher.assigns_late() for launcher in launchers)
+    if assigned_late and environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES"):
         inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
-        scheduler=is_in_job(environ),
+        scheduler=any(launcher.is_scheduler for launcher in launchers),
         rank=read_local_rank(environ),
+        launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
+        listed=_ask_first([launcher.read_devices for launcher in launchers], environ),
+        own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
+        share=_ask_first([launcher.read_share for launcher in launchers], environ),
+        job=_describe_job(launchers, environ),
     )
     return grant, inherited
+
+
+def _ask_first(
+    questions: Iterable[Callable[[Mapping[str, str]], _T | None] | None], environ: Mapping[str, str]
+) -> _T | None:
+    """Return the answer of the nearest launcher that has one."""
+    answers = (question(environ) for question in questions if question is not None)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> dict[str, str]:
+    """Describe the job. Of two launchers the outer one names it: Ray inside of a Slurm job is Slurm's."""
+    job: dict[str, str] = {}
+    for launcher in launchers:
+        if launcher.read_job is not None:
+            job.update(launcher.read_job(environ))
+    return job
 
 
 def read_current_grant() -> tuple[Grant, tuple[str, ...] | None]:

@@ -425,20 +425,51 @@ def get_uuid_digits(uuid: str) -> str:
 
 
 @frozen
+class Share:
+    """The part of each granted GPU that a launcher gave to this process.
+
+    Attributes:
+        giver: Who gave it: "Ray", "Slurm", "MPS".
+        text: What was given, as its giver says it: "num_gpus=0.25", "3 shards".
+        fraction: The part of a GPU's memory, in 0..1. None: `shards` tells it.
+        shards: Slurm's shards of one GPU. The machine layer says into how many shards a GPU is split. None: it is
+            not given in shards.
+    """
+
+    giver: str
+    text: str
+    fraction: float | None = None
+    shards: int | None = None
+
+
+@frozen
 class Grant:
-    """What the scheduler or the parent process gave: the outermost ceiling.
+    """What the launcher, a scheduler or the parent process, gave: the outermost ceiling.
 
     Attributes:
         tokens: CUDA_VISIBLE_DEVICES split at commas, verbatim. None: it was unset, which grants all GPUs.
         pci_order: CUDA counts as nvidia-smi does (CUDA_DEVICE_ORDER=PCI_BUS_ID).
         scheduler: The process runs inside a scheduler's job (for `require_grant`).
         rank: Local rank among the processes of one job on this host. None: there is no such job.
+        launcher: Who gave the GPUs: "Slurm", "Ray". "": nobody, or a plain parent process.
+        listed: The GPUs of the job as the scheduler's own variables list them, whatever CUDA_VISIBLE_DEVICES says.
+            None: they do not say.
+        own_gpus: The launcher gave each rank GPUs of its own.
+        share: The part of each GPU that was given. None: nothing tells it.
+        job: What tells this job and program from others, by the names of the audit record's `job`: "scheduler",
+            "id", "array_id", "array_task", "step", "partition", "user", "name", "ray_job", "actor", "task",
+            "notebook", "hub_user", "pod", "namespace". Empty outside of a job.
     """
 
     tokens: tuple[str, ...] | None = None
     pci_order: bool = False
     scheduler: bool = False
     rank: int | None = None
+    launcher: str = ""
+    listed: tuple[str, ...] | None = None
+    own_gpus: bool = False
+    share: Share | None = None
+    job: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- a GPU that several processes want

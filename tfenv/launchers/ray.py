@@ -1,0 +1,34 @@
+"""Ray. It writes CUDA_VISIBLE_DEVICES in a worker just before a task's or actor's code runs.
+
+Nothing of Ray's is imported. A module of its that the process has loaded is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tfenv.launchers.base import Launcher, pick
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Ray's mode of a process that runs tasks and actors. A driver has another one.
+_WORKER = 1
+
+
+def _is_ours(environ: Mapping[str, str]) -> bool:
+    """Return whether this process is a worker, or one that a worker started. A driver is none."""
+    return "RAY_JOB_ID" in environ or _is_worker()
+
+
+def _is_worker() -> bool:
+    worker = getattr(sys.modules.get("ray._private.worker"), "global_worker", None)
+    return getattr(worker, "mode", None) == _WORKER
+
+
+def _read_job(environ: Mapping[str, str]) -> dict[str, str]:
+    return {"scheduler": "ray", **pick(environ, {"ray_job": "RAY_JOB_ID"})}
+
+
+LAUNCHER = Launcher("Ray", is_ours=_is_ours, assigns_late=_is_worker, read_job=_read_job)
