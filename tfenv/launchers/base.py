@@ -26,6 +26,7 @@ class Launcher:
         assigns_late: Tells whether it writes CUDA_VISIBLE_DEVICES in this process while that runs. None: it does not.
         read_job: Describes the job, by the names of `policy.model.Grant.job`. None: there is nothing to tell.
         read_devices: Lists the GPUs that it gave. () is none. None, also as the answer: it does not say.
+        lists_devices: It always lists the GPUs that it gives: what `read_devices` does not list was not given.
         read_share: Tells the share of each GPU. None, also as the answer: it does not say.
         has_own_gpus: Tells whether it gave each rank GPUs of its own. None: it does not.
     """
@@ -36,6 +37,7 @@ class Launcher:
     assigns_late: Callable[[], bool] | None = None
     read_job: Callable[[_Environment], dict[str, str]] | None = None
     read_devices: Callable[[_Environment], tuple[str, ...] | None] | None = None
+    lists_devices: bool = False
     read_share: Callable[[_Environment], Share | None] | None = None
     has_own_gpus: Callable[[_Environment], bool] | None = None
 

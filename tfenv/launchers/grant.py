@@ -36,13 +36,16 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     assigned_late = any(launcher.assigns_late is not None and launcher.assigns_late() for launcher in launchers)
     if assigned_late and environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES"):
         inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
+    listed = _ask_first([launcher.read_devices for launcher in launchers], environ)
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
         scheduler=any(launcher.is_scheduler for launcher in launchers),
         rank=read_local_rank(environ),
         launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
-        listed=_ask_first([launcher.read_devices for launcher in launchers], environ),
+        listed=listed,
+        unlisted=listed is None and any(launcher.lists_devices for launcher in launchers),
+        handed=split_tokens(inherited.request) if inherited.handed else None,
         own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
         share=_ask_first([launcher.read_share for launcher in launchers], environ),
         job=_describe_job(launchers, environ),
