@@ -246,6 +246,7 @@ RUNS = {
     "no-inventory": explain('[gpu]\nvisible_devices = ["name:*A100*"]\n', gpus=""),
     "no-grant": explain("[ceiling]\nrequire_grant = true\n", env={"SLURM_JOB_ID": "7"}),
     "more-ranks-than-gpus": explain('[gpu]\nvisible_devices = {rank = "auto"}\n', gpus="1x24GiB", env=JOB),
+    "no-rank": explain('[gpu]\nvisible_devices = {rank = "auto"}\n'),
     "ranks-share-a-gpu": explain("[gpu]\nvisible_devices = [0]\n", env=JOB),
     "one-instance": explain(
         '[gpu]\nvisible_devices = ["MIG-a0104e00", "MIG-a0114e00"]\n', gpus="80GiB/mig=2x40GiB"

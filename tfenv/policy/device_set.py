@@ -175,14 +175,19 @@ def _cut_to_job(grant: Grant, inventory: Inventory) -> tuple[str, ...]:
     """
     listed = keep_valid_tokens(grant.listed or ())
     wanted = keep_valid_tokens(grant.tokens or ())
-    shown = sorted({device.index for device in inventory.devices or ()})
+    shown = sorted({*(device.index for device in inventory.devices or ()), *inventory.lost})
     renumbered = tuple(map(str, shown[: len(listed)]))
     if shown and (len(shown) == len(listed) or any(token.isdigit() and int(token) > shown[-1] for token in listed)):
         within = tuple(token for token in wanted if not token.isdigit() or int(token) <= shown[-1])
         return within[: len(listed)] or renumbered
     if wanted and not wanted[0].isdigit():  # the list has numbers: NVML tells which card a UUID is
         cards = [find_device(token, grant, inventory) for token in wanted]
-        named = [token for token, card in zip(wanted, cards, strict=True) if card is None or str(card.index) in listed]
+        named = [
+            token
+            for token, card in zip(wanted, cards, strict=True)
+            # Slurm has numbers of its own for MIG instances.
+            if card is None or card.instance is not None or str(card.index) in listed
+        ]
         return tuple(named)[: len(listed)] or listed
     return tuple(token for token in wanted if token in listed) or listed
 
