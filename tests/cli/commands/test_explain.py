@@ -301,7 +301,7 @@ def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
     limit = told["settings"]["memory_limit"]
     assert (limit["path"], limit["overrides"]) == (theirs, [])
     assert told["grant"] == json.loads(json.dumps(as_dict(Grant())))
-    assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
+    assert (told["disabled"], told["new_login"], list_codes(told)) == (False, True, ["no-rank"])
 
 
 def test_trust_and_permissions_are_theirs(server: SharedMachine) -> None:
