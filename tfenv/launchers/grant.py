@@ -70,6 +70,17 @@ def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> 
     return job
 
 
+def read_assignment(environ: Mapping[str, str]) -> str | None:
+    """Return the CUDA_VISIBLE_DEVICES that a launcher assigned by now to what runs in this process.
+
+    Returns:
+        None where no launcher assigns GPUs to a process that runs, or where it does not say which.
+    """
+    questions = (launcher.read_assignment for launcher in find_launchers(environ))
+    answers = (question() for question in questions if question is not None)
+    return next((answer for answer in answers if answer is not None), None)
+
+
 def read_current_grant() -> tuple[Grant, tuple[str, ...] | None]:
     """Return what a process that starts here and now is granted.
 
