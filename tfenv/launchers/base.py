@@ -30,6 +30,7 @@ class Launcher:
         read_devices: Lists the GPUs that it gave. () is none. None, also as the answer: it does not say.
         lists_devices: It always lists the GPUs that it gives: what `read_devices` does not list was not given.
         read_share: Tells the share of each GPU. None, also as the answer: it does not say.
+        read_rank: Tells the local rank. None, also as the answer: it does not say.
         has_own_gpus: Tells whether it gave each rank GPUs of its own. None: it does not.
     """
 
@@ -42,6 +43,7 @@ class Launcher:
     read_devices: Callable[[_Environment], tuple[str, ...] | None] | None = None
     lists_devices: bool = False
     read_share: Callable[[_Environment], Share | None] | None = None
+    read_rank: Callable[[_Environment], int | None] | None = None
     has_own_gpus: Callable[[_Environment], bool] | None = None
 
 

@@ -6,7 +6,6 @@ import os
 
 from tfenv.jobs import identify_job
 from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
-from tfenv.launchers.ranks import read_local_rank
 from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
 
@@ -41,7 +40,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
         scheduler=any(launcher.is_scheduler for launcher in launchers),
-        rank=read_local_rank(environ),
+        rank=_ask_first([launcher.read_rank for launcher in launchers], environ),
         launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
         listed=listed,
         unlisted=listed is None and any(launcher.lists_devices for launcher in launchers),

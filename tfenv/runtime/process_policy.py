@@ -11,7 +11,6 @@ from tfenv.launchers.parent import GRANT_VARIABLE, encode_grant, read_boot_id, s
 from tfenv.policy.model import Grant, Inventory, Plan
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.supports import drop_unsupported
-from tfenv.runtime.assignments import watch_assignments
 from tfenv.runtime.own_imports import Inside
 from tfenv.runtime.reporting import Reporter
 from tfenv.values import replace
@@ -75,6 +74,8 @@ class ProcessPolicy:
         self._choice: tuple[int, Choice | None] | None = None
         self._order_before: tuple[str | None] | None = None  # None: CUDA's order is not ours
         if self._assigned is not None:
+            from tfenv.runtime.assignments import watch_assignments
+
             watch_assignments(self._check_assignment)
 
     def continue_from(self, previous: ProcessPolicy) -> None:
