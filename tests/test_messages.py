@@ -224,6 +224,10 @@ RUNS = {
     "untrusted-owner": check("", prepare="chown nobody tfgpu.toml", names={"nobody": "bob", "root)": "alice)"}),
     "newer-version": check("version = 2\n"),
     "hidden": Run({"tfgpu.toml": "", "pyproject.toml": "[tool.tfgpu.gpu]\n"}),
+    "project-replaced": Run(
+        {"tfgpu.toml": "[gpu]\nmemory_growth = true\n", "policies/batch.toml": "[gpu]\nmemory_growth = true\n"},
+        env={"TFGPU_CONFIG": "policies/batch.toml"},
+    ),
     "hides-policy": Run(
         {"tfgpu.toml": "[gpu]\nmemory_growth = true\n", "app/tfgpu.toml": '[audit]\nfile = "none"\n'}, ("check", "app")
     ),

@@ -159,6 +159,75 @@ def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
     assert "  ignored  " in tfgpu("explain").stdout
 
 
+def list_files(result: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
+    """List layer, path and state of each file but the machine's."""
+    files = [(file["layer"], file["path"], file["state"]) for file in read_json(result)["files"]]
+    return [file for file in files if file[0] != "machine"]
+
+
+def test_the_sites_file_is_between_machine_and_user(layers: Path, project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """The file of TFGPU_SITE_CONFIG is listed as the site's. The user's value and the project's override its own."""
+    site = tmp_path / "site.toml"
+    site.write_text('[gpu]\nmemory_limit = "30GiB"\nallocator = "bfc"\n')
+    env = {"TFGPU_SITE_CONFIG": str(site)}
+    assert list_files(tfgpu("explain", "--format", "json", env=env)) == [
+        ("site", str(site), "read"), ("user", str(layers), "read"), ("project", str(project / "tfgpu.toml"), "read"),
+    ]  # fmt: skip
+    lines = [" ".join(line.split()) for line in tfgpu("explain", env=env).stdout.splitlines()]
+    assert f"site {site} read" in lines
+    chosen = lines.index('memory_limit = "16GiB" tfgpu.toml:3')
+    assert lines[chosen + 1 : chosen + 3] == [f'overrides "20GiB" {layers}:2', f'overrides "30GiB" {site}:2']
+    assert f'allocator = "bfc" {site}:3' in lines
+
+
+@pytest.mark.parametrize(
+    ("elevated", "why"),
+    [
+        ({"SUDO_UID": "1000"}, "TFGPU_SITE_CONFIG does not count under sudo"),
+        ({}, "TFGPU_SITE_CONFIG names the file of another layer"),
+    ],
+)
+def test_why_there_is_no_sites_file(layers: Path, tfgpu: Tfgpu, elevated: dict[str, str], why: str) -> None:
+    """Under sudo the variable does not count. The user's own file stays the user's."""
+    files = read_json(tfgpu("explain", "--format", "json", env={"TFGPU_SITE_CONFIG": str(layers)} | elevated))["files"]
+    assert [(file["path"], file["state"], file["why"]) for file in files if file["layer"] == "site"] == [
+        (str(layers), "none", why)
+    ]
+
+
+def test_a_sites_file_beside_the_program_is_no_projects(project: Path, tfgpu: Tfgpu) -> None:
+    """It is the site's, and the search says that it found no other."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    shown = tfgpu("explain", env={"TFGPU_SITE_CONFIG": "tfgpu.toml"}).stdout
+    assert "  site     tfgpu.toml" in shown
+    assert "  no other tfgpu.toml and no pyproject.toml" in shown
+
+
+def test_what_tfgpu_config_replaces_is_listed(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """The project's file is in the list with the reason, in text and JSON, and a note names it. The code is 0."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    job = tmp_path / "job.toml"
+    job.write_text('[gpu]\nmemory_limit = "20GiB"\n')
+    env = {"TFGPU_CONFIG": str(job)}
+    told = tfgpu("explain", "--format", "json", env=env)
+    assert told.returncode == 0
+    assert list_files(told)[1:] == [
+        ("project", str(project / "tfgpu.toml"), "replaced"), ("project", str(job), "read"),
+    ]  # fmt: skip
+    shown = tfgpu("explain", env=env).stdout
+    assert "replaced  TFGPU_CONFIG names another file" in shown
+    assert f"so the project's {project / 'tfgpu.toml'} does not apply [note project-replaced]" in shown
+
+
+def test_what_a_missing_tfgpu_config_replaces_is_listed(project: Path, tfgpu: Tfgpu) -> None:
+    """Where the file in the variable is not there, the project's is replaced all the same."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    told = tfgpu("explain", "--format", "json", env={"TFGPU_CONFIG": "/nowhere/job.toml"})
+    assert list_files(told)[1:] == [
+        ("project", str(project / "tfgpu.toml"), "replaced"), ("project", "/nowhere/job.toml", "dropped"),
+    ]  # fmt: skip
+
+
 def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:
     """--project tells of a program that starts elsewhere. A path that is no directory is wrong usage."""
     other = project / "other"

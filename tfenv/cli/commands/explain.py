@@ -37,6 +37,7 @@ _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
     "dropped": ("ignored", "problem"),
     "hidden": ("hidden", "note"),
+    "replaced": ("replaced", "note"),
     "none": ("-", "quiet"),
 }
 #: Characters of a value behind which the others' origins are lined up.
