@@ -6,7 +6,7 @@ import os
 
 from tfenv.jobs import identify_job
 from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
-from tfenv.launchers.ranks import read_local_rank
+from tfenv.launchers.ranks import read_global_rank, read_local_rank
 from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
 
@@ -64,7 +64,8 @@ def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> 
     for launcher in launchers:
         if launcher.read_job is not None:
             job.update(launcher.read_job(environ))
-    return job
+    rank = read_global_rank(environ) if job else None
+    return job if rank is None else {**job, "rank": str(rank)}
 
 
 def read_current_grant() -> tuple[Grant, tuple[str, ...] | None]:
