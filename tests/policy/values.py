@@ -180,7 +180,7 @@ class CaseGenerator(random.Random):
                 "memory_limit": self.draw_limit(bound=True),
                 "memory_total": self.draw_limit(bound=True),
                 "require_memory_growth": self.random() < 0.5,
-                "require_grant": self.random() < 0.5,
+                "require_grant": self.choice((True, False, "always")),
             }
         )
 

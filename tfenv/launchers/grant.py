@@ -6,7 +6,6 @@ import os
 
 from tfenv.jobs import identify_job
 from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
-from tfenv.launchers.ranks import read_local_rank
 from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
 
@@ -36,13 +35,16 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     assigned_late = any(launcher.assigns_late is not None and launcher.assigns_late() for launcher in launchers)
     if assigned_late and environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES"):
         inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
+    listed = _ask_first([launcher.read_devices for launcher in launchers], environ)
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
         scheduler=any(launcher.is_scheduler for launcher in launchers),
-        rank=read_local_rank(environ),
+        rank=_ask_first([launcher.read_rank for launcher in launchers], environ),
         launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
-        listed=_ask_first([launcher.read_devices for launcher in launchers], environ),
+        listed=listed,
+        unlisted=listed is None and any(launcher.lists_devices for launcher in launchers),
+        handed=split_tokens(inherited.request) if inherited.handed else None,
         own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
         share=_ask_first([launcher.read_share for launcher in launchers], environ),
         job=_describe_job(launchers, environ),
@@ -65,6 +67,17 @@ def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> 
         if launcher.read_job is not None:
             job.update(launcher.read_job(environ))
     return job
+
+
+def read_assignment(environ: Mapping[str, str]) -> str | None:
+    """Return the CUDA_VISIBLE_DEVICES that a launcher assigned by now to what runs in this process.
+
+    Returns:
+        None where no launcher assigns GPUs to a process that runs, or where it does not say which.
+    """
+    questions = (launcher.read_assignment for launcher in find_launchers(environ))
+    answers = (question() for question in questions if question is not None)
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def read_current_grant() -> tuple[Grant, tuple[str, ...] | None]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GRANT_VARIABLE = "TFGPU_GRANT"
 
 #: Of what TFGPU_GRANT holds. Another version's is not read.
-_VERSION = 2
+_VERSION = 3
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -32,6 +32,7 @@ class InheritedGrant:
         wrote: What the policy made of it: the value children start with. None: it was left alone.
         leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
         job: The job and step it runs in, as `identify_job` tells. What was given there counts in no other.
+        handed: The request is a list that a parent wrote for its child, as drivers do for their workers.
     """
 
     grant: str | None
@@ -39,6 +40,7 @@ class InheritedGrant:
     wrote: str | None
     leases: tuple[str, ...] = ()
     job: str = ""
+    handed: bool = False
 
 
 def split_tokens(value: str | None) -> tuple[str, ...] | None:
@@ -50,7 +52,8 @@ def split_tokens(value: str | None) -> tuple[str, ...] | None:
 
 def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
     """Return the value of TFGPU_GRANT."""
-    parts = [_VERSION, boot_id, inherited.job, inherited.grant, inherited.request, inherited.wrote, inherited.leases]
+    given = [inherited.grant, inherited.request, inherited.wrote, inherited.leases, inherited.handed]
+    parts = [_VERSION, boot_id, inherited.job, *given]
     return json.dumps(parts, separators=(",", ":"))
 
 
@@ -61,19 +64,24 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
     that names others is a new grant.
     """
     try:
-        version, boot, written_in, grant, request, wrote, leases = json.loads(text or "null")
+        version, boot, written_in, grant, request, wrote, leases, handed = json.loads(text or "null")
     except (ValueError, TypeError, RecursionError):
         return None
     if version != _VERSION or not boot_id or boot != boot_id or written_in != job:
         return None
     if not all(value is None or isinstance(value, str) for value in (grant, request, wrote)):
         return None
-    if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
+    if (
+        not isinstance(handed, bool)
+        or not isinstance(leases, list)
+        or not all(isinstance(lease, str) for lease in leases)
+    ):
         return None
-    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job)
+    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job, handed is True)
     if wrote == current:
         return inherited
-    return replace(inherited, request=current, wrote=current) if _is_within(current, grant) else None
+    handed = bool(split_tokens(current))
+    return replace(inherited, request=current, wrote=current, handed=handed) if _is_within(current, grant) else None
 
 
 def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant:
@@ -85,7 +93,7 @@ def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant
     """
     if given is None or not _is_within(given, inherited.grant):
         return inherited
-    return replace(inherited, grant=given, request=None, wrote=given)
+    return replace(inherited, grant=given, request=None, wrote=given, handed=False)
 
 
 def _is_within(given: str | None, grant: str | None) -> bool:

@@ -456,11 +456,14 @@ class Grant:
         rank: Local rank among the processes of one job on this host. None: there is no such job.
         launcher: Who gave the GPUs: "Slurm", "Ray". "": nobody, or a plain parent process.
         listed: The GPUs of the job as the scheduler's own variables list them, whatever CUDA_VISIBLE_DEVICES says.
-            None: they do not say.
+            () is none. None: they do not say.
+        unlisted: The scheduler lists the GPUs that it gives, and has listed none.
+        handed: The list that a parent process under a policy wrote for this process, of which the request is made.
+            None: it wrote none.
         own_gpus: The launcher gave each rank GPUs of its own.
         share: The part of each GPU that was given. None: nothing tells it.
         job: What tells this job and program from others, by the names of the audit record's `job`: "scheduler",
-            "id", "array_id", "array_task", "step", "partition", "user", "name", "ray_job", "actor", "task",
+            "id", "array_id", "array_task", "step", "rank", "partition", "user", "name", "ray_job", "actor", "task",
             "notebook", "hub_user", "pod", "namespace". Empty outside of a job.
     """
 
@@ -470,6 +473,8 @@ class Grant:
     rank: int | None = None
     launcher: str = ""
     listed: tuple[str, ...] | None = None
+    unlisted: bool = False
+    handed: tuple[str, ...] | None = None
     own_gpus: bool = False
     share: Share | None = None
     job: Mapping[str, str] = field(default_factory=dict)

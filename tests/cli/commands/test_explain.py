@@ -14,7 +14,9 @@ import pytest
 
 from tests.cli.conftest import REPOSITORY, Tfgpu
 from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
+from tfenv.policy.model import Grant
 from tfenv.simulate.environment import build_environment, parse_gpus
+from tfenv.values import as_dict
 
 USER = '[gpu]\nmemory_limit = "20GiB"\n\n[ceiling]\nrequire_memory_growth = true\nmemory_limit = "50%"\n'
 PROJECT = '[gpu]\nvisible_devices = [1, 2]\nmemory_limit = "16GiB"\nmemory_growth = false\n'
@@ -367,8 +369,8 @@ def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
     )
     limit = told["settings"]["memory_limit"]
     assert (limit["path"], limit["overrides"]) == (theirs, [])
-    assert told["grant"] == {"tokens": None, "pci_order": False, "scheduler": False, "rank": None}
-    assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
+    assert told["grant"] == json.loads(json.dumps(as_dict(Grant())))
+    assert (told["disabled"], told["new_login"], list_codes(told)) == (False, True, ["no-rank"])
 
 
 def test_trust_and_permissions_are_theirs(server: SharedMachine) -> None:
@@ -477,3 +479,17 @@ def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) ->
     (project / "real").mkdir()
     (project / "link").symlink_to(project / "real")
     assert read_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")
+
+
+def test_the_launcher_that_spoke_and_what_it_gave(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Inside of a job: which launcher, which job, which GPUs it listed, and what a script named beyond them."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\n")
+    job = {"SLURM_JOB_ID": "14", "SLURM_STEP_GPUS": "2", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "2,3"}
+    result = tfgpu("explain", env=four_gpus | job)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[lines.index("Grant") + 1 : lines.index("Effect") - 1] == ["launcher Slurm", "job 14", "gave GPU 2"]
+    assert "CUDA_VISIBLE_DEVICES=2,3 goes beyond what Slurm gave this job (2) [note clamped]" in lines
+    assert result.returncode == 0
+    grant = read_json(tfgpu("explain", "--format", "json", env=four_gpus | job))["grant"]
+    assert (grant["launcher"], grant["listed"], grant["job"]) == ("Slurm", ["2"], {"scheduler": "slurm", "id": "14"})
+    assert "Grant" not in tfgpu("explain", env=four_gpus).stdout
