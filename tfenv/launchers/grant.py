@@ -9,6 +9,7 @@ from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, r
 from tfenv.launchers.ranks import read_local_rank
 from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
+from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from tfenv.launchers.base import Launcher
+    from tfenv.policy.model import Share
 
     _T = TypeVar("_T")
 
@@ -36,6 +38,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     assigned_late = any(launcher.assigns_late is not None and launcher.assigns_late() for launcher in launchers)
     if assigned_late and environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES"):
         inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
+    share, inherited = _read_share(launchers, environ, inherited)
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
@@ -44,7 +47,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
         launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
         listed=_ask_first([launcher.read_devices for launcher in launchers], environ),
         own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
-        share=_ask_first([launcher.read_share for launcher in launchers], environ),
+        share=share,
         job=_describe_job(launchers, environ),
     )
     return grant, inherited
@@ -56,6 +59,35 @@ def _ask_first(
     """Return the answer of the nearest launcher that has one."""
     answers = (question(environ) for question in questions if question is not None)
     return next((answer for answer in answers if answer is not None), None)
+
+
+def _read_share(
+    launchers: Iterable[Launcher], environ: Mapping[str, str], inherited: InheritedGrant
+) -> tuple[Share | None, InheritedGrant]:
+    """Return the share of this process, and what to pass on of it.
+
+    Only Ray's is passed on: a child process cannot ask for it, and reads the other ones itself. What Ray gives is a
+    part of what a scheduler gave to Ray. The limit of MPS holds beside them.
+    """
+    answers = [(one, one.read_share(environ)) for one in launchers if one.read_share is not None]
+    late = next((share for one, share in answers if one.assigns_late is not None and share), inherited.share)
+    scheduled = next((share for one, share in answers if one.assigns_late is None and one.is_scheduler and share), None)
+    beside = next((share for one, share in answers if one.assigns_late is None and not one.is_scheduler and share), None)
+    share = scheduled if late is None else late if scheduled is None else _nest(late, scheduled)
+    if share is None or beside is None:
+        share = share or beside
+    elif share.shards is not None:
+        share = _nest(beside, share)
+    else:
+        share = min(share, beside, key=lambda one: one.fraction)
+    return share, replace(inherited, share=late)
+
+
+def _nest(share: Share, outer: Share) -> Share:
+    """Return a share of a share."""
+    whole = outer.shards is None and outer.fraction == 1
+    text = share.text if whole else f"{share.text} of {outer.giver}'s {outer.text}"
+    return replace(share, text=text, fraction=share.fraction * outer.fraction, shards=outer.shards, gpus=outer.gpus)
 
 
 def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> dict[str, str]:

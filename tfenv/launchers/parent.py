@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 
+from tfenv.policy.model import Share
 from tfenv.values import frozen, replace
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 GRANT_VARIABLE = "TFGPU_GRANT"
 
 #: Of what TFGPU_GRANT holds. Another version's is not read.
-_VERSION = 2
+_VERSION = 3
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -32,6 +33,7 @@ class InheritedGrant:
         wrote: What the policy made of it: the value children start with. None: it was left alone.
         leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
         job: The job and step it runs in, as `identify_job` tells. What was given there counts in no other.
+        share: The part of each GPU that the launcher told the parent, and does not tell a child. None: there is none.
     """
 
     grant: str | None
@@ -39,6 +41,7 @@ class InheritedGrant:
     wrote: str | None
     leases: tuple[str, ...] = ()
     job: str = ""
+    share: Share | None = None
 
 
 def split_tokens(value: str | None) -> tuple[str, ...] | None:
@@ -50,7 +53,9 @@ def split_tokens(value: str | None) -> tuple[str, ...] | None:
 
 def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
     """Return the value of TFGPU_GRANT."""
-    parts = [_VERSION, boot_id, inherited.job, inherited.grant, inherited.request, inherited.wrote, inherited.leases]
+    share = inherited.share and [inherited.share.giver, inherited.share.text, inherited.share.fraction]
+    who = [_VERSION, boot_id, inherited.job]
+    parts = [*who, inherited.grant, inherited.request, inherited.wrote, inherited.leases, share]
     return json.dumps(parts, separators=(",", ":"))
 
 
@@ -61,7 +66,8 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
     that names others is a new grant.
     """
     try:
-        version, boot, written_in, grant, request, wrote, leases = json.loads(text or "null")
+        version, boot, written_in, grant, request, wrote, leases, share = json.loads(text or "null")
+        share = _decode_share(share)
     except (ValueError, TypeError, RecursionError):
         return None
     if version != _VERSION or not boot_id or boot != boot_id or written_in != job:
@@ -70,10 +76,24 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
         return None
     if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
         return None
-    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job)
+    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job, share)
     if wrote == current:
         return inherited
     return replace(inherited, request=current, wrote=current) if _is_within(current, grant) else None
+
+
+def _decode_share(share: object) -> Share | None:
+    """Return the share that a parent wrote.
+
+    Raises:
+        ValueError: No parent wrote that.
+    """
+    if share is None:
+        return None
+    giver, text, fraction = share if isinstance(share, list) else ()
+    if not (isinstance(giver, str) and isinstance(text, str) and isinstance(fraction, float) and 0 < fraction <= 1):
+        raise ValueError("not a share")
+    return Share(giver, text, fraction)
 
 
 def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant:
