@@ -86,13 +86,31 @@ def test_explain_raises_for_no_directory(tmp_path: Path) -> None:
 
 def test_explain_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`explain(DIR)` reads what a process that starts there would, and all of it goes into JSON."""
-    for name in ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE"):
+    for name in ("TFGPU_CONFIG", "TFGPU_SITE_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "tfgpu.toml").write_text(ONE_OF_FOUR)
     explanation = tfenv.explain(tmp_path)
     limit = next(setting for setting in explanation.settings if setting.name == "memory_limit")
     assert (limit.chosen.value, limit.chosen.path, limit.chosen.line) == ("1000MiB", str(tmp_path / "tfgpu.toml"), 3)
     assert json.loads(json.dumps(explanation.as_dict()))["project"] == str(tmp_path)
+
+
+def test_explain_lists_the_sites_file_and_what_tfgpu_config_replaced(tmp_path: Path, simulated_gpus: Simulated) -> None:
+    """`explain().files` has both, with layer and state, and a note says which file does not apply."""
+    for name in ("site.toml", "job.toml", "tfgpu.toml"):
+        (tmp_path / name).write_text("[gpu]\nmemory_growth = true\n")
+    program = """
+        import json, tfenv
+        explanation = tfenv.explain()
+        files = [[file.layer, file.path.rpartition("/")[2], file.state] for file in explanation.files]
+        print(json.dumps([files[1:], [finding.code for finding in explanation.findings]]))
+    """
+    environment = simulated_gpus(TFGPU_SITE_CONFIG="site.toml", TFGPU_CONFIG="job.toml")
+    files, codes = ask(program, tmp_path, environment)
+    assert [file for file in files if file[0] != "user"] == [
+        ["site", "site.toml", "read"], ["project", "tfgpu.toml", "replaced"], ["project", "job.toml", "read"],
+    ]  # fmt: skip
+    assert codes == ["project-replaced"]
 
 
 # ---- status and apply

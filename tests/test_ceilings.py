@@ -239,12 +239,34 @@ def test_the_programs_own_list_is_cut_to_the_ceilings(
 
 # ---- the grant
 
+JOB = {"SLURM_JOB_ID": "17"}
+#: As Slurm 22.05 sets them.
 JOBS = {
     "no job": ({}, "0,1,2,3"),
-    "a Slurm job without gres": ({"SLURM_JOB_ID": "17"}, "-1"),
-    "a step without gres": ({"SLURM_JOB_ID": "17", "SLURM_JOB_GPUS": "0,1,2", "SLURM_STEP_GPUS": "0"}, "-1"),
-    "a Slurm job with gres": ({"SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": "2"}, "2"),
-    "a Slurm job with none": ({"SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": ""}, "-1"),
+    "a Slurm job without gres": (JOB, "-1"),
+    "one whose script names a GPU": (JOB | {"CUDA_VISIBLE_DEVICES": "2"}, "-1"),
+    "one that a step of another job submitted": (JOB | {"SLURM_STEP_ID": "0", "SLURM_STEP_GPUS": "0,1"}, "-1"),
+    "a step without gres": (JOB | {"SLURM_STEP_ID": "1", "SLURM_JOB_GPUS": "0,1,2"}, "-1"),
+    "a batch job": (
+        JOB | {"SLURM_JOB_GPUS": "2", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "2"},
+        "2",
+    ),
+    "one that a step of another job submitted with gres": (
+        JOB | {"SLURM_JOB_GPUS": "2", "SLURM_STEP_GPUS": "0,1", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "2"},
+        "2",
+    ),
+    "one whose script names all GPUs": (
+        JOB | {"SLURM_JOB_GPUS": "2", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+        "2",
+    ),
+    "a step": (JOB | {"SLURM_STEP_GPUS": "1,2", "SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "1,2"}, "1,2"),
+    "a task with a GPU of its own": (
+        JOB
+        | {"SLURM_STEP_GPUS": "1", "SLURM_GPUS_ON_NODE": "2", "SLURMD_TRES_BIND": "gpu:per_task:1"}
+        | {"CUDA_VISIBLE_DEVICES": "1"},
+        "1",
+    ),
+    "a job of another scheduler with none": ({"PBS_JOBID": "7", "CUDA_VISIBLE_DEVICES": ""}, "-1"),
     "a Ray worker without GPUs": ({"RAY_JOB_ID": "01000000"}, "-1"),
     "a Ray worker": ({"RAY_JOB_ID": "01000000", "CUDA_VISIBLE_DEVICES": "3"}, "3"),
 }
@@ -254,12 +276,12 @@ JOBS = {
 def test_inside_a_job_no_grant_means_no_gpu(
     variables: dict[str, str], visible: str, shared_machine: SharedMachine
 ) -> None:
-    """`require_grant`: an unset CUDA_VISIBLE_DEVICES is no GPU. SLURM_JOB_GPUS and SLURM_STEP_GPUS grant nothing."""
+    """`require_grant`: what a script writes into CUDA_VISIBLE_DEVICES is no grant where Slurm lists what it gives."""
     shared_machine.policy({"tfgpu.toml": "[ceiling]\nrequire_grant = true\n"})
     write_greedy(shared_machine, "project")
     plan = plan_for(shared_machine, ALICE, variables=variables)
     assert plan["visible"] == visible
-    assert ("no-grant" in list_codes(plan)) == (visible == "-1" and "CUDA_VISIBLE_DEVICES" not in variables)
+    assert ("no-grant" in list_codes(plan)) == (visible == "-1" and variables.get("CUDA_VISIBLE_DEVICES") != "")
 
 
 # ---- processes that are not quite their user's own

@@ -224,6 +224,10 @@ RUNS = {
     "untrusted-owner": check("", prepare="chown nobody tfgpu.toml", names={"nobody": "bob", "root)": "alice)"}),
     "newer-version": check("version = 2\n"),
     "hidden": Run({"tfgpu.toml": "", "pyproject.toml": "[tool.tfgpu.gpu]\n"}),
+    "project-replaced": Run(
+        {"tfgpu.toml": "[gpu]\nmemory_growth = true\n", "policies/batch.toml": "[gpu]\nmemory_growth = true\n"},
+        env={"TFGPU_CONFIG": "policies/batch.toml"},
+    ),
     "hides-policy": Run(
         {"tfgpu.toml": "[gpu]\nmemory_growth = true\n", "app/tfgpu.toml": '[audit]\nfile = "none"\n'}, ("check", "app")
     ),
@@ -246,6 +250,7 @@ RUNS = {
     "no-inventory": explain('[gpu]\nvisible_devices = ["name:*A100*"]\n', gpus=""),
     "no-grant": explain("[ceiling]\nrequire_grant = true\n", env={"SLURM_JOB_ID": "7"}),
     "more-ranks-than-gpus": explain('[gpu]\nvisible_devices = {rank = "auto"}\n', gpus="1x24GiB", env=JOB),
+    "no-rank": explain('[gpu]\nvisible_devices = {rank = "auto"}\n'),
     "ranks-share-a-gpu": explain("[gpu]\nvisible_devices = [0]\n", env=JOB),
     "one-instance": explain(
         '[gpu]\nvisible_devices = ["MIG-a0104e00", "MIG-a0114e00"]\n', gpus="80GiB/mig=2x40GiB"
@@ -486,10 +491,14 @@ def test_an_example_is_what_programs_say(code: str, tmp_path: Path, monkeypatch:
 
 OPEN = 'import tensorflow as tf; tf.config.list_logical_devices("GPU")\n'
 LATE = f"import sys; sys.path += {sys.path!r}\n{OPEN}import tfenv; tfenv.apply()\n"
+STALE = f"from tests.launchers.small_ray import assign\nassign('0')\n{OPEN}assign('1')\n"
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize(("code", "gpus", "program"), [("no-gpu", "", OPEN), ("too-late", "4x24GiB", LATE)])
+@pytest.mark.parametrize(
+    ("code", "gpus", "program"),
+    [("no-gpu", "", OPEN), ("too-late", "4x24GiB", LATE), ("stale-devices", "4x24GiB", STALE)],
+)
 def test_an_example_is_what_people_see_of_tensorflow(
     code: str, gpus: str, program: str, tmp_path: Path, simulated_gpus: SimulatedGpus
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.machine import GIB, HOSTILE, INVENTORY, MACHINE, ME, STRICT, Machine, assert_within
 from tfenv import pipeline
 from tfenv.audit import sinks
-from tfenv.policy.model import Grant, MemoryLimit
+from tfenv.policy.model import Grant, MemoryLimit, Plan, Start
 from tfenv.values import replace
 
 
@@ -43,21 +43,21 @@ def test_all_layers_meet_in_one_plan(machine: Machine) -> None:
 
 @pytest.mark.parametrize("on_error", ["warn", "cpu", "fail"])
 @pytest.mark.parametrize("asked", ["file = '/no/such/directory/<uid>.jsonl'", "syslog = true"])
-@pytest.mark.parametrize("layer", ["machine", "user"])
+@pytest.mark.parametrize("layer", ["machine", "site", "user"])
 def test_a_log_that_the_machine_asks_for_has_its_say(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, layer: str, asked: str, on_error: str
 ) -> None:
-    """Where the administrator's log cannot be written, `on_error` decides. A user's own log stops nothing."""
+    """Where the administrator's log cannot be written, `on_error` decides. A site's or a user's log stops nothing."""
     monkeypatch.setattr(sinks, "SYSLOG_SOCKET", str(machine.root / "nobody-listens"))
     monkeypatch.setenv(sinks.COMPLAINED_VARIABLE, "1")
-    file = {"machine": "etc/tfgpu.toml", "user": "home/.config/tfgpu/tfgpu.toml"}[layer]
-    machine.write(file, f'on_error = "{on_error}"\n[audit]\n{asked}\n')
-    loaded = machine.load()
+    files = {"machine": "etc/tfgpu.toml", "site": "opt/site.toml", "user": "home/.config/tfgpu/tfgpu.toml"}
+    path = machine.write(files[layer], f'on_error = "{on_error}"\n[audit]\n{asked}\n')
+    loaded = machine.load(replace(machine.start, site=str(path) if layer == "site" else None))
     log = sinks.AuditLog(loaded.policy.audit, loaded.start.home, ME)
     log.open_now()
     decision = pipeline.decide(loaded, Grant(), INVENTORY, elsewhere=log.findings)
     assert bool(decision.errors) == (layer == "machine")
-    said = "warn" if layer == "user" else on_error
+    said = on_error if layer == "machine" else "warn"
     assert (decision.refused, decision.no_gpu) == (said == "fail", said == "cpu")
 
 
@@ -87,6 +87,140 @@ def test_tfgpu_config_replaces_the_walk_and_never_the_machine_layer(machine: Mac
     missing = machine.load(replace(machine.start, config="nowhere.toml"))
     assert list_codes(missing) == ["not-found"]
     assert pipeline.select_errors(missing.findings)
+
+
+# ---- the site's file
+
+
+def plan_under_site(machine: Machine, site: str, project: str, **start: str) -> Plan:
+    machine.write("opt/site.toml", site)
+    machine.write("home/project/tfgpu.toml", project)
+    return machine.plan(replace(machine.start, site=str(machine.root / "opt" / "site.toml"), **start))
+
+
+def test_a_projects_limit_is_nearer_than_the_sites(machine: Machine) -> None:
+    """A site sets 20 GiB for all, the project wants 2: it gets 2, also where TFGPU_CONFIG names its file."""
+    site, project = "[gpu]\nmemory_limit = '20GiB'\n", "[gpu]\nmemory_limit = '2GiB'\n"
+    assert plan_under_site(machine, site, project).limit == MemoryLimit(bytes=2 * GIB)
+    other = machine.write("home/other.toml", "[gpu]\nmemory_limit = '3GiB'\n")
+    assert plan_under_site(machine, site, project, config=str(other)).limit == MemoryLimit(bytes=3 * GIB)
+    assert plan_under_site(machine, site, "[gpu]\nmemory_growth = true\n").limit == MemoryLimit(bytes=20 * GIB)
+
+
+def test_a_sites_ceiling_holds_a_project(machine: Machine) -> None:
+    """A site's ceiling of 4 GiB cuts the project's 8, and one of 99 lifts nothing of the machine's 20."""
+    project = "[gpu]\nmemory_limit = '8GiB'\n[ceiling]\nmemory_limit = '30GiB'\n"
+    made = plan_under_site(machine, "[ceiling]\nmemory_limit = '4GiB'\n", project)
+    assert made.limit == MemoryLimit(bytes=4 * GIB)
+    assert [finding.code for finding in made.findings] == ["clamped"]
+    machine.write("etc/tfgpu.toml", MACHINE)
+    loose = plan_under_site(machine, "[gpu]\nmemory_limit = '99GiB'\n[ceiling]\nmemory_limit = '99GiB'\n", "")
+    assert loose.limit == MemoryLimit(bytes=20 * GIB)
+
+
+def test_a_sites_numbers_are_positions(machine: Machine) -> None:
+    """As in a user's file, 0 is the first of the GPUs that the grant and the machine leave."""
+    machine.write("etc/tfgpu.toml", MACHINE)
+    assert plan_under_site(machine, "[gpu]\nvisible_devices = [0]\n", "").visible == "1"
+
+
+def test_a_sites_tables_for_groups_and_users_count(machine: Machine) -> None:
+    """`[group.X]` and `[user.X]` of the site's file apply as in any layer. `[machine]` and `[project]` do not."""
+    tables = (
+        "[gpu]\nmemory_limit = '1GiB'\n[group.students.gpu]\nmemory_limit = '5GiB'\n[user.bob.gpu]\n"
+        "memory_limit = '9GiB'\n[machine]\nallow_disable = false\n[project.'/'.gpu]\nmemory_limit = '7GiB'\n"
+    )
+    assert plan_under_site(machine, tables, "").limit == MemoryLimit(bytes=5 * GIB)
+    loaded = machine.load(replace(machine.start, site=str(machine.root / "opt" / "site.toml")))
+    assert list_codes(loaded) == ["machine-layer-only"] * 2
+    assert loaded.policy.allow_disable
+
+
+@pytest.mark.parametrize("content", [None, "[gpu\n"], ids=["missing", "broken"])
+@pytest.mark.parametrize("on_error", ["warn", "cpu", "fail"])
+def test_a_site_without_its_file_fails_as_on_error_says(machine: Machine, on_error: str, content: str | None) -> None:
+    """A missing or broken site file is an error, never a policy without it and without a word."""
+    machine.write("etc/tfgpu.toml", f'on_error = "{on_error}"\n')
+    if content is not None:
+        machine.write("opt/site.toml", content)
+    loaded = machine.load(replace(machine.start, site=str(machine.root / "opt" / "site.toml")))
+    decision = pipeline.decide(loaded, Grant(), INVENTORY)
+    assert [finding.path for finding in decision.errors] == [str(machine.root / "opt" / "site.toml")]
+    assert (decision.refused, decision.no_gpu) == (on_error == "fail", on_error == "cpu")
+
+
+def test_the_machine_cannot_leave_the_site_out_by_leaving_projects_out(machine: Machine) -> None:
+    """`allow_project_files = false` is about projects: the site's file still counts."""
+    machine.write("etc/tfgpu.toml", "[machine]\nallow_project_files = false\n")
+    made = plan_under_site(machine, "[gpu]\nmemory_limit = '20GiB'\n", "[gpu]\nmemory_limit = '2GiB'\n")
+    assert made.limit == MemoryLimit(bytes=20 * GIB)
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
+def test_a_strangers_site_file_is_an_error(machine: Machine) -> None:
+    """It counts from me, root and trusted owners. The owner of the start directory has no site."""
+    path = machine.write("opt/site.toml", "[gpu]\nmemory_growth = true\n")
+    os.chown(path, 65534, -1)
+    os.chown(machine.project, 65534, -1)
+    start = replace(machine.start, site=str(path))
+    (finding,) = machine.load(start).findings
+    assert (finding.code, finding.severity) == ("untrusted-owner", "error")
+    assert "or root; copy it" in finding.message
+    machine.write("etc/tfgpu.toml", '[machine]\ntrusted_owners = ["nobody"]\n')
+    assert machine.load(start).policy.settings["memory_growth"].value is True
+
+
+def test_the_sites_variable_counts_as_it_was_at_the_start() -> None:
+    """`make_start` takes what the hook remembered. An empty variable is an unset one."""
+    assert pipeline.make_start({"cwd": "/", "TFGPU_SITE_CONFIG": "/opt/site.toml"}).site == "/opt/site.toml"
+    assert pipeline.make_start({"cwd": "/", "TFGPU_SITE_CONFIG": ""}).site is None
+
+
+# ---- a project's file that TFGPU_CONFIG replaces
+
+
+def write_job(machine: Machine) -> Start:
+    """Write a file for TFGPU_CONFIG. Return a start with it."""
+    path = machine.write("home/job.toml", "[gpu]\nmemory_growth = true\n")
+    return replace(machine.start, config=str(path))
+
+
+@pytest.mark.parametrize("text", ["[gpu]\nmemory_limit = '2GiB'\n", "[gpu\n"], ids=["right", "broken"])
+def test_what_tfgpu_config_replaces_is_said(machine: Machine, text: str) -> None:
+    """The note names the project's file that does not apply, and stops nothing."""
+    path = machine.write("home/project/tfgpu.toml", text)
+    start = write_job(machine)
+    loaded = machine.load(start)
+    assert loaded.replaced == str(path)
+    (finding,) = loaded.findings
+    assert (finding.code, finding.severity, finding.path) == ("project-replaced", "note", start.config)
+    assert str(path) in finding.message
+    assert "memory_limit" not in loaded.policy.settings
+
+
+def test_nothing_is_replaced_where_nothing_is(machine: Machine) -> None:
+    """No project's file, the very file in the variable, a variable that does not count: nothing is said."""
+    start = write_job(machine)
+    assert machine.load(start).replaced is None
+    path = machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    for other in (
+        replace(start, config="tfgpu.toml"),
+        replace(start, config=None, site=str(path)),
+        replace(start, isolated=True),
+        replace(start, elevated=True),
+    ):
+        loaded = machine.load(other)
+        assert (loaded.replaced, loaded.findings) == (None, ())
+    machine.write("etc/tfgpu.toml", "[machine]\nallow_project_files = false\n")
+    assert machine.load(start).replaced is None
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give files to somebody else")
+def test_a_strangers_file_is_not_what_was_replaced(machine: Machine) -> None:
+    """It would not have counted. The one above it would."""
+    above = machine.write("home/tfgpu.toml", "[gpu]\nmemory_growth = true\n")
+    os.chown(machine.write("home/project/tfgpu.toml", "[gpu]\nmemory_growth = true\n"), 65534, -1)
+    assert machine.load(write_job(machine)).replaced == str(above)
 
 
 def test_options_of_tfgpu_run_are_the_nearest_layer(machine: Machine) -> None:

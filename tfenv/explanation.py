@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 from tfenv.audit.sinks import list_log_names
-from tfenv.config.discover import find_hidden_file, find_search_end
+from tfenv.config.discover import find_hidden_file, find_search_end, locate_named_file
 from tfenv.config.document import Trust, read
 from tfenv.config.hidden import advise_on_hidden
-from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT
 from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.memory import read_memory
@@ -22,7 +22,7 @@ from tfenv.errors import Finding
 from tfenv.identity import UserAccount, call_as, find_account, find_user, identify, suggest_name
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import LoadedPolicy, check_disable_switch, current_start, decide, load
-from tfenv.policy.merge import select_tables
+from tfenv.policy.merge import contains_project, select_tables
 from tfenv.policy.model import (
     LAYER_ORDER,
     Grant,
@@ -105,13 +105,14 @@ class ExaminedFile:
     Attributes:
         layer: Whose files stand there.
         path: A file, or for "none" the place where one would stand.
-        state: "read", "dropped" as a whole, "hidden" by a nearer file of the layer, or "none" there.
-        why: The reason, where it was dropped. What was looked for, where there is none.
+        state: "read", "dropped" as a whole, "hidden" by a nearer file of the layer, "replaced" by the file that
+            TFGPU_CONFIG names, or "none" there.
+        why: The reason, where it does not count. What was looked for, where there is none.
     """
 
     layer: LayerName
     path: str
-    state: Literal["read", "dropped", "hidden", "none"]
+    state: Literal["read", "dropped", "hidden", "replaced", "none"]
     why: str = ""
 
 
@@ -443,13 +444,24 @@ def _list_files(loaded: LoadedPolicy, obstacle: str | None) -> Iterable[Examined
             if hidden is not None and hidden.path not in paths:
                 seen.append(ExaminedFile("project", hidden.path, "hidden", "a nearer project file counts instead"))
     present = {file.layer for file in seen}
-    seen += [place for place in _list_places(loaded.start, obstacle) if place.layer not in present]
-    return sorted(seen, key=lambda file: (LAYER_ORDER.index(file.layer), file.state != "hidden"))
+    if loaded.replaced is not None:
+        seen.append(ExaminedFile("project", loaded.replaced, "replaced", "TFGPU_CONFIG names another file"))
+    other = any(_is_on_the_walk(file.path, loaded.start) for file in seen)
+    seen += [place for place in _list_places(loaded.start, obstacle, other=other) if place.layer not in present]
+    return sorted(seen, key=lambda file: (LAYER_ORDER.index(file.layer), file.state not in ("hidden", "replaced")))
+
+
+def _is_on_the_walk(path: str, start: Start) -> bool:
+    """Return whether the search for a project's file comes upon a file, which may count for another layer already."""
+    folder, name = os.path.split(path)
+    return name in (FILE_NAME, PYPROJECT) and start.cwd is not None and contains_project(folder, start.cwd)
 
 
 def _guess_layer(path: str, start: Start) -> LayerName:
     if path.startswith(f"{MACHINE_ROOT}/"):
         return "machine"
+    if path in (start.site, locate_named_file(start, "site")):
+        return "site"
     if path == _locate_user_file(start):
         return "user"
     return "run" if path == "<tfgpu run>" else "project"
@@ -459,9 +471,11 @@ def _locate_user_file(start: Start) -> str:
     return os.path.join(start.config_home or "~/.config", "tfgpu", FILE_NAME)
 
 
-def _list_places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
-    """List where each layer's file would stand."""
+def _list_places(start: Start, obstacle: str | None, *, other: bool) -> Iterable[ExaminedFile]:
+    """List where each layer's file would stand. `other` says that the search for a project's passed one of another."""
     yield ExaminedFile("machine", f"{MACHINE_ROOT}/{FILE_NAME}", "none", "no such file")
+    if start.site:
+        yield ExaminedFile("site", locate_named_file(start, "site") or start.site, "none", _explain_no_site(start))
     if start.elevated:
         yield ExaminedFile("user", _locate_user_file(start), "none", "not looked for under sudo")
         yield ExaminedFile("project", start.cwd or "", "none", "not looked for under sudo")
@@ -474,13 +488,22 @@ def _list_places(start: Start, obstacle: str | None) -> Iterable[ExaminedFile]:
     elif start.config and obstacle is None:
         yield ExaminedFile("project", start.config, "none", "TFGPU_CONFIG names the file of another layer")
     else:
-        yield ExaminedFile("project", start.cwd or "", "none", obstacle or _describe_search(start))
+        yield ExaminedFile("project", start.cwd or "", "none", obstacle or _describe_search(start, other=other))
 
 
-def _describe_search(start: Start) -> str:
+def _explain_no_site(start: Start) -> str:
+    """Say why the file that TFGPU_SITE_CONFIG names does not count as the site's."""
+    if start.elevated:
+        return "TFGPU_SITE_CONFIG does not count under sudo"
+    if start.isolated:
+        return "TFGPU_SITE_CONFIG does not count with python -I or -E"
+    return "TFGPU_SITE_CONFIG names the file of another layer"
+
+
+def _describe_search(start: Start, *, other: bool) -> str:
     """Say what was looked for in vain, up to which directory, and why no further."""
     end = find_search_end(start)
-    looked_for = f"no {FILE_NAME} and no pyproject.toml with [tool.tfgpu]"
+    looked_for = f"no {'other ' if other else ''}{FILE_NAME} and no pyproject.toml with [tool.tfgpu]"
     if end is None:
         return f"{looked_for}: this directory cannot be searched"
     top, why = end

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from tfenv.config.discover import discover
+from tfenv.config.discover import VARIABLES, discover
 from tfenv.config.document import Document, DocumentError, Trust, read
 from tfenv.config.last_good import find_last_good, format_copy_time
 from tfenv.config.presence import MACHINE_ROOT, is_isolated, list_program_folders
@@ -36,7 +36,9 @@ from tfenv.policy.visibility import needs_inventory
 from tfenv.values import field, frozen, replace
 
 #: Variables that count as they were when the process started.
-_REMEMBERED = ("TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "SUDO_UID")
+_REMEMBERED = (
+    "TFGPU_CONFIG", "TFGPU_SITE_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "SUDO_UID",
+)  # fmt: skip
 
 
 @frozen
@@ -50,6 +52,7 @@ class LoadedPolicy:
         layers: What of it is valid.
         policy: The merged policy.
         findings: What was wrong on the way, with positions.
+        replaced: The path of the project's file that would count if TFGPU_CONFIG were not set. None: there is none.
     """
 
     start: Start
@@ -58,6 +61,7 @@ class LoadedPolicy:
     layers: tuple[Layer, ...] = ()
     policy: EffectivePolicy = field(default_factory=EffectivePolicy)
     findings: tuple[Finding, ...] = ()
+    replaced: str | None = None
 
     @property
     def found(self) -> bool:
@@ -132,6 +136,7 @@ def make_start(remembered: Mapping[str, str | None], *, at_import: bool = False)
         cwd=remembered.get("cwd"),
         uid=uid,
         program_folders=tuple(list_program_folders(remembered, at_import=at_import)),
+        site=remembered.get("TFGPU_SITE_CONFIG") or None,
         config=remembered.get("TFGPU_CONFIG") or None,
         run=remembered.get("TFGPU_RUN") or None,
         home=home,
@@ -188,12 +193,14 @@ def load(
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into
         sources, missing = discover(start, known, machine_root, owners=trust.owners)
+    allow_project = _find_machine_value(machine, "allow_project_files") is not False
     others = _read_others(
         sources,
         trust,
         lambda passed_over: discover(start, known, machine_root, passed_over, trust.owners)[0],
-        allow_project=_find_machine_value(machine, "allow_project_files") is not False,
+        allow_project=allow_project,
     )
+    replaced = _find_replaced_file(start, known, trust, machine_root) if allow_project else None
     subject = replace(known, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
     return LoadedPolicy(
@@ -202,17 +209,40 @@ def load(
         documents=(*machine.documents, *others.documents),
         layers=layers,
         policy=_place_default_log(merge(layers, subject), start),
-        findings=(*missing, *machine.findings, *_name_variable(sources, others.findings)),
+        findings=(
+            *missing,
+            *machine.findings,
+            *_name_variable(sources, others.findings),
+            *_report_replaced_file(others.documents, replaced),
+        ),
+        replaced=replaced,
     )
 
 
+def _find_replaced_file(start: Start, subject: Subject, trust: Trust, machine_root: str) -> str | None:
+    if not start.config:
+        return None
+    # Late: most processes have no TFGPU_CONFIG.
+    from tfenv.config.hidden import find_replaced_file
+
+    return find_replaced_file(start, subject, trust, machine_root)
+
+
+def _report_replaced_file(documents: Iterable[Document], replaced: str | None) -> Iterator[Finding]:
+    """Note at the file that TFGPU_CONFIG names which project's file does not count because of it."""
+    for document in documents:
+        if document.source.layer == "project" and replaced is not None:
+            message = f"TFGPU_CONFIG names this file, so the project's {replaced} does not apply"
+            yield Finding("project-replaced", message, "note", document.source.path)
+
+
 def _name_variable(sources: Iterable[Source], findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Say that TFGPU_CONFIG names a file, where that file cannot be opened."""
-    named = {source.path for source in sources if source.required}
+    """Say which variable names a file, where that file cannot be opened."""
+    named = {source.path: VARIABLES[source.layer] for source in sources if source.required}
     for finding in findings:
         if finding.path in named and finding.code in ("not-found", "not-a-file", "unreadable"):
             subject = "" if finding.message.startswith(("there ", "the ", "its ", "no ")) else "it "
-            yield replace(finding, message=f"TFGPU_CONFIG names this file, but {subject}{finding.message}")
+            yield replace(finding, message=f"{named[finding.path]} names this file, but {subject}{finding.message}")
         else:
             yield finding
 

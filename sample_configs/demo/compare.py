@@ -39,6 +39,7 @@ SAMPLE_SECONDS = 0.05
 #: What would change the policy or TensorFlow's own behaviour behind the comparison's back.
 DISTURBING = (
     "TFGPU_CONFIG",
+    "TFGPU_SITE_CONFIG",
     "TFGPU_DISABLE",
     "TFGPU_RUN",
     "TFGPU_GRANT",

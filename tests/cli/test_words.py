@@ -337,23 +337,22 @@ def test_gpus_are_named_once_and_counted_right(plan: Plan, said: str) -> None:
 # ---- files that cannot be read
 
 
+@pytest.mark.parametrize("variable", ["TFGPU_CONFIG", "TFGPU_SITE_CONFIG"])
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("path", "said"),
     [
-        (
-            "/missing",
-            "/missing: TFGPU_CONFIG names this file, but there is no such file; create it or correct the path",
-        ),
-        ("/dev/stdin", "/dev/stdin: TFGPU_CONFIG names this file, but it is a FIFO; a policy must be a regular file"),
-        ("/dev/null", "/dev/null: TFGPU_CONFIG names this file, but it is a device; a policy must be a regular file"),
-        ("/etc", "/etc: TFGPU_CONFIG names a directory; write the path of a file, as in /etc/tfgpu.toml"),
+        ("/missing", "names this file, but there is no such file; create it or correct the path"),
+        ("/dev/stdin", "names this file, but it is a FIFO; a policy must be a regular file"),
+        ("/dev/null", "names this file, but it is a device; a policy must be a regular file"),
+        ("/etc", "names a directory; write the path of a file, as in /etc/tfgpu.toml"),
     ],
 )
-def test_a_wrong_tfgpu_config_is_one_sentence(config: str, said: str, tfgpu: Tfgpu) -> None:
+def test_a_wrong_path_in_a_variable_is_one_sentence(path: str, said: str, variable: str, tfgpu: Tfgpu) -> None:
     """It names the variable, the path, what is wrong and what to do, in every command."""
-    checked = tfgpu("check", env={"TFGPU_CONFIG": config}, stdin="")
-    assert checked.stdout.splitlines()[0].startswith(said)
-    assert said in tfgpu("explain", env={"TFGPU_CONFIG": config}, stdin="").stdout
+    checked = tfgpu("check", env={variable: path}, stdin="")
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines()[0].startswith(f"{path}: {variable} {said}")
+    assert f"{path}: {variable} {said}" in tfgpu("explain", env={variable: path}, stdin="").stdout
 
 
 @pytest.mark.parametrize("text", ["[gpu\n", "[gpu]\nmemory_limit = ", "a = [1,\n2\n\n\n", 'a = """x\n\n', "a = 'x"])

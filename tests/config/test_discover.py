@@ -49,6 +49,7 @@ class MachineTree:
         cwd: Path | None = None,
         *,
         script_dir: Path | None = None,
+        site: str | None = None,
         config: str | None = None,
         run: str | None = None,
         elevated: bool = False,
@@ -58,6 +59,7 @@ class MachineTree:
             cwd=str(cwd or self.project),
             uid=ME,
             program_folders=() if script_dir is None else (str(script_dir),),
+            site=site,
             config=config,
             run=run,
             home=str(self.home),
@@ -90,14 +92,15 @@ def tree(tmp_path: Path) -> MachineTree:
 
 
 def test_layers_come_from_the_least_specific_to_the_nearest(tree: MachineTree) -> None:
-    """Machine, user, project, run: each found once, in the order of the layers."""
+    """Machine, site, user, project, run: each found once, in the order of the layers."""
     tree.write("home/work/project/tfgpu.toml")
     tree.write("home/.config/tfgpu/tfgpu.toml")
     tree.write("etc/tfgpu.toml")
-    sources = tree.find(tree.make_start(run='[gpu]\nmemory_limit = "1GiB"\n'))
-    assert [source.layer for source in sources] == ["machine", "user", "project", "run"]
-    assert sources[3].text == '[gpu]\nmemory_limit = "1GiB"\n'
-    assert sources[3].path == "<tfgpu run>"
+    site = tree.write("opt/tfgpu.toml")
+    sources = tree.find(tree.make_start(site=site, run='[gpu]\nmemory_limit = "1GiB"\n'))
+    assert [source.layer for source in sources] == ["machine", "site", "user", "project", "run"]
+    assert sources[4].text == '[gpu]\nmemory_limit = "1GiB"\n'
+    assert sources[4].path == "<tfgpu run>"
 
 
 def test_nothing_there_is_nothing_found(tree: MachineTree) -> None:
@@ -452,6 +455,67 @@ def test_tfgpu_config_may_name_a_pyproject(tree: MachineTree) -> None:
     assert source.table == ("tool", "tfgpu")
 
 
+# ---- TFGPU_SITE_CONFIG
+
+
+def test_the_sites_file_replaces_no_other(tree: MachineTree) -> None:
+    """The file of TFGPU_SITE_CONFIG is required, and the walk or TFGPU_CONFIG finds the project's file as ever."""
+    tree.write("home/work/project/tfgpu.toml")
+    site, other = tree.write("opt/site.toml"), tree.write("home/other.toml")
+    walked = tree.find(tree.make_start(site=site))
+    named = tree.find(tree.make_start(site=site, config=other))
+    assert [(source.layer, source.path, source.required) for source in walked] == [
+        ("site", site, True), ("project", str(tree.project / "tfgpu.toml"), False),
+    ]  # fmt: skip
+    assert [(source.layer, source.path, source.required) for source in named] == [
+        ("site", site, True), ("project", other, True),
+    ]  # fmt: skip
+
+
+def test_the_owner_of_the_start_directory_speaks_for_no_site(tree: MachineTree) -> None:
+    """A relative TFGPU_SITE_CONFIG in a stranger's directory must not take that stranger's file."""
+    tree.write("home/work/project/site.toml")
+    (source,) = tree.find(tree.make_start(site="site.toml"))
+    assert source.start_owner is None
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [("mine.toml", "home/work/project/mine.toml"), ("~/mine.toml", "home/mine.toml")],
+)
+def test_a_sites_path_is_relative_to_the_start_or_to_home(tree: MachineTree, site: str, expected: str) -> None:
+    """A relative path counts from the directory at start, `~` is the home of the passwd entry."""
+    (source,) = tree.find(tree.make_start(site=site))
+    assert source.path == f"{tree.root}/{expected}"
+
+
+def test_a_site_that_names_no_file_is_a_finding_with_the_variables_name(tree: MachineTree) -> None:
+    """A directory, and a path that counts from nowhere, are said with what to write."""
+    assert tree.find_mistake(tree.make_start(site=str(tree.home))).message.startswith("TFGPU_SITE_CONFIG names a direc")
+    finding = tree.find_mistake(Start(cwd="/", uid=ME, site="~/x.toml"))
+    assert finding.code == "not-found"
+    assert finding.message.startswith("TFGPU_SITE_CONFIG is relative to the home directory")
+    assert tree.find(tree.make_start(site="")) == ()
+
+
+@pytest.mark.parametrize(("path", "layer"), [("etc/tfgpu.toml", "machine"), ("home/.config/tfgpu/tfgpu.toml", "user")])
+def test_a_site_that_is_another_layers_file_counts_once(tree: MachineTree, path: str, layer: str) -> None:
+    """The machine's file and the user's stay what they are, also where a link leads to them."""
+    tree.write(path)
+    (tree.root / "link.toml").symlink_to(tree.root / path)
+    for site in (tree.root / path, tree.root / "link.toml"):
+        assert [source.layer for source in tree.find(tree.make_start(site=str(site)))] == [layer]
+
+
+@pytest.mark.parametrize("name", PROJECT_FILES)
+def test_the_sites_file_is_not_the_project_too(tree: MachineTree, name: str) -> None:
+    """Whoever works beside the site's file has it once. The walk goes on above, and TFGPU_CONFIG adds nothing."""
+    site = tree.write(f"home/work/project/{name}", IN_PYPROJECT if name == "pyproject.toml" else POLICY)
+    tree.write("home/tfgpu.toml")
+    assert tree.find_paths(tree.make_start(site=site)) == [f"home/work/project/{name}", "home/tfgpu.toml"]
+    assert [source.layer for source in tree.find(tree.make_start(site=site, config=site))] == ["site"]
+
+
 # ---- the same file twice, and who counts when
 
 
@@ -481,14 +545,18 @@ def write_everywhere(tree: MachineTree) -> None:
 def test_under_sudo_only_the_machine_counts(tree: MachineTree) -> None:
     """Neither files nor variables of the caller reach an elevated process."""
     write_everywhere(tree)
-    start = tree.make_start(config="~/other.toml", run=POLICY, script_dir=tree.project, elevated=True)
+    start = tree.make_start(
+        site="~/other.toml", config="~/other.toml", run=POLICY, script_dir=tree.project, elevated=True
+    )
     assert [source.layer for source in tree.find(start)] == ["machine"]
 
 
 def test_an_isolated_interpreter_has_no_walk_and_no_variables(tree: MachineTree) -> None:
     """`python -I` and `-E`: machine and user files only."""
     write_everywhere(tree)
-    start = tree.make_start(config="~/other.toml", run=POLICY, script_dir=tree.project, isolated=True)
+    start = tree.make_start(
+        site="~/other.toml", config="~/other.toml", run=POLICY, script_dir=tree.project, isolated=True
+    )
     assert [source.layer for source in tree.find(start)] == ["machine", "user"]
 
 
@@ -503,8 +571,9 @@ def test_every_place_is_named_before_a_file_is_there(tree: MachineTree) -> None:
     walk = [f"home/{folder}{name}" for folder in ("work/project/", "work/", "") for name in PROJECT_FILES]
     assert list_places(tree, tree.make_start()) == [*machine, user, *walk]
     assert list_places(tree, tree.make_start(config="~/other.toml")) == [*machine, user, "home/other.toml"]
-    assert list_places(tree, tree.make_start(isolated=True)) == [*machine, user]
-    assert list_places(tree, tree.make_start(elevated=True)) == machine
+    assert list_places(tree, tree.make_start(site="~/site.toml")) == [*machine, user, "home/site.toml", *walk]
+    assert list_places(tree, tree.make_start(site="~/site.toml", isolated=True)) == [*machine, user]
+    assert list_places(tree, tree.make_start(site="~/site.toml", elevated=True)) == machine
     other = tree.make_start(tree.home / "work", script_dir=tree.project)
     assert sorted(list_places(tree, other)) == sorted([*machine, user, *walk])
 

@@ -51,6 +51,8 @@ def starts(root: Path) -> list[dict[str, str | None]]:
     named = [
         {"TFGPU_CONFIG": str(root / "elsewhere" / "policy.toml")},
         {"TFGPU_CONFIG": "/missing"},
+        {"TFGPU_SITE_CONFIG": str(root / "elsewhere" / "policy.toml")},
+        {"TFGPU_SITE_CONFIG": "/missing"},
         {"TFGPU_RUN": "[gpu]"},
     ]
     return [{**start, **home, **more} for start in plain for more in ({}, *named, {"SUDO_UID": "1000"})]

@@ -20,6 +20,9 @@ def list_wishes(made: Plan) -> list[tuple[str | None, str | None]]:
         ("project", "machine", True),
         ("project", "user", True),
         ("run", "project", True),
+        ("user", "site", True),
+        ("site", "machine", False),
+        ("site", "user", False),
         ("machine", "machine", False),
         ("machine", "user", False),
         ("user", "user", False),
@@ -27,7 +30,7 @@ def list_wishes(made: Plan) -> list[tuple[str | None, str | None]]:
     ],
 )
 def test_a_wish_is_lost_to_somebody_else(asking: LayerName, holding: LayerName, is_lost: bool) -> None:
-    """A user's or project's setting that another layer cuts is a lost wish. An administrator's is a setting."""
+    """A user's or project's setting that another layer cuts is a lost wish. What is set for everybody is none."""
     if asking == holding:
         made = plan(make_layer(asking, {"memory_limit": MORE}, {"memory_limit": LESS}))
     else:

@@ -79,7 +79,7 @@ def _move_to_layer(made: Layer, name: str) -> Layer:
     return Layer(name=name, base=base, top=move_table(made.top))  # type: ignore[arg-type]
 
 
-@given(cases, st.permutations(LAYER_ORDER[:3]))
+@given(cases, st.permutations(LAYER_ORDER[:4]))
 def test_the_order_of_layers_matters_only_for_settings(case: RandomCase, order: list[LayerName]) -> None:
     """Without settings it makes no difference which layer sets a limit, a count, growth, a grant or on_error.
 
@@ -206,9 +206,9 @@ def _assert_names_holders(made: Plan) -> None:
 
 @given(cases)
 def test_no_project_file_widens_anything(case: RandomCase) -> None:
-    """For every project file: devices, memory, growth, on_error, switches, sinks are within machine's and user's."""
-    machine, user, _ = case.layers
-    with_it, without = merge(case.layers, SUBJECT), merge([machine, user], SUBJECT)
+    """For every project file: devices, memory, growth, on_error, switches, sinks are within the other layers'."""
+    others = case.layers[:-1]
+    with_it, without = merge(case.layers, SUBJECT), merge(others, SUBJECT)
     assert set(map(repr, without.ceilings)) <= set(map(repr, with_it.ceilings))
     made = _plan_after_choice(with_it, case, resolve(with_it, case.grant, case.inventory, case.request))
     bounds = _list_allowed(without, case)
@@ -238,12 +238,12 @@ def _assert_not_weaker(with_it: EffectivePolicy, without: EffectivePolicy) -> No
 
 @given(cases)
 def test_the_nearest_layer_that_sets_a_key_wins(case: RandomCase) -> None:
-    """project > user > machine, key by key. The values that lost are kept, nearest first."""
+    """project > user > site > machine, key by key. The values that lost are kept, nearest first."""
     policy = merge(case.layers, SUBJECT)
     for key in {key for each in case.layers for key in each.base.gpu}:
         values = [each.base.gpu[key] for each in reversed(case.layers) if key in each.base.gpu]
         assert [policy.settings[key], *policy.overridden.get(key, ())] == values
-    assert [LAYER_ORDER.index(each.name) for each in case.layers] == [0, 1, 2]
+    assert [LAYER_ORDER.index(each.name) for each in case.layers] == [0, 1, 2, 3]
 
 
 @given(cases)

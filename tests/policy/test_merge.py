@@ -33,6 +33,19 @@ def test_the_nearest_layer_that_sets_a_key_wins_key_by_key() -> None:
     assert [s.origin.layer for s in policy.overridden["memory_limit"]] == ["user", "machine"]
 
 
+def test_a_site_is_nearer_than_the_machine_and_farther_than_the_user() -> None:
+    """A key of the site's replaces the machine's, and gives way to the user's."""
+    layers = [
+        make_layer("user", {"memory_growth": True}),
+        make_layer("site", {"memory_limit": limit(6), "memory_growth": False}),
+        make_layer("machine", {"memory_limit": limit(8)}),
+    ]
+    policy = merge(layers, SUBJECT)
+    assert {key: s.origin.layer for key, s in policy.settings.items()} == {
+        "memory_limit": "site", "memory_growth": "user",
+    }  # fmt: skip
+
+
 def test_a_run_option_is_nearer_than_the_project() -> None:
     """`tfgpu run --memory-limit` wins over the project's file."""
     layers = [make_layer("run", {"memory_growth": True}), make_layer("project", {"memory_growth": False})]
@@ -135,6 +148,7 @@ def test_audit_sinks_add_up() -> None:
         ({"machine": False, "user": False}, False, False),
         ({"machine": False, "project": True}, True, False),
         ({"machine": True, "user": False}, True, True),
+        ({"site": True, "user": False}, True, False),
     ],
     ids=str,
 )
@@ -159,13 +173,16 @@ def test_syslog_is_required_where_the_machine_asks_for_it(
         ({"machine": "none", "project": "a"}, ("/srv/p/a",), False),
         ({"machine": "/m", "user": "none"}, ("/m",), False),
         ({"machine": "none", "user": "/u"}, ("/u",), False),
+        ({"site": "/s", "project": "a"}, ("/s", "/srv/p/a"), False),
+        ({"site": "none"}, (), False),
+        ({"machine": "/m", "site": "none"}, ("/m",), False),
     ],
     ids=str,
 )
 def test_the_default_log_is_the_machines_and_the_users_affair(
     files: dict[LayerName, str], kept: tuple[str, ...], *, default: bool
 ) -> None:
-    """It stays on beside a project's file, and goes where machine or user name a file or "none"."""
+    """It stays on beside a project's file, and goes where machine, site or user name a file or "none"."""
     sinks = merge([make_audit(name, file=path) for name, path in files.items()], SUBJECT).audit
     assert (sinks.files, sinks.default_file) == (kept, default)
     assert sinks.required_files == tuple(path for path in kept if path == "/m")
@@ -180,6 +197,8 @@ def test_the_default_log_is_the_machines_and_the_users_affair(
         ({"machine": "json", "project": "none"}, "json"),
         ({"machine": "summary", "user": "none", "project": "json"}, "summary"),
         ({"machine": "none", "run": "json"}, "none"),
+        ({"site": "json", "user": "none"}, "json"),
+        ({"machine": "none", "site": "json"}, "none"),
     ],
     ids=str,
 )

@@ -36,6 +36,7 @@ from tfenv.policy.model import (
 )
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.visibility import needs_inventory
+from tfenv.values import replace
 
 # ---- which GPUs
 
@@ -329,3 +330,111 @@ def test_a_rank_that_was_granted_one_gpu_may_have_it_for_itself() -> None:
     project = make_layer("project", {"visible_devices": RankChoice()})
     assert plan(project, grant=Grant(("3",), rank=1)).findings[0].severity == "warning"
     assert plan(project, grant=Grant(("2", "3"), rank=2)).findings[0].severity == "error"
+
+
+# ---- what a job was given
+
+
+@pytest.mark.parametrize(
+    ("tokens", "listed", "visible", "codes"),
+    [
+        (("0", "1", "2", "3"), ("0",), "0", ["clamped"]),
+        (("3", "1"), ("1", "3"), None, []),
+        (("2",), ("0", "1"), "0,1", ["no-overlap"]),
+        (None, ("1", "2"), "1,2", []),
+        (("-1",), ("1",), None, []),
+        ((CARDS[1].uuid, CARDS[0].uuid), ("0",), CARDS[0].uuid, ["clamped"]),
+        (("2",), (), NO_GPU, ["no-grant"]),
+    ],
+)
+def test_in_a_job_cuda_visible_devices_only_narrows_what_the_scheduler_lists(
+    tokens: tuple[str, ...] | None, listed: tuple[str, ...], visible: str | None, codes: list[str]
+) -> None:
+    """A batch script's own list is a wish. What leaves no GPU keeps the job's, and says so."""
+    made = plan(make_layer("user", {"memory_growth": True}), grant=Grant(tokens, listed=listed, launcher="Slurm"))
+    assert (made.visible, list_codes(made)) == (visible, codes)
+
+
+@pytest.mark.parametrize("tokens", [("0", "1"), ("1",), None])
+def test_a_scheduler_that_hides_the_other_gpus_counts_the_jobs_from_0(tokens: tuple[str, ...] | None) -> None:
+    """Slurm with ConstrainDevices lists 2 and 3, CUDA and NVML show two GPUs: both are the job's."""
+    shown = Inventory(tuple(replace(card, index=index) for index, card in enumerate(CARDS[2:])))
+    made = plan(make_layer("user", {"memory_growth": True}), grant=Grant(tokens, listed=("2", "3")), inventory=shown)
+    assert (made.visible, list_codes(made)) == (",".join(tokens or ("0", "1")), [])
+
+
+def test_without_nvml_a_list_beyond_the_jobs_is_cut_to_it() -> None:
+    """Nothing tells whether the scheduler has counted anew. Fewer GPUs are never somebody else's."""
+    made = plan(
+        make_layer("user", {"memory_growth": True}), grant=Grant(("0", "1"), listed=("1", "2")), inventory=NO_NVML
+    )
+    assert made.visible == "1"
+
+
+@pytest.mark.parametrize(
+    ("grant", "value", "visible"),
+    [
+        (Grant(("2",), scheduler=True, unlisted=True, launcher="Slurm"), True, NO_GPU),
+        (Grant(("2",), scheduler=True, unlisted=True, launcher="Slurm"), False, None),
+        (Grant(("2",), scheduler=True, listed=("2",)), True, "2"),
+        (Grant(None, scheduler=True, listed=("2",)), True, "2"),
+        (Grant(("2",)), "always", NO_GPU),
+        (Grant(), "always", NO_GPU),
+        (Grant(("2",), scheduler=True), "always", "2"),
+        (Grant(None, scheduler=True), "always", NO_GPU),
+    ],
+)
+def test_require_grant_asks_for_what_a_scheduler_gave(grant: Grant, value: object, visible: str | None) -> None:
+    """A script's own list is no grant where the scheduler lists what it gives. "always" counts jobs' GPUs alone."""
+    made = plan(make_layer("machine", ceiling={"require_grant": value} if value else {}), grant=grant)
+    assert made.visible == visible
+    assert [finding.severity for finding in made.findings] == (["note"] if visible == NO_GPU else [])
+
+
+def test_a_job_without_gpus_on_a_machine_without_a_driver_has_nothing_to_enforce() -> None:
+    """Nothing is wrong with a policy that names GPUs, so `on_error` has nothing to decide."""
+    no_driver = Inventory(problem="NVML: libnvidia-ml.so.1 is missing")
+    layer = make_layer("project", {"visible_devices": (pick_name("*A100*"),)}, on_error="fail")
+    made = plan(layer, grant=Grant(scheduler=True, unlisted=True, launcher="Slurm"), inventory=no_driver)
+    assert (made.devices, [finding.severity for finding in made.findings]) == ((), ["note"])
+
+
+def test_a_rank_that_nobody_gave_is_said() -> None:
+    """`{rank = "auto"}` outside of mpirun, torchrun and srun: the process has all GPUs, with a warning."""
+    project = make_layer("project", {"visible_devices": RankChoice()})
+    made = plan(project)
+    assert (made.visible, list_codes(made)) == ("0,1,2,3", ["no-rank"])
+    assert made.findings[0].severity == "warning"
+
+
+def test_a_rank_with_gpus_of_its_own_keeps_them() -> None:
+    """srun --gpus-per-task=1 has divided the GPUs: there is nothing to divide, and nothing to warn of."""
+    project = make_layer("project", {"visible_devices": RankChoice()})
+    for rank in (0, 1):
+        assert list_codes(plan(project, grant=Grant(("3",), rank=rank, own_gpus=True))) == []
+        assert plan(project, grant=Grant(("2", "3"), rank=rank, own_gpus=True)).visible == "2,3"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "handed", "visible"),
+    [((0,), "2", "2"), ((0, 1), "1", "1"), ((0, 1), "1,2", "1,2"), ((2, 3), "0", "2,3"), ((2, 3), "0,3", "3")],
+)
+def test_what_a_parent_writes_for_a_child_is_the_childs_grant(
+    wanted: tuple[int, ...], handed: str, visible: str
+) -> None:
+    """Positions count in it: workers under [0] that were given 1 and 2 use 1 and 2.
+
+    A list that leaves the policy nothing was counted in what the parent sees: the policy's own GPUs stay.
+    """
+    tokens = tuple(handed.split(","))
+    made = plan(make_layer("project", {"visible_devices": pick(*wanted)}), grant=Grant(handed=tokens), request=handed)
+    assert made.visible == visible
+    own = plan(make_layer("project", {"visible_devices": pick(0)}), grant=Grant(handed=("1",)), request="2")
+    assert (own.visible, list_codes(own)) == ("0", ["no-overlap"])  # the program asked for another one since
+
+
+def test_a_childs_grant_is_within_every_ceiling() -> None:
+    """The administrator allows GPU 0. A worker that its parent gave GPU 2 has GPU 0, and that is said."""
+    machine = make_layer("machine", ceiling={"allowed_devices": pick(0)})
+    made = plan(machine, grant=Grant(handed=("2",)), request="2")
+    assert (made.visible, list_codes(made)) == ("0", ["no-overlap"])

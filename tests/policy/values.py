@@ -33,7 +33,12 @@ from tfenv.policy.units import MIB
 from tfenv.values import replace
 
 GIB = 1 << 30
-PATHS = {"machine": "/etc/tfgpu/tfgpu.toml", "user": "/home/a/.config/tfgpu/tfgpu.toml", "project": "/srv/p/tfgpu.toml"}
+PATHS = {
+    "machine": "/etc/tfgpu/tfgpu.toml",
+    "site": "/opt/site/tfgpu.toml",
+    "user": "/home/a/.config/tfgpu/tfgpu.toml",
+    "project": "/srv/p/tfgpu.toml",
+}
 SUBJECT = Subject(user="alice", uid=1000, groups=("students", "vision"), project="/srv/p")
 
 CARDS = tuple(
@@ -117,7 +122,7 @@ TOKENS = (
 
 @dataclass(frozen=True)
 class RandomCase:
-    """Three layers on a machine."""
+    """Four layers on a machine."""
 
     layers: tuple[Layer, ...]
     grant: Grant
@@ -175,7 +180,7 @@ class CaseGenerator(random.Random):
                 "memory_limit": self.draw_limit(bound=True),
                 "memory_total": self.draw_limit(bound=True),
                 "require_memory_growth": self.random() < 0.5,
-                "require_grant": self.random() < 0.5,
+                "require_grant": self.choice((True, False, "always")),
             }
         )
 
@@ -214,7 +219,7 @@ class CaseGenerator(random.Random):
         return self.choice((INVENTORY, NO_NVML, other))
 
     def draw_case(self) -> RandomCase:
-        names: tuple[LayerName, ...] = ("machine", "user", "project")
+        names: tuple[LayerName, ...] = ("machine", "site", "user", "project")
         layers = tuple(map(self.draw_layer, names))
         return RandomCase(layers, self.draw_grant(), self.draw_inventory(), self.draw_tokens())
 

@@ -246,6 +246,7 @@ print(json.dumps(enforce.starts))
             "CUDA_VISIBLE_DEVICES": "1,2",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "TFGPU_CONFIG": "mine.toml",
+            "TFGPU_SITE_CONFIG": None,
             "TFGPU_RUN": None,
             "TFGPU_GRANT": None,
             "TFGPU_DISABLE": None,

@@ -213,6 +213,16 @@ def test_a_configured_file(machine: Machine, inotify_alone: None) -> None:
         assert following.sees_nothing(0.5)
 
 
+def test_a_sites_file(machine: Machine, inotify_alone: None) -> None:
+    """TFGPU_SITE_CONFIG's file is followed from before it exists, and so is the project's."""
+    start = replace(machine.start, site=str(machine.root / "opt" / "site.toml"))
+    with BackgroundWatcher(machine, start) as following:
+        machine.write("opt/site.toml", format_limit(20))
+        assert following.get_next_values() == {"gpu.memory_limit": "20GiB"}
+        machine.write("home/project/tfgpu.toml", format_limit(2))
+        assert following.get_next_values() == {"gpu.memory_limit": "2GiB"}
+
+
 def swap_links(volume: Path, text: str, version: str) -> None:
     """As the kubelet does: a new directory with a time stamp, and `..data` renamed onto the old link."""
     folder = volume / f"..{version}"

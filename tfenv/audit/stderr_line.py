@@ -62,6 +62,8 @@ def format_policy_line(
         rest = tuple(finding for finding in wrong if finding not in late)
         text = f"NOT IN FORCE: {reason}{files}{_format_findings(rest)}{_point_to_more(rest, shown)}"
     elif _has_no_gpu(plan, outcome):
+        # A job without GPUs is as it should be. The line says all the same why there is none.
+        wrong = tuple(finding for finding in all_findings if finding.severity != "note" or finding.code == "no-grant")
         reason, rest = _explain_no_gpu(subject, policy, wrong)
         text = f"NO GPU: {reason}{_format_findings(rest)}{_point_to_more(wrong, shown)}"
     else:
@@ -107,7 +109,7 @@ def _explain_no_gpu(
     if isinstance(setting, Setting) and setting.value == ():
         return f'visible_devices = "none" ({_shorten_path(subject, setting.origin.path)})', wrong
     if wrong:
-        worst = _find_worst(wrong)
+        worst = next((finding for finding in wrong if finding.code == "no-grant"), None) or _find_worst(wrong)
         return _format_finding(worst), tuple(finding for finding in wrong if finding is not worst)
     return "none was given to this process (CUDA_VISIBLE_DEVICES) [no-gpu]", ()
 

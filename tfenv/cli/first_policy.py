@@ -161,7 +161,7 @@ def survey(folder: str) -> Surroundings:
     """Look at the GPUs, and at the policy that applies in a directory without a project's file."""
     loaded = load(replace(current_start(folder), config=None, run=None))
     replaced = os.path.join(folder, FILE_NAME)
-    kept = [layer for layer in loaded.layers if layer.name in ("machine", "user") and replaced not in layer.paths]
+    kept = [layer for layer in loaded.layers if layer.name != "project" and replaced not in layer.paths]
     policy = merge(kept, loaded.subject)
     inventory = read_inventory()
     if not inventory.devices:

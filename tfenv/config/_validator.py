@@ -241,8 +241,8 @@ def validate___definitions_ceiling(data, custom_formats={}, name_prefix=None):
         if "require_grant" in data_keys:
             data_keys.remove("require_grant")
             data__requiregrant = data["require_grant"]
-            if not isinstance(data__requiregrant, (bool)):
-                raise JsonSchemaValueException("" + (name_prefix or "data") + ".require_grant must be boolean")
+            if not (isinstance(data__requiregrant, bool) and data__requiregrant is True or isinstance(data__requiregrant, bool) and data__requiregrant is False or isinstance(data__requiregrant, str) and data__requiregrant == 'always'):
+                raise JsonSchemaValueException("" + (name_prefix or "data") + ".require_grant must be one of [True, False, 'always']")
         if data_keys:
             raise JsonSchemaValueException("" + (name_prefix or "data") + " must not contain "+str(data_keys)+" properties")
     return data

@@ -1,4 +1,4 @@
-"""Which files speak for this process: machine, user, project, and the options of `tfgpu run`.
+"""Which files speak for this process: machine, site, user, project, and the options of `tfgpu run`.
 
 Finding is cheap, for it happens in every process that uses a framework: one `lstat` for each name in each
 directory. Nothing is opened but a pyproject.toml on the way. Whether a file that was found counts is decided when it
@@ -8,7 +8,7 @@ is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from tfenv.config.document import LARGEST, DocumentError, peek
@@ -24,12 +24,14 @@ from tfenv.config.presence import (
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
 from tfenv.identity import identify
-from tfenv.policy.model import Source, Start, Subject
+from tfenv.policy.model import LAYER_ORDER, Source, Start, Subject
 
 if TYPE_CHECKING:
     from tfenv.config.presence import Identity
 
 PYPROJECT_TABLE = ("tool", "tfgpu")
+#: The variables that name a file, by the layer that the file belongs to.
+VARIABLES: Mapping[str, str] = {"site": "TFGPU_SITE_CONFIG", "project": "TFGPU_CONFIG"}
 
 _Scope = tuple[Literal["group", "user"], str]
 _SearchResult = tuple[list[Source], tuple[Finding, ...]]
@@ -52,8 +54,8 @@ def discover(
         owners: Further trusted owners, `trusted_owners` of the machine layer.
 
     Returns:
-        The files, the machine's first and the nearest last. Beside them what is wrong with TFGPU_CONFIG, if it names
-        no file at all. Everything else that may be wrong with a file is said by `read`.
+        The files, the machine's first and the nearest last. Beside them what is wrong with TFGPU_SITE_CONFIG and
+        TFGPU_CONFIG, if they name no file at all. Everything else that may be wrong with a file is said by `read`.
     """
     sources = list(_find_machine_files(os.path.abspath(machine_root), subject))
     findings: tuple[Finding, ...] = ()
@@ -61,11 +63,15 @@ def discover(
         owner = _find_start_owner(start.cwd)
         sources += _find_user_file(start, owner)
         if not start.isolated:
+            # No start owner: a stranger's directory may hold what a relative path names.
+            site, missing = _follow_variable("site", start, None, _find_identities(sources))
+            sources += site
             known = frozenset({start.uid, 0, owner, *owners})
             project, findings = _find_project_file(start, owner, known, _find_identities(sources), passed_over)
+            findings = (*missing, *findings)
             sources += project
             sources += _take_run_options(start)
-    return tuple(sources), findings
+    return tuple(sorted(sources, key=lambda source: LAYER_ORDER.index(source.layer))), findings
 
 
 def find_hidden_file(start: Start, path: str) -> Source | None:
@@ -131,18 +137,25 @@ def list_candidate_paths(start: Start, subject: Subject, machine_root: str = MAC
         if start.config_home is not None:
             found.append(os.path.join(start.config_home, "tfgpu", FILE_NAME))
         if not start.isolated:
+            found += filter(None, (locate_named_file(start, "site"),))
             found += _list_project_paths(start)
     return tuple(dict.fromkeys(path for path in found if os.path.isabs(path)))
 
 
 def _list_project_paths(start: Start) -> Iterator[str]:
     if start.config:
-        path = _make_absolute(start.config, start)
+        path = locate_named_file(start, "project")
         yield from () if path is None else (path,)
         return
     for bottom in (start.cwd, *start.program_folders):
         for directory in () if bottom is None else list_upward(bottom, start.home):
             yield from (os.path.join(directory, name) for name in (FILE_NAME, PYPROJECT))
+
+
+def locate_named_file(start: Start, layer: Literal["site", "project"]) -> str | None:
+    """Return the absolute path that the layer's variable names. None: it names none."""
+    config = start.site if layer == "site" else start.config
+    return _make_absolute(config, start) if config else None
 
 
 # ---- machine, user, run
@@ -192,7 +205,7 @@ def _find_project_file(
     passed_over: frozenset[str],
 ) -> _SearchResult:
     if start.config:
-        return _follow_config_variable(start, start.config, owner, taken)
+        return _follow_variable("project", start, owner, taken)
     for directory in dict.fromkeys((start.cwd, *start.program_folders)):
         for source in () if directory is None else _walk_upward(directory, start, owner, known, taken):
             if source.path not in passed_over:
@@ -200,20 +213,25 @@ def _find_project_file(
     return [], ()
 
 
-def _follow_config_variable(start: Start, config: str, owner: int | None, taken: frozenset[Identity]) -> _SearchResult:
-    """Take the file that TFGPU_CONFIG names, instead of walking."""
-    path = _make_absolute(config, start)
+def _follow_variable(
+    layer: Literal["site", "project"], start: Start, owner: int | None, taken: frozenset[Identity]
+) -> _SearchResult:
+    """Take the file that TFGPU_SITE_CONFIG or TFGPU_CONFIG names."""
+    config = start.site if layer == "site" else start.config
+    if not config:
+        return [], ()
+    variable, path = VARIABLES[layer], _make_absolute(config, start)
     if path is None:
         missing = "home directory" if _is_in_home(config) else "working directory"
-        message = f"TFGPU_CONFIG is relative to the {missing}, which does not exist; write an absolute path"
+        message = f"{variable} is relative to the {missing}, which does not exist; write an absolute path"
         return [], (Finding("not-found", message, path=config),)
     if os.path.isdir(path):
-        message = f"TFGPU_CONFIG names a directory; write the path of a file, as in {os.path.join(path, FILE_NAME)}"
+        message = f"{variable} names a directory; write the path of a file, as in {os.path.join(path, FILE_NAME)}"
         return [], (Finding("not-a-file", message, path=path),)
     if find_identity(path) in taken:
         return [], ()
     table = PYPROJECT_TABLE if os.path.basename(path) == PYPROJECT else ()
-    return [Source("project", path, table=table, start_owner=owner, required=True)], ()
+    return [Source(layer, path, table=table, start_owner=owner, required=True)], ()
 
 
 def _make_absolute(config: str, start: Start) -> str | None:
@@ -233,12 +251,10 @@ def _walk_upward(
 ) -> Iterator[Source]:
     """Find the project files from a directory upward, the nearest first."""
     for directory in list_upward(bottom, start.home):
-        path = os.path.join(directory, FILE_NAME)
-        if _exists(path) and find_identity(path) not in taken:
-            yield Source("project", path, start_owner=owner)
-        path = os.path.join(directory, PYPROJECT)
-        if _exists(path) and _has_policy(path, known):
-            yield Source("project", path, table=PYPROJECT_TABLE, start_owner=owner)
+        for name, table in ((FILE_NAME, ()), (PYPROJECT, PYPROJECT_TABLE)):
+            path = os.path.join(directory, name)
+            if _exists(path) and find_identity(path) not in taken and (not table or _has_policy(path, known)):
+                yield Source("project", path, table=table, start_owner=owner)
 
 
 def _has_policy(path: str, known: frozenset[int | None]) -> bool:
@@ -276,7 +292,7 @@ def _exists(path: str) -> bool:
 
 
 def _find_identities(sources: list[Source]) -> frozenset[Identity]:
-    """Return which files speak already: whoever stands in ~/.config/tfgpu or /etc/tfgpu has no project there."""
+    """Return which files speak already. Each counts once: the user's own file in ~/.config/tfgpu is no project's."""
     return frozenset(identity for source in sources if (identity := find_identity(source.path)) is not None)
 
 

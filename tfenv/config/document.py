@@ -311,17 +311,18 @@ def _count_link(links: int, place: str) -> int:
 
 def _require_known_owner(source: Source, opened: os.stat_result, trust: Trust) -> None:
     known = {trust.uid, 0, source.start_owner} | trust.owners
+    others = "or root" if source.layer == "site" else "root or the owner of the start directory"
     link = os.lstat(source.path)
     # A stranger's link to my own file would choose for me which of my policies counts.
     owners = [opened.st_uid, link.st_uid] if stat.S_ISLNK(link.st_mode) else [opened.st_uid]
     for owner in owners:
         if owner not in known:
             message = (
-                f"belongs to {_name_user(owner)}, not to you ({_name_user(trust.uid)}), root or the owner of the "
-                "start directory; copy it, or ask your administrator to add the owner to trusted_owners"
+                f"belongs to {_name_user(owner)}, not to you ({_name_user(trust.uid)}), {others}; "
+                "copy it, or ask your administrator to add the owner to trusted_owners"
             )
             # A stranger who plants a file must not have `on_error` take the GPUs of those who come by. But who names
-            # a file in TFGPU_CONFIG means it.
+            # a file in TFGPU_CONFIG or TFGPU_SITE_CONFIG means it.
             severity: Severity = "error" if source.required else "warning"
             raise DocumentError("untrusted-owner", source.path, message, severity)
 

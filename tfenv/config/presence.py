@@ -44,7 +44,7 @@ def may_find_policy(start: "Mapping[str, str | None]") -> bool:
         return True
     if is_isolated():
         return False
-    if start.get("TFGPU_CONFIG") or start.get("TFGPU_RUN"):
+    if start.get("TFGPU_CONFIG") or start.get("TFGPU_SITE_CONFIG") or start.get("TFGPU_RUN"):
         return True
     cwd = start.get("cwd")
     folders = [*([] if cwd is None else [cwd]), *list_program_folders(start, at_import=True)]

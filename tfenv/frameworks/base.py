@@ -54,6 +54,14 @@ class PolicyCallbacks(Protocol):
         """Return whether the policy failed and `on_error = "cpu"` allows no GPU."""
         ...
 
+    def check_use(self) -> None:
+        """Refuse GPUs that were opened before and are another task's by now.
+
+        Raises:
+            PolicyError: They are, and `on_error = "fail"`.
+        """
+        ...
+
     def report(self, outcome: Outcome) -> None:
         """Write down what happened at an entry point.
 
@@ -118,6 +126,10 @@ class Framework(Protocol):
         Returns:
             The entry points that this framework does not have.
         """
+        ...
+
+    def watch_use(self, policy: PolicyCallbacks) -> None:
+        """Ask the policy from now on whenever the program uses devices that exist. A second call changes nothing."""
         ...
 
     def apply_publicly(self, policy: PolicyCallbacks) -> None:

@@ -43,5 +43,8 @@ class OpaqueProgram:
         """Return (): it has no entry points here."""
         return ()
 
+    def watch_use(self, policy: PolicyCallbacks) -> None:
+        """Do nothing: nothing of it is in this process."""
+
     def apply_publicly(self, policy: PolicyCallbacks) -> None:
         """Do nothing: nothing of it is in this process."""

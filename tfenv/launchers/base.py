@@ -24,9 +24,13 @@ class Launcher:
         is_scheduler: It hands out GPUs to jobs, so that a job without any has none under `require_grant`.
         is_ours: Tells whether the process is one of the launcher's. None: what the registry saw is enough.
         assigns_late: Tells whether it writes CUDA_VISIBLE_DEVICES in this process while that runs. None: it does not.
+        read_assignment: Tells the CUDA_VISIBLE_DEVICES that it assigned by now to what runs in this process. None, also
+            as the answer: it does not say.
         read_job: Describes the job, by the names of `policy.model.Grant.job`. None: there is nothing to tell.
         read_devices: Lists the GPUs that it gave. () is none. None, also as the answer: it does not say.
+        lists_devices: It always lists the GPUs that it gives: what `read_devices` does not list was not given.
         read_share: Tells the share of each GPU. None, also as the answer: it does not say.
+        read_rank: Tells the local rank. None, also as the answer: it does not say.
         has_own_gpus: Tells whether it gave each rank GPUs of its own. None: it does not.
     """
 
@@ -34,9 +38,12 @@ class Launcher:
     is_scheduler: bool = True
     is_ours: Callable[[_Environment], bool] | None = None
     assigns_late: Callable[[], bool] | None = None
+    read_assignment: Callable[[], str | None] | None = None
     read_job: Callable[[_Environment], dict[str, str]] | None = None
     read_devices: Callable[[_Environment], tuple[str, ...] | None] | None = None
+    lists_devices: bool = False
     read_share: Callable[[_Environment], Share | None] | None = None
+    read_rank: Callable[[_Environment], int | None] | None = None
     has_own_gpus: Callable[[_Environment], bool] | None = None
 
 

@@ -6,7 +6,6 @@ import os
 
 from tfenv.jobs import identify_job
 from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
-from tfenv.launchers.ranks import read_local_rank
 from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
 from tfenv.values import replace
@@ -39,13 +38,16 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     if assigned_late and environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES"):
         inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
     share, inherited = _read_share(launchers, environ, inherited)
+    listed = _ask_first([launcher.read_devices for launcher in launchers], environ)
     grant = Grant(
         tokens=split_tokens(inherited.grant),
         pci_order=start.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
         scheduler=any(launcher.is_scheduler for launcher in launchers),
-        rank=read_local_rank(environ),
+        rank=_ask_first([launcher.read_rank for launcher in launchers], environ),
         launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
-        listed=_ask_first([launcher.read_devices for launcher in launchers], environ),
+        listed=listed,
+        unlisted=listed is None and any(launcher.lists_devices for launcher in launchers),
+        handed=split_tokens(inherited.request) if inherited.handed else None,
         own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
         share=share,
         job=_describe_job(launchers, environ),
@@ -66,21 +68,25 @@ def _read_share(
 ) -> tuple[Share | None, InheritedGrant]:
     """Return the share of this process, and what to pass on of it.
 
-    Only Ray's is passed on: a child process cannot ask for it, and reads the other ones itself. What Ray gives is a
-    part of what a scheduler gave to Ray. The limit of MPS holds beside them.
+    What Ray gives is a part of what a scheduler gave to Ray. Only Ray's is passed on: a child process cannot ask for
+    it, and reads the other ones itself. The limit of MPS holds beside them.
     """
-    answers = [(one, one.read_share(environ)) for one in launchers if one.read_share is not None]
-    late = next((share for one, share in answers if one.assigns_late is not None and share), inherited.share)
-    scheduled = next((share for one, share in answers if one.assigns_late is None and one.is_scheduler and share), None)
-    beside = next((share for one, share in answers if one.assigns_late is None and not one.is_scheduler and share), None)
-    share = scheduled if late is None else late if scheduled is None else _nest(late, scheduled)
-    if share is None or beside is None:
-        share = share or beside
-    elif share.shards is not None:
-        share = _nest(beside, share)
-    else:
-        share = min(share, beside, key=lambda one: one.fraction)
-    return share, replace(inherited, share=late)
+    late, scheduled, beside = inherited.share, None, None
+    for launcher in launchers:
+        share = launcher.read_share(environ) if launcher.read_share is not None else None
+        if launcher.assigns_late is not None:
+            late = share or late
+        elif launcher.is_scheduler:
+            scheduled = scheduled or share
+        else:
+            beside = beside or share
+    inherited = replace(inherited, share=late)
+    given = _nest(late, scheduled) if late and scheduled else late or scheduled
+    if given is None or beside is None:
+        return given or beside, inherited
+    if given.shards is not None:  # how much that is of a GPU, only the policy says
+        return _nest(beside, given), inherited
+    return min(given, beside, key=lambda share: share.fraction), inherited
 
 
 def _nest(share: Share, outer: Share) -> Share:
@@ -97,6 +103,17 @@ def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> 
         if launcher.read_job is not None:
             job.update(launcher.read_job(environ))
     return job
+
+
+def read_assignment(environ: Mapping[str, str]) -> str | None:
+    """Return the CUDA_VISIBLE_DEVICES that a launcher assigned by now to what runs in this process.
+
+    Returns:
+        None where no launcher assigns GPUs to a process that runs, or where it does not say which.
+    """
+    questions = (launcher.read_assignment for launcher in find_launchers(environ))
+    answers = (question() for question in questions if question is not None)
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def read_current_grant() -> tuple[Grant, tuple[str, ...] | None]:

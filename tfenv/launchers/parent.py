@@ -14,12 +14,13 @@ from tfenv.values import frozen, replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 #: Carries the original grant to child processes.
 GRANT_VARIABLE = "TFGPU_GRANT"
 
 #: Of what TFGPU_GRANT holds. Another version's is not read.
-_VERSION = 3
+_VERSION = 4
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -33,6 +34,7 @@ class InheritedGrant:
         wrote: What the policy made of it: the value children start with. None: it was left alone.
         leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
         job: The job and step it runs in, as `identify_job` tells. What was given there counts in no other.
+        handed: The request is a list that a parent wrote for its child, as drivers do for their workers.
         share: The part of each GPU that the launcher told the parent, and does not tell a child. None: there is none.
     """
 
@@ -41,6 +43,7 @@ class InheritedGrant:
     wrote: str | None
     leases: tuple[str, ...] = ()
     job: str = ""
+    handed: bool = False
     share: Share | None = None
 
 
@@ -53,9 +56,9 @@ def split_tokens(value: str | None) -> tuple[str, ...] | None:
 
 def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
     """Return the value of TFGPU_GRANT."""
+    given = [inherited.grant, inherited.request, inherited.wrote, inherited.leases, inherited.handed]
     share = inherited.share and [inherited.share.giver, inherited.share.text, inherited.share.fraction]
-    who = [_VERSION, boot_id, inherited.job]
-    parts = [*who, inherited.grant, inherited.request, inherited.wrote, inherited.leases, share]
+    parts = [_VERSION, boot_id, inherited.job, *given, share]
     return json.dumps(parts, separators=(",", ":"))
 
 
@@ -66,7 +69,7 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
     that names others is a new grant.
     """
     try:
-        version, boot, written_in, grant, request, wrote, leases, share = json.loads(text or "null")
+        version, boot, written_in, grant, request, wrote, leases, handed, share = json.loads(text or "null")
         share = _decode_share(share)
     except (ValueError, TypeError, RecursionError):
         return None
@@ -74,23 +77,28 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
         return None
     if not all(value is None or isinstance(value, str) for value in (grant, request, wrote)):
         return None
-    if not isinstance(leases, list) or not all(isinstance(lease, str) for lease in leases):
+    if (
+        not isinstance(handed, bool)
+        or not isinstance(leases, list)
+        or not all(isinstance(lease, str) for lease in leases)
+    ):
         return None
-    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job, share)
+    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job, handed is True, share)
     if wrote == current:
         return inherited
-    return replace(inherited, request=current, wrote=current) if _is_within(current, grant) else None
+    handed = bool(split_tokens(current))
+    return replace(inherited, request=current, wrote=current, handed=handed) if _is_within(current, grant) else None
 
 
-def _decode_share(share: object) -> Share | None:
+def _decode_share(share: Any) -> Share | None:
     """Return the share that a parent wrote.
 
     Raises:
-        ValueError: No parent wrote that.
+        TypeError, ValueError: No parent wrote that.
     """
     if share is None:
         return None
-    giver, text, fraction = share if isinstance(share, list) else ()
+    giver, text, fraction = share
     if not (isinstance(giver, str) and isinstance(text, str) and isinstance(fraction, float) and 0 < fraction <= 1):
         raise ValueError("not a share")
     return Share(giver, text, fraction)
@@ -105,7 +113,7 @@ def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant
     """
     if given is None or not _is_within(given, inherited.grant):
         return inherited
-    return replace(inherited, grant=given, request=None, wrote=given)
+    return replace(inherited, grant=given, request=None, wrote=given, handed=False)
 
 
 def _is_within(given: str | None, grant: str | None) -> bool:

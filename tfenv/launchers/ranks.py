@@ -1,33 +1,25 @@
-"""The local rank that a launcher gave to a process: its place among the processes of one job on this host."""
+"""MPI, torchrun, Horovod and srun: the local rank, a process's place among the processes of one job on this host."""
 
 from __future__ import annotations
+
+from tfenv.launchers.base import Launcher
+from tfenv.launchers.registry import RANK_VARIABLES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Local ranks, the launcher nearest to the process first: srun's stays set under an mpirun inside the job.
-_RANK_VARIABLES = (
-    "LOCAL_RANK",
-    "HOROVOD_LOCAL_RANK",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "MV2_COMM_WORLD_LOCAL_RANK",
-    "MPI_LOCALRANKID",
-    "SLURM_LOCALID",
-)
-
 #: Longer numbers are no ranks; Python refuses to convert very long ones at all.
 _MOST_DIGITS = 10
 
 
-def read_local_rank(environ: Mapping[str, str]) -> int | None:
-    """Return the rank that the innermost launcher set.
-
-    Returns:
-        None outside of a job, and where the variable holds no number.
-    """
-    for name in _RANK_VARIABLES:
+def _read_rank(environ: Mapping[str, str]) -> int | None:
+    """Return the rank that the launcher nearest to the process set. None: no variable holds a number."""
+    for name in RANK_VARIABLES:
         value = environ.get(name, "")
         if value.isascii() and value.isdigit() and len(value) < _MOST_DIGITS:
             return int(value)
     return None
+
+
+LAUNCHER = Launcher("MPI", is_scheduler=False, read_rank=_read_rank)

@@ -13,9 +13,12 @@ from tfenv.policy.model import Share
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 #: Ray's mode of a process that runs tasks and actors. A driver has another one.
 _WORKER = 1
+#: RAY_JOB_ID of a worker that was started before there was a job for it.
+_NO_JOB = "ffffffff"
 
 
 def _is_ours(environ: Mapping[str, str]) -> bool:
@@ -24,23 +27,76 @@ def _is_ours(environ: Mapping[str, str]) -> bool:
 
 
 def _is_worker() -> bool:
-    worker = getattr(sys.modules.get("ray._private.worker"), "global_worker", None)
-    return getattr(worker, "mode", None) == _WORKER
+    return getattr(_get_worker(), "mode", None) == _WORKER
+
+
+def _get_worker() -> Any:
+    return getattr(sys.modules.get("ray._private.worker"), "global_worker", None)
+
+
+def _ask_context(question: str) -> Any:
+    """Ask Ray's runtime context of a worker. None: Ray does not say, for whatever reason."""
+    if not _is_worker():
+        return None
+    try:
+        context = sys.modules["ray.runtime_context"].get_runtime_context()
+        return getattr(context, question)()
+    except Exception:  # noqa: BLE001 - another version of Ray must not cost the program its GPUs
+        return None
 
 
 def _read_job(environ: Mapping[str, str]) -> dict[str, str]:
-    return {"scheduler": "ray", **pick(environ, {"ray_job": "RAY_JOB_ID"})}
+    """Describe the job, and in a worker the actor or the task. The variable of a worker started early names no job."""
+    job = {"scheduler": "ray", **pick(environ, {"ray_job": "RAY_JOB_ID"})}
+    if job.get("ray_job") == _NO_JOB:
+        del job["ray_job"]
+    task = "" if _ask_context("get_actor_id") else _ask_context("get_task_name")
+    told = {"ray_job": _ask_context("get_job_id"), "actor": _name_actor(), "task": task}
+    return job | {name: value for name, value in told.items() if value and isinstance(value, str)}
+
+
+def _name_actor() -> str | None:
+    """Return the actor's name or else its class. None: the process runs no actor.
+
+    The task's name tells the class, too, but not in a thread, and Ray Train runs the training in one.
+    """
+    name = _ask_context("get_actor_name")
+    if name or name is None:
+        return name if isinstance(name, str) else None
+    try:
+        worker = _get_worker()
+        return type(worker.actors[worker.actor_id]).__name__
+    except Exception:  # noqa: BLE001 - as above
+        return None
+
+
+def _read_assignment() -> str | None:
+    """Return the GPUs of the task that runs now, as Ray writes them into CUDA_VISIBLE_DEVICES.
+
+    Returns:
+        None where Ray does not say.
+    """
+    assigned = _ask_context("get_accelerator_ids")
+    try:
+        return ",".join(str(number) for number in assigned["GPU"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _read_share(_environ: Mapping[str, str]) -> Share | None:
-    """Return what a task or actor asked for as num_gpus. None: no GPU, or another process than a worker."""
-    if not _is_worker():  # asked in a program that is none, Ray may start a cluster
+    """Return what the task or actor asked for as num_gpus. None: no GPU, or Ray does not say."""
+    resources = _ask_context("get_assigned_resources")
+    gpus = resources.get("GPU") if isinstance(resources, dict) else None
+    if not isinstance(gpus, (int, float)) or not gpus > 0:
         return None
-    try:
-        gpus = float(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("GPU", 0))
-    except Exception:  # noqa: BLE001 - whatever a version of Ray does here must not end the program
-        return None
-    return Share("Ray", f"num_gpus={gpus:g}", fraction=min(gpus, 1.0)) if gpus > 0 else None
+    return Share("Ray", f"num_gpus={gpus:g}", fraction=min(float(gpus), 1.0))
 
 
-LAUNCHER = Launcher("Ray", is_ours=_is_ours, assigns_late=_is_worker, read_job=_read_job, read_share=_read_share)
+LAUNCHER = Launcher(
+    "Ray",
+    is_ours=_is_ours,
+    assigns_late=_is_worker,
+    read_assignment=_read_assignment,
+    read_job=_read_job,
+    read_share=_read_share,
+)

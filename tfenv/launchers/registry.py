@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,10 +10,20 @@ if TYPE_CHECKING:
 
     from tfenv.launchers.base import Launcher
 
+#: Local ranks, the launcher nearest to the process first: srun's stays set under an mpirun inside the job.
+RANK_VARIABLES = (
+    "LOCAL_RANK",
+    "HOROVOD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+)
 #: Modules here, and the variables of which one tells that the process is the launcher's. The nearest to the
 #: process comes first: Ray inside of a Slurm job assigns what Slurm gave to Ray.
 _BY_VARIABLE = (
     ("jupyter", ("JUPYTERHUB_USER", "JPY_SESSION_NAME")),
+    ("ranks", RANK_VARIABLES),
     ("slurm", ("SLURM_JOB_ID",)),
     ("pbs", ("PBS_JOBID",)),
     ("lsf", ("LSB_JOBID",)),
@@ -40,6 +49,6 @@ def find_launchers(environ: Mapping[str, str]) -> Iterator[Launcher]:
 
 
 def _ask(name: str, environ: Mapping[str, str]) -> Iterator[Launcher]:
-    launcher: Launcher = import_module(f"tfenv.launchers.{name}").LAUNCHER
+    launcher: Launcher = __import__(f"tfenv.launchers.{name}", fromlist=("LAUNCHER",)).LAUNCHER
     if launcher.is_ours is None or launcher.is_ours(environ):
         yield launcher

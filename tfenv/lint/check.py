@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from tfenv.config.discover import PYPROJECT_TABLE
+from tfenv.config.discover import PYPROJECT_TABLE, locate_named_file
 from tfenv.config.document import Document, Trust
 from tfenv.config.hidden import advise_on_hidden
 from tfenv.config.last_good import forget_copies, keep_copies
-from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT
+from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT, find_identity
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import find_account, find_group, find_user, suggest_name
@@ -235,10 +235,14 @@ def _make_source(path: str, *, table_optional: bool = False) -> Source:
         return Source("machine", path, scope=(_SCOPES[scope], name.removesuffix(".toml")))
     if _is_machine_root(folder):
         return Source("machine", path)
-    if path == os.path.join(current_start().config_home or "", "tfgpu", FILE_NAME):
+    start = current_start()
+    if path == os.path.join(start.config_home or "", "tfgpu", FILE_NAME):
         return Source("user", path, start_owner=_find_folder_owner(folder))
     # A pyproject.toml that is named on purpose and has no table of ours is a mistake.
     table = PYPROJECT_TABLE if name == PYPROJECT else ()
+    site = locate_named_file(start, "site")
+    if site is not None and find_identity(site) == find_identity(path):
+        return Source("site", path, table=table, required=True)
     return Source("project", path, table=table, start_owner=_find_folder_owner(folder), required=not table_optional)
 
 

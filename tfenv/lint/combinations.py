@@ -86,9 +86,9 @@ def _check_layer(
     split = [_split_by_scope(part, scopes.get(part.paths[0]) if part.paths else None) for part in parts]
     own = [own for own, _ in split]
     (whole,) = combine(own)
-    if name == "machine":
-        machine_documents = [document for document in documents if document.source.layer == "machine"]
-        yield from advise_on_reach(own, whole, machine_documents, positions)
+    if name in ("machine", "site"):
+        own_documents = [document for document in documents if document.source.layer == name]
+        yield from advise_on_reach(own, whole, own_documents, positions)
         yield from advise_on_logs(parts)
     for view in (*_list_views(whole), *(_TableView(tables, tables) for _, others in split for tables in others)):
         yield from _check_view(view, cards, positions)

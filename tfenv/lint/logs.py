@@ -1,4 +1,4 @@
-"""Remarks on where a machine's logs are written."""
+"""Remarks on where the logs of a machine or a site are written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def advise_on_logs(parts: Sequence[Layer]) -> Iterator[LintRemark]:
     """Say where records would be lost on this machine, or could be kept from a user.
 
     Args:
-        parts: The machine layer's files, validated.
+        parts: The files of the machine's or the site's layer, validated.
     """
     yield from _advise_on_syslog(parts)
     yield from _advise_on_folders(parts)

@@ -1,4 +1,6 @@
-"""Remarks on whom a machine layer reaches: names that nobody has, tables that never count, keys that are replaced.
+"""Remarks on whom a layer for everybody reaches, the machine's or the site's.
+
+They are about names that nobody has, tables that never count, and keys that are replaced.
 
 What the databases of users and groups do not list (a directory service may be set up so) is taken to be there.
 """
@@ -67,7 +69,7 @@ class KeyPositions:
 def advise_on_reach(
     parts: Sequence[Layer], whole: Layer, documents: Sequence[Document], positions: KeyPositions
 ) -> Iterator[LintRemark]:
-    """Say what never counts in a machine layer.
+    """Say what never counts in a layer that is for everybody, the machine's or the site's.
 
     Args:
         parts: Its files, validated.

@@ -69,12 +69,12 @@ class FindingCollector:
 def _is_wish(asked_by: Origin | str | None, held_by: tuple[Origin, ...] | str) -> bool:
     """Return whether a program, a user or a project asked for something that others did not let it have.
 
-    What an administrator's own file sets is no wish. Neither is what the ceiling of the same layer cuts: one author
-    wrote both.
+    What the machine's or the site's file sets for everybody is no wish. Neither is what the ceiling of the same layer
+    cuts: one author wrote both.
     """
     if asked_by is None or isinstance(asked_by, str):
         return asked_by is not None
-    if asked_by.layer == "machine" or not held_by:
+    if asked_by.layer in ("machine", "site") or not held_by:
         return False
     return isinstance(held_by, str) or any(origin.layer != asked_by.layer for origin in held_by)
 

@@ -157,10 +157,46 @@ def _is_absent(token: str, inventory: Inventory) -> bool:
     return not any(uuid.lower().startswith(token.lower()) for uuid in known)
 
 
+def exceeds_job(grant: Grant, tokens: Sequence[str] | None) -> bool:
+    """Return whether a value of CUDA_VISIBLE_DEVICES names GPUs that are not in the scheduler's own list.
+
+    Args:
+        grant: Its `listed` is that list.
+        tokens: The value. None: it is unset, which shows all GPUs.
+    """
+    return grant.listed is not None and (tokens is None or not set(keep_valid_tokens(tokens)) <= set(grant.listed))
+
+
+def _cut_to_job(grant: Grant, inventory: Inventory) -> tuple[str, ...]:
+    """Return the value of CUDA_VISIBLE_DEVICES that is worth what the scheduler listed. The value only narrows it.
+
+    A scheduler that hides the other GPUs' device files (Slurm with ConstrainDevices) counts the job's from 0 in
+    CUDA_VISIBLE_DEVICES, and in its own list as the machine does.
+    """
+    listed = keep_valid_tokens(grant.listed or ())
+    wanted = keep_valid_tokens(grant.tokens or ())
+    shown = sorted({*(device.index for device in inventory.devices or ()), *inventory.lost})
+    renumbered = tuple(map(str, shown[: len(listed)]))
+    if shown and (len(shown) == len(listed) or any(token.isdigit() and int(token) > shown[-1] for token in listed)):
+        within = tuple(token for token in wanted if not token.isdigit() or int(token) <= shown[-1])
+        return within[: len(listed)] or renumbered
+    if wanted and not wanted[0].isdigit():  # the list has numbers: NVML tells which card a UUID is
+        cards = [find_device(token, grant, inventory) for token in wanted]
+        named = [
+            token
+            for token, card in zip(wanted, cards, strict=True)
+            # Slurm has numbers of its own for MIG instances.
+            if card is None or card.instance is not None or str(card.index) in listed
+        ]
+        return tuple(named)[: len(listed)] or listed
+    return tuple(token for token in wanted if token in listed) or listed
+
+
 def list_granted(grant: Grant, inventory: Inventory) -> DeviceSet:
     """Return the GPUs that the scheduler or the parent gave, or else all GPUs of the machine."""
-    if grant.tokens is not None:
-        given = takewhile(lambda token: not _is_absent(token, inventory), keep_valid_tokens(grant.tokens))
+    tokens = _cut_to_job(grant, inventory) if exceeds_job(grant, grant.tokens) else grant.tokens
+    if tokens is not None:
+        given = takewhile(lambda token: not _is_absent(token, inventory), keep_valid_tokens(tokens))
         cards = tuple(Card(token, find_device(token, grant, inventory)) for token in given)
         known = [card.device.uuid for card in cards if card.device is not None]
         # Two beginnings of one UUID leave no GPU at all, too.
@@ -168,8 +204,8 @@ def list_granted(grant: Grant, inventory: Inventory) -> DeviceSet:
     if inventory.devices is None:
         return DeviceSet(unbounded=True)
     # CUDA_VISIBLE_DEVICES has no numbers for instances.
-    tokens = (str(device.index) if device.instance is None else device.uuid for device in inventory.devices)
-    return DeviceSet(tuple(map(Card, tokens, inventory.devices)))
+    names = (str(device.index) if device.instance is None else device.uuid for device in inventory.devices)
+    return DeviceSet(tuple(map(Card, names, inventory.devices)))
 
 
 # ---- selectors

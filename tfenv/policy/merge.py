@@ -24,7 +24,7 @@ from tfenv.policy.model import (
     Tables,
 )
 
-#: `file = "none"`: no log of this layer, and from machine or user no default log either.
+#: `file = "none"`: no log of this layer, and from machine, site or user no default log either.
 _NO_FILE = "none"
 
 
@@ -186,7 +186,7 @@ def _add_sinks(layers: Sequence[Layer]) -> AuditSinks:
         required_files=tuple(dict.fromkeys(path for layer, path in paths if layer == "machine")),
         syslog=bool(syslog),
         required_syslog="machine" in syslog,
-        default_file=all(setting.origin.layer not in ("machine", "user") for setting in named),
+        default_file=all(setting.origin.layer not in ("machine", "site", "user") for setting in named),
     )
 
 

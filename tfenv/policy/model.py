@@ -11,9 +11,9 @@ from typing import Literal
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.values import field, frozen
 
-LayerName = Literal["machine", "user", "project", "run"]
+LayerName = Literal["machine", "site", "user", "project", "run"]
 #: From the least specific to the nearest: the nearest layer that sets a key wins.
-LAYER_ORDER: tuple[LayerName, ...] = ("machine", "user", "project", "run")
+LAYER_ORDER: tuple[LayerName, ...] = ("machine", "site", "user", "project", "run")
 
 OnError = Literal["warn", "cpu", "fail"]
 #: From the mildest to the strictest.
@@ -47,6 +47,7 @@ class Start:
         cwd: Working directory. None: it was deleted.
         uid: Effective user id.
         program_folders: Where a project's file is looked for if there is none above `cwd`, in this order.
+        site: TFGPU_SITE_CONFIG. None: it is unset.
         config: TFGPU_CONFIG. None: it is unset.
         run: The policy text of `tfgpu run` options (TFGPU_RUN). None: it is unset.
         home: Home directory, from the passwd entry of the euid. None: there is no entry.
@@ -61,6 +62,7 @@ class Start:
     cwd: str | None
     uid: int
     program_folders: tuple[str, ...] = ()
+    site: str | None = None
     config: str | None = None
     run: str | None = None
     home: str | None = None
@@ -83,8 +85,9 @@ class Source:
         table: Where the policy starts in the document: () or ("tool", "tfgpu").
         scope: For whom its `[gpu]` and `[ceiling]` are. A machine file `groups/NAME.toml` counts as `[group.NAME]`,
             `users/NAME.toml` as `[user.NAME]`. None: everybody.
-        start_owner: uid of the owner of the directory the process started in. Files of that owner count too.
-        required: TFGPU_CONFIG names it, so that a finding reports a missing file.
+        start_owner: uid of the owner of the directory the process started in. Files of that owner count too. None for
+            a site's file, whose author has nothing to do with that directory.
+        required: TFGPU_CONFIG or TFGPU_SITE_CONFIG names it, so that a finding reports a missing file.
     """
 
     layer: LayerName
@@ -474,7 +477,10 @@ class Grant:
         rank: Local rank among the processes of one job on this host. None: there is no such job.
         launcher: Who gave the GPUs: "Slurm", "Ray". "": nobody, or a plain parent process.
         listed: The GPUs of the job as the scheduler's own variables list them, whatever CUDA_VISIBLE_DEVICES says.
-            None: they do not say.
+            () is none. None: they do not say.
+        unlisted: The scheduler lists the GPUs that it gives, and has listed none.
+        handed: The list that a parent process under a policy wrote for this process, of which the request is made.
+            None: it wrote none.
         own_gpus: The launcher gave each rank GPUs of its own.
         share: The part of each GPU that was given. None: nothing tells it.
         job: What tells this job and program from others, by the names of the audit record's `job`: "scheduler",
@@ -488,6 +494,8 @@ class Grant:
     rank: int | None = None
     launcher: str = ""
     listed: tuple[str, ...] | None = None
+    unlisted: bool = False
+    handed: tuple[str, ...] | None = None
     own_gpus: bool = False
     share: Share | None = None
     job: Mapping[str, str] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def resolve(
     allocator, allocated_by = decide_allocator(policy, limits, findings)
     shown = limit_before_choice(device_set, policy)
     visible = ",".join(card.token for card in shown.cards) or NO_GPU
-    governed = governs_visibility(policy) or (allocations is not None and not allocations)
+    governed = governs_visibility(policy, grant, request) or (allocations is not None and not allocations)
     return Plan(
         visible=visible if governed and not shown.unbounded else None,
         pci_order=sets_pci_order(inputs, governed=governed and bool(shown.cards)),

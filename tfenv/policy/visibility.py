@@ -14,6 +14,7 @@ from tfenv.policy.clamps import FindingCollector
 from tfenv.policy.device_set import (
     Card,
     DeviceSet,
+    exceeds_job,
     find_device,
     is_same_card,
     keep_valid_tokens,
@@ -41,10 +42,32 @@ def decide_visibility(inputs: PlanInputs, findings: FindingCollector) -> DeviceS
 
     While `choosing` of the set is not None, its cards are the candidates of an automatic choice.
     """
-    device_set = list_granted(inputs.grant, inputs.inventory)
-    ungoverned = (_keep_cuda_default, _drop_without_allocation)
+    asked, asked_findings = _take_steps(inputs)
+    handed = inputs.grant.handed
+    if handed is not None and tuple(inputs.request or ()) == handed and _has_lost(asked_findings, PROGRAM):
+        # What a parent wrote for a child is the child's grant. Positions count in it, if that leaves the child a GPU.
+        grant = replace(inputs.grant, tokens=handed, handed=None)
+        given, given_findings = _take_steps(replace(inputs, grant=grant, request=None))
+        if given.cards and not _has_lost(given_findings):
+            asked, asked_findings = given, given_findings
+    findings.findings += asked_findings.findings
+    return asked
+
+
+def _has_lost(findings: FindingCollector, asked_by: str | None = None) -> bool:
+    """Return whether somebody asked for GPUs and got none of them. With `asked_by`, whether it got not all of them."""
+    if asked_by is None:
+        return any(finding.code == "no-overlap" for finding in findings.findings)
+    return any(finding.asked_by == asked_by for finding in findings.findings)
+
+
+def _take_steps(inputs: PlanInputs) -> tuple[DeviceSet, FindingCollector]:
+    device_set, findings = list_granted(inputs.grant, inputs.inventory), FindingCollector()
+    ungoverned = (_keep_cuda_default, _drop_without_driver, _drop_without_allocation)
     governed = (
+        _report_beyond_job,
         _require_grant,
+        _drop_without_driver,
         _keep_allowed_by_machine,
         _keep_allowed_by_others,
         _apply_file_choice,
@@ -54,9 +77,9 @@ def decide_visibility(inputs: PlanInputs, findings: FindingCollector) -> DeviceS
         _keep_shown_together,
         _drop_without_allocation,
     )
-    for step in governed if governs_visibility(inputs.policy) else ungoverned:
+    for step in governed if governs_visibility(inputs.policy, inputs.grant, inputs.request) else ungoverned:
         device_set = step(device_set, inputs, findings)
-    return device_set
+    return device_set, findings
 
 
 # ---- in words
@@ -101,13 +124,60 @@ def _describe_holders(origins: Sequence[Origin]) -> str:
 # ---- what administrators and others allow
 
 
-def _require_grant(device_set: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> DeviceSet:
-    """Leave no GPU where `require_grant` asks for a grant and a scheduler's job has none."""
-    required = [ceiling.origin for ceiling in inputs.policy.list_ceilings("require_grant") if ceiling.value is True]
-    if not required or not inputs.grant.scheduler or inputs.grant.tokens is not None:
+def _report_beyond_job(device_set: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> DeviceSet:
+    """Say what CUDA_VISIBLE_DEVICES named at the start that is not the job's. `list_granted` has left it out."""
+    grant = inputs.grant
+    if grant.listed == ():
+        findings.add("no-grant", f"{grant.launcher} gave this step of the job no GPU", None, "note")
         return device_set
-    findings.add("no-grant", "the scheduler gave this job no GPU (CUDA_VISIBLE_DEVICES is not set)", required[0])
-    return device_set.restrict((), required[0])
+    if grant.tokens is None or not exceeds_job(grant, grant.tokens):
+        return device_set
+    wanted, kept = keep_valid_tokens(grant.tokens), [card.token for card in device_set.cards]
+    if set(wanted) <= set(kept):
+        return device_set  # the scheduler counts the job's GPUs anew
+    held_by = f"what {grant.launcher} gave this job ({_join_tokens(device_set.cards)})"
+    wish = (f"CUDA_VISIBLE_DEVICES = {', '.join(wanted)}", _join_tokens(device_set.cards))
+    text = f"CUDA_VISIBLE_DEVICES={','.join(grant.tokens)} goes beyond {held_by}"
+    if set(wanted) & set(kept):
+        findings.add_clamp(text, None, asked_by=PROGRAM, held_by=held_by, wish=wish)
+    elif wanted:
+        findings.add("no-overlap", text, None, asked_by=PROGRAM, held_by=held_by, wish=wish)
+    return device_set
+
+
+def _require_grant(device_set: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> DeviceSet:
+    """Leave no GPU to a process that has no grant, where `require_grant` asks for one."""
+    grant = inputs.grant
+    if grant.listed == ():
+        return device_set  # there is none already
+    for ceiling in inputs.policy.list_ceilings("require_grant"):
+        if ceiling.value == "always" and not grant.scheduler:
+            text = 'this process is not in a job of a scheduler, and "always" leaves GPUs to jobs alone'
+        elif ceiling.value and grant.scheduler and not _has_grant(grant):
+            text = f"{grant.launcher or 'the scheduler'} gave this job no GPU"
+            if not grant.unlisted:
+                text += " (CUDA_VISIBLE_DEVICES is not set)"
+        else:
+            continue
+        # The policy is in force: there is no GPU. So this is none of the errors that `on_error` is for.
+        findings.add("no-grant", text, ceiling.origin, "note")
+        return device_set.restrict((), ceiling.origin)
+    return device_set
+
+
+def _drop_without_driver(device_set: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> DeviceSet:
+    """Leave no GPU to a job that was given none, where NVML shows none. On the CPU there is nothing to enforce."""
+    grant, problem = inputs.grant, inputs.inventory.problem
+    usable = device_set.unbounded or device_set.cards
+    if problem is None or not usable or not grant.scheduler or _has_grant(grant):
+        return device_set
+    findings.add("no-grant", f"{grant.launcher} gave this job no GPU ({problem})", None, "note")
+    return DeviceSet()
+
+
+def _has_grant(grant: Grant) -> bool:
+    """Return whether the scheduler gave some GPU: by its own list, or else by CUDA_VISIBLE_DEVICES."""
+    return bool(grant.listed) or (grant.tokens is not None and not grant.unlisted)
 
 
 def _list_allowed(policy: EffectivePolicy) -> list[tuple[tuple[Selector, ...], Origin]]:
@@ -226,7 +296,12 @@ def _keep_own_rank(
 ) -> DeviceSet:
     """Give each local rank its own place in the list. [0] for all would pile every rank on one card."""
     rank = grant.rank if choice.rank == "auto" else choice.rank
-    if rank is None or not (device_set.unbounded or device_set.cards):
+    if not (device_set.unbounded or device_set.cards) or (choice.rank == "auto" and grant.own_gpus):
+        return device_set  # the launcher has divided the GPUs already
+    if rank is None:
+        shown = "all GPUs" if device_set.unbounded else _describe_devices(device_set)
+        text = f"no launcher gave this process a local rank, so it has {shown}"
+        findings.add("no-rank", text, origin, "warning")
         return device_set
     if device_set.unbounded:
         return device_set.restrict((Card(str(rank)),), origin)
@@ -239,7 +314,7 @@ def _report_shared_rank(
     rank: int, device_set: DeviceSet, origin: Origin, grant: Grant, findings: FindingCollector
 ) -> None:
     if grant.tokens is not None and len(grant.tokens) == 1:
-        # --gpus-per-task=1 grants each rank one of its own, which cannot be told from one GPU for all.
+        # A launcher may have given each rank one of its own, which cannot be told from one GPU for all.
         granted = f"local rank {rank} was given one GPU ({_join_tokens(device_set.cards)})"
         text = f"{granted}. The ranks share it unless each was given a different one"
         findings.add("more-ranks-than-gpus", text, origin, "warning")
@@ -445,6 +520,8 @@ def needs_inventory(policy: EffectivePolicy, grant: Grant, request: Sequence[str
     setting = policy.settings.get("visible_devices")
     chosen = [(setting.value, setting.origin)] if setting is not None and isinstance(setting.value, tuple) else []
     selectors = [(selector.kind, origin.layer) for named, origin in (*allowed, *chosen) for selector in named]
+    if exceeds_job(grant, grant.tokens) or (request is not None and exceeds_job(grant, request)):
+        return True
     tokens = keep_valid_tokens(grant.tokens or ()) + keep_valid_tokens(request or ())
     kinds = {kind for kind, _ in selectors}
     numbers = any(token.isdigit() for token in tokens) or ("position", "machine") in selectors
@@ -453,8 +530,12 @@ def needs_inventory(policy: EffectivePolicy, grant: Grant, request: Sequence[str
     return "name" in kinds or (numbers and uuids) or (positions_of_names and uuids and grant.tokens is None)
 
 
-def governs_visibility(policy: EffectivePolicy) -> bool:
-    """Return whether the policy decides which GPUs are visible. Otherwise CUDA_VISIBLE_DEVICES is left alone."""
+def governs_visibility(policy: EffectivePolicy, grant: Grant, request: Sequence[str] | None = None) -> bool:
+    """Return whether the policy decides which GPUs are visible. Otherwise CUDA_VISIBLE_DEVICES is left alone.
+
+    A value that names more than the scheduler's own list is not left alone either.
+    """
     setting = policy.settings.get("visible_devices")
     chosen = setting is not None and setting.value != "all"
-    return chosen or bool(policy.list_ceilings("allowed_devices", "max_devices", "require_grant"))
+    ceilings = policy.list_ceilings("allowed_devices", "max_devices", "require_grant")
+    return chosen or bool(ceilings) or exceeds_job(grant, grant.tokens if request is None else request)

@@ -6,7 +6,7 @@ import os
 
 from tfenv import pipeline
 from tfenv.errors import PROGRAM, Finding, PolicyError
-from tfenv.launchers.grant import read_grant
+from tfenv.launchers.grant import read_assignment, read_grant
 from tfenv.launchers.parent import GRANT_VARIABLE, encode_grant, read_boot_id, split_tokens
 from tfenv.policy.model import Grant, Inventory, Plan
 from tfenv.policy.resolve import NO_GPU
@@ -42,6 +42,7 @@ class ProcessPolicy:
         inventory: The machine's GPUs, since the first listing of devices.
         leases: Ids of this process's leases and of its ancestors': children share their GPUs.
         no_gpu: Something is wrong, and `on_error = "cpu"` says that no GPU may be used.
+        stale: Why the GPUs that were opened are not those that the launcher assigned since. None: they are.
     """
 
     def __init__(self, start: Mapping[str, str | None], loaded: pipeline.LoadedPolicy, resolver: Resolver) -> None:
@@ -54,8 +55,10 @@ class ProcessPolicy:
         self.loaded = loaded
         self.resolver = resolver
         self.boot_id = read_boot_id()
-        known = {name: value for name, value in start.items() if value is not None}
-        self.grant, self.inherited = read_grant(known, os.environ, self.boot_id)
+        self._start = {name: value for name, value in start.items() if value is not None}
+        self.grant, self.inherited = read_grant(self._start, os.environ, self.boot_id)
+        self._assigned = read_assignment(os.environ)  # None: all that this process gets it had from the start
+        self.stale: Finding | None = None
         self.program_request = split_tokens(self.inherited.request)
         self.last_written = self.inherited.wrote
         self.inventory = Inventory()
@@ -70,6 +73,10 @@ class ProcessPolicy:
         self._listed_by = 0  # pid: a forked child lists and chooses anew
         self._choice: tuple[int, Choice | None] | None = None
         self._order_before: tuple[str | None] | None = None  # None: CUDA's order is not ours
+        if self._assigned is not None:
+            from tfenv.runtime.assignments import watch_assignments
+
+            watch_assignments(self._check_assignment)
 
     def continue_from(self, previous: ProcessPolicy) -> None:
         """Go on where an import that failed left the environment: what it wrote is no request of the program."""
@@ -83,6 +90,7 @@ class ProcessPolicy:
         """
         policy = FrameworkPolicy(self, framework)
         if self._listed_by != os.getpid():  # otherwise another framework has opened CUDA, and the plan stands
+            self._renew_grant()
             self.decide()
         self.frameworks[framework.name] = policy
         policy.adopt(self.plan)
@@ -136,7 +144,7 @@ class ProcessPolicy:
         self._write_order()
         if self.plan.visible is not None:
             os.environ[_VISIBLE] = self.last_written = self.plan.visible
-        elif not self.leases:
+        elif not self.leases and self.inherited.share is None:
             return
         request = None if self.program_request is None else ",".join(self.program_request)
         inherited = replace(self.inherited, request=request, wrote=os.environ.get(_VISIBLE), leases=self.leases)
@@ -180,6 +188,54 @@ class ProcessPolicy:
         self.write_visibility()
         self.visible_when_listed = NO_GPU
 
+    # -- what a launcher assigns while the process runs
+
+    def _renew_grant(self) -> None:
+        """Take the GPUs of the task that runs now for the grant. Nothing has opened those of an earlier one."""
+        assigned = None if self._assigned is None else read_assignment(os.environ)
+        if assigned in (None, self._assigned):
+            return
+        self._assigned = assigned
+        self.grant, self.inherited = read_grant(self._start, os.environ, self.boot_id)
+        self.program_request, self.last_written = split_tokens(self.inherited.request), self.inherited.wrote
+        self.reporter.grant = self.grant
+
+    def _check_assignment(self, value: str) -> None:
+        """Report that the launcher assigns other GPUs than those that are open. Their framework keeps them.
+
+        Args:
+            value: What CUDA_VISIBLE_DEVICES is about to become. The program and tfenv write it, too.
+        """
+        if self._listed_by != os.getpid() or value != read_assignment(os.environ):
+            return
+        with Inside():
+            self._compare_assignment(value)
+
+    def _compare_assignment(self, value: str) -> None:
+        self.stale = None
+        if value == self._assigned:
+            return
+        policies = list(self.frameworks.values())
+        titles = " and ".join(policy.framework.title for policy in policies)
+        text = (
+            f"{self.grant.launcher} assigned {_name_gpus(value)} to this task, but {titles} keeps "
+            f"{_name_gpus(self._assigned)} of an earlier task; give each task its own process, in Ray with max_calls=1"
+        )
+        self.stale = Finding("stale-devices", text)
+        if self.loaded.policy.on_error == "fail":
+            for policy in policies:
+                policy.framework.watch_use(policy)
+        self.reporter.report_failed(self.stale, framework=policies[0].framework)
+
+    def check_use(self) -> None:
+        """Refuse GPUs that the launcher has assigned to somebody else by now.
+
+        Raises:
+            PolicyError: `on_error = "fail"`.
+        """
+        if self.stale is not None and self._listed_by == os.getpid() and self.loaded.policy.on_error == "fail":
+            raise PolicyError((self.stale,))
+
     # -- listing
 
     def settle(self, framework: Framework, sleep: Callable[[float], object] | None = None) -> None:
@@ -197,6 +253,7 @@ class ProcessPolicy:
         self.inventory = self.resolver.read_inventory()
         self.reporter.open_log()  # a required log that cannot be written is an error, for `on_error` to decide
         before = self.plan.findings
+        self._renew_grant()
         self.decide(self.inventory)
         if self.plan.takes_leases and not self.no_gpu:
             self._allocate(framework, sleep)
@@ -289,12 +346,21 @@ class ProcessPolicy:
         return self.loaded.locate(replace(finding, path=origin.path, key=format_key(origin.key)))
 
     def find_late_visibility(self) -> tuple[Finding, ...]:
-        """Return a note where the program set CUDA_VISIBLE_DEVICES after CUDA had read it: it has no effect."""
+        """Return a note where the program set CUDA_VISIBLE_DEVICES after CUDA had read it: it has no effect.
+
+        Where the launcher did, return what is wrong with the GPUs that were opened.
+        """
+        if self.stale is not None:
+            return (replace(self.stale, severity="warning"),)
         value = os.environ.get(_VISIBLE)
-        if value == self.visible_when_listed or self.visible_when_listed is None:
+        if value in (self.visible_when_listed, self._assigned) or self.visible_when_listed is None:
             return ()
         text = f"the program set {_VISIBLE}={value} after the devices were listed, which has no effect"
         return (Finding("too-late", text, "note"),)
+
+
+def _name_gpus(value: str | None) -> str:
+    return f"GPU {value}" if value else "no GPU"
 
 
 class FrameworkPolicy:
@@ -390,6 +456,10 @@ class FrameworkPolicy:
         allocations = None if choice is None or self.plan.devices is None else choice.allocations
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
         return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
+
+    def check_use(self) -> None:
+        """Refuse GPUs that were opened before and are another task's by now."""
+        self.process.check_use()
 
     def count_shown_devices(self) -> int | None:
         """Return how many GPUs CUDA shows."""

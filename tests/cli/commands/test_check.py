@@ -88,6 +88,31 @@ def test_tfgpu_config_that_does_not_exist(tfgpu: Tfgpu) -> None:
     assert result.stdout.startswith("/nowhere/tfgpu.toml: TFGPU_CONFIG names this file, but there is no such file")
 
 
+def test_the_sites_file_is_checked_as_the_sites(project: Path, tfgpu: Tfgpu) -> None:
+    """Alone and with all the others: people that nobody has, and tables that only the administrator may write."""
+    text = "[user.nobody-has-this.gpu]\nmemory_growth = true\n[machine]\nallow_disable = false\n"
+    (project / "site.toml").write_text(text)
+    (project / "tfgpu.toml").write_text("[user.nobody-has-this.gpu]\nmemory_growth = true\n")
+    for paths in ((), ("site.toml",)):
+        result = tfgpu("check", *paths, "--format", "json", env={"TFGPU_SITE_CONFIG": "site.toml"})
+        found = [
+            (finding["path"], finding["line"], finding["code"]) for finding in json.loads(result.stdout)["findings"]
+        ]
+        path = str(project / "site.toml")
+        assert found == [(path, 3, "machine-layer-only"), (path, 1, "unknown-user")]
+
+
+def test_what_tfgpu_config_replaces_is_not_checked(project: Path, tfgpu: Tfgpu) -> None:
+    """`tfgpu check` checks what counts. A note says which file does not."""
+    (project / "tfgpu.toml").write_text(BAD)
+    (project / "job.toml").write_text(GOOD)
+    result = tfgpu("check", "--format", "json", env={"TFGPU_CONFIG": "job.toml"})
+    assert result.returncode == 0
+    report = json.loads(result.stdout)
+    assert report["files"] == [str(project / "job.toml")]
+    assert [finding["code"] for finding in report["findings"]] == ["project-replaced"]
+
+
 def test_pyproject(project: Path, tfgpu: Tfgpu) -> None:
     """A pyproject.toml is checked by its own table, with the places of the whole file."""
     (project / "pyproject.toml").write_text("[project]\nname = 'x'\n\n[tool.tfgpu.gpu]\nmemory_growth = 3\n")

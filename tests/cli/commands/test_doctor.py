@@ -65,6 +65,12 @@ def install_tfenv(python: Path) -> Path:
 # ---- the hook
 
 
+def test_a_sites_file_that_is_missing_is_a_problem(tfgpu: Tfgpu, live: dict[str, str]) -> None:
+    """The row names the variable and the file."""
+    row = read_rows(tfgpu(*QUICK, env=live | {"TFGPU_SITE_CONFIG": "/nowhere/site.toml"}))["policy"]
+    assert (row["verdict"], row["found"].startswith("/nowhere/site.toml: TFGPU_SITE_CONFIG names")) == ("problem", True)
+
+
 def test_the_hook_is_live(tfgpu: Tfgpu, live: dict[str, str]) -> None:
     """Where the hook is armed and complete it is ok, and the interpreter is named. The exit code is 0."""
     result = tfgpu(*QUICK, env=live)

@@ -14,7 +14,9 @@ import pytest
 
 from tests.cli.conftest import REPOSITORY, Tfgpu
 from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
+from tfenv.policy.model import Grant
 from tfenv.simulate.environment import build_environment, parse_gpus
+from tfenv.values import as_dict
 
 USER = '[gpu]\nmemory_limit = "20GiB"\n\n[ceiling]\nrequire_memory_growth = true\nmemory_limit = "50%"\n'
 PROJECT = '[gpu]\nvisible_devices = [1, 2]\nmemory_limit = "16GiB"\nmemory_growth = false\n'
@@ -155,6 +157,75 @@ def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:
     assert [file["path"] for file in seen] == [str(path)]
     assert "writable by everybody" in seen[0]["why"]
     assert "  ignored  " in tfgpu("explain").stdout
+
+
+def list_files(result: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
+    """List layer, path and state of each file but the machine's."""
+    files = [(file["layer"], file["path"], file["state"]) for file in read_json(result)["files"]]
+    return [file for file in files if file[0] != "machine"]
+
+
+def test_the_sites_file_is_between_machine_and_user(layers: Path, project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """The file of TFGPU_SITE_CONFIG is listed as the site's. The user's value and the project's override its own."""
+    site = tmp_path / "site.toml"
+    site.write_text('[gpu]\nmemory_limit = "30GiB"\nallocator = "bfc"\n')
+    env = {"TFGPU_SITE_CONFIG": str(site)}
+    assert list_files(tfgpu("explain", "--format", "json", env=env)) == [
+        ("site", str(site), "read"), ("user", str(layers), "read"), ("project", str(project / "tfgpu.toml"), "read"),
+    ]  # fmt: skip
+    lines = [" ".join(line.split()) for line in tfgpu("explain", env=env).stdout.splitlines()]
+    assert f"site {site} read" in lines
+    chosen = lines.index('memory_limit = "16GiB" tfgpu.toml:3')
+    assert lines[chosen + 1 : chosen + 3] == [f'overrides "20GiB" {layers}:2', f'overrides "30GiB" {site}:2']
+    assert f'allocator = "bfc" {site}:3' in lines
+
+
+@pytest.mark.parametrize(
+    ("elevated", "why"),
+    [
+        ({"SUDO_UID": "1000"}, "TFGPU_SITE_CONFIG does not count under sudo"),
+        ({}, "TFGPU_SITE_CONFIG names the file of another layer"),
+    ],
+)
+def test_why_there_is_no_sites_file(layers: Path, tfgpu: Tfgpu, elevated: dict[str, str], why: str) -> None:
+    """Under sudo the variable does not count. The user's own file stays the user's."""
+    files = read_json(tfgpu("explain", "--format", "json", env={"TFGPU_SITE_CONFIG": str(layers)} | elevated))["files"]
+    assert [(file["path"], file["state"], file["why"]) for file in files if file["layer"] == "site"] == [
+        (str(layers), "none", why)
+    ]
+
+
+def test_a_sites_file_beside_the_program_is_no_projects(project: Path, tfgpu: Tfgpu) -> None:
+    """It is the site's, and the search says that it found no other."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    shown = tfgpu("explain", env={"TFGPU_SITE_CONFIG": "tfgpu.toml"}).stdout
+    assert "  site     tfgpu.toml" in shown
+    assert "  no other tfgpu.toml and no pyproject.toml" in shown
+
+
+def test_what_tfgpu_config_replaces_is_listed(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
+    """The project's file is in the list with the reason, in text and JSON, and a note names it. The code is 0."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    job = tmp_path / "job.toml"
+    job.write_text('[gpu]\nmemory_limit = "20GiB"\n')
+    env = {"TFGPU_CONFIG": str(job)}
+    told = tfgpu("explain", "--format", "json", env=env)
+    assert told.returncode == 0
+    assert list_files(told)[1:] == [
+        ("project", str(project / "tfgpu.toml"), "replaced"), ("project", str(job), "read"),
+    ]  # fmt: skip
+    shown = tfgpu("explain", env=env).stdout
+    assert "replaced  TFGPU_CONFIG names another file" in shown
+    assert f"so the project's {project / 'tfgpu.toml'} does not apply [note project-replaced]" in shown
+
+
+def test_what_a_missing_tfgpu_config_replaces_is_listed(project: Path, tfgpu: Tfgpu) -> None:
+    """Where the file in the variable is not there, the project's is replaced all the same."""
+    (project / "tfgpu.toml").write_text(PROJECT)
+    told = tfgpu("explain", "--format", "json", env={"TFGPU_CONFIG": "/nowhere/job.toml"})
+    assert list_files(told)[1:] == [
+        ("project", str(project / "tfgpu.toml"), "replaced"), ("project", "/nowhere/job.toml", "dropped"),
+    ]  # fmt: skip
 
 
 def test_another_directory(layers: Path, project: Path, tfgpu: Tfgpu) -> None:
@@ -298,8 +369,8 @@ def test_the_callers_environment_is_not_theirs(server: SharedMachine) -> None:
     )
     limit = told["settings"]["memory_limit"]
     assert (limit["path"], limit["overrides"]) == (theirs, [])
-    assert told["grant"] == {"tokens": None, "pci_order": False, "scheduler": False, "rank": None}
-    assert (told["disabled"], told["new_login"], told["findings"]) == (False, True, [])
+    assert told["grant"] == json.loads(json.dumps(as_dict(Grant())))
+    assert (told["disabled"], told["new_login"], list_codes(told)) == (False, True, ["no-rank"])
 
 
 def test_trust_and_permissions_are_theirs(server: SharedMachine) -> None:
@@ -408,3 +479,17 @@ def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) ->
     (project / "real").mkdir()
     (project / "link").symlink_to(project / "real")
     assert read_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")
+
+
+def test_the_launcher_that_spoke_and_what_it_gave(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Inside of a job: which launcher, which job, which GPUs it listed, and what a script named beyond them."""
+    (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\n")
+    job = {"SLURM_JOB_ID": "14", "SLURM_STEP_GPUS": "2", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "2,3"}
+    result = tfgpu("explain", env=four_gpus | job)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[lines.index("Grant") + 1 : lines.index("Effect") - 1] == ["launcher Slurm", "job 14", "gave GPU 2"]
+    assert "CUDA_VISIBLE_DEVICES=2,3 goes beyond what Slurm gave this job (2) [note clamped]" in lines
+    assert result.returncode == 0
+    grant = read_json(tfgpu("explain", "--format", "json", env=four_gpus | job))["grant"]
+    assert (grant["launcher"], grant["listed"], grant["job"]) == ("Slurm", ["2"], {"scheduler": "slurm", "id": "14"})
+    assert "Grant" not in tfgpu("explain", env=four_gpus).stdout

@@ -143,6 +143,15 @@ def test_the_policy_in_force_is_respected(server: SharedMachine) -> None:
     assert "# The policy that applies here allows no GPU. Run `tfgpu explain` to see why.\n" in text
 
 
+def test_the_sites_file_is_in_force_for_a_new_project(project: Path, tmp_path: Path, tfgpu: Tfgpu) -> None:
+    """What a site allows is said in the project's first file, as what machine and user allow."""
+    site = tmp_path / "site.toml"
+    site.write_text('[ceiling]\nmemory_limit = "4GiB"\n')
+    tfgpu("init", env=simulate("4x24GiB") | {"TFGPU_SITE_CONFIG": str(site)})
+    text = (project / "tfgpu.toml").read_text()
+    assert f"# {site} already applies here: at most 4.0 GiB of a GPU.\n" in text
+
+
 def test_the_file_that_is_replaced_does_not_count(project: Path, tmp_path: Path, tfgpu: Tfgpu) -> None:
     """A user's own file is in force for projects, and not when it is itself written again."""
     own = tmp_path / "config" / "tfgpu"

@@ -30,13 +30,14 @@ from tfenv.explanation import (
     Explanation,
     explain,
 )
-from tfenv.policy.model import PlannedDevice
+from tfenv.policy.model import Grant, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
 _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
     "dropped": ("ignored", "problem"),
     "hidden": ("hidden", "note"),
+    "replaced": ("replaced", "note"),
     "none": ("-", "quiet"),
 }
 #: Characters of a value behind which the others' origins are lined up.
@@ -108,8 +109,10 @@ def _print_text(explanation: Explanation) -> None:
     _print_files(explanation.files)
     _print_settings(explanation.settings)
     _print_ceilings(explanation.ceilings)
+    _print_grant(explanation.grant)
     _print_outcome(explanation)
-    findings = [finding for finding in explanation.findings if finding.code != "clamped"]
+    # What a key asked for stands beside it.
+    findings = [finding for finding in explanation.findings if finding.code != "clamped" or finding.path is None]
     if findings:
         _print_heading("Findings")
         print_findings(findings, indent="  ")
@@ -146,6 +149,34 @@ def _print_ceilings(ceilings: Iterable[ExplainedCeiling]) -> None:
         rows.append((f"{ceiling.key.rpartition('.')[2]} = {_format_value(ceiling)}", _format_origin(ceiling)))
         rows += [(f"  replaces {_format_value(lost)}", _format_origin(lost)) for lost in ceiling.replaces]
     _print_rows("Ceilings", rows)
+
+
+def _print_grant(grant: Grant) -> None:
+    """Say which launcher spoke, and what it gave. A plain shell gave nothing."""
+    rows = [("launcher", grant.launcher)] if grant.launcher else []
+    named = {"job" if name == "id" else name.replace("_", " "): value for name, value in grant.job.items()}
+    rows += [(name, value) for name, value in named.items() if name != "scheduler"]
+    if grant.launcher:
+        rows.append(("gave", _format_given(grant)))
+    if grant.share is not None:
+        rows.append(("share", f"{grant.share.text} ({grant.share.giver})"))
+    if grant.rank is not None:
+        rows.append(("local rank", f"{grant.rank}{', with GPUs of its own' if grant.own_gpus else ''}"))
+    if rows:
+        _print_heading("Grant")
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"  {name:<{width}}  {escape_for_terminal(value)}")
+
+
+def _format_given(grant: Grant) -> str:
+    if grant.unlisted or grant.listed == ():
+        return "no GPU"
+    if grant.listed is not None:
+        return f"GPU {','.join(grant.listed)}"
+    if grant.tokens is None:
+        return "all GPUs (CUDA_VISIBLE_DEVICES is not set)"
+    return f"GPU {','.join(grant.tokens)}" if grant.tokens else "no GPU"
 
 
 def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

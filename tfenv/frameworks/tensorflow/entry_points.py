@@ -57,6 +57,9 @@ CLUSTER_ENTRY_POINTS = tuple(
     )
 )
 
+#: Methods of the eager context that nearly all use of devices that exist goes through.
+_USES = ("ensure_initialized", "_initialize_physical_devices")
+
 
 class EntryPointWrappers:
     """TensorFlow's original functions, and what takes their place.
@@ -363,6 +366,24 @@ def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
         )
         _installed = wrappers
     return wrappers.missing
+
+
+def watch_use(policy: PolicyCallbacks) -> None:
+    """Ask a policy from now on whenever eager execution uses its devices or lists them. A second call does nothing."""
+    context = getattr(sys.modules.get("tensorflow.python.eager.context"), "Context", None)
+    for name in _USES:
+        original = getattr(context, name, None)
+        if callable(original) and not hasattr(original, "__wrapped__"):
+            setattr(context, name, _wrap_use(original, policy))
+
+
+def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
+    @wraps(original)
+    def use_devices(*args: Any, **kwargs: Any) -> Any:
+        policy.check_use()
+        return original(*args, **kwargs)
+
+    return use_devices
 
 
 def _has_entry_point(module_name: str, name: str) -> bool:

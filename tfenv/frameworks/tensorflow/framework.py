@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tfenv.frameworks.tensorflow.entry_points import FIRST_LISTING, intercept
+from tfenv.frameworks.tensorflow.entry_points import FIRST_LISTING, intercept, watch_use
 from tfenv.frameworks.tensorflow.environment import prepare_environment
 
 TYPE_CHECKING = False
@@ -46,6 +46,10 @@ class TensorFlow:
     def intercept(self, policy: PolicyCallbacks) -> tuple[str, ...]:
         """Wrap TensorFlow's entry points, and return those that are missing."""
         return intercept(policy)
+
+    def watch_use(self, policy: PolicyCallbacks) -> None:
+        """Ask the policy whenever the program uses TensorFlow's devices or lists them once more."""
+        watch_use(policy)
 
     def apply_publicly(self, policy: PolicyCallbacks) -> None:
         """Apply what `tf.config` can, at the first listing of devices."""
