@@ -91,8 +91,7 @@ def _read_share(
 
 def _nest(share: Share, outer: Share) -> Share:
     """Return a share of a share."""
-    whole = outer.shards is None and outer.fraction == 1
-    text = share.text if whole else f"{share.text} of {outer.giver}'s {outer.text}"
+    text = share.text if outer.is_whole else f"{share.text} of {outer.giver}'s {outer.text}"
     return replace(share, text=text, fraction=share.fraction * outer.fraction, shards=outer.shards, gpus=outer.gpus)
 
 

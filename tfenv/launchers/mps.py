@@ -17,7 +17,7 @@ def _read_share(environ: Mapping[str, str]) -> Share | None:
     percentage = read_number(environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"))
     if not 0 < percentage <= 100:  # noqa: PLR2004 - per cent
         return None
-    return Share("MPS", f"{percentage:g}% of a GPU", fraction=percentage / 100)
+    return Share("MPS", f"percentage {percentage:g}", fraction=percentage / 100)
 
 
 LAUNCHER = Launcher("MPS", is_scheduler=False, read_share=_read_share)

@@ -70,7 +70,7 @@ def _read_share(environ: Mapping[str, str]) -> Share | None:
     percentage = read_number(environ.get(_PERCENTAGE))
     # Slurm sets this variable for whole GPUs, and not for --gres=mps: the percentage is then the program's own.
     if 0 < percentage <= 100 and "GPU_DEVICE_ORDINAL" not in environ:  # noqa: PLR2004 - per cent
-        return Share("Slurm", f"{percentage:g}% of a GPU by MPS{among}", fraction=percentage / 100 / tasks)
+        return Share("Slurm", f"MPS percentage {percentage:g}{among}", fraction=percentage / 100 / tasks)
     return Share("Slurm", f"{gpus} GPU{'' if gpus == 1 else 's'}") if gpus > 0 else None
 
 

@@ -449,6 +449,11 @@ class Share:
     shards: int | None = None
     gpus: int = 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of each GPU."""
+        return self.shards is None and self.fraction == 1
+
     def measure(self, shards_per_gpu: int | None) -> float | None:
         """Return the part of each GPU, in 0..1. Of shards of several GPUs it is the fewest that each can hold.
 
@@ -637,6 +642,7 @@ class Plan:
         allocated_by: The keys that set `allocator`: its own, or the limits that imply it.
         choosing: How tfenv still chooses among `devices`. None: the process gets all of them.
         asked: What a file of a user or project asked for, if that is more than `limit`. None: no file did.
+        share: What "granted" means, in a policy that says so. None: it does not, or nothing tells the share.
     """
 
     visible: str | None = None
@@ -652,6 +658,7 @@ class Plan:
     allocated_by: tuple[Origin, ...] = ()
     choosing: AutoChoice | None = None
     asked: MemoryLimit | None = None
+    share: Share | None = None
 
     @property
     def takes_leases(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from tfenv.policy.clamps import FindingCollector
-from tfenv.policy.model import Ceiling, DeviceRule, EffectivePolicy, Grant, MemoryLimit, Origin, Setting
+from tfenv.policy.model import Ceiling, DeviceRule, EffectivePolicy, Grant, MemoryLimit, Origin, Setting, Share
 from tfenv.values import replace
 
 #: Reports that a key's "granted" is not in force, and what holds instead.
@@ -19,8 +19,8 @@ def replace_granted(policy: EffectivePolicy, grant: Grant, findings: FindingColl
     Where nothing tells the share, "granted" counts as if nobody had written it: the next layer's setting holds, an
     entry of `[[gpu.device]]` has its table's limit, and a ceiling is left out. Each of them is a finding `no-share`.
     """
-    fraction = measure_share(policy, grant)
-    share = None if fraction is None else MemoryLimit(fraction=fraction)
+    known = measure_share(policy, grant)
+    share = None if known is None else MemoryLimit(fraction=known.fraction)
     reason, remedy = _explain_missing_share(grant)
 
     def report(origin: Origin, effect: str) -> None:
@@ -39,9 +39,10 @@ def replace_granted(policy: EffectivePolicy, grant: Grant, findings: FindingColl
     return replace(policy, settings=settings, ceilings=tuple(ceiling for ceiling in ceilings if ceiling is not None))
 
 
-def measure_share(policy: EffectivePolicy, grant: Grant) -> float | None:
-    """Return the part of each GPU that the launcher gave, in 0..1. None: nothing tells it."""
-    return None if grant.share is None else grant.share.measure(policy.shards_per_gpu)
+def measure_share(policy: EffectivePolicy, grant: Grant) -> Share | None:
+    """Return the share that the launcher gave, as a fraction of a GPU. None: nothing tells it."""
+    fraction = None if grant.share is None else grant.share.measure(policy.shards_per_gpu)
+    return None if grant.share is None or fraction is None else Share(grant.share.giver, grant.share.text, fraction)
 
 
 def uses_share(policy: EffectivePolicy) -> bool:
@@ -59,7 +60,7 @@ def _is_granted(limit: object) -> bool:
 def _explain_missing_share(grant: Grant) -> tuple[str, str]:
     """Return why the share is not known, and what to write."""
     if grant.share is not None:
-        reason = f"{grant.share.giver} gave {grant.share.text}, but nothing says how many shards a GPU has"
+        reason = f"{grant.share.giver} gave {grant.share.text} and does not say of how many"
         return reason, "write shards_per_gpu in [machine] of /etc/tfgpu/tfgpu.toml"
     remedy = "write a size or a percentage for processes without a share"
     if grant.launcher:
@@ -75,7 +76,7 @@ def _choose_limit(layers: tuple[Setting, ...], share: MemoryLimit | None, report
     if share is not None:
         return replace(nearest, value=share)
     other = next((setting for setting in layers if not _is_granted(setting.value)), None)
-    report(nearest.origin, "it sets no limit" if other is None else f"{other.origin} holds instead")
+    report(nearest.origin, "this sets no limit" if other is None else f"{other.origin} holds instead")
     return other
 
 
