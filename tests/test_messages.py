@@ -211,6 +211,7 @@ def explain(text: str, *, gpus: str = "4x24GiB", **facts: Any) -> Run:
 
 EMPTY_GROUP = next((group.gr_name for group in grp.getgrall() if not list(list_members(group.gr_name))), "")
 JOB = {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+SHARDS = {"SLURM_JOB_ID": "7", "SLURM_SHARDS_ON_NODE": "3", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0"}
 RUNS = {
     "syntax": check("[gpu]\nmemory_limit = 8GiB\n"),
     "not-utf8": check('[gpu]\nmemory_limit = "8GiB"\n'.encode("utf-16")),
@@ -260,6 +261,7 @@ RUNS = {
     "no-devices-left": check("[gpu]\nvisible_devices = [0]\n[ceiling]\nallowed_devices = []\n"),
     "outside-ceiling": check("[gpu]\nvisible_devices = [3]\n[ceiling]\nallowed_devices = [0, 1]\n"),
     "clamped": explain('[gpu]\nmemory_limit = "16GiB"\n[ceiling]\nmemory_limit = "8GiB"\n'),
+    "no-share": explain('[gpu]\nmemory_limit = "granted"\n', env=SHARDS),
     "above-ceiling": check('[gpu]\nmemory_limit = "16GiB"\n[ceiling]\nmemory_limit = "8GiB"\n'),
     "above-card": check('[gpu]\nmemory_limit = "80GiB"\n', gpus="4x24GiB"),
     "unsupported": Run(

@@ -203,6 +203,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
         **_limit_as_dict(plan.limit),
         "growth": plan.growth,
         "allocator": plan.allocator,
+        "share": as_dict(plan.share),
     }
 
 

@@ -163,10 +163,12 @@ ROOMS = [
     PACKAGE / "explanation.py",
     PACKAGE / "api.py",
 ]
-#: What nobody says who speaks English, or nobody understands who has not read the source.
+#: What nobody says who speaks English, or nobody understands who has not read the source. "granted" in quotes is a
+#: value of memory_limit.
 TRANSLATED = re.compile(
     r"(?<!there )\bis no\b|\bnone that\b|\bis told\b|\bhas its say\b|\bha(s|ve) (a|no) say\b|\bstands\b"
-    r"|\bhardly meant\b|\bfor it is\b|\bgranted\b|\barmed\b|\bdoors?\b|\bone's own\b|\bwhat follows\b|\bkeeps it so\b"
+    r"|\bhardly meant\b|\bfor it is\b|(?<!\")\bgranted\b|\barmed\b|\bdoors?\b|\bone's own\b|\bwhat follows\b"
+    r"|\bkeeps it so\b"
     r"|\blent by\b|\bis there already\b|\bmeanwhile\b|\bas always\b|\bwho may\b|\bnot live\b|\blet be\b|\bsee what\b"
     r"|\blook at it first\b|\bthere is no .* in$|\bhave root\b|\bnothing in it but\b|\bof unknown\b|\bshows none\b",
     re.IGNORECASE,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Outcome,
         Plan,
         PlannedDevice,
+        Share,
         Source,
         Subject,
     )
@@ -60,7 +61,7 @@ JOB_FIELDS = (
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
     "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
-    "limit_fraction", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
+    "limit_fraction", "share", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
     "job", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
@@ -359,7 +360,12 @@ def _describe_plan(policy: EffectivePolicy, plan: Plan) -> dict[str, Any]:
         "devices": None if plan.devices is None else _describe_planned_devices(plan.devices),
         "growth": plan.growth,
         **_describe_limit(plan.limit),
+        **({} if plan.share is None else {"share": _describe_share(plan.share)}),
     }
+
+
+def _describe_share(share: Share) -> dict[str, Any]:
+    return {"launcher": share.giver, "given": share.text, "fraction": share.fraction}
 
 
 def _describe_outcome(outcome: Outcome) -> dict[str, Any]:

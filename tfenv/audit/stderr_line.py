@@ -167,7 +167,10 @@ def _format_limits(plan: Plan) -> str:
         plan.machine_count,
     )
     each = "" if 1 in counts else " each"
-    return f"at most {limits[0]}{each}" if len(set(limits)) == 1 else f"at most {', '.join(limits)}"
+    text = f"{limits[0]}{each}" if len(set(limits)) == 1 else ", ".join(limits)
+    share = plan.share
+    by_share = share is not None and any(bound is not None and bound.fraction == share.fraction for bound in bounds)
+    return f"at most {text} by {share.giver}'s {share.text}" if share and by_share else f"at most {text}"
 
 
 def _format_files(subject: Subject, policy: EffectivePolicy) -> str:

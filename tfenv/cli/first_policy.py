@@ -136,6 +136,9 @@ memory_growth = true
 
 # The memory that a process uses of a GPU on top of its limit, for the CUDA context and libraries.
 # process_overhead = "600MiB"
+
+# How many shards a GPU has in Slurm. memory_limit = "granted" needs it: no process takes more than its job's shards.
+# shards_per_gpu = 4
 """
 
 

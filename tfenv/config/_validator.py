@@ -181,6 +181,16 @@ def validate_urn_tfenv_schema_tfgpu_1(data, custom_formats={}, name_prefix=None)
                     if isinstance(data__machine__processoverhead, str):
                         if not REGEX_PATTERNS['^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb])$'].search(data__machine__processoverhead):
                             raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.process_overhead must match pattern ^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb])$")
+                if "shards_per_gpu" in data__machine_keys:
+                    data__machine_keys.remove("shards_per_gpu")
+                    data__machine__shardspergpu = data__machine["shards_per_gpu"]
+                    if not isinstance(data__machine__shardspergpu, (int)) and not (isinstance(data__machine__shardspergpu, float) and data__machine__shardspergpu.is_integer()) or isinstance(data__machine__shardspergpu, bool):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.shards_per_gpu must be integer")
+                    if isinstance(data__machine__shardspergpu, (int, float)) and not isinstance(data__machine__shardspergpu, bool):
+                        if data__machine__shardspergpu < 1:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.shards_per_gpu must be bigger than or equal to 1")
+                        if data__machine__shardspergpu > 1000000:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.shards_per_gpu must be smaller than or equal to 1000000")
                 if data__machine_keys:
                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine must not contain "+str(data__machine_keys)+" properties")
         if data_keys:
@@ -228,7 +238,7 @@ def validate___definitions_ceiling(data, custom_formats={}, name_prefix=None):
         if "memory_limit" in data_keys:
             data_keys.remove("memory_limit")
             data__memorylimit = data["memory_limit"]
-            validate___definitions_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
+            validate___definitions_process_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
         if "memory_total" in data_keys:
             data_keys.remove("memory_total")
             data__memorytotal = data["memory_total"]
@@ -253,6 +263,14 @@ def validate___definitions_limit(data, custom_formats={}, name_prefix=None):
     if isinstance(data, str):
         if not REGEX_PATTERNS['^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb]|(?:100(?:\\.0{1,6})?|[0-9]{1,2}(?:\\.[0-9]{1,6})?) ?%)$'].search(data):
             raise JsonSchemaValueException("" + (name_prefix or "data") + " must match pattern ^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb]|(?:100(?:\\.0{1,6})?|[0-9]{1,2}(?:\\.[0-9]{1,6})?) ?%)$")
+    return data
+
+def validate___definitions_process_limit(data, custom_formats={}, name_prefix=None):
+    if not isinstance(data, (str)):
+        raise JsonSchemaValueException("" + (name_prefix or "data") + " must be string")
+    if isinstance(data, str):
+        if not REGEX_PATTERNS['^(?:granted|[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb]|(?:100(?:\\.0{1,6})?|[0-9]{1,2}(?:\\.[0-9]{1,6})?) ?%)$'].search(data):
+            raise JsonSchemaValueException("" + (name_prefix or "data") + " must match pattern ^(?:granted|[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb]|(?:100(?:\\.0{1,6})?|[0-9]{1,2}(?:\\.[0-9]{1,6})?) ?%)$")
     return data
 
 def validate___definitions_devices(data, custom_formats={}, name_prefix=None):
@@ -326,7 +344,7 @@ def validate___definitions_gpu(data, custom_formats={}, name_prefix=None):
         if "memory_limit" in data_keys:
             data_keys.remove("memory_limit")
             data__memorylimit = data["memory_limit"]
-            validate___definitions_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
+            validate___definitions_process_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
         if "allocator" in data_keys:
             data_keys.remove("allocator")
             data__allocator = data["allocator"]
@@ -366,7 +384,7 @@ def validate___definitions_device(data, custom_formats={}, name_prefix=None):
         if "memory_limit" in data_keys:
             data_keys.remove("memory_limit")
             data__memorylimit = data["memory_limit"]
-            validate___definitions_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
+            validate___definitions_process_limit(data__memorylimit, custom_formats, (name_prefix or "data") + ".memory_limit")
         if "logical_devices" in data_keys:
             data_keys.remove("logical_devices")
             data__logicaldevices = data["logical_devices"]

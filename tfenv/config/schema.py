@@ -17,11 +17,12 @@ from tfenv.config.values import (
     WrongValueError,
     check_split,
     quote_value,
-    read_limit,
     read_overhead,
+    read_process_limit,
     read_selector,
     read_selectors,
     read_sizes,
+    read_total,
     read_visible_devices,
 )
 from tfenv.errors import Finding
@@ -337,11 +338,12 @@ def _make_whole(value: object) -> object:
 #: What turns the value of a key into its typed value. A key that is not here is as the schema has checked it.
 _CONVERTERS: Mapping[str, Callable[[Any], object]] = {
     "visible_devices": read_visible_devices,
-    "memory_limit": read_limit,
-    "memory_total": read_limit,
+    "memory_limit": read_process_limit,
+    "memory_total": read_total,
     "allowed_devices": read_selectors,
     "max_devices": _make_whole,
     "process_overhead": read_overhead,
+    "shards_per_gpu": _make_whole,
     "match": read_selector,
     "logical_devices": read_sizes,
     "trusted_owners": lambda owners: tuple(owners) if isinstance(owners, list) else owners,

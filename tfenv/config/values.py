@@ -24,6 +24,7 @@ _SHOWN_BITS = 64
 _LARGEST_POSITION = 9999
 #: No machine has more GPUs, and no job more processes on one.
 _MOST_DEVICES = 1024
+_GRANTED = "granted"
 #: Percentages are sums of binary fractions: 10% three times is a little more than 30%.
 _ROUNDING = 1e-9
 
@@ -94,6 +95,29 @@ def read_limit(value: object) -> MemoryLimit:
     if len(value) > _SHOWN_CHARACTERS:
         raise WrongValueError(f'{quote_value(value)} is not a size; write "8GiB", "512MiB", "8GB", "40%" or "none"')
     return parse_limit(value)
+
+
+def read_process_limit(value: object) -> MemoryLimit:
+    """Read the limit of one process: "8GiB", "40%", "none", or "granted" for the share that the launcher gave."""
+    if value == _GRANTED:
+        return MemoryLimit(granted=True)
+    if _means_granted(value):
+        raise WrongValueError(f'{quote_value(value)} is not understood; write "granted"')
+    return read_limit(value)
+
+
+def read_total(value: object) -> MemoryLimit:
+    """Read the limit of all processes of a user together: "16GiB", "50%", "none"."""
+    if _means_granted(value):
+        raise WrongValueError(
+            f"{quote_value(value)} is the share of one process, and this is for all processes of a user; "
+            'write "16GiB" or "50%", or memory_limit = "granted"'
+        )
+    return read_limit(value)
+
+
+def _means_granted(value: object) -> bool:
+    return isinstance(value, str) and value.strip().lower() in (_GRANTED, "grant", "share")
 
 
 def read_size(value: object) -> MemoryLimit:

@@ -47,6 +47,18 @@ class Launcher:
     has_own_gpus: Callable[[_Environment], bool] | None = None
 
 
+#: Characters of a number in a variable. Python refuses to convert very long ones.
+_LONGEST_NUMBER = 16
+
+
+def read_number(text: str | None, default: float = 0.0) -> float:
+    """Read a number such as "3" or "37.5" that a launcher wrote. `default`, if it is none."""
+    if text is None or len(text) > _LONGEST_NUMBER or not text.isascii():
+        return default
+    whole, _, decimals = text.partition(".")
+    return float(text) if whole.isdigit() and (decimals.isdigit() or whole == text) else default
+
+
 def pick(environ: _Environment, names: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are set and not empty, under other names.
 

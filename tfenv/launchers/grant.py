@@ -8,6 +8,7 @@ from tfenv.jobs import identify_job
 from tfenv.launchers.parent import InheritedGrant, narrow_grant, read_boot_id, read_inherited_grant, split_tokens
 from tfenv.launchers.registry import find_launchers
 from tfenv.policy.model import Grant
+from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from tfenv.launchers.base import Launcher
+    from tfenv.policy.model import Share
 
     _T = TypeVar("_T")
 
@@ -35,6 +37,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
     assigned_late = any(launcher.assigns_late is not None and launcher.assigns_late() for launcher in launchers)
     if assigned_late and environ.get("CUDA_VISIBLE_DEVICES") != start.get("CUDA_VISIBLE_DEVICES"):
         inherited = narrow_grant(inherited, environ.get("CUDA_VISIBLE_DEVICES"))
+    share, inherited = _read_share(launchers, environ, inherited)
     listed = _ask_first([launcher.read_devices for launcher in launchers], environ)
     grant = Grant(
         tokens=split_tokens(inherited.grant),
@@ -46,7 +49,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
         unlisted=listed is None and any(launcher.lists_devices for launcher in launchers),
         handed=split_tokens(inherited.request) if inherited.handed else None,
         own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
-        share=_ask_first([launcher.read_share for launcher in launchers], environ),
+        share=share,
         job=_describe_job(launchers, environ),
     )
     return grant, inherited
@@ -58,6 +61,38 @@ def _ask_first(
     """Return the answer of the nearest launcher that has one."""
     answers = (question(environ) for question in questions if question is not None)
     return next((answer for answer in answers if answer is not None), None)
+
+
+def _read_share(
+    launchers: Iterable[Launcher], environ: Mapping[str, str], inherited: InheritedGrant
+) -> tuple[Share | None, InheritedGrant]:
+    """Return the share of this process, and what to pass on of it.
+
+    What Ray gives is a part of what a scheduler gave to Ray. Only Ray's is passed on: a child process cannot ask for
+    it, and reads the other ones itself. The limit of MPS holds beside them.
+    """
+    late, scheduled, beside = inherited.share, None, None
+    for launcher in launchers:
+        share = launcher.read_share(environ) if launcher.read_share is not None else None
+        if launcher.assigns_late is not None:
+            late = share or late
+        elif launcher.is_scheduler:
+            scheduled = scheduled or share
+        else:
+            beside = beside or share
+    inherited = replace(inherited, share=late)
+    given = _nest(late, scheduled) if late and scheduled else late or scheduled
+    if given is None or beside is None:
+        return given or beside, inherited
+    if given.shards is not None:  # how much that is of a GPU, only the policy says
+        return _nest(beside, given), inherited
+    return min(given, beside, key=lambda share: share.fraction), inherited
+
+
+def _nest(share: Share, outer: Share) -> Share:
+    """Return a share of a share."""
+    text = share.text if outer.is_whole else f"{share.text} of {outer.giver}'s {outer.text}"
+    return replace(share, text=text, fraction=share.fraction * outer.fraction, shards=outer.shards, gpus=outer.gpus)
 
 
 def _describe_job(launchers: Iterable[Launcher], environ: Mapping[str, str]) -> dict[str, str]:

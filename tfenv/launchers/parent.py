@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 
+from tfenv.policy.model import Share
 from tfenv.values import frozen, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 #: Carries the original grant to child processes.
 GRANT_VARIABLE = "TFGPU_GRANT"
 
 #: Of what TFGPU_GRANT holds. Another version's is not read.
-_VERSION = 3
+_VERSION = 4
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -33,6 +35,7 @@ class InheritedGrant:
         leases: Ids of the leases of the parent and its ancestors, whose GPUs children share.
         job: The job and step it runs in, as `identify_job` tells. What was given there counts in no other.
         handed: The request is a list that a parent wrote for its child, as drivers do for their workers.
+        share: The part of each GPU that the launcher told the parent, and does not tell a child. None: there is none.
     """
 
     grant: str | None
@@ -41,6 +44,7 @@ class InheritedGrant:
     leases: tuple[str, ...] = ()
     job: str = ""
     handed: bool = False
+    share: Share | None = None
 
 
 def split_tokens(value: str | None) -> tuple[str, ...] | None:
@@ -53,7 +57,8 @@ def split_tokens(value: str | None) -> tuple[str, ...] | None:
 def encode_grant(inherited: InheritedGrant, boot_id: str) -> str:
     """Return the value of TFGPU_GRANT."""
     given = [inherited.grant, inherited.request, inherited.wrote, inherited.leases, inherited.handed]
-    parts = [_VERSION, boot_id, inherited.job, *given]
+    share = inherited.share and [inherited.share.giver, inherited.share.text, inherited.share.fraction]
+    parts = [_VERSION, boot_id, inherited.job, *given, share]
     return json.dumps(parts, separators=(",", ":"))
 
 
@@ -64,7 +69,8 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
     that names others is a new grant.
     """
     try:
-        version, boot, written_in, grant, request, wrote, leases, handed = json.loads(text or "null")
+        version, boot, written_in, grant, request, wrote, leases, handed, share = json.loads(text or "null")
+        share = _decode_share(share)
     except (ValueError, TypeError, RecursionError):
         return None
     if version != _VERSION or not boot_id or boot != boot_id or written_in != job:
@@ -77,11 +83,25 @@ def _decode_grant(text: str | None, boot_id: str, job: str, current: str | None)
         or not all(isinstance(lease, str) for lease in leases)
     ):
         return None
-    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job, handed is True)
+    inherited = InheritedGrant(grant, request, wrote, tuple(leases), job, handed is True, share)
     if wrote == current:
         return inherited
     handed = bool(split_tokens(current))
     return replace(inherited, request=current, wrote=current, handed=handed) if _is_within(current, grant) else None
+
+
+def _decode_share(share: Any) -> Share | None:
+    """Return the share that a parent wrote.
+
+    Raises:
+        TypeError, ValueError: No parent wrote that.
+    """
+    if share is None:
+        return None
+    giver, text, fraction = share
+    if not (isinstance(giver, str) and isinstance(text, str) and isinstance(fraction, float) and 0 < fraction <= 1):
+        raise ValueError("not a share")
+    return Share(giver, text, fraction)
 
 
 def narrow_grant(inherited: InheritedGrant, given: str | None) -> InheritedGrant:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from tfenv.launchers.base import Launcher, pick
+from tfenv.policy.model import Share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +83,20 @@ def _read_assignment() -> str | None:
         return None
 
 
+def _read_share(_environ: Mapping[str, str]) -> Share | None:
+    """Return what the task or actor asked for as num_gpus. None: no GPU, or Ray does not say."""
+    resources = _ask_context("get_assigned_resources")
+    gpus = resources.get("GPU") if isinstance(resources, dict) else None
+    if not isinstance(gpus, (int, float)) or not gpus > 0:
+        return None
+    return Share("Ray", f"num_gpus={gpus:g}", fraction=min(float(gpus), 1.0))
+
+
 LAUNCHER = Launcher(
-    "Ray", is_ours=_is_ours, assigns_late=_is_worker, read_assignment=_read_assignment, read_job=_read_job
+    "Ray",
+    is_ours=_is_ours,
+    assigns_late=_is_worker,
+    read_assignment=_read_assignment,
+    read_job=_read_job,
+    read_share=_read_share,
 )

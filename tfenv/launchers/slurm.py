@@ -6,7 +6,8 @@ Only SLURM_JOB_GPUS and SLURM_GPUS_ON_NODE, the number of GPUs, are always of th
 
 from __future__ import annotations
 
-from tfenv.launchers.base import Launcher, pick
+from tfenv.launchers.base import Launcher, pick, read_number
+from tfenv.policy.model import Share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _JOB = {
     "user": "SLURM_JOB_USER",
     "name": "SLURM_JOB_NAME",
 }
+#: What --gres=mps sets.
+_PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 #: How --gpus-per-task and --gpu-bind divide a step's GPUs among its tasks. "closest" may give two tasks the same.
 _DIVIDED = ("per_task", "single", "map", "mask")
 
@@ -53,6 +56,45 @@ def _read_job(environ: Mapping[str, str]) -> dict[str, str]:
     return {"scheduler": "slurm", **pick(environ, _JOB)}
 
 
+def _read_share(environ: Mapping[str, str]) -> Share | None:
+    """Return the share that a task has of the GPUs on its node.
+
+    Slurm counts shards and the percentage of MPS for the job or step on the node, so its tasks there divide them.
+    """
+    tasks, gpus = _count_tasks(environ), int(read_number(environ.get("SLURM_GPUS_ON_NODE")))
+    among = "" if tasks == 1 else f" among {tasks} tasks"
+    shards = int(read_number(environ.get("SLURM_SHARDS_ON_NODE")))
+    if shards > 0:
+        text = f"{shards} shard{'' if shards == 1 else 's'}{among}"
+        return Share("Slurm", text, fraction=1 / tasks, shards=shards, gpus=max(gpus, 1))
+    percentage = read_number(environ.get(_PERCENTAGE))
+    # Slurm sets this variable for whole GPUs, and not for --gres=mps: the percentage is then the program's own.
+    if 0 < percentage <= 100 and "GPU_DEVICE_ORDINAL" not in environ:  # noqa: PLR2004 - per cent
+        return Share("Slurm", f"MPS percentage {percentage:g}{among}", fraction=percentage / 100 / tasks)
+    return Share("Slurm", f"{gpus} GPU{'' if gpus == 1 else 's'}") if gpus > 0 else None
+
+
+def _count_tasks(environ: Mapping[str, str]) -> int:
+    """Return how many tasks the step has on this node. In a batch script: how many the job asked for.
+
+    Slurm writes "2(x3),1" for three nodes of 2 tasks, and one of 1. Where it does not name this node, the largest
+    number counts. In a step this variable is the step's.
+    """
+    node, largest = int(read_number(environ.get("SLURM_NODEID"), -1)), 1
+    for part in environ.get("SLURM_TASKS_PER_NODE", "").split(","):
+        number, _, times = part.partition("(x")
+        tasks, nodes = max(int(read_number(number)), 1), int(read_number(times.rstrip(")"), 1))
+        if 0 <= node < nodes:
+            return tasks
+        node, largest = node - nodes, max(largest, tasks)
+    return largest
+
+
 LAUNCHER = Launcher(
-    "Slurm", read_job=_read_job, read_devices=_read_devices, lists_devices=True, has_own_gpus=_has_own_gpus
+    "Slurm",
+    read_job=_read_job,
+    read_devices=_read_devices,
+    lists_devices=True,
+    read_share=_read_share,
+    has_own_gpus=_has_own_gpus,
 )

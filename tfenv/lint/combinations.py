@@ -378,6 +378,8 @@ def _is_above(limit: MemoryLimit, bound: MemoryLimit, totals: Sequence[int]) -> 
     """Return whether a limit is larger on every card. A size and a share compare only if the cards are known."""
     if bound.unlimited or limit.unlimited:
         return limit.unlimited and not bound.unlimited
+    if bound.granted or limit.granted:
+        return False  # only a job tells
     if limit.bytes is not None and bound.bytes is not None:
         return limit.bytes > bound.bytes
     if limit.fraction is not None and bound.fraction is not None:
@@ -403,7 +405,7 @@ def _check_splits(view: _TableView, cards: _MachineCards, positions: KeyPosition
 
 
 def _sum_is_above(rule: DeviceRule, bound: MemoryLimit, total: int | None) -> bool:
-    if bound.unlimited:
+    if bound.unlimited or bound.granted:
         return False
     sizes = sum(size.bytes for size in rule.logical_devices if size.bytes is not None)
     shares = sum(size.fraction for size in rule.logical_devices if size.fraction is not None)

@@ -199,7 +199,7 @@ def mixes_sizes_and_shares(policy: EffectivePolicy) -> bool:
     """Return whether only the card can tell which of the policy's limits is the smallest."""
     requested = _get_requested_limit(policy, None)
     limits = [bound for bound, _ in (*_list_memory_ceilings(policy), *([requested] if requested is not None else []))]
-    shares = [limit for limit in limits if limit.fraction is not None and limit.fraction < 1]
+    shares = [limit for limit in limits if limit.granted or (limit.fraction is not None and limit.fraction < 1)]
     return bool(shares) and any(limit.bytes is not None for limit in limits)
 
 

@@ -137,16 +137,16 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
             for layer in ordered
             if layer.name == "machine" and "allow_disable" in layer.machine
         ),
-        process_overhead=next(
-            (
-                cast(int, layer.machine["process_overhead"].value)
-                for layer in reversed(ordered)
-                if layer.name == "machine" and "process_overhead" in layer.machine
-            ),
-            DEFAULT_OVERHEAD,
-        ),
+        process_overhead=cast(int, _find_machine_value(ordered, "process_overhead", DEFAULT_OVERHEAD)),
+        shards_per_gpu=cast("int | None", _find_machine_value(ordered, "shards_per_gpu", None)),
         paths=tuple(dict.fromkeys(path for layer in ordered for path in layer.paths)),
     )
+
+
+def _find_machine_value(layers: Iterable[Layer], key: str, default: object) -> object:
+    """Return the value of a key in `[machine]` of the machine layer. No other layer has a say."""
+    values = (layer.machine[key].value for layer in layers if layer.name == "machine" and key in layer.machine)
+    return next(values, default)
 
 
 def _select_nearest(tables: Iterable[Table]) -> tuple[Table, Mapping[str, tuple[Setting, ...]]]:

@@ -191,15 +191,17 @@ class MemoryLimit:
     Attributes:
         bytes: The size.
         fraction: The share of the card's total.
+        granted: It is "granted". `policy.shares` puts the share that the launcher gave in its place.
     """
 
     bytes: int | None = None
     fraction: float | None = None
+    granted: bool = False
 
     @property
     def unlimited(self) -> bool:
         """Whether it is explicitly no limit."""
-        return self.bytes is None and self.fraction is None
+        return self.bytes is None and self.fraction is None and not self.granted
 
     @property
     def mixed(self) -> bool:
@@ -339,6 +341,7 @@ class EffectivePolicy:
         allow_disable: TFGPU_DISABLE=1 may switch the policy off.
         paths: Every file that was merged.
         process_overhead: Bytes that a process takes of a GPU beside its limit.
+        shards_per_gpu: How many shards Slurm splits a GPU into. None: the machine layer does not say.
     """
 
     settings: Table = field(default_factory=dict)
@@ -349,6 +352,7 @@ class EffectivePolicy:
     allow_disable: bool = True
     paths: tuple[str, ...] = ()
     process_overhead: int = DEFAULT_OVERHEAD
+    shards_per_gpu: int | None = None
 
     @property
     def silent(self) -> bool:
@@ -434,15 +438,37 @@ class Share:
     Attributes:
         giver: Who gave it: "Ray", "Slurm", "MPS".
         text: What was given, as its giver says it: "num_gpus=0.25", "3 shards".
-        fraction: The part of a GPU's memory, in 0..1. None: `shards` tells it.
-        shards: Slurm's shards of one GPU. The machine layer says into how many shards a GPU is split. None: it is
-            not given in shards.
+        fraction: The part of a GPU, in 0..1. With `shards`, the part of them.
+        shards: The shards that Slurm gave on this node. None: it is not given in shards.
+        gpus: How many GPUs the shards are of.
     """
 
     giver: str
     text: str
-    fraction: float | None = None
+    fraction: float = 1.0
     shards: int | None = None
+    gpus: int = 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of each GPU."""
+        return self.shards is None and self.fraction == 1
+
+    def measure(self, shards_per_gpu: int | None) -> float | None:
+        """Return the part of each GPU, in 0..1. Of shards of several GPUs it is the fewest that each can hold.
+
+        Args:
+            shards_per_gpu: How many shards a GPU has. None: unknown.
+
+        Returns:
+            None: it is given in shards, and nobody says how many a GPU has.
+        """
+        if self.shards is None:
+            return self.fraction
+        if shards_per_gpu is None:
+            return None
+        certain = max(self.shards - (self.gpus - 1) * shards_per_gpu, 1)
+        return min(certain / shards_per_gpu, 1.0) * self.fraction
 
 
 @frozen
@@ -616,6 +642,7 @@ class Plan:
         allocated_by: The keys that set `allocator`: its own, or the limits that imply it.
         choosing: How tfenv still chooses among `devices`. None: the process gets all of them.
         asked: What a file of a user or project asked for, if that is more than `limit`. None: no file did.
+        share: What "granted" means, in a policy that says so. None: it does not, or nothing tells the share.
     """
 
     visible: str | None = None
@@ -631,6 +658,7 @@ class Plan:
     allocated_by: tuple[Origin, ...] = ()
     choosing: AutoChoice | None = None
     asked: MemoryLimit | None = None
+    share: Share | None = None
 
     @property
     def takes_leases(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tfenv.policy.clamps import FindingCollector
 from tfenv.policy.limits import compute_limit, decide_allocator, decide_growth, plan_device
 from tfenv.policy.model import Allocation, EffectivePolicy, Grant, Inventory, Plan, PlanInputs
+from tfenv.policy.shares import measure_share, replace_granted, uses_share
 from tfenv.policy.visibility import (
     decide_visibility,
     governs_visibility,
@@ -33,8 +34,13 @@ def resolve(
 
     Without an inventory visibility by position and limits in bytes still work. `PlanInputs` describes the arguments.
     """
-    inputs, findings = PlanInputs(policy, grant, inventory, request, allocations), FindingCollector()
+    findings, missing_shares = FindingCollector(), FindingCollector()
+    share = measure_share(policy, grant) if uses_share(policy) else None
+    policy = replace_granted(policy, grant, missing_shares)
+    inputs = PlanInputs(policy, grant, inventory, request, allocations)
     device_set = decide_visibility(inputs, findings)
+    if device_set.unbounded or device_set.cards:
+        findings.findings += missing_shares.findings
     devices = tuple(plan_device(card, device_set.addressable, inputs, findings) for card in device_set.cards)
     common = compute_limit(policy, None, None, findings if device_set.unbounded else FindingCollector())
     growth, grown_by = decide_growth(policy, findings)
@@ -57,4 +63,5 @@ def resolve(
         allocated_by=allocated_by,
         choosing=device_set.choosing,
         asked=common.asked,
+        share=share,
     )

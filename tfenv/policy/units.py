@@ -75,9 +75,11 @@ def format_bytes(size: int) -> str:
 
 
 def format_limit(limit: MemoryLimit | None) -> str:
-    """Format a limit for people: "8.0 GiB", "40%", "unlimited"."""
+    """Format a limit for people: "8.0 GiB", "40%", "granted" in quotes, "unlimited"."""
     if limit is None or limit.unlimited:
         return "unlimited"
+    if limit.granted:
+        return '"granted"'
     share = [] if limit.fraction is None else [f"{limit.fraction * 100:g}%"]
     size = [] if limit.bytes is None else [format_bytes(limit.bytes)]
     return " or ".join(size + share)

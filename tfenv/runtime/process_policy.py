@@ -144,7 +144,7 @@ class ProcessPolicy:
         self._write_order()
         if self.plan.visible is not None:
             os.environ[_VISIBLE] = self.last_written = self.plan.visible
-        elif not self.leases:
+        elif not self.leases and self.inherited.share is None:
             return
         request = None if self.program_request is None else ",".join(self.program_request)
         inherited = replace(self.inherited, request=request, wrote=os.environ.get(_VISIBLE), leases=self.leases)

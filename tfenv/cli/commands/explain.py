@@ -30,7 +30,7 @@ from tfenv.explanation import (
     Explanation,
     explain,
 )
-from tfenv.policy.model import Grant, PlannedDevice
+from tfenv.policy.model import Grant, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
 
 _STATES: dict[str, tuple[str, Style]] = {
@@ -107,8 +107,8 @@ def _print_text(explanation: Explanation) -> None:
             )
         )
     _print_files(explanation.files)
-    _print_settings(explanation.settings)
-    _print_ceilings(explanation.ceilings)
+    _print_settings(explanation.settings, explanation.plan)
+    _print_ceilings(explanation.ceilings, explanation.plan)
     _print_grant(explanation.grant)
     _print_outcome(explanation)
     # What a key asked for stands beside it.
@@ -134,21 +134,31 @@ def _print_files(files: Sequence[ExaminedFile]) -> None:
         print(f"  {file.layer:<8} {shorten_path(file.path):<{width}}  {paint(state, style)}{paint(why, 'quiet')}")
 
 
-def _print_settings(settings: Iterable[ExplainedSetting]) -> None:
+def _print_settings(settings: Iterable[ExplainedSetting], plan: Plan) -> None:
     rows: list[tuple[str, str]] = []
     for setting in settings:
         rows.append((f"{setting.name} = {_format_value(setting.chosen)}", _format_origin(setting.chosen)))
         rows += [(f"  overrides {_format_value(lost)}", _format_origin(lost)) for lost in setting.overrides]
+        rows += _describe_share(setting.chosen, plan)
         rows += [(f"  clamped: {escape_for_terminal(finding.message)}", "") for finding in setting.clamps]
     _print_rows("Settings", rows)
 
 
-def _print_ceilings(ceilings: Iterable[ExplainedCeiling]) -> None:
+def _print_ceilings(ceilings: Iterable[ExplainedCeiling], plan: Plan) -> None:
     rows: list[tuple[str, str]] = []
     for ceiling in ceilings:
         rows.append((f"{ceiling.key.rpartition('.')[2]} = {_format_value(ceiling)}", _format_origin(ceiling)))
         rows += [(f"  replaces {_format_value(lost)}", _format_origin(lost)) for lost in ceiling.replaces]
+        rows += _describe_share(ceiling, plan)
     _print_rows("Ceilings", rows)
+
+
+def _describe_share(value: ExplainedValue, plan: Plan) -> list[tuple[str, str]]:
+    """Return the line about what "granted" means here. []: it is not written, or a finding says what is missing."""
+    if plan.share is None or '"granted"' not in format_toml(value.value):
+        return []
+    share = f"{plan.share.giver} gave {plan.share.fraction:g} of each GPU ({plan.share.text})"
+    return [(f"  granted: {escape_for_terminal(share)}", "")]
 
 
 def _print_grant(grant: Grant) -> None:
@@ -158,7 +168,7 @@ def _print_grant(grant: Grant) -> None:
     rows += [(name, value) for name, value in named.items() if name != "scheduler"]
     if grant.launcher:
         rows.append(("gave", _format_given(grant)))
-    if grant.share is not None:
+    if grant.share is not None and not grant.share.is_whole:
         rows.append(("share", f"{grant.share.text} ({grant.share.giver})"))
     if grant.rank is not None:
         rows.append(("local rank", f"{grant.rank}{', with GPUs of its own' if grant.own_gpus else ''}"))

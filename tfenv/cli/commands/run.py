@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from tfenv.cli.output import FINDINGS, NOT_EXECUTABLE, NOT_FOUND, USAGE, add_description, format_toml, print_message
 from tfenv.config.document import DocumentError, Trust, read
 from tfenv.config.schema import validate
-from tfenv.config.values import read_selector
+from tfenv.config.values import read_process_limit, read_selector
 from tfenv.deploy import launch
 from tfenv.deploy.frozen import is_frozen_without_tfenv
 from tfenv.errors import PolicyError
 from tfenv.policy.model import Source
-from tfenv.policy.units import parse_limit
 from tfenv.runtime.opaque_program import apply_to_environment
 
 VARIABLE = "TFGPU_RUN"
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-limit",
         type=_parse_limit,
         metavar="SIZE",
-        help='Limit the memory of each GPU for each process: "4GiB", "40%%" or "none".',
+        help='Limit the memory of each GPU for each process: "4GiB", "40%%", "granted" or "none".',
     )
     parser.add_argument(
         "--growth",
@@ -86,7 +85,7 @@ def _parse_gpus(text: str) -> str | list[int | str]:
 
 def _parse_limit(text: str) -> str:
     try:
-        parse_limit(text)
+        read_process_limit(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
