@@ -17,7 +17,7 @@ from tfenv.values import as_dict, field, frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
     from typing import Any, Literal
 
@@ -281,23 +281,19 @@ def make_changed_record(
 
 
 def make_ended_record(
-    context: RecordContext, devices: Sequence[DeviceOutcome], peaks: Sequence[int], duration_ms: float
+    context: RecordContext, devices: Iterable[tuple[DeviceOutcome, int | None]], duration_ms: float | None
 ) -> AuditRecord:
     """Make the record `policy_ended`: a process that created devices ends.
 
     Args:
         context: Of the process.
-        devices: All that it created.
-        peaks: The most bytes it held of each logical GPU, in the framework's order. Of another number of them than
-            `devices` have, nobody can tell which is whose.
-        duration_ms: How long the process ran.
+        devices: All that it created, each with the most bytes that it held of it. None: the framework does not tell.
+        duration_ms: How long the process ran. None: it is not known.
     """
-    parts = [max(1, len(device.logical_devices)) for device in devices]
-    described = [_describe_device_outcome(device) for device in devices]
-    if sum(parts) == len(peaks):
-        for place, fields in enumerate(described):
-            first = sum(parts[:place])
-            fields["peak_bytes"] = sum(peaks[first : first + parts[place]])
+    described = [
+        {**_describe_device_outcome(device), **({} if peak is None else {"peak_bytes": peak})}
+        for device, peak in devices
+    ]
     return _make_record("policy_ended", context, {"devices": described}, (), duration_ms)
 
 
