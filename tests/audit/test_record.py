@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
-from tfenv import jobs
 from tfenv.audit import record as module
 from tfenv.audit.record import (
+    JOB_FIELDS,
     MAX_RECORD_BYTES,
     AuditRecord,
     ProcessFacts,
@@ -23,6 +23,7 @@ from tfenv.audit.record import (
     encode_record,
     make_changed_record,
     make_disabled_record,
+    make_ended_record,
     make_failed_record,
     make_loaded_record,
     make_outcome_record,
@@ -68,6 +69,7 @@ def test_every_event_is_valid_against_the_schema(
         make_failed_record(context, (finding,), policy, outcome),
         make_disabled_record(context),
         make_changed_record(context, policy, plan, [change], (finding,)),
+        make_ended_record(context, outcome.devices, (1,), 2.5),
     ]
     events = [check_line(encode_as_line(record))["event"] for record in records]
     assert events == schema["properties"]["event"]["enum"]
@@ -174,28 +176,53 @@ def test_process_facts_come_from_the_process(monkeypatch: pytest.MonkeyPatch) ->
     assert "secret" not in repr(ProcessFacts.collect())
 
 
-def test_only_known_scheduler_ids_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids of schedulers are recorded. A token in the environment, or a JOB_ID of nobody knows what, is not."""
-    for name in os.environ:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
-    monkeypatch.setenv("SLURM_JWT", "secret")
-    monkeypatch.setenv("JOB_ID", "7")
-    monkeypatch.setenv("HOSTNAME", "pod-1")
-    assert ProcessFacts.collect().scheduler == {"SLURM_JOB_ID": "42"}
-    monkeypatch.setenv("SGE_ROOT", "/opt/sge")
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert ProcessFacts.collect().scheduler == {"SLURM_JOB_ID": "42", "JOB_ID": "7", "KUBERNETES_POD": "pod-1"}
+def test_a_record_names_its_job_and_nothing_else_that_a_launcher_tells(
+    context: RecordContext, check_line: CheckLine
+) -> None:
+    """The job is recorded by the names of the allowlist. A token that a launcher hands over is not."""
+    job = {"scheduler": "slurm", "id": "15", "array_id": "14", "array_task": "0", "rank": "", "jwt": "secret"}
+    record = check_line(encode_as_line(make_disabled_record(replace(context, grant=Grant(job=job)))))
+    assert record["job"] == {"scheduler": "slurm", "id": "15", "array_id": "14", "array_task": "0"}
 
 
-#: All that may be recorded.
-SCHEDULER_IDS = {*jobs._ID_VARIABLES, "SLURM_PROCID", "JOB_ID", "SGE_TASK_ID", "KUBERNETES_POD"}
+def test_a_record_outside_of_a_job_names_none(context: RecordContext, check_line: CheckLine) -> None:
+    """Without a launcher's job there is no `job`."""
+    assert "job" not in check_line(encode_as_line(make_disabled_record(context)))
 
 
-def test_the_schema_knows_the_scheduler_ids(schema: dict[str, Any]) -> None:
-    """Every id that may be recorded is described in the schema."""
-    named = set(schema["properties"]["scheduler"]["properties"])
-    assert named == SCHEDULER_IDS
+def test_a_long_value_of_the_job_is_shortened(context: RecordContext, check_line: CheckLine) -> None:
+    """A job whose name fills a page costs the record nothing else."""
+    job = dict.fromkeys(JOB_FIELDS, "n" * 5000)
+    record = check_line(encode_as_line(make_disabled_record(replace(context, grant=Grant(job=job)))))
+    assert all(50 < len(value) <= 128 for value in record["job"].values())
+    assert "truncated" not in record
+
+
+def test_the_schema_knows_what_is_recorded_of_a_job(schema: dict[str, Any]) -> None:
+    """Every name that a job may have is described in the schema, in the record's order."""
+    assert tuple(schema["properties"]["job"]["properties"]) == JOB_FIELDS
+
+
+DEVICES = (
+    DeviceOutcome(0, "0", "GPU-8932f937", "NVIDIA H100", 8 << 30, logical_devices=(4 << 30, 4 << 30)),
+    DeviceOutcome(1, "1", "GPU-1f2e3d4c", "NVIDIA H100", 8 << 30),
+)
+
+
+def test_the_end_of_a_process_has_its_devices_and_their_peaks(context: RecordContext, check_line: CheckLine) -> None:
+    """The peak of a GPU that is split is the sum of its parts' peaks."""
+    record = check_line(encode_as_line(make_ended_record(context, DEVICES, (1, 2, 4), 61_000.5)))
+    assert (record["event"], record["level"], record["duration_ms"]) == ("policy_ended", "info", 61_000.5)
+    assert [device["peak_bytes"] for device in record["devices"]] == [3, 4]
+
+
+@pytest.mark.parametrize("peaks", [(), (1, 2), (1, 2, 3, 4)])
+def test_peaks_that_fit_no_devices_are_left_out(
+    context: RecordContext, check_line: CheckLine, peaks: tuple[int, ...]
+) -> None:
+    """Where the framework tells nothing, or of other GPUs than were recorded, there is no peak."""
+    record = check_line(encode_as_line(make_ended_record(context, DEVICES, peaks, 1)))
+    assert not any("peak_bytes" in device for device in record["devices"])
 
 
 def test_the_schema_describes_every_field(schema: dict[str, Any]) -> None:
@@ -287,9 +314,9 @@ def test_a_record_of_anything_is_one_valid_line_of_at_most_4_kib(
     asked: Any,
 ) -> None:
     """Whatever the names, findings and wishes are: one line, valid JSON, valid against the schema, at most 4 KiB."""
-    ids = dict.fromkeys(SCHEDULER_IDS, text)
-    process = ProcessFacts(1, 2, text, text, text, text, text, ids)
-    context = RecordContext(process, Subject(text, 3, project=text), Grant(tuple(tokens)), (Source("user", text),) * 9)
+    grant = Grant(tuple(tokens), job=dict.fromkeys(JOB_FIELDS, text))
+    process = ProcessFacts(1, 2, text, text, text, text, text)
+    context = RecordContext(process, Subject(text, 3, project=text), grant, (Source("user", text),) * 9)
     outcome = Outcome("clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings))
     full = make_outcome_record(context, outcome)
     assert len(encode_as_line(full)) <= MAX_RECORD_BYTES

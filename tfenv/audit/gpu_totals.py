@@ -279,6 +279,8 @@ def _list_filtered(query: RecordQuery) -> list[str]:
         "status": bool(query.outcomes),
         "project": query.project is not None,
         "script": query.script is not None or query.project is not None,
+        "job": bool(query.jobs),
+        "scheduler": bool(query.jobs),  # of older versions
     }
     return [name for name in needed if needed[name]]
 

@@ -16,7 +16,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from tfenv.audit.record import MAX_RECORD_BYTES, format_timestamp
+from tfenv.audit.job_names import build_job_prefilter, list_job_names, read_job
+from tfenv.audit.record import MAX_RECORD_BYTES, clip_job_text, format_timestamp
 from tfenv.audit.rotation import COMPRESSED, LogOrigin, LogRefusedError, is_damage, open_log
 from tfenv.policy.units import parse_duration
 from tfenv.values import frozen
@@ -70,6 +71,7 @@ class RecordQuery:
         pids: Process ids.
         outcomes: What happened at an entry point: "clamped", as in the record's `status`.
         gpus: GPUs, each a UUID or its beginning, an entry of CUDA_VISIBLE_DEVICES, or `name:*A100*`.
+        jobs: Names of jobs or of parts of them, as `job_names.list_job_names` has them.
         project: A directory: records of a project or script in it or below it.
         script: Path, file name or glob of the program.
         since: No record before it, as `parse_moment` gives it.
@@ -82,6 +84,7 @@ class RecordQuery:
     pids: frozenset[int] = frozenset()
     outcomes: frozenset[str] = frozenset()
     gpus: frozenset[str] = frozenset()
+    jobs: frozenset[str] = frozenset()
     project: str | None = None
     script: str | None = None
     since: str = ""
@@ -97,6 +100,7 @@ class RecordQuery:
             and (not self.pids or _is_wanted(record.get("pid"), self.pids))
             and (not self.outcomes or _is_wanted(record.get("status"), self.outcomes))
             and (not self.gpus or any(self.matches_gpu(device) for device in list_logged_devices(record)))
+            and (not self.jobs or _is_of_job(record, self.jobs))
             and (self.project is None or _is_of_project(record, self.project))
             and (self.script is None or _is_script(record.get("script"), self.script))
         )
@@ -109,18 +113,26 @@ class RecordQuery:
         """Tell whether an entry of a record's `devices` is among the GPUs that are wanted."""
         return not self.gpus or any(_is_gpu(device, wanted) for wanted in self.gpus)
 
-    def build_prefilter(self) -> tuple[bytes, ...]:
-        """Return byte strings, all of which a line has that matches, unless it spells something with a backslash.
+    def build_prefilter(self) -> tuple[tuple[bytes, ...], ...]:
+        """Return byte strings, of each group of which a line that matches has one.
 
-        To look for one is cheaper than to parse the line. To look for one of several is not.
+        A line that spells something with a backslash may match without. To look for one or two is cheaper than to
+        parse the line. To look for more is not.
         """
         single = [next(iter(wanted)) for wanted in (self.events, self.users, self.outcomes) if len(wanted) == 1]
         # A text that JSON may spell in several ways cannot be looked for.
-        return tuple(f'"{text}"'.encode("ascii") for text in single if json.dumps(text) == f'"{text}"')
+        groups = [(f'"{text}"'.encode("ascii"),) for text in single if json.dumps(text) == f'"{text}"']
+        job = build_job_prefilter(next(iter(self.jobs))) if len(self.jobs) == 1 else ()
+        return (*groups, *([job] if job else ()))
 
 
 def _is_wanted(value: object, wanted: frozenset[Any]) -> bool:
     return isinstance(value, (str, int)) and value in wanted
+
+
+def _is_of_job(record: LoggedRecord, wanted: frozenset[str]) -> bool:
+    names = map(clip_job_text, list_job_names(read_job(record)))
+    return not frozenset(names).isdisjoint(map(clip_job_text, wanted))
 
 
 def list_logged_devices(record: LoggedRecord) -> list[Mapping[str, Any]]:
@@ -214,8 +226,8 @@ def _skip_unwanted_lines(lines: Iterable[bytes], query: RecordQuery) -> Iterable
     if query.pids:
         texts = [str(pid).encode("ascii") for pid in query.pids]
         lines = (line for line in lines if any(text in line for text in texts))
-    for text in query.build_prefilter():
-        lines = _skip_without(lines, text)
+    for alternatives in query.build_prefilter():
+        lines = _skip_without(lines, *alternatives)
     return lines
 
 
@@ -227,8 +239,8 @@ def _skip_out_of_time(lines: Iterable[bytes], since: bytes, until: bytes) -> Ite
             yield line
 
 
-def _skip_without(lines: Iterable[bytes], text: bytes) -> Iterator[bytes]:
-    return (line for line in lines if text in line or b"\\" in line or not line.endswith(b"}"))
+def _skip_without(lines: Iterable[bytes], text: bytes, other: bytes = b"\\") -> Iterator[bytes]:
+    return (line for line in lines if text in line or other in line or b"\\" in line or not line.endswith(b"}"))
 
 
 def parse_line(line: bytes, tally: LineTally, fields: Collection[str] | None = None) -> LoggedRecord | None:

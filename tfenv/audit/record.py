@@ -1,7 +1,7 @@
 """What is written to the audit log: one AuditRecord per event, one line of JSON of at most 4 KiB.
 
 Pure, apart from `ProcessFacts.collect` and the clock. Neither argv nor the environment is ever recorded, because they
-hold secrets. Only the scheduler's ids are, see `tfenv.jobs`.
+hold secrets. Only what `JOB_FIELDS` names is taken from it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Mapping
 
-from tfenv.jobs import read_job_ids
 from tfenv.policy.model import Grant
 from tfenv.values import as_dict, field, frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from typing import Any, Literal
 
@@ -36,21 +35,33 @@ if TYPE_CHECKING:
     )
 
     EventName = Literal[
-        "policy_loaded", "policy_applied", "policy_clamped", "policy_failed", "policy_disabled", "policy_changed"
+        "policy_loaded",
+        "policy_applied",
+        "policy_clamped",
+        "policy_failed",
+        "policy_disabled",
+        "policy_changed",
+        "policy_ended",
     ]
     Level = Literal["info", "warning", "error"]
 
 #: One record, its newline included: no write of this size is split on a local file system.
 MAX_RECORD_BYTES = 4096
 _FEWEST_CHARACTERS = 4
-_LONGEST_ID_BYTES = 64
+_LONGEST_JOB_BYTES = 128
+
+#: What a record says of its job: an allowlist of the names in `Grant.job`.
+JOB_FIELDS = (
+    "scheduler", "id", "array_id", "array_task", "step", "rank", "partition", "user", "name", "ray_job", "actor",
+    "task", "notebook", "hub_user", "pod", "namespace",
+)  # fmt: skip
 
 # "timestamp" comes first: a reader finds the beginning of a record inside a damaged line by it.
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
     "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
     "limit_fraction", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
-    "scheduler", "duration_ms", "lost", "truncated", "dropped",
+    "job", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -81,7 +92,6 @@ class ProcessFacts:
         python: Version of the interpreter: "3.11.7".
         framework: Top-level module the policy is for: "tensorflow".
         framework_version: None when it is not known yet.
-        scheduler: Ids of the scheduler's job, by the name of the variable they came in.
     """
 
     pid: int
@@ -91,7 +101,6 @@ class ProcessFacts:
     python: str
     framework: str | None = None
     framework_version: str | None = None
-    scheduler: Mapping[str, str] = field(default_factory=dict)
     start_ticks: int | None = None
 
     @classmethod
@@ -105,7 +114,6 @@ class ProcessFacts:
             python=".".join(str(part) for part in sys.version_info[:3]),
             framework=framework,
             framework_version=framework_version,
-            scheduler=_read_scheduler_ids(os.environ),
             start_ticks=_read_start_ticks(),
         )
 
@@ -130,12 +138,13 @@ def _find_script() -> str | None:
         return path
 
 
-def _read_scheduler_ids(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the ids of the job and the task's rank. It is an allowlist: no other variable is written down."""
-    ids = read_job_ids(environ)
-    if environ.get("SLURM_PROCID"):
-        ids["SLURM_PROCID"] = environ["SLURM_PROCID"]
-    return {name: _clip(value, _LONGEST_ID_BYTES) for name, value in ids.items()}
+def clip_job_text(text: str) -> str:
+    """Return a value of the job as a record has it: the middle of a long one is left out."""
+    return _clip(_replace_surrogates(text), _LONGEST_JOB_BYTES)
+
+
+def _describe_job(job: Mapping[str, str]) -> dict[str, str]:
+    return {name: clip_job_text(job[name]) for name in JOB_FIELDS if job.get(name)}
 
 
 @frozen
@@ -145,7 +154,7 @@ class RecordContext:
     Attributes:
         process: The process itself.
         subject: Whose it is. The user comes from the euid, never from $USER.
-        grant: What the scheduler or the parent gave.
+        grant: What the scheduler or the parent gave, and in which job.
         sources: The files that were read.
         sha256: For each path in `sources` the hash of the bytes that were read, in hex.
     """
@@ -270,6 +279,27 @@ def make_changed_record(
     return _make_record("policy_changed", context, {**_describe_plan(policy, plan), "changes": list(changes)}, findings)
 
 
+def make_ended_record(
+    context: RecordContext, devices: Sequence[DeviceOutcome], peaks: Sequence[int], duration_ms: float
+) -> AuditRecord:
+    """Make the record `policy_ended`: a process that created devices ends.
+
+    Args:
+        context: Of the process.
+        devices: All that it created.
+        peaks: The most bytes it held of each logical GPU, in the framework's order. Of another number of them than
+            `devices` have, nobody can tell which is whose.
+        duration_ms: How long the process ran.
+    """
+    parts = [max(1, len(device.logical_devices)) for device in devices]
+    described = [_describe_device_outcome(device) for device in devices]
+    if sum(parts) == len(peaks):
+        for place, fields in enumerate(described):
+            first = sum(parts[:place])
+            fields["peak_bytes"] = sum(peaks[first : first + parts[place]])
+    return _make_record("policy_ended", context, {"devices": described}, (), duration_ms)
+
+
 def _make_record(
     event: EventName,
     context: RecordContext,
@@ -300,6 +330,7 @@ def _choose_level(event: EventName, findings: Iterable[Finding], *, degraded: bo
 
 def _describe_context(context: RecordContext) -> dict[str, Any]:
     process, subject, tokens = context.process, context.subject, context.grant.tokens
+    job = _describe_job(context.grant.job)
     return {
         "host": process.host,
         "user": subject.user,
@@ -317,7 +348,7 @@ def _describe_context(context: RecordContext) -> dict[str, Any]:
             {"layer": source.layer, "path": source.path, "sha256": context.sha256.get(source.path)}
             for source in context.sources
         ],
-        "scheduler": process.scheduler,
+        **({"job": job} if job else {}),
     }
 
 
@@ -471,8 +502,8 @@ def _clip_entries(fields: dict[str, Any], name: str, size: int, *keys: str) -> N
 
 
 def _clip_texts(fields: dict[str, Any], size: int) -> None:
-    """Clip every text at the top of the record, and the scheduler's ids."""
-    for holder in (fields, fields.get("scheduler") or {}):
+    """Clip every text at the top of the record, and those of the job."""
+    for holder in (fields, fields.get("job") or {}):
         holder.update({key: _clip(value, size) for key, value in holder.items() if isinstance(value, str)})
 
 

@@ -463,7 +463,7 @@ class Grant:
         own_gpus: The launcher gave each rank GPUs of its own.
         share: The part of each GPU that was given. None: nothing tells it.
         job: What tells this job and program from others, by the names of the audit record's `job`: "scheduler",
-            "id", "array_id", "array_task", "step", "partition", "user", "name", "ray_job", "actor", "task",
+            "id", "array_id", "array_task", "step", "rank", "partition", "user", "name", "ray_job", "actor", "task",
             "notebook", "hub_user", "pod", "namespace". Empty outside of a job.
     """
 

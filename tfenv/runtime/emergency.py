@@ -191,7 +191,6 @@ def _describe_fault(text: str, name: str, on_error: str) -> "dict[str, object]":
         "grant": None,
         "sources": [],
         "findings": [{"code": "internal-error", "severity": "error", "message": text}],
-        "scheduler": {},
     }
 
 

@@ -99,6 +99,7 @@ def _apply(process: ProcessPolicy, framework: Framework, began: float) -> Proces
 def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy | None) -> None:
     """Do what `on_error` says of a fault of ours before there is a plan. What was loaded so far says what follows."""
     from tfenv.audit.stderr_line import show_policy_line
+    from tfenv.launchers.grant import read_current_grant
     from tfenv.policy.model import Grant
     from tfenv.runtime.reporting import Reporter
 
@@ -107,7 +108,8 @@ def _handle_fault(finding: Finding, start: Start, loaded: pipeline.LoadedPolicy 
         os.environ["CUDA_VISIBLE_DEVICES"] = NO_GPU
     try:
         loaded = loaded or pipeline.LoadedPolicy(pipeline.make_start(start), identify(os.geteuid()))
-        Reporter(loaded, Grant()).report_failed(finding)
+        job = read_current_grant()[0].job  # its GPUs are not asked for: the variable may be rewritten by now
+        Reporter(loaded, Grant(job=job)).report_failed(finding)
     except Exception:  # noqa: BLE001 - the record is lost, not the line
         show_policy_line(escape_for_terminal(f"tfgpu: {finding.message} [{finding.code}]"))
     if on_error == "fail":
