@@ -156,14 +156,16 @@ def write_greedy(machine: SharedMachine, where: str) -> dict[str, str]:
         machine.write("/home/alice/.config/tfgpu/tfgpu.toml", GREED, ALICE)
     if where == "project":
         machine.write("/srv/vision/tfgpu.toml", GREED, ALICE)
-    if where == "TFGPU_CONFIG":
-        return {"TFGPU_CONFIG": machine.write("/home/alice/greedy.toml", GREED, ALICE)}
+    if where in ("TFGPU_CONFIG", "TFGPU_SITE_CONFIG"):
+        return {where: machine.write("/home/alice/greedy.toml", GREED, ALICE)}
     if where == "TFGPU_RUN":
         return {"TFGPU_RUN": '[gpu]\nvisible_devices = "all"\nmemory_limit = "none"\nmemory_growth = false\n'}
     return {"TFGPU_DISABLE": "1"} if where == "TFGPU_DISABLE" else {}
 
 
-@pytest.mark.parametrize("where", ["user", "project", "TFGPU_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE"])
+@pytest.mark.parametrize(
+    "where", ["user", "project", "TFGPU_CONFIG", "TFGPU_SITE_CONFIG", "TFGPU_RUN", "TFGPU_DISABLE"]
+)
 def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared_machine: SharedMachine) -> None:
     """Devices, their number, memory, growth, allocator, on_error, the log and the switch stay the administrator's."""
     shared_machine.policy({"tfgpu.toml": CEILINGS})
@@ -176,7 +178,7 @@ def test_no_file_and_no_variable_passes_the_machines_ceilings(where: str, shared
     assert "/var/log/tfgpu/<uid>.jsonl" in plan["logs"]
 
 
-@pytest.mark.parametrize("where", ["user", "project", "TFGPU_CONFIG"])
+@pytest.mark.parametrize("where", ["user", "project", "TFGPU_CONFIG", "TFGPU_SITE_CONFIG"])
 def test_each_attempt_says_who_asked_and_which_ceiling_held(where: str, shared_machine: SharedMachine) -> None:
     """Of limit, growth, allocator, count and list: the file and key that asked, and the administrator's key."""
     shared_machine.policy({"tfgpu.toml": CEILINGS})
@@ -185,6 +187,7 @@ def test_each_attempt_says_who_asked_and_which_ceiling_held(where: str, shared_m
         "user": "/home/alice/.config/tfgpu/tfgpu.toml",
         "project": "/srv/vision/tfgpu.toml",
         "TFGPU_CONFIG": variables.get("TFGPU_CONFIG"),
+        "TFGPU_SITE_CONFIG": variables.get("TFGPU_SITE_CONFIG"),
     }[where]
     cut = [
         (asked, held) for code, asked, held in plan_for(shared_machine, ALICE, variables=variables)["findings"] if held
@@ -199,9 +202,9 @@ def test_each_attempt_says_who_asked_and_which_ceiling_held(where: str, shared_m
 
 
 def test_what_only_the_administrator_may_say_is_refused_elsewhere(shared_machine: SharedMachine) -> None:
-    """`[machine]` in a user's or a project's file is a finding and has no effect."""
+    """`[machine]` in a site's, a user's or a project's file is a finding and has no effect."""
     shared_machine.policy({})
-    for where in ("user", "project", "TFGPU_CONFIG"):
+    for where in ("user", "project", "TFGPU_CONFIG", "TFGPU_SITE_CONFIG"):
         plan = plan_for(shared_machine, ALICE, variables=write_greedy(shared_machine, where))
         assert "machine-layer-only" in list_codes(plan)
     shared_machine.policy({"tfgpu.toml": "[machine]\nallow_project_files = false\n"})

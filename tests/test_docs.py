@@ -129,10 +129,11 @@ class Example:
     def _load(self, command: Command, user: str) -> pipeline.LoadedPolicy:
         folder = self.root / command.folder.lstrip("/") if command.folder else self.machine.project
         folder.mkdir(parents=True, exist_ok=True)
-        config = command.variables.get("TFGPU_CONFIG")
+        site, config = (command.variables.get(name) for name in ("TFGPU_SITE_CONFIG", "TFGPU_CONFIG"))
         start = Start(
             cwd=str(folder),
             uid=ME,
+            site=self._moved(site) if site else None,
             config=self._moved(config) if config else None,
             home=str(self.root / "home"),
             config_home=str(self.root / "home" / ".config"),

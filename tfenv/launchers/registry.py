@@ -10,13 +10,18 @@ if TYPE_CHECKING:
 
     from tfenv.launchers.base import Launcher
 
-#: Local ranks, the launcher nearest to the process first: srun's stays set under an mpirun inside the job.
+#: Local ranks, the launcher nearest to the process first: srun's stays set under an mpirun inside the job. Those of
+#: torchrun, Horovod, Open MPI, MVAPICH, Intel MPI, Cray's MPICH and PALS, LSF's jsrun, Flux, Slurm.
 RANK_VARIABLES = (
     "LOCAL_RANK",
     "HOROVOD_LOCAL_RANK",
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "MV2_COMM_WORLD_LOCAL_RANK",
     "MPI_LOCALRANKID",
+    "PMI_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "JSM_NAMESPACE_LOCAL_RANK",
+    "FLUX_TASK_LOCAL_ID",
     "SLURM_LOCALID",
 )
 #: Modules here, and the variables of which one tells that the process is the launcher's. The nearest to the
