@@ -97,6 +97,14 @@ def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: RecordC
     empty = make_disabled_record(replace(context, grant=Grant(tokens=())))
     assert check_line(encode_as_line(unset))["grant"] is None
     assert check_line(encode_as_line(empty))["grant"] == []
+    assert "launcher" not in check_line(encode_as_line(unset))
+
+
+def test_a_record_says_who_gave_the_gpus_and_which(context: RecordContext, check_line: CheckLine) -> None:
+    """Slurm lists a job's GPUs itself. A script's own value of CUDA_VISIBLE_DEVICES is not what was given."""
+    given = Grant(("0", "1", "2", "3"), launcher="Slurm", listed=("2",))
+    record = check_line(encode_as_line(make_disabled_record(replace(context, grant=given))))
+    assert (record["launcher"], record["grant"]) == ("Slurm", ["2"])
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ JOB_FIELDS = (
 # "timestamp" comes first: a reader finds the beginning of a record inside a damaged line by it.
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
-    "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
-    "limit_fraction", "share", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
-    "job", "duration_ms", "lost", "truncated", "dropped",
+    "framework_version", "project", "status", "entry_point", "on_error", "visible", "launcher", "grant", "devices",
+    "limit_bytes", "limit_fraction", "share", "growth", "repeats", "choice", "cut", "asked", "given", "changes",
+    "sources", "findings", "job", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -326,8 +326,9 @@ def _choose_level(event: EventName, findings: Iterable[Finding], *, degraded: bo
 
 
 def _describe_context(context: RecordContext) -> dict[str, Any]:
-    process, subject, tokens = context.process, context.subject, context.grant.tokens
-    job = _describe_job(context.grant.job)
+    process, subject, grant = context.process, context.subject, context.grant
+    given = grant.tokens if grant.listed is None else grant.listed
+    job = _describe_job(grant.job)
     return {
         "host": process.host,
         "user": subject.user,
@@ -340,7 +341,8 @@ def _describe_context(context: RecordContext) -> dict[str, Any]:
         "framework": process.framework,
         "framework_version": process.framework_version,
         "project": subject.project,
-        "grant": None if tokens is None else list(tokens),
+        **({"launcher": grant.launcher} if grant.launcher else {}),
+        "grant": None if given is None else list(given),
         "sources": [
             {"layer": source.layer, "path": source.path, "sha256": context.sha256.get(source.path)}
             for source in context.sources
