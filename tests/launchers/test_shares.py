@@ -224,6 +224,7 @@ def test_slurms_share_is_read_anew_by_each_child() -> None:
         '["Ray","x",true]',
         '["Ray","x","0.5"]',
         '["Ray",7,0.5]',
+        f'["Ray","{"x" * 200}",0.5]',
         '{"Ray":0.5}',
         '"Ray"',
     ],
