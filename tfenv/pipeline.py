@@ -182,8 +182,7 @@ def load(
         machine_trust: Whose machine layer counts. None: root's.
 
     Returns:
-        Everything that could be understood. A broken file is left out with a finding. Never raises for what is
-        written in files.
+        Everything that could be understood, and a finding for each broken file. Never raises for a file's content.
     """
     known = subject or identify(start.uid)
     sources, missing = discover(start, known, machine_root)
@@ -193,47 +192,39 @@ def load(
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into
         sources, missing = discover(start, known, machine_root, owners=trust.owners)
-    allow_project = _find_machine_value(machine, "allow_project_files") is not False
     others = _read_others(
         sources,
         trust,
         lambda passed_over: discover(start, known, machine_root, passed_over, trust.owners)[0],
-        allow_project=allow_project,
+        allow_project=_find_machine_value(machine.layers, "allow_project_files") is not False,
     )
-    replaced = _find_replaced_file(start, known, trust, machine_root) if allow_project else None
     subject = replace(known, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
-    return LoadedPolicy(
+    loaded = LoadedPolicy(
         start=start,
         subject=subject,
         documents=(*machine.documents, *others.documents),
         layers=layers,
         policy=_place_default_log(merge(layers, subject), start),
-        findings=(
-            *missing,
-            *machine.findings,
-            *_name_variable(sources, others.findings),
-            *_report_replaced_file(others.documents, replaced),
-        ),
-        replaced=replaced,
+        findings=(*missing, *machine.findings, *_name_variable(sources, others.findings)),
     )
+    return _note_replaced_file(loaded, trust, machine_root) if start.config else loaded
 
 
-def _find_replaced_file(start: Start, subject: Subject, trust: Trust, machine_root: str) -> str | None:
-    if not start.config:
-        return None
+def _note_replaced_file(loaded: LoadedPolicy, trust: Trust, machine_root: str) -> LoadedPolicy:
+    """Note at the file that TFGPU_CONFIG names which project's file does not count because of it."""
+    if _find_machine_value(loaded.layers, "allow_project_files") is False:
+        return loaded
     # Late: most processes have no TFGPU_CONFIG.
     from tfenv.config.hidden import find_replaced_file
 
-    return find_replaced_file(start, subject, trust, machine_root)
-
-
-def _report_replaced_file(documents: Iterable[Document], replaced: str | None) -> Iterator[Finding]:
-    """Note at the file that TFGPU_CONFIG names which project's file does not count because of it."""
-    for document in documents:
-        if document.source.layer == "project" and replaced is not None:
-            message = f"TFGPU_CONFIG names this file, so the project's {replaced} does not apply"
-            yield Finding("project-replaced", message, "note", document.source.path)
+    replaced = find_replaced_file(loaded.start, loaded.subject, trust, machine_root)
+    if replaced is None:
+        return loaded
+    message = f"TFGPU_CONFIG names this file, so the project's {replaced} does not apply"
+    named = (source.path for source in loaded.sources if source.layer == "project")
+    notes = (Finding("project-replaced", message, "note", path) for path in named)
+    return replace(loaded, findings=(*loaded.findings, *notes), replaced=replaced)
 
 
 def _name_variable(sources: Iterable[Source], findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -339,14 +330,14 @@ def _read_last_good(source: Source, trust: Trust) -> Document | None:
         return None
 
 
-def _find_machine_value(machine: ReadLayers, key: str) -> object:
-    values = [layer.machine[key].value for layer in machine.layers if key in layer.machine]
+def _find_machine_value(layers: Iterable[Layer], key: str) -> object:
+    values = [layer.machine[key].value for layer in layers if key in layer.machine]
     return values[-1] if values else None
 
 
 def _find_trusted_owners(machine: ReadLayers) -> frozenset[int]:
     """Find the user ids of the machine layer's `trusted_owners`. A name without an entry trusts nobody."""
-    names = _find_machine_value(machine, "trusted_owners")
+    names = _find_machine_value(machine.layers, "trusted_owners")
     owners = (find_user(str(name)) for name in (names if isinstance(names, tuple) else ()))
     return frozenset(uid for uid in owners if uid is not None)
 

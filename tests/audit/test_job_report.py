@@ -46,7 +46,7 @@ def make_process(
 ) -> list[Mapping[str, Any]]:
     """Make the records of a process that got its devices after 10 s and ended after 70."""
     context, outcome = make_context(pid, **job), Outcome("applied", "TFE_ContextOptionsSetConfig", tuple(devices))
-    ended = make_ended_record(context, devices, peaks, 70_000)
+    ended = make_ended_record(context, zip(devices, peaks, strict=True), 70_000)
     return [read(ended, 70), read(make_outcome_record(context, outcome), 10)]
 
 

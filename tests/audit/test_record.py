@@ -70,7 +70,7 @@ def test_every_event_is_valid_against_the_schema(
         make_failed_record(context, (finding,), policy, outcome),
         make_disabled_record(context),
         make_changed_record(context, policy, plan, [change], (finding,)),
-        make_ended_record(context, outcome.devices, (1,), 2.5),
+        make_ended_record(context, ((device, 1) for device in outcome.devices), 2.5),
     ]
     events = [check_line(encode_as_line(record))["event"] for record in records]
     assert events == schema["properties"]["event"]["enum"]
@@ -106,6 +106,14 @@ def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: RecordC
     empty = make_disabled_record(replace(context, grant=Grant(tokens=())))
     assert check_line(encode_as_line(unset))["grant"] is None
     assert check_line(encode_as_line(empty))["grant"] == []
+    assert "launcher" not in check_line(encode_as_line(unset))
+
+
+def test_a_record_says_who_gave_the_gpus_and_which(context: RecordContext, check_line: CheckLine) -> None:
+    """Slurm lists a job's GPUs itself. A script's own value of CUDA_VISIBLE_DEVICES is not what was given."""
+    given = Grant(("0", "1", "2", "3"), launcher="Slurm", listed=("2",))
+    record = check_line(encode_as_line(make_disabled_record(replace(context, grant=given))))
+    assert (record["launcher"], record["grant"]) == ("Slurm", ["2"])
 
 
 @pytest.mark.parametrize(
@@ -212,26 +220,13 @@ def test_the_schema_knows_what_is_recorded_of_a_job(schema: dict[str, Any]) -> N
     assert tuple(schema["properties"]["job"]["properties"]) == JOB_FIELDS
 
 
-DEVICES = (
-    DeviceOutcome(0, "0", "GPU-8932f937", "NVIDIA H100", 8 << 30, logical_devices=(4 << 30, 4 << 30)),
-    DeviceOutcome(1, "1", "GPU-1f2e3d4c", "NVIDIA H100", 8 << 30),
-)
-
-
 def test_the_end_of_a_process_has_its_devices_and_their_peaks(context: RecordContext, check_line: CheckLine) -> None:
-    """The peak of a GPU that is split is the sum of its parts' peaks."""
-    record = check_line(encode_as_line(make_ended_record(context, DEVICES, (1, 2, 4), 61_000.5)))
+    """A peak that the framework does not tell is left out, and so is a time that is not known."""
+    devices = [(DeviceOutcome(place, str(place), limit=8 << 30), peak) for place, peak in enumerate((7, None))]
+    record = check_line(encode_as_line(make_ended_record(context, devices, 61_000.5)))
     assert (record["event"], record["level"], record["duration_ms"]) == ("policy_ended", "info", 61_000.5)
-    assert [device["peak_bytes"] for device in record["devices"]] == [3, 4]
-
-
-@pytest.mark.parametrize("peaks", [(), (1, 2), (1, 2, 3, 4)])
-def test_peaks_that_fit_no_devices_are_left_out(
-    context: RecordContext, check_line: CheckLine, peaks: tuple[int, ...]
-) -> None:
-    """Where the framework tells nothing, or of other GPUs than were recorded, there is no peak."""
-    record = check_line(encode_as_line(make_ended_record(context, DEVICES, peaks, 1)))
-    assert not any("peak_bytes" in device for device in record["devices"])
+    assert [device.get("peak_bytes") for device in record["devices"]] == [7, None]
+    assert "duration_ms" not in check_line(encode_as_line(make_ended_record(context, devices, None)))
 
 
 def test_the_schema_describes_every_field(schema: dict[str, Any]) -> None:

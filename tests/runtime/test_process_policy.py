@@ -43,6 +43,9 @@ class Second:
     def devices_exist(self, *, gpu_is_open):
         return self.opened
 
+    def read_peaks(self, created):
+        return ()
+
     def prepare(self, plan, environ):
         return []
 
@@ -133,7 +136,7 @@ def test_two_frameworks_share_the_policy_of_their_process(
     assert sorted(told.answer["frameworks"]) == ["second", "tensorflow"]
     assert told.answer["results"] == [2, "1,2"]
     assert told.answer["outcomes"] == {"second": ["open_devices"], "tensorflow": ["TFE_ContextOptionsSetConfig"]}
-    events = [(record["framework"], record["event"]) for record in told.records]
+    events = [(record["framework"], record["event"]) for record in told.records if record["event"] != "policy_ended"]
     for name in ("second", "tensorflow"):
         assert [event for framework, event in events if framework == name] == ["policy_loaded", "policy_applied"]
 

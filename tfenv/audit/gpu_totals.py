@@ -11,6 +11,7 @@ from pathlib import Path
 from signal import SIG_DFL, SIGINT, signal
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
+from tfenv.audit.job_names import format_job, read_job
 from tfenv.audit.query import (
     LineTally,
     LoggedRecord,
@@ -53,6 +54,7 @@ class UserGpuTotals:
     Attributes:
         user: Name.
         gpu: Its id, as `query.get_gpu_id` gives it. "" for records without a GPU.
+        job: The job, where totals are asked for by job. "" outside of one. None: they are of all jobs.
         processes: Those that created devices, as host and pid.
         clamped: Records of a program that got less than it or a file asked for.
         cut: In how many of these each key, term or variable was cut.
@@ -67,6 +69,7 @@ class UserGpuTotals:
 
     user: str
     gpu: str
+    job: str | None = None
     processes: set[tuple[str, str]] = field(default_factory=set)
     clamped: int = 0
     cut: dict[str, int] = field(default_factory=dict)
@@ -79,7 +82,8 @@ class UserGpuTotals:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the totals as JSON has them: the processes as their number."""
-        return {**vars(self), "processes": len(self.processes), "cut": dict(sorted(self.cut.items()))}
+        totals = {**vars(self), "processes": len(self.processes), "cut": dict(sorted(self.cut.items()))}
+        return {name: value for name, value in totals.items() if name != "job" or value is not None}
 
 
 @frozen
@@ -91,8 +95,16 @@ class _LogPart:
     stop: int | None = None
 
 
-def summarize_logs(logs: Sequence[Path], query: RecordQuery, tally: LineTally) -> list[UserGpuTotals]:
+def summarize_logs(
+    logs: Sequence[Path], query: RecordQuery, tally: LineTally, *, by_job: bool = False
+) -> list[UserGpuTotals]:
     """Sum up the wanted records of all logs, long ones in as many processes as there are cores.
+
+    Args:
+        logs: The logs.
+        query: Which records are wanted.
+        tally: Counts what is no record, and gets the logs that are left out.
+        by_job: Whether each job has totals of its own.
 
     Raises:
         OSError: A log cannot be read.
@@ -104,8 +116,8 @@ def summarize_logs(logs: Sequence[Path], query: RecordQuery, tally: LineTally) -
     logs = [log for log in logs if is_worth_reading(log, query.since)]
     size = sum(log.stat().st_size for log in logs) // _count_cores() + 1
     parts = [part for log in logs for part in _split_log(log, max(size, _SMALLEST_PART_BYTES))]
-    summarizer = _Summarizer(query)
-    for rows, part_tally in _map_in_processes(partial(_summarize_part, query, tally.origin), parts):
+    summarizer = _Summarizer(query, by_job=by_job)
+    for rows, part_tally in _map_in_processes(partial(_summarize_part, query, tally.origin, by_job), parts):
         summarizer.add_rows(rows)
         tally.add(part_tally)
     return summarizer.list_rows()
@@ -146,9 +158,14 @@ def _make_pool(count: int) -> ProcessPoolExecutor | None:
         return None
 
 
-def _summarize_part(query: RecordQuery, origin: LogOrigin, part: _LogPart) -> tuple[list[UserGpuTotals], LineTally]:
+def _summarize_part(
+    query: RecordQuery,
+    origin: LogOrigin,
+    by_job: bool,
+    part: _LogPart,
+) -> tuple[list[UserGpuTotals], LineTally]:
     tally = LineTally(origin=origin)
-    summarizer = _Summarizer(query)
+    summarizer = _Summarizer(query, by_job=by_job)
     summarizer.add_lines(read_lines(part.path, query, tally, part.begin, part.stop), tally)
     return summarizer.list_rows(), tally
 
@@ -200,13 +217,14 @@ class _KnownRecord:
 class _Summarizer:
     """Sums up records per user and GPU. What records say that differ only in time and process is worked out once."""
 
-    def __init__(self, query: RecordQuery) -> None:
+    def __init__(self, query: RecordQuery, *, by_job: bool = False) -> None:
         self._query = query
+        self._by_job = by_job
         self._has_limits = bool(query.since or query.until)
         # Its time differs from record to record.
         self._timeless = replace(query, since="", until="")
-        self._fields = (*_SUMMARIZED, *_list_filtered(query))
-        self._rows: dict[tuple[str, str], UserGpuTotals] = {}
+        self._fields = (*_SUMMARIZED, *_list_filtered(query, by_job=by_job))
+        self._rows: dict[tuple[str, str, str | None], UserGpuTotals] = {}
         self._known: dict[object, _KnownRecord] = {}
 
     def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> None:
@@ -246,19 +264,20 @@ class _Summarizer:
         for known in self._known.values():
             record = known.record
             wanted = known.times and record["event"] in _USES and self._timeless.matches({**record, "timestamp": ""})
+            job = format_job(read_job(record)) if self._by_job else None
             for use in _list_uses(record, self._query) if wanted else ():
-                _add_use(self._find_row(str(record.get("user")), use.gpu), known, use)
+                _add_use(self._find_row(str(record.get("user")), use.gpu, job), known, use)
         self._known.clear()
 
-    def _find_row(self, user: str, gpu: str) -> UserGpuTotals:
-        if (user, gpu) not in self._rows:
-            self._rows[user, gpu] = UserGpuTotals(user, gpu)
-        return self._rows[user, gpu]
+    def _find_row(self, user: str, gpu: str, job: str | None) -> UserGpuTotals:
+        if (user, gpu, job) not in self._rows:
+            self._rows[user, gpu, job] = UserGpuTotals(user, gpu, job)
+        return self._rows[user, gpu, job]
 
     def add_rows(self, rows: Iterable[UserGpuTotals]) -> None:
         """Count what others summed up."""
         for other in rows:
-            row = self._find_row(other.user, other.gpu)
+            row = self._find_row(other.user, other.gpu, other.job)
             row.processes |= other.processes
             row.clamped += other.clamped
             row.failed += other.failed
@@ -267,20 +286,20 @@ class _Summarizer:
             _widen_limits(row, other)
 
     def list_rows(self) -> list[UserGpuTotals]:
-        """Return the totals, sorted by user and GPU."""
+        """Return the totals, sorted by user, job and GPU."""
         self._sum_up()
-        return [self._rows[key] for key in sorted(self._rows)]
+        return sorted(self._rows.values(), key=lambda row: (row.user, row.job or "", row.gpu))
 
 
-def _list_filtered(query: RecordQuery) -> list[str]:
+def _list_filtered(query: RecordQuery, *, by_job: bool) -> list[str]:
     """Name the fields that the query's filters need. Others would make more records different."""
     needed = {
         "uid": bool(query.uids),
         "status": bool(query.outcomes),
         "project": query.project is not None,
         "script": query.script is not None or query.project is not None,
-        "job": bool(query.jobs),
-        "scheduler": bool(query.jobs),  # of older versions
+        "job": by_job or bool(query.jobs),
+        "scheduler": by_job or bool(query.jobs),  # of older versions
     }
     return [name for name in needed if needed[name]]
 

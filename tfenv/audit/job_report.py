@@ -74,7 +74,7 @@ class JobProcess:
     @property
     def seconds(self) -> float | None:
         """How long it ran. None: it has not ended, or was killed."""
-        return None if self.ended is None else _parse_seconds(self.ended) - _parse_seconds(self.began)
+        return None if self.ended is None else _count_seconds(self.began, self.ended)
 
     @property
     def role(self) -> str:
@@ -106,7 +106,7 @@ class JobReport:
         ends = [process.ended for process in self.processes if process.ended is not None]
         if not ends or len(ends) < len(self.processes):
             return None
-        return max(map(_parse_seconds, ends)) - min(_parse_seconds(process.began) for process in self.processes)
+        return _count_seconds(min(process.began for process in self.processes), max(ends))
 
     @property
     def fullest(self) -> JobGpu | None:
@@ -211,6 +211,10 @@ def _list_failures(record: LoggedRecord) -> Iterator[str]:
 def _list_findings(record: LoggedRecord) -> list[Mapping[str, Any]]:
     findings = record.get("findings")
     return [finding for finding in findings if isinstance(finding, dict)] if isinstance(findings, list) else []
+
+
+def _count_seconds(began: str, ended: str) -> float:
+    return round(_parse_seconds(ended) - _parse_seconds(began), 3)
 
 
 def _parse_seconds(timestamp: str) -> float:

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from tfenv.audit.job_names import format_job, read_job
 from tfenv.audit.query import (
     LineTally,
     LoggedRecord,
@@ -33,8 +34,9 @@ from tfenv.files import replace_file
 from tfenv.values import as_dict, frozen
 
 _FIRST_LINE = "# Written by `tfgpu audit export`; totals go on from what is here."
+_FIRST_LINE_BY_JOB = "# Written by `tfgpu audit export --by-job`; totals go on from what is here."
 _READ_SO_FAR = "# tfgpu read so far: "
-#: Label values that one counter may have. What comes later is counted together, as "other".
+#: Label values that one counter may have. What comes later is counted together, as "other": first the jobs.
 _MOST_SERIES = 1000
 _OTHER = "other"
 _LONGEST_LINE_BYTES = 1 << 16
@@ -88,9 +90,11 @@ class MetricTotals:
     """The figures so far.
 
     Attributes:
+        by_job: Whether each job has series of its own.
         values: For each metric's name the value of each series, by the values of its labels.
     """
 
+    by_job: bool = False
     values: dict[str, dict[tuple[str, ...], float]] = field(
         default_factory=lambda: {metric.name: {} if metric.labels else {(): 0} for metric in _METRICS}
     )
@@ -101,8 +105,9 @@ class MetricTotals:
         if metric is not None:
             user = _make_label(str(record.get("user")))
             gpus = [_make_label(get_gpu_id(device)) for device in list_logged_devices(record)] or [""]
+            job = (_make_label(format_job(read_job(record))),) if self.by_job else ()
             for labels in [(user, gpu) for gpu in gpus] if "gpu" in metric.labels else [(user,)]:
-                self._increase(metric, labels, count_times(record))
+                self._increase(metric, (*labels, *job), count_times(record))
         lost = record.get("lost")
         if isinstance(lost, int):
             self._increase(_LOST, (), lost)
@@ -116,8 +121,19 @@ class MetricTotals:
     def _increase(self, metric: _MetricFamily, labels: tuple[str, ...], by: float) -> None:
         series = self.values[metric.name]
         if labels not in series and len(series) >= _MOST_SERIES:
-            labels = tuple(_OTHER for _ in labels)
+            labels = self._join_others(labels, series)
         series[labels] = series.get(labels, 0) + by
+
+    def _join_others(self, labels: tuple[str, ...], series: Mapping[tuple[str, ...], float]) -> tuple[str, ...]:
+        """Return the labels of a series for what is too much: the user's other jobs, while there is room for that."""
+        of_user = (*labels[:-1], _OTHER)
+        if self.by_job and (of_user in series or len(series) < 2 * _MOST_SERIES):
+            return of_user
+        return tuple(_OTHER for _ in labels)
+
+    def list_labels(self, metric: _MetricFamily) -> tuple[str, ...]:
+        """Return the names of a metric's labels."""
+        return (*metric.labels, "job") if self.by_job and metric.labels else metric.labels
 
 
 def _make_label(text: str) -> str:
@@ -157,11 +173,11 @@ _Positions = dict[str, _ReadPosition]
 
 def _format_file(totals: MetricTotals, read_so_far: Mapping[str, _Positions]) -> str:
     plain = {log: {head: as_dict(place) for head, place in places.items()} for log, places in read_so_far.items()}
-    lines = [_FIRST_LINE, _READ_SO_FAR + json.dumps(plain)]
+    lines = [_FIRST_LINE_BY_JOB if totals.by_job else _FIRST_LINE, _READ_SO_FAR + json.dumps(plain)]
     for metric in _METRICS:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
         for labels, value in sorted(totals.values[metric.name].items()):
-            lines.append(f"{metric.name}{_format_labels(metric.labels, labels)} {value!r}")
+            lines.append(f"{metric.name}{_format_labels(totals.list_labels(metric), labels)} {value!r}")
     return "\n".join(lines) + "\n"
 
 
@@ -178,8 +194,8 @@ def _escape(text: str) -> str:
     return re.sub(r'[\\"\n]', lambda found: _ESCAPES[found[0]], text)
 
 
-def _parse_totals(text: str) -> MetricTotals:
-    totals = MetricTotals()
+def _parse_totals(text: str, *, by_job: bool) -> MetricTotals:
+    totals = MetricTotals(by_job)
     for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
         if name in totals.values:
             quoted = re.findall(r'\w+="((?:[^"\\]|\\.)*)"', labels)
@@ -188,8 +204,12 @@ def _parse_totals(text: str) -> MetricTotals:
     return totals
 
 
-def _read_file(path: Path) -> str:
+def _read_file(path: Path, *, by_job: bool) -> str:
     """Return what was written the last time. "" when that is nothing.
+
+    Args:
+        path: The file.
+        by_job: Whether it has series for each job.
 
     Raises:
         ForeignFileError: It holds something else.
@@ -198,7 +218,10 @@ def _read_file(path: Path) -> str:
         text = path.read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-    if text and not text.startswith(_FIRST_LINE):
+    expected, other = (_FIRST_LINE, _FIRST_LINE_BY_JOB)[:: -1 if by_job else 1]
+    if text.startswith(other):
+        raise ForeignFileError("it was written with" + ("out" if by_job else "") + " --by-job; name another file")
+    if text and not text.startswith(expected):
         raise ForeignFileError("this command did not write it, so it is left unchanged")
     return text
 
@@ -206,20 +229,21 @@ def _read_file(path: Path) -> str:
 # ---- reading on
 
 
-def export_totals(target: Path, logs: Iterable[Path], tally: LineTally) -> None:
+def export_totals(target: Path, logs: Iterable[Path], tally: LineTally, *, by_job: bool = False) -> None:
     """Add what is new in the logs, and in what was rotated away from them, to the totals in a file.
 
     Args:
         target: Written anew, readable for everybody.
         logs: Each is told from the others by its path.
         tally: Counts the lines that are no records, of this time only, and gets the files that are left out.
+        by_job: Whether each job has series of its own.
 
     Raises:
         ForeignFileError: The target was written by something else.
         OSError: A log cannot be read, or the target not be written.
     """
-    text = _read_file(target)
-    totals, before = _parse_totals(text), _parse_positions(text)
+    text = _read_file(target, by_job=by_job)
+    totals, before = _parse_totals(text, by_job=by_job), _parse_positions(text)
     after: dict[str, _Positions] = {}
     for log in logs:
         known = before.get(str(log.absolute()), {})

@@ -17,7 +17,7 @@ from tfenv.values import as_dict, field, frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
     from typing import Any, Literal
 
@@ -60,9 +60,9 @@ JOB_FIELDS = (
 # "timestamp" comes first: a reader finds the beginning of a record inside a damaged line by it.
 _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
-    "framework_version", "project", "status", "entry_point", "on_error", "visible", "grant", "devices", "limit_bytes",
-    "limit_fraction", "share", "growth", "repeats", "choice", "cut", "asked", "given", "changes", "sources", "findings",
-    "job", "duration_ms", "lost", "truncated", "dropped",
+    "framework_version", "project", "status", "entry_point", "on_error", "visible", "launcher", "grant", "devices",
+    "limit_bytes", "limit_fraction", "share", "growth", "repeats", "choice", "cut", "asked", "given", "changes",
+    "sources", "findings", "job", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -281,23 +281,19 @@ def make_changed_record(
 
 
 def make_ended_record(
-    context: RecordContext, devices: Sequence[DeviceOutcome], peaks: Sequence[int], duration_ms: float
+    context: RecordContext, devices: Iterable[tuple[DeviceOutcome, int | None]], duration_ms: float | None
 ) -> AuditRecord:
     """Make the record `policy_ended`: a process that created devices ends.
 
     Args:
         context: Of the process.
-        devices: All that it created.
-        peaks: The most bytes it held of each logical GPU, in the framework's order. Of another number of them than
-            `devices` have, nobody can tell which is whose.
-        duration_ms: How long the process ran.
+        devices: All that it created, each with the most bytes that it held of it. None: the framework does not tell.
+        duration_ms: How long the process ran. None: it is not known.
     """
-    parts = [max(1, len(device.logical_devices)) for device in devices]
-    described = [_describe_device_outcome(device) for device in devices]
-    if sum(parts) == len(peaks):
-        for place, fields in enumerate(described):
-            first = sum(parts[:place])
-            fields["peak_bytes"] = sum(peaks[first : first + parts[place]])
+    described = [
+        {**_describe_device_outcome(device), **({} if peak is None else {"peak_bytes": peak})}
+        for device, peak in devices
+    ]
     return _make_record("policy_ended", context, {"devices": described}, (), duration_ms)
 
 
@@ -330,8 +326,9 @@ def _choose_level(event: EventName, findings: Iterable[Finding], *, degraded: bo
 
 
 def _describe_context(context: RecordContext) -> dict[str, Any]:
-    process, subject, tokens = context.process, context.subject, context.grant.tokens
-    job = _describe_job(context.grant.job)
+    process, subject, grant = context.process, context.subject, context.grant
+    given = grant.tokens if grant.listed is None else grant.listed
+    job = _describe_job(grant.job)
     return {
         "host": process.host,
         "user": subject.user,
@@ -344,7 +341,8 @@ def _describe_context(context: RecordContext) -> dict[str, Any]:
         "framework": process.framework,
         "framework_version": process.framework_version,
         "project": subject.project,
-        "grant": None if tokens is None else list(tokens),
+        **({"launcher": grant.launcher} if grant.launcher else {}),
+        "grant": None if given is None else list(given),
         "sources": [
             {"layer": source.layer, "path": source.path, "sha256": context.sha256.get(source.path)}
             for source in context.sources

@@ -28,6 +28,7 @@ COMMANDS = {
     "ps": "Show who uses which GPU, and under which policy.",
     "audit": "Show the records of what was applied.",
     "watch": "Follow the policy files and show the effect of each change.",
+    "slurm": "Run as Slurm's TaskProlog and TaskEpilog.",
     "simulate": "Run a command on simulated GPUs.",
     "install": "Apply the policy in every environment of an interpreter.",
     "uninstall": "Remove what `tfgpu install` wrote.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
 
 from tfenv.cli.output import print_error, supports_colour
 from tfenv.errors import escape_for_terminal
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+_Column = TypeVar("_Column", bound="TableColumn | str")
+_Cell = TypeVar("_Cell", bound="StyledText | str")
 
 _WIDEST_PIPE = 10_000
 #: Characters of a terminal that shows UUIDs and paths in full.
@@ -60,6 +63,16 @@ def build_table(columns: Iterable[TableColumn | str], rows: Iterable[Sequence[St
     for row in rows:
         table.add_row(*map(_style_text, row))
     return table
+
+
+def hide_empty_column(
+    title: str, columns: Sequence[_Column], rows: Sequence[Sequence[_Cell]]
+) -> tuple[list[_Column], list[list[_Cell]]]:
+    """Return columns and rows without the column of this title, if it is empty in all rows."""
+    titles = [column if isinstance(column, str) else column.title for column in columns]
+    place = titles.index(title)
+    shown = [number for number in range(len(columns)) if number != place or any(row[place] for row in rows)]
+    return [columns[number] for number in shown], [[row[number] for number in shown] for row in rows]
 
 
 def build_report(table: Table, notes: Iterable[tuple[str, str]]) -> RenderableType:

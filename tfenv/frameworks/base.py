@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Protocol
 
 from tfenv.errors import Finding
-from tfenv.policy.model import Outcome, Plan, PlannedDevice
+from tfenv.policy.model import DeviceOutcome, Outcome, Plan, PlannedDevice
 from tfenv.policy.supports import Capability
+
+#: The devices that each entry point created last. The latest entry point comes last.
+CreatedDevices = Mapping[str, tuple[DeviceOutcome, ...]]
+#: Devices, each with the most bytes that the process held of it at one time.
+Peaks = tuple[tuple[DeviceOutcome, int], ...]
 
 
 class PolicyCallbacks(Protocol):
@@ -105,6 +110,19 @@ class Framework(Protocol):
 
         Args:
             gpu_is_open: A GPU is in use in this process, and no other framework has devices.
+        """
+        ...
+
+    def read_peaks(self, created: CreatedDevices) -> Peaks:
+        """Return the most bytes that this process held of each device, at its end.
+
+        Nothing is imported or opened for it, and it does not raise.
+
+        Args:
+            created: What the process created.
+
+        Returns:
+            The devices whose peak is known. () means that the framework does not tell.
         """
         ...
 

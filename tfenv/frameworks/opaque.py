@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from tfenv.errors import Finding
-    from tfenv.frameworks.base import PolicyCallbacks
+    from tfenv.frameworks.base import CreatedDevices, Peaks, PolicyCallbacks
     from tfenv.policy.model import Plan
     from tfenv.policy.supports import Capability
 
@@ -34,6 +34,10 @@ class OpaqueProgram:
     def devices_exist(self, *, gpu_is_open: bool) -> bool:  # noqa: ARG002 - the protocol's
         """Return False: it was not started yet."""
         return False
+
+    def read_peaks(self, created: CreatedDevices) -> Peaks:  # noqa: ARG002 - the protocol's
+        """Return (): nobody in this process can ask it."""
+        return ()
 
     def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:  # noqa: ARG002 - the protocol's
         """Return []: no variable limits memory for every program."""

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from tfenv.audit.record import AuditRecord, RecordContext
     from tfenv.audit.sinks import AuditLog
-    from tfenv.frameworks.base import Framework
+    from tfenv.frameworks.base import CreatedDevices, Framework
     from tfenv.pipeline import LoadedPolicy
     from tfenv.policy.model import Grant, Outcome, Plan
+    from tfenv.runtime.ending import EndReporter
 
 #: Of outcomes that differ only in details so many are written down one by one. Then they are counted together.
 _MOST_DETAILS = 1000
@@ -74,6 +75,7 @@ class Reporter:
         self.pending: tuple[Finding, ...] = ()
         self._outcomes: list[tuple[str, Outcome]] = []
         self._repeats = RepeatCounter()
+        self._end: EndReporter | None = None
         self._log: AuditLog | None = None
 
     # -- events
@@ -144,6 +146,7 @@ class Reporter:
         outcome = _add_errors(outcome, (*self.loaded.findings, *reasons))
         outcome = _add_findings(outcome, (*self.pending, *pending), plan)
         self.pending = ()
+        self._note_devices(framework, outcome)
         codes = ",".join(sorted({finding.code for finding in outcome.findings}))
         kind = (framework.name, outcome.entry_point, outcome.status, codes)
         times = self._repeats.count(kind, repr(outcome))
@@ -152,6 +155,25 @@ class Reporter:
         self._outcomes.append((framework.name, outcome))
         self._write(lambda: make_outcome_record(self._make_context(framework), outcome, repeats=times))
         self._show(outcome, plan)
+
+    def _note_devices(self, framework: Framework, outcome: Outcome) -> None:
+        from tfenv.runtime.ending import EndReporter  # not at the import of a framework
+
+        if self._end is None:
+            self._end = EndReporter(self._report_ended)
+        self._end.note(framework, outcome)
+
+    def _report_ended(self, framework: Framework, created: CreatedDevices) -> None:
+        """Record the end of the process, with what it created in this framework."""
+        self._write(lambda: self._make_ended_record(framework, created))
+
+    def _make_ended_record(self, framework: Framework, created: CreatedDevices) -> AuditRecord:
+        from tfenv.audit.record import make_ended_record
+        from tfenv.runtime.ending import measure_process_ms, merge_devices
+
+        context = self._make_context(framework)
+        devices = merge_devices(created, framework.read_peaks(created))
+        return make_ended_record(context, devices, measure_process_ms(context.process.start_ticks))
 
     # -- what was reported
 

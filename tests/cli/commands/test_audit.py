@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from tests.cli.conftest import TFGPU, Tfgpu, run_on_terminal
 from tests.shared_machine import ALICE, BOB, SharedMachine
 from tfenv.audit.gpu_totals import summarize_records
+from tfenv.audit.job_report import make_job_report
 from tfenv.audit.query import RecordQuery
 from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
 from tfenv.cli.commands import audit
+from tfenv.cli.job_table import build_job_report
+from tfenv.cli.tables import print_renderable
 from tfenv.errors import Finding
 from tfenv.policy.model import DeviceOutcome, Outcome, Start, Subject
 
@@ -83,6 +86,7 @@ def test_json_is_every_record_unchanged(run_audit: RunAudit, log: Path) -> None:
         (["--project", "/srv/vision/"], 31),
         (["--project", "/srv/vis"], 0),
         (["--script", "train*"], 31),
+        (["--job", "14"], 0),
         (["--since", "2026-11-05T09:00:25Z"], 6),
         (["-n", "3"], 3),
         (["-n", "0"], 0),
@@ -357,12 +361,151 @@ def test_follow_shows_what_comes_and_survives_rotation(variables: dict[str, str]
         assert pid in text
 
 
+# ---- jobs
+
+
+def encode_of_job(pid: int, job: dict[str, str], event: str = "policy_applied", **fields: Any) -> bytes:
+    devices = [{"index": 0, "token": "0", "uuid": "GPU-8932f937-d72c", "name": "H100", "limit_fraction": None}]
+    devices[0] |= {"limit_bytes": 8 << 30} | ({"peak_bytes": 7 << 30} if event == "policy_ended" else {})
+    return encode_line(pid, event=event, status=None, devices=devices, job=job, **fields)
+
+
+SLURM = {"scheduler": "slurm", "id": "14", "step": "0"}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    """Write what two ranks of a step did, of which one was killed, an array's task, and a process without a job."""
+    path = tmp_path / "jobs.jsonl"
+    ranks = [{**SLURM, "rank": str(rank)} for rank in range(2)]
+    task = {"scheduler": "slurm", "id": "16", "array_id": "15", "array_task": "3"}
+    lost = {
+        "code": "clamped",
+        "severity": "note",
+        "message": "less",
+        "asked": "memory_limit = 70.0 GiB",
+        "given": "8 GiB",
+    }
+    path.write_bytes(
+        encode_of_job(1, ranks[0], "policy_clamped", findings=[lost])
+        + encode_of_job(2, ranks[1])
+        + encode_of_job(1, ranks[0], "policy_ended", duration_ms=65_000)
+        + encode_of_job(3, task)
+        + encode_line(4)
+    )
+    return path
+
+
+def test_a_job_has_a_column_of_its_own(run_audit: RunAudit, jobs: Path) -> None:
+    """A table shows the step or the array's task. Without any job there is no such column."""
+    head, *rows = map(_collapse_spaces, run_audit("--file", jobs).stdout.splitlines())
+    assert head.split("  ")[3] == "job"
+    assert [row.split("  ")[3] for row in rows] == ["14.0", "14.0", "14.0", "15_3", "applied"]
+    assert "job" not in run_audit("--file", jobs, "--job", "nobody's").stdout
+
+
+@pytest.mark.parametrize(
+    ("job", "pids"), [("14", [1, 2, 1]), ("14.0", [1, 2, 1]), ("15_3", [3]), ("15", [3]), ("1", [])]
+)
+def test_the_records_of_a_job_can_be_asked_for(run_audit: RunAudit, jobs: Path, job: str, pids: list[int]) -> None:
+    """`--job` takes a job, an array, a task or a step."""
+    shown = run_audit("--file", jobs, "--job", job, "--format", "json").stdout
+    assert [json.loads(line)["pid"] for line in shown.splitlines()] == pids
+
+
+def test_the_end_of_a_process_shows_its_peak(run_audit: RunAudit, jobs: Path) -> None:
+    """`--event ended` has the peak beside the limit."""
+    _, row = run_audit("--file", jobs, "--event", "ended").stdout.splitlines()
+    assert "8.0 GiB; peak 88%" in row
+
+
+def test_a_table_with_jobs_fits_on_eighty_characters(jobs: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    """One line for each record, and each job readable."""
+    with jobs.open("ab") as file:
+        file.write(encode_of_job(5, {"scheduler": "slurm", "id": "12345678", "step": "0"}, user="a-long-user-name"))
+    shown, code = run_on_terminal(["audit", "--file", str(jobs)], variables | {"COLUMNS": "80"}, tmp_path)
+    lines = re.sub(r"\x1b\[\d*m", "", shown).splitlines()
+    assert (code, len(lines)) == (0, 7)
+    assert max(map(len, lines)) <= 80
+    assert "12345678.0" in lines[-1]
+    assert "peak 88%" in shown
+
+
+def test_a_job_report_shows_each_process(run_audit: RunAudit, jobs: Path) -> None:
+    """`tfgpu audit job 14`: limits, peaks, times, what was cut, and which process has no end."""
+    done = run_audit("job", "14", "--file", jobs)
+    title, _, head, *rows = map(_collapse_spaces, done.stdout.splitlines())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert title == "job 14: 1 GPU, peak 7.0 GiB of 8.0 GiB (88%), 2 processes"
+    assert head.split("  ") == ["pid", "role", "program", "GPU", "limit", "peak", "time"]
+    assert rows[0].strip().split("  ") == [
+        "1", "rank 0", "/srv/vision/train.py", "GPU-8932f937-d72c", "8.0 GiB", "7.0 GiB", "█████████░ 88%", "1min 5s"
+    ]  # fmt: skip
+    assert rows[1].strip().split("  ")[:2] == ["2", "rank 1"]
+    assert rows[3:] == [
+        "asked for more  memory_limit = 70.0 GiB (got 8 GiB)",
+        "no end  pid 2: still running, killed, or had no GPU; its peak and time are not known",
+    ]
+
+
+def test_a_job_report_fits_on_eighty_characters(jobs: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    """One line for each process, without the bar."""
+    shown, code = run_on_terminal(["audit", "job", "14", "--file", str(jobs)], variables | {"COLUMNS": "80"}, tmp_path)
+    row = next(line for line in shown.splitlines() if "rank 0" in line)
+    assert code == 0
+    assert _collapse_spaces(row).strip().split("  ")[-3:] == ["7.0 GiB", "88%", "1min 5s"]
+
+
+def test_a_job_report_is_json_for_programs(run_audit: RunAudit, jobs: Path) -> None:
+    """One value with all processes."""
+    told = json.loads(run_audit("job", "14.0", "--file", jobs, "--format", "json").stdout)
+    assert (told["job"], [process["pid"] for process in told["processes"]]) == ("14.0", [1, 2])
+    assert told["processes"][0]["gpus"][0]["peak_bytes"] == 7 << 30
+
+
+def test_a_job_without_records_is_said(run_audit: RunAudit, jobs: Path) -> None:
+    """It is no error: it may have used no GPU."""
+    done = run_audit("job", "99", "--file", jobs)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no process of job 99 used a GPU" in done.stderr
+
+
+def test_a_summary_counts_jobs_apart_if_asked(run_audit: RunAudit, jobs: Path) -> None:
+    """`--by-job` has a row for each job, user and GPU. Without it there is neither the rows nor the column."""
+    head, *rows = map(_collapse_spaces, run_audit("summary", "--by-job", "--file", jobs).stdout.splitlines())
+    assert head.split("  ")[:4] == ["user", "job", "GPU", "processes"]
+    assert [row.split("  ")[:4] for row in rows if "GPU-" in row] == [
+        ["alice", "GPU-8932f937-d72c", "1", "-"],
+        ["alice", "14", "GPU-8932f937-d72c", "2"],
+        ["alice", "15_3", "GPU-8932f937-d72c", "1"],
+    ]
+    told = [json.loads(line) for line in run_audit("summary", "--format", "json", "--file", jobs).stdout.splitlines()]
+    assert [(row["processes"], "job" in row) for row in told] == [(4, False)]
+
+
+def test_figures_by_job_are_a_file_of_their_own(run_audit: RunAudit, jobs: Path, tmp_path: Path) -> None:
+    """Series of jobs are many, so they are there only if asked for, and never mixed with others."""
+    plain, by_job = tmp_path / "tfgpu.prom", tmp_path / "jobs.prom"
+    assert run_audit("export", "--prometheus", plain, "--file", jobs).returncode == 0
+    assert run_audit("export", "--by-job", "--prometheus", by_job, "--file", jobs).returncode == 0
+    assert "job=" not in plain.read_text()
+    assert 'tfgpu_policy_applied_total{user="alice",gpu="GPU-8932f937-d72c",job="14"} 1\n' in by_job.read_text()
+    for options, target in (([], by_job), (["--by-job"], plain)):
+        before = target.read_text()
+        refused = run_audit("export", *options, "--prometheus", target, "--file", jobs)
+        assert (refused.returncode, target.read_text()) == (2, before)
+        assert "--by-job; name another file" in refused.stderr
+
+
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=5,
 )
-FIELDS = ("user", "uid", "pid", "status", "script", "project", "devices", "findings", "growth", "limit_bytes", "host")
+FIELDS = (
+    "user", "uid", "pid", "status", "script", "project", "devices", "findings", "growth", "limit_bytes", "host", "job",
+    "scheduler", "duration_ms",
+)  # fmt: skip
 
 
 @settings(suppress_health_check=list(HealthCheck))
@@ -371,9 +514,12 @@ def test_records_of_any_shape_are_shown(fields: dict[str, Any], timestamp: str, 
     """A record whose fields have other types than ours (a newer version, another program) is no traceback."""
     record = {**fields, "timestamp": timestamp, "event": event}
     assert all(cell.isprintable() for cell in audit._format_record(record))
+    audit._format_narrow_record(record, audit._NARROW_JOB_COLUMNS)
+    for name in ("policy_clamped", "policy_failed", "policy_ended"):
+        print_renderable(build_job_report(make_job_report("14", [{**record, "event": name}])))
     for row in summarize_records([{**record, "event": "policy_applied"}]):
         audit._format_summary_row(row)
-    query = RecordQuery(users=frozenset({"a"}), uids=frozenset({1}), project="/a", script="x")
+    query = RecordQuery(users=frozenset({"a"}), uids=frozenset({1}), jobs=frozenset({"14"}), project="/a", script="x")
     query.matches(record)
 
 

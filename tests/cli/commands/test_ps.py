@@ -144,6 +144,21 @@ def test_a_clock_that_was_set_changes_nothing(
     assert read_processes(tfgpu, machine)[0]["state"] == "ungoverned", "an earlier process had its number"
 
 
+def test_the_job_of_a_process(tfgpu: Tfgpu, machine: SimulatedMachine, child: subprocess.Popen[bytes]) -> None:
+    """Its job and step are in a column of their own, if any process shown has a job, and in the JSON."""
+    machine.hold(f"0 {child.pid} 5000")
+    machine.record(pid=child.pid)
+    assert "job" not in tfgpu("ps", env=machine.env).stdout
+    assert read_processes(tfgpu, machine)[0]["job"] is None
+    machine.record(
+        pid=child.pid, job={"scheduler": "slurm", "id": "16", "array_id": "14", "array_task": "0", "step": "0"}
+    )
+    head, row = tfgpu("ps", env=machine.env).stdout.splitlines()
+    assert head.split()[:5] == ["GPU", "user", "pid", "job", "memory"]
+    assert row.split()[2:4] == [str(child.pid), "14_0.0"]
+    assert read_processes(tfgpu, machine)[0]["job"] == "14_0.0"
+
+
 def test_the_newest_record_counts(tfgpu: Tfgpu, machine: SimulatedMachine, child: subprocess.Popen[bytes]) -> None:
     """Of several records of a process the newest that speaks of the GPU is believed, in a rotated log as well."""
     machine.hold(f"0 {child.pid} 100")

@@ -146,7 +146,7 @@ def run_under(folder: Path, gpu: str, ceiling: str, program: str = CREATE, grant
 
 def get_created(ended: Ended) -> dict[str, Any]:
     """Return the only record of devices that were created."""
-    (record,) = [record for record in ended.records if record.get("devices") and record["event"] != "policy_loaded"]
+    (record,) = [record for record in ended.records if record.get("devices") and "entry_point" in record]
     return record
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tfenv.audit.gpu_totals import UserGpuTotals, read_use, summarize_logs
+from tfenv.audit.job_names import format_step, read_job
+from tfenv.audit.job_report import make_job_report
 from tfenv.audit.query import (
     LineTally,
     LoggedRecord,
@@ -27,24 +29,34 @@ from tfenv.audit.query import (
 )
 from tfenv.audit.rotation import LogOrigin, LogTail, find_all_log_files
 from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
+from tfenv.cli.job_table import build_job_report
 from tfenv.cli.output import FINDINGS, OK, USAGE, add_description, print_json_line, print_message
-from tfenv.cli.tables import is_wide, print_table
+from tfenv.cli.tables import hide_empty_column, is_wide, print_renderable, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.model import Start
 from tfenv.policy.units import MIB, format_bytes
 
-EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed")
+EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed", "ended")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
 _MIB_NUMBER = re.compile(r"\b\d{1,12}(?:\.\d+)?(?=[],])")
-_RECORD_COLUMNS = ("time (UTC)", "user", "pid", "event", "GPUs", "asked", "limit", "growth", "script", "findings")
-#: What fits on a line of a terminal of 80 characters, each column with its widest cell.
+_RECORD_COLUMNS = (
+    "time (UTC)", "user", "pid", "job", "event", "GPUs", "asked", "limit", "growth", "script", "findings"
+)  # fmt: skip
+#: What fits on a line of a terminal of 80 characters, each column with its widest cell. Without and with a job.
 _NARROW_COLUMNS = {"time": 14, "user": 12, "GPUs": 18, "asked": 9, "limit": 9, "outcome": 8}
-_SUMMARY_COLUMNS = ("user", "GPU", "processes", "asked", "given", "clamped", "cut", "failed", "last (UTC)")
+_NARROW_JOB_COLUMNS = {"time": 14, "user": 8, "job": 10, "GPUs": 12, "asked": 8, "limit": 8, "outcome": 8}
+_SUMMARY_COLUMNS = ("user", "job", "GPU", "processes", "asked", "given", "clamped", "cut", "failed", "last (UTC)")
 _USAGE = """%(prog)s [options]
+       %(prog)s job ID [options]
        %(prog)s summary [options]
        %(prog)s export --prometheus FILE [options]"""
+_JOB = "Show what a job did with its GPUs: each process with its limits, its peaks and its time."
+_JOB_ID = (
+    "The job's or array's number (14), a task of the array (14_0), a step (14.0), a job, actor or task of Ray, a pod, "
+    "a notebook's file, a JupyterHub user, or the job's name"
+)
 _SUMMARY = "Count processes, limits, clamps and failures per user and GPU."
 _EXPORT = "Write totals for the textfile collector of Prometheus' node exporter."
 _EXIT_CODES = "Exit codes: 0 ok, 1 some lines or files cannot be read, 2 wrong usage."
@@ -67,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="Wait for new records and show them.")
     _add_format(parser)
     actions = parser.add_subparsers(title="other reports", metavar="ACTION", dest="action", prog=parser.prog)
+    _add_job_report(actions)
     summary = actions.add_parser(
         "summary",
         help=_SUMMARY,
@@ -74,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         argument_default=argparse.SUPPRESS,
     )
     _add_filters(summary)
+    summary.add_argument("--by-job", action="store_true", help="Count each job by itself.")
     _add_files(summary)
     _add_format(summary)
     export_totals = actions.add_parser(
@@ -89,11 +103,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Write this .prom file in the collector's directory.",
     )
+    export_totals.add_argument(
+        "--by-job",
+        action="store_true",
+        help="Count each job by itself, in a label. There are as many series as jobs, so the file must be a new one.",
+    )
     _add_files(export_totals)
 
 
-def _add_filters(parser: argparse.ArgumentParser) -> None:
+def _add_job_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    job = actions.add_parser(
+        "job",
+        help=_JOB,
+        description=f"{_JOB} A process that was killed has no peak. {_EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    job.add_argument("job", action="append", metavar="ID", help=f"{_JOB_ID}.")
+    _add_filters(job, has_job=False)
+    _add_files(job)
+    _add_format(job)
+
+
+def _add_filters(parser: argparse.ArgumentParser, *, has_job: bool = True) -> None:
     filters = parser.add_argument_group("filters")
+    if has_job:
+        filters.add_argument("--job", action="append", metavar="ID", help=f"Show only records of this job. {_JOB_ID}.")
     filters.add_argument(
         "--event",
         action="append",
@@ -176,9 +210,11 @@ def run(arguments: argparse.Namespace) -> int:
     files, is_json = given.get("file"), given.get("format") == "json"
     try:
         if arguments.action == "export":
-            return export_figures(arguments.prometheus, files)
+            return export_figures(arguments.prometheus, files, by_job="by_job" in given)
         if arguments.action == "summary":
-            return print_summary(_build_query(given), files, is_json=is_json)
+            return print_summary(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
+        if arguments.action == "job":
+            return print_job(given["job"][-1], _build_query(given), files, is_json=is_json)
         show = follow_records if "follow" in given else print_records
         return show(_build_query(given), files, given.get("lines"), is_json=is_json)
     except BrokenPipeError:  # `tfgpu audit | head`
@@ -195,6 +231,7 @@ def _build_query(given: Mapping[str, Any]) -> RecordQuery:
         uids=frozenset(given.get("uid", ())),
         outcomes=frozenset(given.get("outcome", ())),
         gpus=frozenset(given.get("gpu", ())),
+        jobs=frozenset(given.get("job", ())),
         project=os.path.abspath(given["project"]) if "project" in given else None,
         script=given.get("script"),
         since=given.get("since", ""),
@@ -256,32 +293,58 @@ def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int 
         time.sleep(_POLL_SECONDS)
 
 
-def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, is_json: bool) -> int:
-    """Print processes, limits, clamps and failures per user and GPU.
+def print_job(job: str, query: RecordQuery, files: Sequence[Path] | None, *, is_json: bool) -> int:
+    """Print what a job did with its GPUs.
 
-    The arguments and the exit code are those of `print_records`.
+    The other arguments and the exit code are those of `print_records`.
+
+    Args:
+        job: Its name, as it was asked for.
 
     Raises:
         OSError: A log cannot be read.
     """
     logs, tally = _find_logs(files)
-    rows = summarize_logs(logs, query, tally)
+    report = make_job_report(job, read_records(logs, query, tally))
+    if is_json:
+        print_json_line(report.as_dict())
+    elif report.processes:
+        print_renderable(build_job_report(report))
+    else:
+        print_message("audit", f"no process of job {job} used a GPU under a policy, or this log does not have it")
+    return _report_unreadable(tally)
+
+
+def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: bool, is_json: bool) -> int:
+    """Print processes, limits, clamps and failures per user and GPU.
+
+    The other arguments and the exit code are those of `print_records`.
+
+    Args:
+        by_job: Whether each job has rows of its own.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    logs, tally = _find_logs(files)
+    rows = summarize_logs(logs, query, tally, by_job=by_job)
     if is_json:
         for row in rows:
             print_json_line(row.as_dict())
     elif rows:
-        print_table(_SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows])
+        print_table(*hide_empty_column("job", _SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows]))
     else:
         _print_nothing(query)
     return _report_unreadable(tally)
 
 
-def export_figures(target: Path, files: Sequence[Path] | None) -> int:
+def export_figures(target: Path, files: Sequence[Path] | None, *, by_job: bool = False) -> int:
     """Add what is new in the logs to the figures in a file for Prometheus.
 
     Args:
         target: The file.
         files: The logs. None: those that the policy here names.
+        by_job: Whether each job has series of its own.
 
     Returns:
         The exit code: 1 if some lines are not records or some files are left out, 2 if the file was written
@@ -295,7 +358,7 @@ def export_figures(target: Path, files: Sequence[Path] | None) -> int:
     logs, origin = _find_named_logs(files)
     tally = LineTally(origin=origin)
     try:
-        export_totals(target, logs, tally)
+        export_totals(target, logs, tally, by_job=by_job)
     except ForeignFileError as error:
         print_message("audit", f"{target}: {error}")
         return USAGE
@@ -387,22 +450,24 @@ def _print_nothing(query: RecordQuery) -> None:
 def _print_records(records: Sequence[LoggedRecord]) -> None:
     """Print a table, a line for each record, however narrow the terminal is."""
     if is_wide():
-        print_table(_RECORD_COLUMNS, [_format_record(record) for record in records])
-    else:
-        print_table(tuple(_NARROW_COLUMNS), [_format_narrow_record(record) for record in records])
+        print_table(*hide_empty_column("job", _RECORD_COLUMNS, [_format_record(record) for record in records]))
+        return
+    columns = _NARROW_JOB_COLUMNS if any(map(read_job, records)) else _NARROW_COLUMNS
+    print_table(tuple(columns), [_format_narrow_record(record, columns) for record in records])
 
 
-def _format_narrow_record(record: LoggedRecord) -> tuple[str, ...]:
-    cells = (
+def _format_narrow_record(record: LoggedRecord, columns: Mapping[str, int]) -> tuple[str, ...]:
+    cells = {
         # A year that everybody knows, and an offset that the manual tells, take a quarter of the line.
-        record["timestamp"][5:19].replace("T", " "),
-        str(record.get("user")),
-        _format_gpus(record),
-        _format_asked_memory(record),
-        _format_limits(record),
-        str(record.get("status") or _format_event(record)),
-    )
-    pairs = zip(cells, _NARROW_COLUMNS.values(), strict=True)
+        "time": record["timestamp"][5:19].replace("T", " "),
+        "user": str(record.get("user")),
+        "job": format_step(read_job(record)),
+        "GPUs": _format_gpus(record),
+        "asked": _format_asked_memory(record),
+        "limit": _format_peaks(record) or _format_limits(record),
+        "outcome": str(record.get("status") or _format_event(record)),
+    }
+    pairs = ((cells[name], widest) for name, widest in columns.items())
     return tuple(text if len(text) <= widest else f"{text[: widest - 1]}…" for text, widest in pairs)
 
 
@@ -411,10 +476,11 @@ def _format_record(record: LoggedRecord) -> tuple[str, ...]:
         _format_time(record["timestamp"]),
         record.get("user"),
         record.get("pid"),
+        format_step(read_job(record)),
         _format_event(record),
         _format_gpus(record),
         "; ".join(_list_cut(record)),
-        _format_limits(record),
+        "; ".join(filter(None, (_format_limits(record), _format_peaks(record)))),
         _format_growth(record.get("growth")),
         str(record.get("script") or "").rpartition("/")[2],
         _format_findings(record),
@@ -467,6 +533,14 @@ def _format_limits(record: LoggedRecord) -> str:
     return _join_limits([_format_limit(entry) for entry in (list_logged_devices(record) or [record])])
 
 
+def _format_peaks(record: LoggedRecord) -> str:
+    """Return the highest peak of a process that ended, as a part of the limit where there is one."""
+    peak = make_job_report("", [record]).fullest if record["event"] == "policy_ended" else None
+    if peak is None or peak.peak_bytes is None:
+        return ""
+    return f"peak {format_bytes(peak.peak_bytes) if peak.part is None else f'{peak.part:.0%}'}"
+
+
 def _join_limits(limits: Sequence[str]) -> str:
     if not any(limits):
         return ""
@@ -495,8 +569,20 @@ def _format_summary_row(row: UserGpuTotals) -> tuple[str, ...]:
     asked = _format_largest(row.asked_bytes, row.asked_fraction)
     given = _format_largest(row.given_bytes, row.given_fraction)
     cut = ", ".join(sorted(row.cut))
-    cells = (row.user, row.gpu, len(row.processes), asked, given, row.clamped, cut, row.failed, _format_time(row.last))
-    return tuple(escape_for_terminal(str(cell)) or "-" for cell in cells)
+    cells = (
+        row.user,
+        row.job,
+        row.gpu,
+        len(row.processes),
+        asked,
+        given,
+        row.clamped,
+        cut,
+        row.failed,
+        _format_time(row.last),
+    )
+    shown = [escape_for_terminal("" if cell is None else str(cell)) for cell in cells]
+    return tuple(cell or ("" if title == "job" else "-") for title, cell in zip(_SUMMARY_COLUMNS, shown, strict=True))
 
 
 def _format_largest(size: int | None, fraction: float | None) -> str:

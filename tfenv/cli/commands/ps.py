@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from tfenv.audit.job_names import format_step, read_job
 from tfenv.audit.query import LoggedRecord
 from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, add_description, shorten_path
 from tfenv.cli.process_records import UserRecords, read_user_records
-from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
+from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, hide_empty_column, is_wide
 from tfenv.devices import nvml
 from tfenv.devices.usage import GpuProcess, GpuUsage, describe_process, read_usage
 from tfenv.pipeline import current_start, load
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 State = Literal["within", "over", "ungoverned", "switched off", "failed", "unknown"]
 
 _COLUMNS = (
-    TableColumn("GPU"), TableColumn("user"), TableColumn("pid", is_number=True), TableColumn("memory", is_number=True),
-    TableColumn("at most", is_number=True), TableColumn("program"), TableColumn("policy"),
+    TableColumn("GPU"), TableColumn("user"), TableColumn("pid", is_number=True), TableColumn("job"),
+    TableColumn("memory", is_number=True), TableColumn("at most", is_number=True), TableColumn("program"),
+    TableColumn("policy"),
 )  # fmt: skip
 #: A limit is the allocator's: the CUDA context, cuDNN and cuBLAS come on top of it, and NVML counts them.
 _OVERHEAD = 1024 * MIB
@@ -68,6 +70,7 @@ class GpuHolder:
         limit: Bytes it may take of this GPU. None: unlimited, or not known.
         script: The program's file, as recorded.
         sources: The files of its policy, the nearest last.
+        job: Its job and step. "": it has none, or no record tells.
         lease: Whether it holds a lease on the GPU.
     """
 
@@ -77,6 +80,7 @@ class GpuHolder:
     script: str | None = None
     sources: tuple[str, ...] = ()
     lease: bool = False
+    job: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """Return it for JSON, in one level."""
@@ -90,6 +94,7 @@ class GpuHolder:
             "user": process.user,
             "program": process.program,
             "script": self.script,
+            "job": self.job or None,
             "memory_bytes": process.memory,
             "limit_bytes": self.limit,
             "state": self.state,
@@ -143,7 +148,8 @@ def _build_holder(
     limit = _read_limit(record, process, usage)
     sources = [str(source.get("path")) for source in record.get("sources") or () if isinstance(source, dict)]
     state = _judge_state(record, process, limit)
-    return GpuHolder(process, state, limit, record.get("script"), tuple(sources), lease is not None)
+    job = format_step(read_job(record))
+    return GpuHolder(process, state, limit, record.get("script"), tuple(sources), lease is not None, job)
 
 
 def _find_device(record: LoggedRecord, process: GpuProcess) -> Mapping[str, Any] | None:
@@ -192,7 +198,8 @@ class ProcessSnapshot:
 
     def render(self) -> RenderableType:
         """Return the table for people."""
-        return build_report(build_table(_COLUMNS, map(_build_row, self.holders)), self._find_notes())
+        columns, rows = hide_empty_column("job", _COLUMNS, [_build_row(holder) for holder in self.holders])
+        return build_report(build_table(columns, rows), self._find_notes())
 
     def as_dict(self) -> dict[str, object]:
         """Return the same for programs."""
@@ -241,7 +248,8 @@ def _build_row(holder: GpuHolder) -> tuple[StyledText | str, ...]:
     limit = "-" if holder.limit is None else format_bytes(holder.limit)
     held = StyledText(memory, style if holder.state == "over" else "")
     program, policy = _format_program(holder), _format_policy(holder, style)
-    return (process.label, process.user or "?", str(process.pid or "?"), held, limit, program, policy)
+    pid = str(process.pid or "?")
+    return (process.label, process.user or "?", pid, holder.job, held, limit, program, policy)
 
 
 def _format_program(holder: GpuHolder) -> str:

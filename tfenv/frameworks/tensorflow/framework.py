@@ -6,13 +6,14 @@ import sys
 
 from tfenv.frameworks.tensorflow.entry_points import FIRST_LISTING, intercept, watch_use
 from tfenv.frameworks.tensorflow.environment import prepare_environment
+from tfenv.frameworks.tensorflow.peaks import read_peaks  # at its exit a process may have another root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from tfenv.errors import Finding
-    from tfenv.frameworks.base import Framework, PolicyCallbacks
+    from tfenv.frameworks.base import CreatedDevices, Framework, Peaks, PolicyCallbacks
     from tfenv.policy.model import Plan
     from tfenv.policy.supports import Capability
 
@@ -38,6 +39,10 @@ class TensorFlow:
         module = sys.modules.get("tensorflow.python.eager.context")
         context = getattr(module, "_context", None)
         return gpu_is_open or getattr(context, "_context_handle", None) is not None
+
+    def read_peaks(self, created: CreatedDevices) -> Peaks:
+        """Return the peaks of the eager context's devices. Without one there are none: sessions tell nobody theirs."""
+        return read_peaks(created)
 
     def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:
         """Clear the variables that would defeat the plan, and set the allocator that it asks for."""
