@@ -427,6 +427,17 @@ def find_mistake_without_jsonschema() -> list[str]:
     return [re.sub(r"import of .* in sys.modules", "No module named 'jsonschema'", line) for line in lines]
 
 
+def give_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine's file without the number of shards, beside a Slurm that gives some."""
+    slurm = folder / "slurm.conf"
+    slurm.write_text("GresTypes=gpu,shard\n")
+    monkeypatch.setenv("SLURM_CONF", str(slurm))
+    text = '[ceiling]\nmemory_limit = "granted"\n'
+    document = read(Source("machine", "/etc/tfgpu/tfgpu.toml", text=text), Trust(0))
+    findings = advise([validate(document)[0]], [document])
+    return [line.replace(str(slurm), "/etc/slurm/slurm.conf") for line in format_example(findings)]
+
+
 def require_syslog() -> list[str]:
     if os.path.exists("/dev/log"):
         pytest.skip("syslog is here")
@@ -479,6 +490,11 @@ LIVE: dict[str, Callable[[Path], list[str]]] = {
     "refused-log": lambda folder: write_log(str(folder), "/srv/logs"),
     "no-default-log": lambda _: format_example(AuditLog(AuditSinks(stderr="none"), home=None, uid=12345).findings),
 }
+
+
+def test_the_example_of_shards_is_what_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finding has the words of the page, on a machine whose Slurm gives shards."""
+    compare("no-shards-per-gpu", give_shards(tmp_path, monkeypatch))
 
 
 @pytest.mark.parametrize("code", LIVE)

@@ -39,6 +39,7 @@ from tfenv.policy.model import (
     OutcomeStatus,
     Plan,
     PlannedDevice,
+    Share,
     Source,
     Subject,
 )
@@ -89,6 +90,14 @@ def test_a_plan_is_recorded_in_tensorflows_own_numbers(context: RecordContext, c
     assert [device["limit_fraction"] for device in record["devices"]] == [None, 0.4]
     assert (record["visible"], record["growth"], record["grant"]) == ("2,3", True, ["0", "1"])
     assert record["sources"] == [{"layer": "project", "path": "/srv/vision/tfgpu.toml", "sha256": "ab" * 32}]
+
+
+def test_the_share_of_a_launcher_is_recorded(context: RecordContext, check_line: CheckLine) -> None:
+    """Where a limit is "granted": who gave the share, in which words, and what part of a GPU it is."""
+    plan = Plan(limit=MemoryLimit(fraction=0.25), share=Share("Ray", "num_gpus=0.25", 0.25))
+    record = check_line(encode_as_line(make_loaded_record(context, EffectivePolicy(), plan)))
+    assert record["share"] == {"launcher": "Ray", "given": "num_gpus=0.25", "fraction": 0.25}
+    assert "share" not in check_line(encode_as_line(make_loaded_record(context, EffectivePolicy(), Plan())))
 
 
 def test_a_grant_that_was_unset_is_null_and_an_empty_one_is_not(context: RecordContext, check_line: CheckLine) -> None:

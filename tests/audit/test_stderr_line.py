@@ -17,6 +17,7 @@ from tfenv.policy.model import (
     Plan,
     PlannedDevice,
     Setting,
+    Share,
     Subject,
 )
 from tfenv.values import replace
@@ -36,6 +37,15 @@ def test_one_gpu() -> None:
     """The line names the GPU as nvidia-smi counts it, its UUID, growth, limit and the file in the project."""
     line = format_policy_line(SUBJECT, POLICY, PLAN)
     assert line == "tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml)"
+
+
+def test_the_share_that_a_launcher_gave() -> None:
+    """A limit that is the share names who gave it. Another limit that is smaller does not."""
+    share = Share("Slurm", "3 shards", 0.75)
+    devices = (replace(FIRST, limit=MemoryLimit(fraction=0.75)),)
+    line = format_policy_line(SUBJECT, POLICY, replace(PLAN, devices=devices, share=share))
+    assert line == "tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 75% by Slurm's 3 shards (tfgpu.toml)"
+    assert "Slurm" not in format_policy_line(SUBJECT, POLICY, replace(PLAN, share=share))
 
 
 def test_several_gpus() -> None:

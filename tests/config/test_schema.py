@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tfenv.config.document import Document
 from tfenv.config.schema import load_schema, schema_path, validate
+from tfenv.config.values import read_process_limit, read_total
 from tfenv.errors import Finding
 from tfenv.lint.combinations import advise
 from tfenv.policy.model import (
@@ -33,7 +34,6 @@ from tfenv.policy.model import (
     Tables,
     format_key,
 )
-from tfenv.policy.units import parse_limit
 from tfenv.values import replace
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -274,25 +274,47 @@ def test_the_schema_is_closed_and_draft_07() -> None:
     assert schema_path().name == "tfgpu.schema.json"
 
 
-@given(st.from_regex(load_schema()["definitions"]["limit"]["pattern"], fullmatch=True))
-def test_what_the_pattern_accepts_is_a_size(text: str) -> None:
+LIMITS = [("limit", read_total), ("process_limit", read_process_limit)]
+
+
+@pytest.mark.parametrize(("definition", "reader"), LIMITS)
+@given(data=st.data())
+def test_what_the_pattern_accepts_is_a_size(
+    definition: str, reader: Callable[[object], MemoryLimit], data: st.DataObject
+) -> None:
     """Whatever matches the schema's pattern is read as a limit, or is outside of its range."""
-    text = text.removesuffix("\n")
+    pattern = load_schema()["definitions"][definition]["pattern"]
+    text = data.draw(st.from_regex(pattern, fullmatch=True)).removesuffix("\n")
     try:
-        parse_limit(text)
+        reader(text)
     except ValueError as wrong:
         assert re.search("less than 1 MiB|between 0% and 100%", str(wrong))  # noqa: PT017
 
 
-@given(st.text(alphabet="0123456789. %kKmMgGtTiIbBnNoOeE", max_size=8))
-def test_what_is_a_size_matches_the_pattern(text: str) -> None:
+@pytest.mark.parametrize(("definition", "reader"), LIMITS)
+@given(st.text(alphabet="0123456789. %kKmMgGtTiIbBnNoOeE", max_size=8) | st.sampled_from(["granted", "Granted "]))
+def test_what_is_a_size_matches_the_pattern(
+    definition: str, reader: Callable[[object], MemoryLimit], text: str
+) -> None:
     """Whatever is read as a limit matches the schema's pattern, but for spaces around and zeros in front."""
     try:
-        parse_limit(text)
+        reader(text)
     except ValueError:
         return
     bare = re.sub(r"^0+(?=[0-9])", "", text.strip())
-    assert re.fullmatch(load_schema()["definitions"]["limit"]["pattern"], bare)
+    assert re.fullmatch(load_schema()["definitions"][definition]["pattern"], bare)
+
+
+@pytest.mark.parametrize("text", ["granted", "Granted", " granted", "GRANTED "])
+def test_only_the_limit_of_a_process_is_granted(text: str) -> None:
+    """`memory_limit` takes "granted" as it is written here. `memory_total` never does, and says why."""
+    if text == "granted":
+        assert read_process_limit(text) == MemoryLimit(granted=True)
+    else:
+        with pytest.raises(ValueError, match='is not understood; write "granted"'):
+            read_process_limit(text)
+    with pytest.raises(ValueError, match="is the share of one process, and this is for all processes of a user"):
+        read_total(text)
 
 
 # ---- nothing raises

@@ -9,7 +9,7 @@ from tfenv.launchers.grant import read_grant
 from tfenv.launchers.parent import GRANT_VARIABLE, InheritedGrant, encode_grant
 from tfenv.policy.device_set import keep_valid_tokens
 from tfenv.policy.merge import merge
-from tfenv.policy.model import EffectivePolicy, Grant, Inventory, Plan
+from tfenv.policy.model import EffectivePolicy, Grant, Inventory, MemoryLimit, Plan, Share
 from tfenv.policy.resolve import NO_GPU, resolve
 from tfenv.policy.visibility import needs_inventory
 
@@ -67,7 +67,9 @@ def _draw_environment(draw: random.Random) -> dict[str, str]:
         environ["CUDA_VISIBLE_DEVICES"] = draw.choice(_LISTS)
     if draw.random() < 0.3:
         given, request, wrote = (draw.choice((None, *_LISTS)) for _ in range(3))
-        parent = InheritedGrant(given, request, wrote, (), draw.choice(("", "SLURM_JOB_ID=14")), draw.random() < 0.5)
+        job, handed = draw.choice(("", "SLURM_JOB_ID=14")), draw.random() < 0.5
+        share = draw.choice((None, Share("Ray", "num_gpus=0.5", 0.5)))
+        parent = InheritedGrant(given, request, wrote, (), job, handed, share)
         environ[GRANT_VARIABLE] = encode_grant(parent, _BOOT)
     return environ
 
@@ -103,6 +105,19 @@ def _assert_within(made: Plan, grant: Grant, policy: EffectivePolicy, inventory:
         assert made.visible == NO_GPU, case
     if "always" in required and not grant.scheduler:
         assert made.visible == NO_GPU, case
+    _assert_within_share(made, grant, policy, case)
+
+
+def _assert_within_share(made: Plan, grant: Grant, policy: EffectivePolicy, case: str) -> None:
+    fraction = None if grant.share is None else grant.share.measure(policy.shards_per_gpu)
+    limits = [ceiling.value for ceiling in policy.list_ceilings("memory_limit")]
+    if fraction is None or not any(isinstance(limit, MemoryLimit) and limit.granted for limit in limits):
+        return
+    assert 0 < fraction <= 1, case
+    for device in made.devices or ():
+        total = device.total or 24 << 30
+        assert device.limit is not None, case
+        assert (device.limit.on(total) or 0) <= total * fraction, case
 
 
 def _count_anew(grant: Grant, inventory: Inventory) -> set[str]:

@@ -50,6 +50,28 @@ def test_max_devices_alone_is_advised_against() -> None:
     assert list_codes('ceiling.max_devices = 1\ngpu.visible_devices = ["GPU-8932f937"]') == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'ceiling.memory_limit = "granted"\ngpu.memory_limit = "79GiB"',
+        'ceiling.memory_limit = "granted"\ngpu.memory_limit = "granted"',
+        'ceiling.memory_limit = "10%"\ngpu.memory_limit = "granted"',
+        'ceiling.memory_limit = "granted"\n[[gpu.device]]\nmatch = "GPU-1"\nlogical_devices = ["40GiB", "39GiB"]',
+        '[[gpu.device]]\nmatch = "GPU-1"\nmemory_limit = "granted"\nlogical_devices = ["40GiB", "39GiB"]',
+    ],
+)
+def test_a_granted_limit_is_compared_with_nothing(text: str) -> None:
+    """How much it is, only a job tells."""
+    assert list_codes(text, inventory=CARDS) == []
+
+
+def test_no_limit_under_a_granted_ceiling() -> None:
+    """What asks for no limit at all is above any share."""
+    (remark,) = find_remarks('ceiling.memory_limit = "granted"\ngpu.memory_limit = "none"')
+    assert (remark.code, remark.key) == ("above-ceiling", "gpu.memory_limit")
+    assert '"none" (no limit) is above the ceiling of "granted" in line 1' in remark.message
+
+
 def test_numbers_in_the_machine_layer_are_advised_against() -> None:
     """Numbers shift in containers: the machine layer should name UUIDs. Elsewhere numbers are TensorFlow's own."""
     text = '[gpu]\nvisible_devices = [1]\n[ceiling]\nallowed_devices = ["GPU-8932f937", 1]\n[[gpu.device]]\nmatch = 1\n'

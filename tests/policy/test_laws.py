@@ -132,7 +132,7 @@ def test_a_plan_is_within_the_grant_and_every_ceiling(case: RandomCase) -> None:
     if case.grant.tokens is not None and made.visible not in (None, NO_GPU):
         assert set(str(made.visible).split(",")) <= set(keep_valid_tokens(case.grant.tokens))
     for ceiling in policy.ceilings:
-        _assert_holds(ceiling, made, case.grant)
+        _assert_holds(ceiling, made, case.grant, policy.shards_per_gpu)
     _assert_names_holders(made)
 
 
@@ -158,7 +158,12 @@ def _plan_after_choice(policy: EffectivePolicy, case: RandomCase, made: Plan) ->
     return after
 
 
-def _assert_holds(ceiling: Ceiling, made: Plan, grant: Grant) -> None:
+def _assert_holds(ceiling: Ceiling, made: Plan, grant: Grant, shards_per_gpu: int | None) -> None:
+    if isinstance(ceiling.value, MemoryLimit) and ceiling.value.granted:
+        fraction = None if grant.share is None else grant.share.measure(shards_per_gpu)
+        if fraction is None:
+            return
+        ceiling = replace(ceiling, value=MemoryLimit(fraction=fraction))
     if ceiling.key == "max_devices" and made.devices is not None:
         assert len(made.devices) <= int(str(ceiling.value))
     if ceiling.key == "require_memory_growth" and ceiling.value is True:
@@ -215,7 +220,7 @@ def test_no_project_file_widens_anything(case: RandomCase) -> None:
     if made.visible is not None and made.devices is not None and not bounds.unbounded:
         assert {device.token for device in made.devices} <= {card.token for card in bounds.cards}
     for ceiling in without.ceilings:
-        _assert_holds(ceiling, made, case.grant)
+        _assert_holds(ceiling, made, case.grant, without.shards_per_gpu)
     _assert_not_weaker(with_it, without)
 
 

@@ -24,6 +24,7 @@ from tfenv.policy.model import (
     RankChoice,
     Selector,
     Setting,
+    Share,
     Subject,
     Table,
     Tables,
@@ -143,6 +144,16 @@ class CaseGenerator(random.Random):
         share = MemoryLimit(fraction=self.choice((1, 50, 100, self.randint(1, 100))) / 100)
         return self.choice((size, share) if bound else (size, share, MemoryLimit()))
 
+    def draw_process_limit(self, *, bound: bool = False) -> MemoryLimit:
+        """As above, or "granted"."""
+        return MemoryLimit(granted=True) if self.random() < 0.3 else self.draw_limit(bound=bound)
+
+    def draw_share(self) -> Share | None:
+        """A part of a GPU, shards of one or several GPUs, or nothing."""
+        fraction = self.choice((1.0, 0.5, 1 / 3, self.randint(1, 100) / 100))
+        shards = Share("Slurm", "shards", fraction, self.randint(1, 12), self.randint(1, 4))
+        return self.choice((None, Share("Ray", f"num_gpus={fraction:g}", fraction), shards))
+
     def draw_selector(self) -> Selector:
         number = self.randrange(6)
         by_uuid = (pick_uuid(f"GPU-{number:08x}"), pick_uuid(self.choice(MIG)))
@@ -158,7 +169,7 @@ class CaseGenerator(random.Random):
 
     def draw_rule(self, layer_name: LayerName) -> DeviceRule:
         parts = tuple(self.draw_limit(bound=True) for _ in range(self.randrange(4)))
-        limit = self.draw_limit() if self.random() < 0.5 else None
+        limit = self.draw_process_limit() if self.random() < 0.5 else None
         return DeviceRule(self.draw_selector(), make_origin(layer_name, "gpu", "device", 0), limit, parts)
 
     def draw_gpu(self, layer_name: LayerName) -> dict[str, object]:
@@ -166,7 +177,7 @@ class CaseGenerator(random.Random):
             {
                 "visible_devices": self.draw_choice(),
                 "memory_growth": self.random() < 0.5,
-                "memory_limit": self.draw_limit(),
+                "memory_limit": self.draw_process_limit(),
                 "device": tuple(self.draw_rule(layer_name) for _ in range(self.randrange(3))),
                 "allocator": self.choice(("bfc", "cuda_malloc", "cuda_malloc_async")),
             }
@@ -177,7 +188,7 @@ class CaseGenerator(random.Random):
             {
                 "allowed_devices": self.draw_selectors(),
                 "max_devices": self.randrange(6),
-                "memory_limit": self.draw_limit(bound=True),
+                "memory_limit": self.draw_process_limit(bound=True),
                 "memory_total": self.draw_limit(bound=True),
                 "require_memory_growth": self.random() < 0.5,
                 "require_grant": self.choice((True, False, "always")),
@@ -191,13 +202,16 @@ class CaseGenerator(random.Random):
         logs = ("none", "/var/log/tfgpu/<uid>.jsonl", "~/a.jsonl", "logs/gpu.jsonl")
         stderr = self.choice(("summary", "none", "json"))
         sinks = self.keep_some({"stderr": stderr, "file": self.choice(logs), "syslog": self.choice((True, False))})
-        switches = self.keep_some({"allow_disable": self.choice((True, False))}) if layer_name == "machine" else {}
+        switches: dict[str, object] = {
+            "allow_disable": self.choice((True, False)),
+            "shards_per_gpu": self.randint(1, 12),
+        }
         return replace(
             base,
             users={self.choice(("alice", "bob")): self.draw_tables(layer_name, "user")},
             groups=((self.choice(("students", "staff")), self.draw_tables(layer_name, "group")),),
             audit=(make_table(layer_name, "audit", sinks),),
-            machine=make_table(layer_name, "machine", switches),
+            machine=make_table(layer_name, "machine", self.keep_some(switches) if layer_name == "machine" else {}),
         )
 
     def draw_tables(self, layer_name: LayerName, whose: str) -> Tables:
@@ -210,7 +224,8 @@ class CaseGenerator(random.Random):
 
     def draw_grant(self) -> Grant:
         rank = self.choice((None, None, *range(6)))
-        return Grant(self.draw_tokens(), pci_order=self.random() < 0.5, scheduler=self.random() < 0.5, rank=rank)
+        grant = Grant(self.draw_tokens(), pci_order=self.random() < 0.5, scheduler=self.random() < 0.5, rank=rank)
+        return replace(grant, share=self.draw_share())
 
     def draw_inventory(self) -> Inventory:
         """The tests' machine, one that NVML cannot show, or one of some of the cards."""

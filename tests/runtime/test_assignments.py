@@ -36,6 +36,13 @@ def only_import():
 def no_tensorflow():
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
+def with_part(part, task):
+    def work():
+        context = sys.modules["ray.runtime_context"].get_runtime_context()
+        context.get_assigned_resources = lambda: {"GPU": part}
+        return task()
+    return work
+
 def say_more():
     os.environ["CUDA_VISIBLE_DEVICES"] = "3"
     return use()
@@ -102,6 +109,15 @@ def test_gpus_count_as_soon_as_they_are_opened(tmp_path: Path, simulated_gpus: S
     assert told == ["1", [1, "GPU:0"]]
     assert "tfgpu: GPU 2 of 4" in lines
     assert records == []
+
+
+@pytest.mark.tensorflow
+def test_the_share_of_the_task_that_opens_a_gpu_counts(tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
+    """A task of half a GPU only imports TensorFlow. The next one has a quarter of the same GPU, and takes that."""
+    calls = 'run("1", with_part(0.5, only_import)); run("1", with_part(0.25, use))'
+    told, lines, _ = run(calls, '[gpu]\nmemory_limit = "granted"', tmp_path, simulated_gpus)
+    assert told == ["1", [1, "GPU:0"]]
+    assert "at most 25% by Ray's num_gpus=0.25" in lines
 
 
 #: A function that fails is noticed by an assignment, before and after another one is named.

@@ -21,6 +21,8 @@ GRANT_VARIABLE = "TFGPU_GRANT"
 
 #: Of what TFGPU_GRANT holds. Another version's is not read.
 _VERSION = 4
+#: Characters that describe a share. They go into the record and the line on stderr.
+_LONGEST_SHARE = 80
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -99,7 +101,8 @@ def _decode_share(share: Any) -> Share | None:
     if share is None:
         return None
     giver, text, fraction = share
-    if not (isinstance(giver, str) and isinstance(text, str) and isinstance(fraction, float) and 0 < fraction <= 1):
+    words = isinstance(giver, str) and isinstance(text, str) and len(giver) + len(text) <= _LONGEST_SHARE
+    if not words or not isinstance(fraction, float) or not 0 < fraction <= 1:
         raise ValueError("not a share")
     return Share(giver, text, fraction)
 

@@ -14,6 +14,7 @@ from tfenv.errors import Finding
 from tfenv.identity import find_subject
 from tfenv.lint.logs import advise_on_logs
 from tfenv.lint.reach import KeyPositions, LintRemark, advise_on_reach
+from tfenv.lint.shares import advise_on_shares
 from tfenv.policy.merge import combine, merge_groups, select_tables
 from tfenv.policy.model import (
     AutoChoice,
@@ -90,6 +91,8 @@ def _check_layer(
         own_documents = [document for document in documents if document.source.layer == name]
         yield from advise_on_reach(own, whole, own_documents, positions)
         yield from advise_on_logs(parts)
+    if name == "machine":
+        yield from advise_on_shares(whole)
     for view in (*_list_views(whole), *(_TableView(tables, tables) for _, others in split for tables in others)):
         yield from _check_view(view, cards, positions)
 

@@ -35,8 +35,10 @@ def resolve(
     Without an inventory visibility by position and limits in bytes still work. `PlanInputs` describes the arguments.
     """
     findings, missing_shares = FindingCollector(), FindingCollector()
-    share = measure_share(policy, grant) if uses_share(policy) else None
-    policy = replace_granted(policy, grant, missing_shares)
+    share = None
+    if uses_share(policy):
+        share = measure_share(policy, grant)
+        policy = replace_granted(policy, grant, missing_shares)
     inputs = PlanInputs(policy, grant, inventory, request, allocations)
     device_set = decide_visibility(inputs, findings)
     if device_set.unbounded or device_set.cards:

@@ -193,12 +193,14 @@ class ProcessPolicy:
     def _renew_grant(self) -> None:
         """Take the GPUs of the task that runs now for the grant. Nothing has opened those of an earlier one."""
         assigned = None if self._assigned is None else read_assignment(os.environ)
-        if assigned in (None, self._assigned):
+        if assigned is None:
             return
-        self._assigned = assigned
-        self.grant, self.inherited = read_grant(self._start, os.environ, self.boot_id)
-        self.program_request, self.last_written = split_tokens(self.inherited.request), self.inherited.wrote
-        self.reporter.grant = self.grant
+        grant, inherited = read_grant(self._start, os.environ, self.boot_id)
+        if assigned == self._assigned:  # of the same GPU it may have another share
+            grant, inherited = replace(self.grant, share=grant.share), replace(self.inherited, share=inherited.share)
+        else:
+            self.program_request, self.last_written = split_tokens(inherited.request), inherited.wrote
+        self._assigned, self.grant, self.inherited, self.reporter.grant = assigned, grant, inherited, grant
 
     def _check_assignment(self, value: str) -> None:
         """Report that the launcher assigns other GPUs than those that are open. Their framework keeps them.

@@ -481,6 +481,20 @@ def test_a_link_to_a_directory_is_that_directory(project: Path, tfgpu: Tfgpu) ->
     assert read_json(tfgpu("explain", "--project", "link", "--format", "json"))["project"] == str(project / "real")
 
 
+def test_what_granted_means_here(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Below each "granted": who gave which share. Without a share the finding says what is missing instead."""
+    rule = '[[gpu.device]]\nmatch = 0\nmemory_limit = "granted"\n'
+    (project / "tfgpu.toml").write_text(f'{rule}[ceiling]\nmemory_limit = "granted"\n')
+    result = tfgpu("explain", env=four_gpus | {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30"})
+    assert result.stdout.count("    granted: MPS gave 0.3 of each GPU (percentage 30)\n") == 2
+    assert "7.2 GiB (30%)" in result.stdout
+    assert result.returncode == 0
+    without = tfgpu("explain", env=four_gpus)
+    assert "granted:" not in without.stdout
+    assert without.stdout.count("[warning no-share]") == 2
+    assert without.returncode == 1
+
+
 def test_the_launcher_that_spoke_and_what_it_gave(project: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
     """Inside of a job: which launcher, which job, which GPUs it listed, and what a script named beyond them."""
     (project / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\n")

@@ -37,6 +37,13 @@ def test_forms_of_gpus(tfgpu: Tfgpu, written: str, meant: object) -> None:
     assert tomli.loads(result.stdout)["gpu"]["visible_devices"] == meant
 
 
+def test_the_limit_may_be_the_launchers_share(tfgpu: Tfgpu) -> None:
+    """--memory-limit granted is the share of whoever starts the command."""
+    command = ("run", "--memory-limit", "granted", "--", sys.executable, "-m", "tfenv", "explain", "--format", "json")
+    plan = json.loads(tfgpu(*command, env={"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30"}).stdout)["plan"]
+    assert (plan["limit_fraction"], plan["share"]["giver"]) == (0.3, "MPS")
+
+
 def test_the_options_hold_without_any_file(tfgpu: Tfgpu) -> None:
     """What runs inside is under the options: `explain` in it names them as the origin."""
     result = tfgpu(
