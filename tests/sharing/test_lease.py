@@ -361,6 +361,15 @@ def test_the_machines_directories_are_literal(monkeypatch: pytest.MonkeyPatch) -
     assert list_lease_directories() == ("/run/lock/tfgpu", "/tmp/tfgpu")
 
 
+def test_simulated_gpus_without_a_log_are_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their leases are where those of real GPUs are. With a log they are a machine of its own, with its own leases."""
+    monkeypatch.setenv("TFGPU_SIMULATE", "count=4")
+    monkeypatch.delenv("TFGPU_SIMULATE_LOG", raising=False)
+    assert list_lease_directories() == ("/run/lock/tfgpu", "/tmp/tfgpu")
+    monkeypatch.setenv("TFGPU_SIMULATE_LOG", "/srv/lab/requests.jsonl")
+    assert list_lease_directories() == ("/srv/lab/requests.jsonl.leases",)
+
+
 def test_a_directory_that_somebody_keeps_locked_is_given_up(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was stopped with SIGSTOP while it chose must not stop all others."""
     monkeypatch.setattr(module, "_LOCK_SECONDS", 0.2)

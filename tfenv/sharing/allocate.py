@@ -12,7 +12,7 @@ from tfenv.errors import Finding, escape_for_terminal
 from tfenv.policy.model import Allocation, AutoChoice, Choice, Inventory, MemoryUse, OnError, Plan
 from tfenv.policy.units import format_bytes
 from tfenv.sharing.choose import choose_gpus, fits_but_for_overhead, needs_unleased_memory, share_gpus
-from tfenv.sharing.lease import LeaseError, is_intact, read_leases, read_program
+from tfenv.sharing.lease import SHARE, LeaseError, find_private_directory, is_intact, read_leases, read_program
 from tfenv.sharing.occupancy import Occupancy, describe_occupancy
 from tfenv.sharing.queue import Acquired, Unavailable, acquire
 from tfenv.sharing.request import Candidate, GpuRequest, request_from_plan
@@ -98,7 +98,8 @@ def allocate_gpus(plan: Plan, inventory: Inventory, requester: Requester) -> All
     except LeaseError as error:
         return _allocate_without_leases(gpu_request, measure(), error)
     if isinstance(answer, Acquired):
-        return _report_acquired(answer, automatic, gpu_request, names, chosen=plan.choosing is not None)
+        result = _report_acquired(answer, automatic, gpu_request, names, chosen=plan.choosing is not None)
+        return replace(result, findings=(*result.findings, *_warn_of_private_leases()))
     return _report_unavailable(answer, automatic, gpu_request, names)
 
 
@@ -195,6 +196,14 @@ def _report_acquired(
     advice = "" if acquired.fell_back_from is None else _advise(gpu_request, acquired.fell_back_from.occupancy)
     text = f"GPU {shared} is shared, but other processes leave too little of its memory{advice and f'. {advice}'}"
     return AllocationResult(choice, (Finding("shared-gpu", text, "warning" if chosen else "note"),))
+
+
+def _warn_of_private_leases() -> tuple[Finding, ...]:
+    path = find_private_directory()
+    if path is None:
+        return ()
+    text = f"the leases in {path} are seen in this container only, so other containers may take the same GPU; {SHARE}"
+    return (Finding("private-leases", text, "warning"),)
 
 
 def _describe(gpu_request: GpuRequest, occupancy: Occupancy, names: Mapping[str, str]) -> str:

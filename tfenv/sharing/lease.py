@@ -22,13 +22,17 @@ from functools import cache
 from typing import Any
 
 from tfenv.errors import TfenvError
-from tfenv.identity import get_user_name
+from tfenv.identity import get_user_name, is_outer_root
 from tfenv.policy.model import Allocation, Lease
 from tfenv.sharing.request import Candidate, GpuRequest
 from tfenv.values import frozen, replace
 
 #: The directories that all users of a machine share. $TMPDIR is not among them: each user may set it differently.
 _PLACES = ("/run/lock/tfgpu", "/tmp/tfgpu")  # noqa: S108 - checked before it is used, and no file in it is trusted
+#: What helps where a container has leases of its own.
+SHARE = "mount the host's /run/lock/tfgpu, with mode 1777, into each container"
+#: Files that Docker and Podman put into each container.
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
 _MODE = 0o1777
 #: A sticky file is spared by those who clean /tmp by age (systemd-tmpfiles, XDG).
 _FILE_MODE = 0o1644
@@ -48,11 +52,17 @@ class LeaseError(TfenvError):
 
 
 def list_lease_directories() -> tuple[str, ...]:
-    """Return the paths where leases may be, the preferred one first. Simulated GPUs have them beside their log."""
-    if "TFGPU_SIMULATE" in os.environ:
-        log = os.environ.get("TFGPU_SIMULATE_LOG")
-        return (f"{log}.leases" if log else f"{_PLACES[-1]}-simulated",)
-    return _PLACES
+    """Return the paths where leases may be, the preferred one first.
+
+    Simulated GPUs with a log are a machine of their own, with leases beside the log. Without a log their leases are
+    where those of real GPUs are. Their UUIDs differ.
+    """
+    log = _find_simulation_log()
+    return (f"{log}.leases",) if log else _PLACES
+
+
+def _find_simulation_log() -> str | None:
+    return os.environ.get("TFGPU_SIMULATE_LOG") if "TFGPU_SIMULATE" in os.environ else None
 
 
 def _open_directory(path: str) -> int | None:
@@ -81,9 +91,35 @@ def find_foreign_directory() -> tuple[str, str] | None:
     with open_lease_directories() as directories:
         for path, descriptor in directories.items():
             uid = os.fstat(descriptor).st_uid
-            if uid != 0:
+            if uid != 0 and not is_outer_root(uid):
                 return path, get_user_name(uid)
     return None
+
+
+def find_private_directory() -> str | None:
+    """Return the path of the directory of leases if only this container has it.
+
+    Other containers then do not see which GPUs this one takes. None: it is shared, or nobody can tell.
+    """
+    if _find_simulation_log():
+        return None
+    with open_lease_directories() as opened:
+        path = next(iter(opened), None) or _find_creatable_directory()
+    if path is None:
+        return None
+    try:
+        root, mount = _read_mount("/"), _read_mount(path if os.path.isdir(path) else os.path.dirname(path))
+        is_container = root[root.index("-") + 1] == "overlay" or any(map(os.path.exists, _CONTAINER_MARKS))
+    except (OSError, ValueError, StopIteration):
+        return None
+    # A directory that is shared is mounted into the container.
+    return path if is_container and mount == root else None
+
+
+def _find_creatable_directory() -> str | None:
+    """Return the path of the directory that would be made. None: none can be made."""
+    missing = (path for path in list_lease_directories() if not os.path.lexists(path))
+    return next((path for path in missing if os.access(os.path.dirname(path), os.W_OK)), None)
 
 
 def _make_directory() -> bool:
@@ -264,11 +300,24 @@ def _read_device(device: int, directory: int) -> int:
 
 
 def _read_mounted_device(directory: int) -> int:
-    with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as file:
+    major, minor = _read_mount_of(directory)[2].split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _read_mount(path: str) -> list[str]:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _read_mount_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_mount_of(descriptor: int) -> list[str]:
+    """Return the fields of the mount where an open file is, as /proc/self/mountinfo has them."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
         mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-        major, minor = next(line.split()[2] for line in file if line.startswith(f"{mount} ")).split(":")
-    return os.makedev(int(major), int(minor))
+        return next(fields for fields in map(str.split, file) if fields[0] == mount)
 
 
 def create_entry(kind: str, content: Mapping[str, Any], directory: int, name: str | None = None) -> tuple[str, int]:

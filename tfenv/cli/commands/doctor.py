@@ -33,7 +33,7 @@ from tfenv.explanation import Explanation, explain
 from tfenv.lint.check import check_here
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
-from tfenv.sharing.lease import find_foreign_directory
+from tfenv.sharing.lease import SHARE, find_foreign_directory, find_private_directory
 from tfenv.values import as_dict
 
 _STYLES: Mapping[Verdict, Style] = {"ok": "ok", "note": "note", "problem": "problem"}
@@ -103,7 +103,7 @@ def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True)
         *_diagnose_tensorflow(hook, explanation, usage, python if import_tensorflow else None),
         *diagnose_bytecode(hook),
         *_diagnose_logs(explanation),
-        *_diagnose_leases(),
+        *_diagnose_leases(explanation.plan),
     ]
     if output_format == "json":
         print_json(as_dict({"rows": rows, "processes": usage.processes}))
@@ -198,8 +198,12 @@ def _diagnose_logs(explanation: Explanation) -> Iterator[DoctorRow]:
         yield DoctorRow("audit log", "problem", f"no syslog listens here ({problem})", advice)
 
 
-def _diagnose_leases() -> Iterator[DoctorRow]:
-    """Yield a row if an ordinary user can remove everybody's leases."""
+def _diagnose_leases(plan: Plan) -> Iterator[DoctorRow]:
+    """Yield a row if an ordinary user can remove everybody's leases, or if other containers do not see them."""
+    path = find_private_directory() if plan.takes_leases else None
+    if path is not None:
+        text = f"only this container sees the leases in {path}; other containers may take the same GPU"
+        yield DoctorRow("leases", "problem", text, f"{SHARE}, see docs/recipes/docker.md")
     found = find_foreign_directory()
     if found is not None:
         path, owner = found
