@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from tests.machine import ME, Machine
 from tests.pages import ROOT, Block, blocks, commands
 from tfenv.config.document import Document
 from tfenv.config.schema import validate
+from tfenv.deploy import launch
 from tfenv.policy.model import Source
 
 yaml: Any = pytest.importorskip("yaml", reason="of the development group")
@@ -73,10 +75,86 @@ def config_map(volume: Path, text: str = CONFIG_MAP) -> Path:
     return volume / "tfgpu.toml"
 
 
+KUBERNETES_BASE = ROOT / "sample_configs" / "kubernetes"
+
+
+def list_manifests() -> list[Any]:
+    """Every object on the page, and every one of the base for Kustomize."""
+    texts = [block.text for block in recipe("kubernetes", "yaml")]
+    kustomization = yaml.safe_load((KUBERNETES_BASE / "kustomization.yaml").read_text())
+    texts += [(KUBERNETES_BASE / name).read_text() for name in kustomization["resources"]]
+    return [document for text in texts for document in yaml.safe_load_all(text)]
+
+
+def test_kubernetes_accepts_the_manifests() -> None:
+    """Each object on the page and in the base is one that the API of Kubernetes knows, and has no other fields."""
+    validator = pytest.importorskip("kubernetes_validate", reason="of the development group")
+    version = validator.latest_version()
+    for manifest in list_manifests():
+        validator.validate(manifest, version, strict=True)
+    with pytest.raises(validator.ValidationError):
+        validator.validate({**list_manifests()[0], "datta": {}}, version, strict=True)
+
+
+def test_the_base_for_kustomize_fits_together() -> None:
+    """Its files exist, its job mounts its policy as a file and the directory of leases, and has a writable /tmp."""
+    kustomization = yaml.safe_load((KUBERNETES_BASE / "kustomization.yaml").read_text())
+    (generated,) = kustomization["configMapGenerator"]
+    assert {*kustomization["resources"], *generated["files"], "kustomization.yaml"} == {
+        path.name for path in KUBERNETES_BASE.iterdir()
+    }
+    by_kind = {manifest["kind"]: manifest for manifest in list_manifests()}
+    pod = by_kind["Job"]["spec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert mounts["/etc/tfgpu/tfgpu.toml"]["subPath"] == generated["files"][0]
+    assert volumes[mounts["/etc/tfgpu/tfgpu.toml"]["name"]]["configMap"]["name"] == generated["name"]
+    assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
+    host = volumes[mounts["/run/lock/tfgpu"]["name"]]["hostPath"]["path"]
+    maker = by_kind["DaemonSet"]["spec"]["template"]["spec"]
+    assert {host} == {volume["hostPath"]["path"] for volume in maker["volumes"]}
+    assert maker["initContainers"][0]["command"][:2] == ["chmod", "1777"]
+
+
+READ_ONLY = """
+for folder in /tmp /var/tmp /run; do mount -t tmpfs -o ro none $folder; done
+mount --bind . . && cd "$PWD" && mount -o remount,ro,bind .
+"""
+LIST = """
+import tensorflow as tf
+print(len(tf.config.list_logical_devices("GPU")))
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.tensorflow
+@pytest.mark.skipif(ME != 0, reason="needs root, to mount")
+@pytest.mark.parametrize(("mounts", "said"), [("", "No usable temporary directory"), ("mount -t tmpfs none /tmp", "2")])
+def test_a_pod_needs_a_writable_tmp(mounts: str, said: str, simulated_gpus: SimulatedGpus) -> None:
+    """TensorFlow cannot be imported without one. With it a policy holds where nothing else can be written."""
+    with tempfile.TemporaryDirectory(dir=Path.home()) as name:
+        folder = Path(name)
+        (folder / "tfgpu.toml").write_text('[gpu]\nmemory_limit = "1GiB"\n')
+        (folder / "program.py").write_text(LIST)
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", f"set -e\n{READ_ONLY}\n{mounts}\nexec {sys.executable} program.py"],
+            cwd=folder,
+            env=launch.build_environment(simulated_gpus("2x24GiB")) | {"HOME": "/nonexistent"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
+    assert said in (done.stdout or done.stderr), done.stderr
+
+
 def test_the_manifests_policy_is_right() -> None:
     """The file in the ConfigMap gives no finding as a machine's file."""
     documents = [document for block in recipe("kubernetes", "yaml") for document in yaml.safe_load_all(block.text)]
     (text,) = [document["data"]["tfgpu.toml"] for document in documents if document["kind"] == "ConfigMap"]
+    base = (KUBERNETES_BASE / "tfgpu.toml").read_text()
+    assert tomli.loads(base) == tomli.loads(text)
     path = "/etc/tfgpu/tfgpu.toml"
     _, findings = validate(Document(Source("machine", path), tomli.loads(text), "0" * 64, text, 0))
     assert findings == ()

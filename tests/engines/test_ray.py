@@ -361,7 +361,9 @@ tune.Tuner(trainable, param_space={"number": tune.grid_search([0, 1])}, run_conf
 
 
 @NEEDS_TRAIN
-@pytest.mark.parametrize(("program", "actor"), [(TRAIN, "RayTrainWorker"), (TUNE, "ImplicitFunc")], ids=["Train", "Tune"])
+@pytest.mark.parametrize(
+    ("program", "actor"), [(TRAIN, "RayTrainWorker"), (TUNE, "ImplicitFunc")], ids=["Train", "Tune"]
+)
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
 def test_the_workers_of_a_training_have_their_own_gpus(
     policy: str, program: str, actor: str, tmp_path: Path, variables: dict[str, str], cluster: str

@@ -91,17 +91,18 @@ def _assert_within(made: Plan, grant: Grant, policy: EffectivePolicy, inventory:
     visible = () if made.visible in (None, NO_GPU) else tuple(str(made.visible).split(","))
     given = keep_valid_tokens(grant.tokens or ())
     if made.visible is None and grant.listed is not None:
-        assert set(given) <= set(grant.listed), case  # what CUDA reads by itself
+        assert set(given) <= set(grant.listed) or _count_anew(grant, inventory), case  # what CUDA reads by itself
     if grant.listed is not None:
         # A scheduler that hides the others' device files counts anew.
         assert len(visible) <= len(grant.listed), case
-        assert set(visible) <= {*grant.listed, *given, *_count_anew(grant, inventory)}, case
+        named = {str(card.index) for card in inventory.devices or () if {card.uuid, card.parent} & set(grant.listed)}
+        assert set(visible) <= {*grant.listed, *given, *named, *_count_anew(grant, inventory)}, case
     elif grant.tokens is not None:
         assert set(visible) <= set(given), case
     if grant.handed is not None and grant.tokens is not None:
         assert set(visible) <= {*given, *(grant.listed or ())}, case
     required = [ceiling.value for ceiling in policy.list_ceilings("require_grant") if ceiling.value]
-    if required and grant.scheduler and (grant.unlisted or (grant.tokens is None and not grant.listed)):
+    if required and grant.scheduler and not (grant.listed or grant.mounted or (grant.tokens and not grant.unlisted)):
         assert made.visible == NO_GPU, case
     if "always" in required and not grant.scheduler:
         assert made.visible == NO_GPU, case

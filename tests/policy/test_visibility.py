@@ -345,6 +345,8 @@ def test_a_rank_that_was_granted_one_gpu_may_have_it_for_itself() -> None:
         (("-1",), ("1",), None, []),
         ((CARDS[1].uuid, CARDS[0].uuid), ("0",), CARDS[0].uuid, ["clamped"]),
         (("2",), (), NO_GPU, ["no-grant"]),
+        (None, (CARDS[2].uuid,), CARDS[2].uuid, []),
+        ((CARDS[2].uuid[:12], CARDS[0].uuid), (CARDS[2].uuid, CARDS[3].uuid), CARDS[2].uuid[:12], ["clamped"]),
     ],
 )
 def test_in_a_job_cuda_visible_devices_only_narrows_what_the_scheduler_lists(
@@ -360,7 +362,11 @@ def test_a_scheduler_that_hides_the_other_gpus_counts_the_jobs_from_0(tokens: tu
     """Slurm with ConstrainDevices lists 2 and 3, CUDA and NVML show two GPUs: both are the job's."""
     shown = Inventory(tuple(replace(card, index=index) for index, card in enumerate(CARDS[2:])))
     made = plan(make_layer("user", {"memory_growth": True}), grant=Grant(tokens, listed=("2", "3")), inventory=shown)
-    assert (made.visible, list_codes(made)) == (",".join(tokens or ("0", "1")), [])
+    assert (made.visible, [device.uuid for device in list_devices(made)], list_codes(made)) == (
+        None,
+        [shown.devices[int(token)].uuid for token in tokens or ("0", "1")] if shown.devices else [],
+        [],
+    )
 
 
 def test_without_nvml_a_list_beyond_the_jobs_is_cut_to_it() -> None:
@@ -378,6 +384,7 @@ def test_without_nvml_a_list_beyond_the_jobs_is_cut_to_it() -> None:
         (Grant(("2",), scheduler=True, unlisted=True, launcher="Slurm"), False, None),
         (Grant(("2",), scheduler=True, listed=("2",)), True, "2"),
         (Grant(None, scheduler=True, listed=("2",)), True, "2"),
+        (Grant(None, scheduler=True, unlisted=True, mounted=True), True, "0,1,2,3"),
         (Grant(("2",)), "always", NO_GPU),
         (Grant(), "always", NO_GPU),
         (Grant(("2",), scheduler=True), "always", "2"),
@@ -396,7 +403,8 @@ def test_a_job_without_gpus_on_a_machine_without_a_driver_has_nothing_to_enforce
     no_driver = Inventory(problem="NVML: libnvidia-ml.so.1 is missing")
     layer = make_layer("project", {"visible_devices": (pick_name("*A100*"),)}, on_error="fail")
     made = plan(layer, grant=Grant(scheduler=True, unlisted=True, launcher="Slurm"), inventory=no_driver)
-    assert (made.devices, [finding.severity for finding in made.findings]) == ((), ["note"])
+    assert (made.visible, made.devices) == (NO_GPU, ())
+    assert [finding.severity for finding in made.findings] == ["note"]
 
 
 def test_a_rank_that_nobody_gave_is_said() -> None:

@@ -29,6 +29,8 @@ class Launcher:
         read_job: Describes the job, by the names of `policy.model.Grant.job`. None: there is nothing to tell.
         read_devices: Lists the GPUs that it gave. () is none. None, also as the answer: it does not say.
         lists_devices: It always lists the GPUs that it gives: what `read_devices` does not list was not given.
+        mounts_devices: Tells whether it gives GPUs by mounting their devices, so that what is there was given. None: it
+            does not.
         read_share: Tells the share of each GPU. None, also as the answer: it does not say.
         read_rank: Tells the local rank. None, also as the answer: it does not say.
         has_own_gpus: Tells whether it gave each rank GPUs of its own. None: it does not.
@@ -42,6 +44,7 @@ class Launcher:
     read_job: Callable[[_Environment], dict[str, str]] | None = None
     read_devices: Callable[[_Environment], tuple[str, ...] | None] | None = None
     lists_devices: bool = False
+    mounts_devices: Callable[[_Environment], bool] | None = None
     read_share: Callable[[_Environment], Share | None] | None = None
     read_rank: Callable[[_Environment], int | None] | None = None
     has_own_gpus: Callable[[_Environment], bool] | None = None

@@ -47,6 +47,7 @@ def read_grant(start: Mapping[str, str], environ: Mapping[str, str], boot_id: st
         launcher=next((one.name for one in launchers if one.is_scheduler or one.assigns_late is not None), ""),
         listed=listed,
         unlisted=listed is None and any(launcher.lists_devices for launcher in launchers),
+        mounted=any(one.mounts_devices is not None and one.mounts_devices(environ) for one in launchers),
         handed=split_tokens(inherited.request) if inherited.handed else None,
         own_gpus=any(launcher.has_own_gpus is not None and launcher.has_own_gpus(environ) for launcher in launchers),
         share=share,

@@ -157,14 +157,22 @@ def _is_absent(token: str, inventory: Inventory) -> bool:
     return not any(uuid.lower().startswith(token.lower()) for uuid in known)
 
 
-def exceeds_job(grant: Grant, tokens: Sequence[str] | None) -> bool:
+def exceeds_job(grant: Grant, tokens: Sequence[str] | None, inventory: Inventory) -> bool:
     """Return whether a value of CUDA_VISIBLE_DEVICES names GPUs that are not in the scheduler's own list.
 
     Args:
         grant: Its `listed` is that list.
         tokens: The value. None: it is unset, which shows all GPUs.
+        inventory: The machine's GPUs. Where there are as many as were given, all of them are the job's.
     """
-    return grant.listed is not None and (tokens is None or not set(keep_valid_tokens(tokens)) <= set(grant.listed))
+    if grant.listed is None or (grant.listed and len(_number_shown(inventory)) == len(grant.listed)):
+        return False
+    return tokens is None or not set(keep_valid_tokens(tokens)) <= set(grant.listed)
+
+
+def _number_shown(inventory: Inventory) -> list[int]:
+    """Return the numbers of the machine's GPUs, those that do not answer included."""
+    return sorted({*(device.index for device in inventory.devices or ()), *inventory.lost})
 
 
 def _cut_to_job(grant: Grant, inventory: Inventory) -> tuple[str, ...]:
@@ -175,26 +183,28 @@ def _cut_to_job(grant: Grant, inventory: Inventory) -> tuple[str, ...]:
     """
     listed = keep_valid_tokens(grant.listed or ())
     wanted = keep_valid_tokens(grant.tokens or ())
-    shown = sorted({*(device.index for device in inventory.devices or ()), *inventory.lost})
-    renumbered = tuple(map(str, shown[: len(listed)]))
-    if shown and (len(shown) == len(listed) or any(token.isdigit() and int(token) > shown[-1] for token in listed)):
+    shown = _number_shown(inventory)
+    if shown and any(token.isdigit() and int(token) > shown[-1] for token in listed):
         within = tuple(token for token in wanted if not token.isdigit() or int(token) <= shown[-1])
-        return within[: len(listed)] or renumbered
-    if wanted and not wanted[0].isdigit():  # the list has numbers: NVML tells which card a UUID is
-        cards = [find_device(token, grant, inventory) for token in wanted]
-        named = [
-            token
-            for token, card in zip(wanted, cards, strict=True)
-            # Slurm has numbers of its own for MIG instances.
-            if card is None or card.instance is not None or str(card.index) in listed
-        ]
-        return tuple(named)[: len(listed)] or listed
-    return tuple(token for token in wanted if token in listed) or listed
+        return within[: len(listed)] or tuple(map(str, shown[: len(listed)]))
+    named = tuple(token for token in wanted if _is_listed(token, listed, grant, inventory))
+    return named[: len(listed)] or listed
+
+
+def _is_listed(token: str, listed: tuple[str, ...], grant: Grant, inventory: Inventory) -> bool:
+    """Return whether the scheduler's list has a GPU. Slurm lists numbers, and for MIG instances numbers of its own."""
+    if token in listed:
+        return True
+    device = find_device(token, grant, inventory)
+    numbers = bool(listed) and listed[0].isdigit()
+    if device is None or (numbers and device.instance is not None):
+        return not token.isdigit()
+    return str(device.index) in listed if numbers else {device.uuid, device.parent or ""} & set(listed) != set()
 
 
 def list_granted(grant: Grant, inventory: Inventory) -> DeviceSet:
     """Return the GPUs that the scheduler or the parent gave, or else all GPUs of the machine."""
-    tokens = _cut_to_job(grant, inventory) if exceeds_job(grant, grant.tokens) else grant.tokens
+    tokens = _cut_to_job(grant, inventory) if exceeds_job(grant, grant.tokens, inventory) else grant.tokens
     if tokens is not None:
         given = takewhile(lambda token: not _is_absent(token, inventory), keep_valid_tokens(tokens))
         cards = tuple(Card(token, find_device(token, grant, inventory)) for token in given)

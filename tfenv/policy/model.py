@@ -484,6 +484,7 @@ class Grant:
         listed: The GPUs of the job as the scheduler's own variables list them, whatever CUDA_VISIBLE_DEVICES says.
             () is none. None: they do not say.
         unlisted: The scheduler lists the GPUs that it gives, and has listed none.
+        mounted: The scheduler gives GPUs by mounting their devices: what is there was given.
         handed: The list that a parent process under a policy wrote for this process, of which the request is made.
             None: it wrote none.
         own_gpus: The launcher gave each rank GPUs of its own.
@@ -500,6 +501,7 @@ class Grant:
     launcher: str = ""
     listed: tuple[str, ...] | None = None
     unlisted: bool = False
+    mounted: bool = False
     handed: tuple[str, ...] | None = None
     own_gpus: bool = False
     share: Share | None = None

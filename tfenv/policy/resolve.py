@@ -50,7 +50,8 @@ def resolve(
     allocator, allocated_by = decide_allocator(policy, limits, findings)
     shown = limit_before_choice(device_set, policy)
     visible = ",".join(card.token for card in shown.cards) or NO_GPU
-    governed = governs_visibility(policy, grant, request) or (allocations is not None and not allocations)
+    hidden = (allocations is not None and not allocations) or any(f.code == "no-grant" for f in findings.findings)
+    governed = governs_visibility(inputs) or hidden
     return Plan(
         visible=visible if governed and not shown.unbounded else None,
         pci_order=sets_pci_order(inputs, governed=governed and bool(shown.cards)),

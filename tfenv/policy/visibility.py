@@ -27,6 +27,7 @@ from tfenv.policy.model import (
     AutoChoice,
     EffectivePolicy,
     Grant,
+    Inventory,
     Origin,
     PlanInputs,
     RankChoice,
@@ -77,7 +78,7 @@ def _take_steps(inputs: PlanInputs) -> tuple[DeviceSet, FindingCollector]:
         _keep_shown_together,
         _drop_without_allocation,
     )
-    for step in governed if governs_visibility(inputs.policy, inputs.grant, inputs.request) else ungoverned:
+    for step in governed if governs_visibility(inputs) else ungoverned:
         device_set = step(device_set, inputs, findings)
     return device_set, findings
 
@@ -130,7 +131,7 @@ def _report_beyond_job(device_set: DeviceSet, inputs: PlanInputs, findings: Find
     if grant.listed == ():
         findings.add("no-grant", f"{grant.launcher} gave this step of the job no GPU", None, "note")
         return device_set
-    if grant.tokens is None or not exceeds_job(grant, grant.tokens):
+    if grant.tokens is None or not exceeds_job(grant, grant.tokens, inputs.inventory):
         return device_set
     wanted, kept = keep_valid_tokens(grant.tokens), [card.token for card in device_set.cards]
     if set(wanted) <= set(kept):
@@ -177,7 +178,7 @@ def _drop_without_driver(device_set: DeviceSet, inputs: PlanInputs, findings: Fi
 
 def _has_grant(grant: Grant) -> bool:
     """Return whether the scheduler gave some GPU: by its own list, or else by CUDA_VISIBLE_DEVICES."""
-    return bool(grant.listed) or (grant.tokens is not None and not grant.unlisted)
+    return bool(grant.listed) or grant.mounted or (grant.tokens is not None and not grant.unlisted)
 
 
 def _list_allowed(policy: EffectivePolicy) -> list[tuple[tuple[Selector, ...], Origin]]:
@@ -520,7 +521,7 @@ def needs_inventory(policy: EffectivePolicy, grant: Grant, request: Sequence[str
     setting = policy.settings.get("visible_devices")
     chosen = [(setting.value, setting.origin)] if setting is not None and isinstance(setting.value, tuple) else []
     selectors = [(selector.kind, origin.layer) for named, origin in (*allowed, *chosen) for selector in named]
-    if exceeds_job(grant, grant.tokens) or (request is not None and exceeds_job(grant, request)):
+    if any(exceeds_job(grant, value, Inventory()) for value in (grant.tokens, request or grant.tokens)):
         return True
     tokens = keep_valid_tokens(grant.tokens or ()) + keep_valid_tokens(request or ())
     kinds = {kind for kind, _ in selectors}
@@ -530,12 +531,13 @@ def needs_inventory(policy: EffectivePolicy, grant: Grant, request: Sequence[str
     return "name" in kinds or (numbers and uuids) or (positions_of_names and uuids and grant.tokens is None)
 
 
-def governs_visibility(policy: EffectivePolicy, grant: Grant, request: Sequence[str] | None = None) -> bool:
+def governs_visibility(inputs: PlanInputs) -> bool:
     """Return whether the policy decides which GPUs are visible. Otherwise CUDA_VISIBLE_DEVICES is left alone.
 
     A value that names more than the scheduler's own list is not left alone either.
     """
-    setting = policy.settings.get("visible_devices")
-    chosen = setting is not None and setting.value != "all"
-    ceilings = policy.list_ceilings("allowed_devices", "max_devices", "require_grant")
-    return chosen or bool(ceilings) or exceeds_job(grant, grant.tokens if request is None else request)
+    grant, request = inputs.grant, inputs.request
+    chosen = inputs.choice is not None and inputs.choice.value != "all"
+    ceilings = inputs.policy.list_ceilings("allowed_devices", "max_devices", "require_grant")
+    value = grant.tokens if request is None else request
+    return chosen or bool(ceilings) or exceeds_job(grant, value, inputs.inventory)
