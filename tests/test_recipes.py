@@ -31,28 +31,6 @@ def recipe(name: str, language: str) -> list[Block]:
     return blocks(language, pages=[RECIPES / f"{name}.md"])
 
 
-# ---- Slurm
-
-
-def task_prolog(folder: Path, **variables: str) -> str:
-    """What the TaskProlog of the recipe prints, with its policies below a folder."""
-    (script,) = [block.text for block in recipe("slurm", "bash") if "task_prolog" in block.text]
-    moved = script.replace("/etc/slurm/tfgpu", str(folder))
-    done = subprocess.run(["bash"], input=moved, env=variables, capture_output=True, text=True, check=True)
-    return done.stdout.replace(str(folder), "/etc/slurm/tfgpu")
-
-
-def test_the_task_prolog_names_a_policy_that_is_there(tmp_path: Path) -> None:
-    """By shards, otherwise by partition; nothing where there is no such file, or where the user named one."""
-    for name in ("shards-3.toml", "gpu.toml"):
-        (tmp_path / name).touch()
-    shards = {"SLURM_JOB_PARTITION": "gpu", "SLURM_SHARDS_ON_NODE": "3"}
-    assert task_prolog(tmp_path, **shards) == "export TFGPU_CONFIG=/etc/slurm/tfgpu/shards-3.toml\n"
-    assert task_prolog(tmp_path, SLURM_JOB_PARTITION="gpu") == "export TFGPU_CONFIG=/etc/slurm/tfgpu/gpu.toml\n"
-    assert task_prolog(tmp_path, SLURM_JOB_PARTITION="debug") == ""
-    assert task_prolog(tmp_path, SLURM_JOB_PARTITION="gpu", TFGPU_CONFIG="mine.toml") == ""
-
-
 # ---- Kubernetes
 
 CONFIG_MAP = '[ceiling]\nmemory_limit = "25%"\n'

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tfenv.deploy.task_prolog import find_step, format_task_prolog
+from tfenv.deploy.task_prolog import format_task_prolog
 
-ROOT = Path(__file__).parents[2]
 TASK = {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_ID": "14", "SLURM_STEP_ID": "0"}
 
 
@@ -86,40 +83,3 @@ def test_outside_of_slurm_it_says_so(folder: Path) -> None:
     """Without a partition there is nothing to do."""
     with pytest.raises(ValueError, match="SLURM_JOB_PARTITION is not set"):
         format_task_prolog({}, str(folder))
-
-
-# ---- the step
-
-STEPD = """
-import os, subprocess, sys
-title, program = sys.argv[1:]
-command = [title, "-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))", "sh", "-c", program]
-os.execv(sys.executable, command)
-"""
-
-
-def run_below(title: str, **variables: str) -> str:
-    """The step that a program finds below a shell below a process of this title."""
-    ask = f"{sys.executable} -c 'import os; from tfenv.deploy.task_prolog import find_step as f; print(f(os.environ))'"
-    done = subprocess.run(
-        [sys.executable, "-c", STEPD, title, f"{ask}; true"],
-        env={"PYTHONPATH": str(ROOT), **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def test_the_step_is_the_one_that_slurm_runs() -> None:
-    """A batch script that was submitted from step 0 of another job has that step's variable, and is no step 0."""
-    leaked = {"SLURM_JOB_ID": "15", "SLURM_STEP_ID": "0"}
-    assert run_below("slurmstepd: [15.batch]", **leaked) == "batch"
-    assert run_below("slurmstepd: [15.3]", **leaked) == "3"
-    assert run_below("slurmstepd: [14.batch]", **leaked) == "0"
-    assert run_below("python", **leaked) == "0"
-
-
-def test_without_a_variable_it_is_the_batch_script() -> None:
-    """Slurm sets SLURM_STEP_ID in the tasks of srun alone."""
-    assert find_step({"SLURM_JOB_ID": "15"}) == "batch"

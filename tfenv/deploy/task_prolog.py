@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from tfenv.deploy.slurm_step import find_step
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +22,6 @@ _VARIABLE = "TFGPU_SITE_CONFIG"
 #: Which step the file was named for, and the file: "14.0 /etc/tfgpu/slurm/gpu.toml". A job that is submitted from a
 #: task inherits both variables. A value of TFGPU_SITE_CONFIG that is not the one in here is somebody else's.
 _STAMP = "TFGPU_SLURM_SITE"
-_STEPD = b"slurmstepd: ["
-_FEW_PARENTS = 4
 
 
 def format_task_prolog(environ: Mapping[str, str], folder: str = FOLDER) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def format_task_prolog(environ: Mapping[str, str], folder: str = FOLDER) -> tupl
     path = _find_file(partition, folder)
     if path is None:
         return (f"unset {_VARIABLE}", f"unset {_STAMP}") if is_ours else ()
-    step = f"{environ.get('SLURM_JOB_ID', '')}.{find_step(environ)}"
+    step = f"{environ.get('SLURM_JOB_ID', '')}.{find_step(environ).name}"
     return (f"export {_VARIABLE}={path}", f"export {_STAMP}={step} {path}")
 
 
@@ -57,25 +57,3 @@ def _find_file(partition: str, folder: str) -> str | None:
         return None
     path = os.path.join(os.path.abspath(folder), f"{partition}.toml")
     return path if os.path.lexists(path) else None
-
-
-def find_step(environ: Mapping[str, str]) -> str:
-    """Return the step of the task that this process was started for: "0", or "batch" for the batch script.
-
-    A batch script that was submitted from a step inherits that step's SLURM_STEP_ID, so the title of Slurm's process
-    counts for more: "slurmstepd: [14.batch]". It is this process's parent, or the parent of the shell around it.
-    """
-    job, parent = environ.get("SLURM_JOB_ID", ""), os.getppid()
-    for _ in range(_FEW_PARENTS):
-        try:
-            with open(f"/proc/{parent}/cmdline", "rb") as file:
-                title = file.read(100)
-            with open(f"/proc/{parent}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-        except (OSError, ValueError):  # /proc is hidden, or it has just ended
-            break
-        if title.startswith(_STEPD):
-            named, _, step = title[len(_STEPD) :].partition(b"]")[0].decode("ascii", "replace").partition(".")
-            if named == job and step:
-                return step
-    return environ.get("SLURM_STEP_ID") or "batch"

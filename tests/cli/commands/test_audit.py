@@ -22,6 +22,7 @@ from tfenv.audit.gpu_totals import summarize_records
 from tfenv.audit.job_report import make_job_report
 from tfenv.audit.query import RecordQuery
 from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
+from tfenv.cli import own_logs
 from tfenv.cli.commands import audit
 from tfenv.cli.job_table import build_job_report
 from tfenv.cli.tables import print_renderable
@@ -289,7 +290,7 @@ def test_the_own_log_is_found_by_the_account_and_not_by_home(run_audit: RunAudit
     planted.write_bytes(encode_line(1, "planted"))
     assert "planted" not in run_audit(HOME=str(tmp_path)).stdout
     home = pwd.getpwuid(os.geteuid()).pw_dir
-    assert audit._find_own_logs()[0] == [Path(home, ".local/state/tfgpu/audit.jsonl")]
+    assert own_logs._find_own_logs()[0] == [Path(home, ".local/state/tfgpu/audit.jsonl")]
 
 
 def test_root_reads_the_logs_of_all_users(tmp_path: Path) -> None:
@@ -298,12 +299,12 @@ def test_root_reads_the_logs_of_all_users(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for uid, found in ((0, ["0.jsonl", "1000.jsonl", "1001.jsonl"]), (1001, ["1001.jsonl"])):
         start = Start(cwd="/", uid=uid, home="/root", config_home="/root/.config")
-        assert audit._expand_log(f"{tmp_path}/<uid>.jsonl", start) == [tmp_path / name for name in found]
+        assert own_logs._expand_log(f"{tmp_path}/<uid>.jsonl", start) == [tmp_path / name for name in found]
         folders = [tmp_path / name.removesuffix(".jsonl") / "audit.jsonl" for name in found]
         for folder in folders:
             folder.parent.mkdir(exist_ok=True)
             folder.touch()
-        assert audit._expand_log(f"{tmp_path}/<uid>/audit.jsonl", start) == folders
+        assert own_logs._expand_log(f"{tmp_path}/<uid>/audit.jsonl", start) == folders
 
 
 def test_names_in_the_log_cannot_steer_the_terminal(run_audit: RunAudit, log: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,13 +26,12 @@ from tfenv.audit.query import (
     read_records,
     select_records,
 )
-from tfenv.audit.rotation import LogOrigin, LogTail, find_all_log_files
-from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
+from tfenv.audit.rotation import LogTail, find_all_log_files
 from tfenv.cli.job_table import build_job_report
 from tfenv.cli.output import FINDINGS, OK, USAGE, add_description, print_json_line, print_message
+from tfenv.cli.own_logs import find_logs, find_named_logs
 from tfenv.cli.tables import hide_empty_column, is_wide, print_renderable, print_table
 from tfenv.errors import escape_for_terminal
-from tfenv.policy.model import Start
 from tfenv.policy.units import MIB, format_bytes
 
 EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed", "ended")
@@ -254,7 +252,7 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
     Raises:
         OSError: A log cannot be read.
     """
-    logs, tally = _find_logs(files)
+    logs, tally = find_logs(files)
     if is_json:
         records = read_records(logs, query, tally) if count is None else read_newest(logs, query, tally, count)
         for record in records:
@@ -274,7 +272,7 @@ def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int 
     Raises:
         OSError: A log cannot be read.
     """
-    logs, origin = _find_named_logs(files)
+    logs, origin = find_named_logs(files)
     tally = LineTally(origin=origin)
     existing = [log for log in find_all_log_files(logs) if log.exists()]
     tails = [LogTail(path, origin) for path in logs]
@@ -304,7 +302,7 @@ def print_job(job: str, query: RecordQuery, files: Sequence[Path] | None, *, is_
     Raises:
         OSError: A log cannot be read.
     """
-    logs, tally = _find_logs(files)
+    logs, tally = find_logs(files)
     report = make_job_report(job, read_records(logs, query, tally))
     if is_json:
         print_json_line(report.as_dict())
@@ -326,7 +324,7 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: b
     Raises:
         OSError: A log cannot be read.
     """
-    logs, tally = _find_logs(files)
+    logs, tally = find_logs(files)
     rows = summarize_logs(logs, query, tally, by_job=by_job)
     if is_json:
         for row in rows:
@@ -355,7 +353,7 @@ def export_figures(target: Path, files: Sequence[Path] | None, *, by_job: bool =
     """
     from tfenv.audit.prometheus import ForeignFileError, export_totals
 
-    logs, origin = _find_named_logs(files)
+    logs, origin = find_named_logs(files)
     tally = LineTally(origin=origin)
     try:
         export_totals(target, logs, tally, by_job=by_job)
@@ -363,52 +361,6 @@ def export_figures(target: Path, files: Sequence[Path] | None, *, by_job: bool =
         print_message("audit", f"{target}: {error}")
         return USAGE
     return _report_unreadable(tally)
-
-
-# ---- which logs
-
-
-def _find_logs(files: Sequence[Path] | None) -> tuple[list[Path], LineTally]:
-    """Return the logs with what was rotated away from them, and what counts their lines."""
-    named, origin = _find_named_logs(files)
-    logs, tally = find_all_log_files(named), LineTally(origin=origin)
-    if files is not None or any(log.exists() for log in logs):
-        return logs, tally
-    return [], tally
-
-
-def _find_named_logs(files: Sequence[Path] | None) -> tuple[Sequence[Path], LogOrigin]:
-    return _find_own_logs() if files is None else (files, LogOrigin())
-
-
-def _find_own_logs() -> tuple[Sequence[Path], LogOrigin]:
-    """Return the log that the policy in force here names, or the caller's own.
-
-    Every record is in every log of a policy: the first one that exists is enough.
-    """
-    from tfenv.pipeline import current_start, load
-
-    loaded = load(current_start())
-    candidates = [
-        (_expand_log(name, loaded.start), LogOrigin(is_trusted=False, name=name))
-        for name in list_log_names(loaded.policy.audit)
-    ]
-    existing = [logs for logs in candidates if any(log.exists() for log in find_all_log_files(logs[0]))]
-    return [*existing, *candidates, ([], LogOrigin())][0]
-
-
-def _expand_log(name: str, start: Start) -> list[Path]:
-    """Return the log's path. For root those of all users if each has one of their own."""
-    if start.uid == 0 and "<uid>" in name and name.startswith("/"):
-        origin = LogOrigin(name=name)
-        found = sorted(Path("/").glob(escape(name[1:]).replace("<uid>", "*")))
-        logs = [log for log in found if origin.is_whole(log)]
-        if logs:
-            return logs
-    try:
-        return [Path(expand_path(name, start.home, start.uid))]
-    except RefusedLogError:
-        return []
 
 
 def _report_unreadable_log(log: Path, why: str) -> None:

@@ -1,0 +1,60 @@
+"""Which logs a command reads: those that were named, or else the one that the policy in force here names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from glob import escape
+from pathlib import Path
+
+from tfenv.audit.query import LineTally
+from tfenv.audit.rotation import LogOrigin, find_all_log_files
+from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
+from tfenv.policy.model import Start
+
+
+def find_logs(files: Sequence[Path] | None) -> tuple[list[Path], LineTally]:
+    """Return the logs with what was rotated away from them, and what counts their lines.
+
+    Args:
+        files: The logs. None: the one that the policy here names.
+    """
+    named, origin = find_named_logs(files)
+    logs, tally = find_all_log_files(named), LineTally(origin=origin)
+    if files is not None or any(log.exists() for log in logs):
+        return logs, tally
+    return [], tally
+
+
+def find_named_logs(files: Sequence[Path] | None) -> tuple[Sequence[Path], LogOrigin]:
+    """Return the logs without what was rotated away from them. The argument is that of `find_logs`."""
+    return _find_own_logs() if files is None else (files, LogOrigin())
+
+
+def _find_own_logs() -> tuple[Sequence[Path], LogOrigin]:
+    """Return the log that the policy in force here names, or the caller's own.
+
+    Every record is in every log of a policy: the first one that exists is enough.
+    """
+    from tfenv.pipeline import current_start, load
+
+    loaded = load(current_start())
+    candidates = [
+        (_expand_log(name, loaded.start), LogOrigin(is_trusted=False, name=name))
+        for name in list_log_names(loaded.policy.audit)
+    ]
+    existing = [logs for logs in candidates if any(log.exists() for log in find_all_log_files(logs[0]))]
+    return [*existing, *candidates, ([], LogOrigin())][0]
+
+
+def _expand_log(name: str, start: Start) -> list[Path]:
+    """Return the log's path. For root those of all users if each has one of their own."""
+    if start.uid == 0 and "<uid>" in name and name.startswith("/"):
+        origin = LogOrigin(name=name)
+        found = sorted(Path("/").glob(escape(name[1:]).replace("<uid>", "*")))
+        logs = [log for log in found if origin.is_whole(log)]
+        if logs:
+            return logs
+    try:
+        return [Path(expand_path(name, start.home, start.uid))]
+    except RefusedLogError:
+        return []
