@@ -69,8 +69,10 @@ class Docker:
         self.socket = self.folder / "socket"
         self.libraries = self.folder / "lib"
         self.names: list[str] = []
+        namespace = f"tfgpu-{os.urandom(6).hex()}"  # of a containerd that may serve the machine's own Docker, too
         command = [
-            *prefix, "dockerd", "--bridge=none", "--iptables=false", "--storage-driver=vfs",
+            *prefix, "dockerd", "--bridge=none", "--iptables=false", "--ip-forward=false", "--storage-driver=vfs",
+            f"--containerd-namespace={namespace}", f"--containerd-plugins-namespace={namespace}-plugins",
             f"--host=unix://{self.socket}", f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec",
             f"--pidfile={self.folder}/pid", *options,
         ]  # fmt: skip
@@ -436,7 +438,8 @@ def test_leases_that_are_not_shared_are_said(docker: Docker, simulate: Simulate)
     for given in contest.read_all().values():
         assert list(given["gpus"]) == GPUS[:1]
         (finding,) = given["findings"]
-        assert f"{finding} [warning private-leases]" in " ".join(MESSAGES.read_text().replace("> ", "").split())
+        message = finding.partition("gpu.visible_devices: ")[2]
+        assert f"{message} [warning private-leases]" in " ".join(MESSAGES.read_text().replace("> ", "").split())
 
 
 @pytest.mark.parametrize("share", [True, False])
