@@ -254,3 +254,13 @@ def test_a_compressed_log_without_end_is_counted_once(
     assert list(tallies[0].left_out) == [bomb]
     assert 'tfgpu_policy_applied_total{user="alice",gpu="GPU-a"} 1\n' in target.read_text()
     assert "tfgpu_unreadable_lines_total 0\n" in target.read_text()
+
+
+def test_too_many_jobs_are_counted_as_the_users_other_jobs(log: Path, write_log: WriteLog, target: Path) -> None:
+    """A label for each job fills no server: the user stays known, and the sum is right."""
+    target.parent.mkdir()
+    write_log(log, *({"event": "policy_loaded", "job": {"id": str(number)}} for number in range(1002)))
+    export_totals(target, [log], LineTally(), by_job=True)
+    series = [line for line in target.read_text().split("\n") if line.startswith("tfgpu_policy_loaded_total{")]
+    assert len(series) == 1001
+    assert 'tfgpu_policy_loaded_total{user="alice",job="other"} 2' in series

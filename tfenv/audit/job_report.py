@@ -243,8 +243,9 @@ def format_job_lines(report: JobReport) -> tuple[str, ...]:
     lines = [f"job {report.job}: {', '.join(filter(None, parts))}"]
     for title, texts in (("not in force", report.failed), ("asked for more", report.cut)):
         if texts:
-            more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
-            lines.append(f"job {report.job}: {title}: {texts[0]}{more}")
+            first, *others = texts
+            more = f" and {len(others)} more" if others else ""
+            lines.append(f"job {report.job}: {title}: {first}{more}")
     return tuple(lines[:2])
 
 

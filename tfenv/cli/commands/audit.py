@@ -52,8 +52,8 @@ _USAGE = """%(prog)s [options]
        %(prog)s export --prometheus FILE [options]"""
 _JOB = "Show what a job did with its GPUs: each process with its limits, its peaks and its time."
 _JOB_ID = (
-    "The job's or array's number (14), a task of the array (14_0), a step (14.0), a job, actor or task of Ray, a pod, "
-    "a notebook's file, a JupyterHub user, or the job's name"
+    "It is named by the number of the job or array (14), by a task of the array (14_0) or a step (14.0), by a job, "
+    "actor or task of Ray, by a pod, a notebook's file, a JupyterHub user, or the job's name."
 )
 _SUMMARY = "Count processes, limits, clamps and failures per user and GPU."
 _EXPORT = "Write totals for the textfile collector of Prometheus' node exporter."
@@ -116,7 +116,7 @@ def _add_job_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]
         description=f"{_JOB} A process that was killed has no peak. {_EXIT_CODES}",
         argument_default=argparse.SUPPRESS,
     )
-    job.add_argument("job", action="append", metavar="ID", help=f"{_JOB_ID}.")
+    job.add_argument("job", action="append", metavar="ID", help=f"Show this job. {_JOB_ID}")
     _add_filters(job, has_job=False)
     _add_files(job)
     _add_format(job)
@@ -125,7 +125,7 @@ def _add_job_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]
 def _add_filters(parser: argparse.ArgumentParser, *, has_job: bool = True) -> None:
     filters = parser.add_argument_group("filters")
     if has_job:
-        filters.add_argument("--job", action="append", metavar="ID", help=f"Show only records of this job. {_JOB_ID}.")
+        filters.add_argument("--job", action="append", metavar="ID", help=f"Show only records of this job. {_JOB_ID}")
     filters.add_argument(
         "--event",
         action="append",
