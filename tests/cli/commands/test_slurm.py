@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Tfgpu
+from tests.deploy.test_slurm_step import STEPD
+from tfenv.audit.record import format_timestamp
 
 TASK = {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_ID": "14", "SLURM_STEP_ID": "0"}
 GPU = {"SLURM_STEP_GPUS": "0", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0"}
@@ -127,3 +130,19 @@ def test_there_is_no_line_where_there_is_nothing_to_say(variables: dict[str, str
     """Status 0, and not a word."""
     done = epilog(**variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_older_job_of_the_same_number_does_not_count(epilog: Epilog, project: Path) -> None:
+    """Numbers come again. What was recorded before Slurm's process for the step began is of another job."""
+    assert epilog(**TASK, **GPU).stderr
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "TFGPU_"))}
+    environ |= {**TASK, **GPU, "PYTHONPATH": str(Path(__file__).parents[3])}
+    program = f"{sys.executable} -m tfenv slurm task-epilog; true"
+    for when, printed in (("2026-11-05T09:00:00.000000Z", False), (format_timestamp(datetime.now(timezone.utc)), True)):
+        line = json.dumps({**json.loads(LOG[0]), "timestamp": when})
+        (project / "audit.jsonl").write_text(f"{line}\n")
+        done = subprocess.run(
+            [sys.executable, "-c", STEPD, "slurmstepd: [14.0]", program, "alone"],
+            env=environ, cwd=project, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.startswith("tfgpu: job 14.0: 1 GPU") is printed
