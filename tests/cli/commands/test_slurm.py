@@ -146,3 +146,19 @@ def test_an_older_job_of_the_same_number_does_not_count(epilog: Epilog, project:
             env=environ, cwd=project, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stderr.startswith("tfgpu: job 14.0: 1 GPU") is printed
+
+
+def test_it_reads_the_policy_of_the_job_also_with_dash_i(epilog: Epilog, project: Path) -> None:
+    """Python's -I keeps the job's PYTHONPATH away. The project's and the site's file count as in the job's programs."""
+    line = epilog(**TASK, **GPU).stderr
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "TFGPU_", "XDG_"))}
+    site = {"TFGPU_SITE_CONFIG": str(project / "site.toml")}
+    for name, log, variables in (("tfgpu.toml", "audit.jsonl", {}), ("site.toml", project / "audit.jsonl", site)):
+        (project / name).write_text(f'[audit]\nfile = "{log}"\n')
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "tfenv", "slurm", "task-epilog"],
+            env={**environ, **TASK, **GPU, **variables, "XDG_STATE_HOME": str(project / "state")},
+            cwd=project, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr == line
+        (project / name).unlink()

@@ -89,6 +89,8 @@ def _format_report(environ: Mapping[str, str], step: SlurmStep) -> tuple[str, ..
     from tfenv.audit.query import RecordQuery, parse_moment, read_records
     from tfenv.cli.own_logs import find_logs
     from tfenv.launchers.slurm import LAUNCHER
+    from tfenv.pipeline import current_start
+    from tfenv.values import replace
 
     described = LAUNCHER.read_job(environ) if LAUNCHER.read_job is not None else {}
     described.pop("step", None)
@@ -97,7 +99,8 @@ def _format_report(environ: Mapping[str, str], step: SlurmStep) -> tuple[str, ..
         described["step"] = wanted["step"] = step.name
     # A number comes again after a while, and in another cluster that has the same home directories.
     since = "" if step.seconds is None else parse_moment(f"{step.seconds + _CLOCK_DIFFERENCE_S:.0f}s")
-    logs, tally = find_logs(None)
+    # The job's programs ran without Python's -I, which this command may have.
+    logs, tally = find_logs(None, replace(current_start(), isolated=False))
     records = read_records(logs, RecordQuery(jobs=frozenset({wanted["id"]}), since=since), tally)
     own = (record for record in records if wanted.items() <= read_job(record).items())
     report = make_job_report(format_step(described), own)
