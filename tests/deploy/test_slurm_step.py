@@ -21,7 +21,13 @@ start = (
 )
 os.execv(sys.executable, [title, "-c", start, program, other])
 """
-ASK = "import os; from tfenv.deploy.slurm_step import find_step as f; s = f(os.environ); print(s.name, s.is_last_task)"
+ASK = """
+import os
+from tfenv.deploy.slurm_step import find_step
+step = find_step(os.environ)
+assert step.seconds is None or 0 <= step.seconds < 60, step.seconds
+print(step.name, step.is_last_task, "" if step.seconds is None else "new", end="")
+"""
 
 
 def find_below(title: str, other: str = "alone") -> str:
@@ -38,16 +44,16 @@ def find_below(title: str, other: str = "alone") -> str:
 
 def test_the_step_is_the_one_that_slurm_runs() -> None:
     """A batch script that was submitted from step 0 of another job has that step's variable, and is not step 0."""
-    assert find_below("slurmstepd: [15.batch]") == "batch True"
-    assert find_below("slurmstepd: [15.interactive]") == "batch True"
-    assert find_below("slurmstepd: [15.3]") == "3 True"
+    assert find_below("slurmstepd: [15.batch]") == "batch True new"
+    assert find_below("slurmstepd: [15.interactive]") == "batch True new"
+    assert find_below("slurmstepd: [15.3]") == "3 True new"
     assert find_below("slurmstepd: [14.batch]") == "0 True"
     assert find_below("python") == "0 True"
 
 
 def test_a_task_beside_others_is_not_the_last_one() -> None:
     """Slurm's process for the step has other children as long as other tasks run."""
-    assert find_below("slurmstepd: [15.3]", "beside another task") == "3 False"
+    assert find_below("slurmstepd: [15.3]", "beside another task") == "3 False new"
 
 
 def test_without_slurms_process_the_first_task_counts_as_the_last() -> None:

@@ -24,6 +24,7 @@ from tests.pages import ROOT, Block, blocks
 from tests.shared_machine import ALICE, SharedMachine, shared_machine
 from tests.shared_machine import ROOT as ROOT_USER
 from tfenv.deploy import launch
+from tfenv.simulate.driver_requests import read_requests
 
 __all__ = ["shared_machine"]
 
@@ -143,3 +144,38 @@ def test_the_recipe_does_what_it_says(
     followed = [(str(block), *line) for block in page for line in reader.follow(block)]
     wrong = [line for line in followed if line[2] != line[3]]
     assert not wrong, "\n".join(map(str, wrong))
+
+
+#: It takes all that it may, at once.
+TAKE = """
+import tensorflow as tf
+assert len(tf.config.list_logical_devices("GPU")) == 1
+tf.zeros([8]) + 0
+"""
+SHARDS = "[ceiling]\nmemory_limit = 'granted'\n\n[machine]\nshards_per_gpu = 4\n"
+
+
+def test_a_step_has_the_memory_of_its_own_shards(
+    shared_machine: SharedMachine, cluster: ClusterInside, simulated_gpus: SimulatedGpus
+) -> None:
+    """A batch script of three shards, its step of one, and two tasks of two: the driver is asked for no more."""
+    shared_machine.clear()
+    shared_machine.policy({"tfgpu.toml": SHARDS})
+    log = Path(HOME, "driver.jsonl")
+    reader = Reader(shared_machine, cluster, launch.build_environment(simulated_gpus(log=log)))
+    shared_machine.write(f"{HOME}/take.py", TAKE, owner=ALICE)
+    most = []
+    for options, script in (
+        ("--gres=shard:3", "python take.py; srun --gres=shard:1 python take.py"),
+        ("--gres=shard:2 -n2", "srun python take.py"),
+    ):
+        shared_machine.path(str(log)).unlink(missing_ok=True)
+        line = f"sbatch --wait {options} --wrap '{script}' || cat *.out"
+        done = shared_machine.run(ALICE, "sh", "-c", line, cwd=HOME, env=reader.env)
+        requests = [request for request in read_requests(shared_machine.path(str(log))) if request.op == "alloc"]
+        assert {request.gpu for request in requests} == {0}, done.stdout
+        by_process = {request.pid: 0 for request in requests}
+        for request in requests:
+            by_process[request.pid] = max(by_process[request.pid], request.bytes)
+        most.append([size / (6 << 30) for size in by_process.values()])
+    assert most == [[3, 1], [1, 1]]

@@ -12,32 +12,33 @@ from tfenv.audit.sinks import RefusedLogError, expand_path, list_log_names
 from tfenv.policy.model import Start
 
 
-def find_logs(files: Sequence[Path] | None) -> tuple[list[Path], LineTally]:
+def find_logs(files: Sequence[Path] | None, start: Start | None = None) -> tuple[list[Path], LineTally]:
     """Return the logs with what was rotated away from them, and what counts their lines.
 
     Args:
         files: The logs. None: the one that the policy here names.
+        start: Where the policy is looked for. None: as this process started.
     """
-    named, origin = find_named_logs(files)
+    named, origin = find_named_logs(files, start)
     logs, tally = find_all_log_files(named), LineTally(origin=origin)
     if files is not None or any(log.exists() for log in logs):
         return logs, tally
     return [], tally
 
 
-def find_named_logs(files: Sequence[Path] | None) -> tuple[Sequence[Path], LogOrigin]:
-    """Return the logs without what was rotated away from them. The argument is that of `find_logs`."""
-    return _find_own_logs() if files is None else (files, LogOrigin())
+def find_named_logs(files: Sequence[Path] | None, start: Start | None = None) -> tuple[Sequence[Path], LogOrigin]:
+    """Return the logs without what was rotated away from them. The arguments are those of `find_logs`."""
+    return _find_own_logs(start) if files is None else (files, LogOrigin())
 
 
-def _find_own_logs() -> tuple[Sequence[Path], LogOrigin]:
+def _find_own_logs(start: Start | None = None) -> tuple[Sequence[Path], LogOrigin]:
     """Return the log that the policy in force here names, or the caller's own.
 
     Every record is in every log of a policy: the first one that exists is enough.
     """
     from tfenv.pipeline import current_start, load
 
-    loaded = load(current_start())
+    loaded = load(start or current_start())
     candidates = [
         (_expand_log(name, loaded.start), LogOrigin(is_trusted=False, name=name))
         for name in list_log_names(loaded.policy.audit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from glob import glob
 
 from tfenv.values import frozen
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 BATCH = "batch"
 _TITLE = b"slurmstepd: ["
 _MOST_PARENTS = 4
+#: Fields of /proc/PID/stat behind the process's name, from 0 (proc(5)).
+_PARENT, _START = 1, 19
 
 
 @frozen
@@ -24,10 +27,12 @@ class SlurmStep:
     Attributes:
         name: "0", "1", or `BATCH`.
         is_last_task: No other task of the step runs on this node.
+        seconds: How long the step has been running on this node. None: it is not known.
     """
 
     name: str
     is_last_task: bool
+    seconds: float | None = None
 
 
 def find_step(environ: Mapping[str, str]) -> SlurmStep:
@@ -40,23 +45,25 @@ def find_step(environ: Mapping[str, str]) -> SlurmStep:
     job, child, parent = environ.get("SLURM_JOB_ID", ""), os.getpid(), os.getppid()
     for _ in range(_MOST_PARENTS):
         try:
-            title, grandparent = _read_process(parent)
+            title, grandparent, seconds = _read_process(parent)
         except (OSError, ValueError):  # it has just ended, or /proc is hidden
             break
         if title.startswith(_TITLE):
             named, _, step = title[len(_TITLE) :].partition(b"]")[0].decode("ascii", "replace").partition(".")
             if named == job and step:  # "interactive" is salloc's, and ends with its job, too
-                return SlurmStep(step if step.isdigit() else BATCH, _list_children(parent) <= {str(child)})
+                return SlurmStep(step if step.isdigit() else BATCH, _list_children(parent) <= {str(child)}, seconds)
         child, parent = parent, grandparent
     return SlurmStep(environ.get("SLURM_STEP_ID") or BATCH, environ.get("SLURM_LOCALID", "0") == "0")
 
 
-def _read_process(pid: int) -> tuple[bytes, int]:
-    """Return the title of a process and its parent."""
+def _read_process(pid: int) -> tuple[bytes, int, float]:
+    """Return the title of a process, its parent, and how long it has been running, in seconds."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         title = file.read(100)
     with open(f"/proc/{pid}/stat", "rb") as file:
-        return title, int(file.read().rpartition(b")")[2].split()[1])
+        fields = file.read().rpartition(b")")[2].split()
+    started = int(fields[_START]) / os.sysconf("SC_CLK_TCK")
+    return title, int(fields[_PARENT]), time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def _list_children(pid: int) -> set[str]:

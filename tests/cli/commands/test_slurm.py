@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Tfgpu
+from tests.deploy.test_slurm_step import STEPD
+from tfenv.audit.record import format_timestamp
 
 TASK = {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_ID": "14", "SLURM_STEP_ID": "0"}
 GPU = {"SLURM_STEP_GPUS": "0", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0"}
@@ -127,3 +130,35 @@ def test_there_is_no_line_where_there_is_nothing_to_say(variables: dict[str, str
     """Status 0, and not a word."""
     done = epilog(**variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_older_job_of_the_same_number_does_not_count(epilog: Epilog, project: Path) -> None:
+    """Numbers come again. What was recorded before Slurm's process for the step began is of another job."""
+    assert epilog(**TASK, **GPU).stderr
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "TFGPU_"))}
+    environ |= {**TASK, **GPU, "PYTHONPATH": str(Path(__file__).parents[3])}
+    program = f"{sys.executable} -m tfenv slurm task-epilog; true"
+    for when, printed in (("2026-11-05T09:00:00.000000Z", False), (format_timestamp(datetime.now(timezone.utc)), True)):
+        line = json.dumps({**json.loads(LOG[0]), "timestamp": when})
+        (project / "audit.jsonl").write_text(f"{line}\n")
+        done = subprocess.run(
+            [sys.executable, "-c", STEPD, "slurmstepd: [14.0]", program, "alone"],
+            env=environ, cwd=project, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.startswith("tfgpu: job 14.0: 1 GPU") is printed
+
+
+def test_it_reads_the_policy_of_the_job_also_with_dash_i(epilog: Epilog, project: Path) -> None:
+    """Python's -I keeps the job's PYTHONPATH away. The project's and the site's file count as in the job's programs."""
+    line = epilog(**TASK, **GPU).stderr
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "TFGPU_", "XDG_"))}
+    site = {"TFGPU_SITE_CONFIG": str(project / "site.toml")}
+    for name, log, variables in (("tfgpu.toml", "audit.jsonl", {}), ("site.toml", project / "audit.jsonl", site)):
+        (project / name).write_text(f'[audit]\nfile = "{log}"\n')
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "tfenv", "slurm", "task-epilog"],
+            env={**environ, **TASK, **GPU, **variables, "XDG_STATE_HOME": str(project / "state")},
+            cwd=project, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr == line
+        (project / name).unlink()

@@ -7,11 +7,13 @@ import os
 from collections.abc import Mapping
 
 from tfenv.cli.output import OK, add_description, print_message
-from tfenv.deploy.slurm_step import BATCH, find_step
+from tfenv.deploy.slurm_step import BATCH, SlurmStep, find_step
 from tfenv.deploy.task_prolog import FOLDER, format_task_prolog
 
 _PROLOG = "Print what gives each task the policy file of its partition."
 _EPILOG = "Print a line on what the job or the step did with its GPUs."
+#: Between the nodes of a job that share a log.
+_CLOCK_DIFFERENCE_S = 60
 _EXIT_CODES = "Exit codes: 0 always, as Slurm lets a task fail otherwise, 2 wrong usage."
 
 
@@ -70,7 +72,7 @@ def print_task_epilog() -> None:
         return
     step = find_step(os.environ)
     if step.is_last_task:
-        for line in _format_report(os.environ, step.name):
+        for line in _format_report(os.environ, step):
             print_message(None, line)
 
 
@@ -80,21 +82,26 @@ def _read_gpu_count(environ: Mapping[str, str]) -> int:
     return len(LAUNCHER.read_devices(environ) or ()) if LAUNCHER.read_devices is not None else 0
 
 
-def _format_report(environ: Mapping[str, str], step: str) -> tuple[str, ...]:
+def _format_report(environ: Mapping[str, str], step: SlurmStep) -> tuple[str, ...]:
     """Return the lines on a job, or on one of its steps. (): no process of it used a GPU under a policy."""
     from tfenv.audit.job_names import format_step, read_job
     from tfenv.audit.job_report import format_job_lines, make_job_report
-    from tfenv.audit.query import RecordQuery, read_records
+    from tfenv.audit.query import RecordQuery, parse_moment, read_records
     from tfenv.cli.own_logs import find_logs
     from tfenv.launchers.slurm import LAUNCHER
+    from tfenv.pipeline import current_start
+    from tfenv.values import replace
 
     described = LAUNCHER.read_job(environ) if LAUNCHER.read_job is not None else {}
     described.pop("step", None)
     wanted = {"id": described["id"]}
-    if step != BATCH:
-        described["step"] = wanted["step"] = step
-    logs, tally = find_logs(None)
-    records = read_records(logs, RecordQuery(jobs=frozenset({wanted["id"]})), tally)
+    if step.name != BATCH:
+        described["step"] = wanted["step"] = step.name
+    # A number comes again after a while, and in another cluster that has the same home directories.
+    since = "" if step.seconds is None else parse_moment(f"{step.seconds + _CLOCK_DIFFERENCE_S:.0f}s")
+    # The job's programs ran without Python's -I, which this command may have.
+    logs, tally = find_logs(None, replace(current_start(), isolated=False))
+    records = read_records(logs, RecordQuery(jobs=frozenset({wanted["id"]}), since=since), tally)
     own = (record for record in records if wanted.items() <= read_job(record).items())
     report = make_job_report(format_step(described), own)
     return format_job_lines(report) if report.processes else ()
