@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SimulatedGpus
+from tests.pages import ROOT, blocks, commands
 from tfenv.simulate.driver_requests import read_requests
 
 pytestmark = [
@@ -95,3 +96,20 @@ def test_workers_of_a_local_cluster_have_what_the_program_was_given(
     """LocalCluster assigns no GPU: all workers have the same list, and position 0 is one GPU for all of them."""
     env = simulated_gpus(log=tmp_path / "requests.jsonl", HOME=str(tmp_path), CUDA_VISIBLE_DEVICES="2,3")
     assert run(LOCAL, POLICIES["[0]"], tmp_path, env) == [[2], [2]]
+
+
+def test_the_recipe_is_true(tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
+    """The page's first policy and its program print what the page shows, in any order."""
+    page = ROOT / "docs" / "recipes" / "dask.md"
+    (tmp_path / "tfgpu.toml").write_text(blocks("toml", pages=[page])[0].text)
+    (program,) = blocks("python", pages=[page])
+    (tmp_path / "train.py").write_text(program.text)
+    (command,) = [command for block in blocks("console", pages=[page]) for command in commands(block.text)]
+    assert command.words == ("python", "train.py")
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path, env=simulated_gpus(HOME=str(tmp_path)), capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith(("tfgpu:", "["))]
+    assert sorted(printed) == sorted(command.output)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SimulatedGpus
-from tests.pages import ROOT
+from tests.pages import ROOT, blocks, commands
 from tfenv.simulate.driver_requests import read_requests
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.tensorflow]
@@ -47,7 +47,7 @@ with open(f"rank-{rank}.json", "w") as file:
 def make_environment(folder: Path, simulated_gpus: SimulatedGpus, **variables: str) -> dict[str, str]:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     names = {name: value for name, value in variables.items() if value}
-    return simulated_gpus(log=folder / "requests.jsonl", PATH=path, HOME=str(folder), **MPI_VARIABLES, **names)
+    return simulated_gpus(log=folder / "requests.jsonl") | {"PATH": path, "HOME": str(folder)} | MPI_VARIABLES | names
 
 
 def read_gpus(folder: Path) -> dict[int, list[int]]:
@@ -111,3 +111,16 @@ def test_a_rank_of_a_launcher_that_uses_tensorflow_has_its_own_gpu(
     env = make_environment(tmp_path, simulated_gpus, CUDA_VISIBLE_DEVICES="2,3")
     run((sys.executable, "train.py"), BY_RANK, tmp_path, env, LAUNCHER)
     assert read_gpus(tmp_path) == {0: [2], 1: [3]}
+
+
+@NEEDS_MPI
+def test_the_recipe_is_true(tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
+    """The policy and the program of the page, under each command that it shows, print what it shows."""
+    (policy,) = blocks("toml", pages=[PAGE])
+    (program,) = blocks("python", pages=[PAGE])
+    shown = [command for block in blocks("console", pages=[PAGE]) for command in commands(block.text)]
+    assert shown
+    for command in shown:
+        env = make_environment(tmp_path, simulated_gpus, **command.variables)
+        printed = run(command.words, policy.text, tmp_path, env, program.text)
+        assert sorted(line for line in printed.splitlines() if line.startswith("tfgpu:")) == sorted(command.output)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SimulatedGpus
+from tests.pages import ROOT, blocks, commands
 from tfenv.simulate.driver_requests import read_requests
 
 pytestmark = [
@@ -112,7 +113,7 @@ def ray_folder() -> Iterator[Path]:
 def variables(ray_folder: Path, simulated_gpus: SimulatedGpus) -> dict[str, str]:
     """The environment of drivers, and so of Ray and its workers."""
     log = ray_folder / "requests.jsonl"
-    return simulated_gpus(log=log, HOME=str(ray_folder), RAY_TMPDIR=str(ray_folder), **RAY_VARIABLES)
+    return simulated_gpus(log=log) | {"HOME": str(ray_folder), "RAY_TMPDIR": str(ray_folder)} | RAY_VARIABLES
 
 
 @pytest.fixture(scope="module")
@@ -419,3 +420,28 @@ tell(ray.remote(num_gpus=1)(User).remote().use.remote())
     (count,), ((pid, assigned),) = done.told
     assert (count, assigned) == (2, ["2"])
     assert done.gpus(pid) == [2]
+
+
+# ---- the recipe
+
+PAGE = ROOT / "docs" / "recipes" / "ray.md"
+
+
+@pytest.mark.parametrize("name", ["actors.py", "task.py"])
+def test_the_recipe_is_true(name: str, tmp_path: Path, variables: dict[str, str], cluster: str) -> None:
+    """The policy and a program of the page print what it shows. The workers find the policy in the working_dir."""
+    (tmp_path / "tfgpu.toml").write_text(blocks("toml", pages=[PAGE])[0].text)
+    (text,) = [block.text for block in blocks("python", pages=[PAGE]) if block.text.startswith(f"# {name}\n")]
+    (tmp_path / name).write_text(f"{text}\nimport time; time.sleep(2)  # the lines of workers come with a delay\n")
+    shown = [command for block in blocks("console", pages=[PAGE]) for command in commands(block.text)]
+    (command,) = [command for command in shown if command.words == ("python", name)]
+    done = subprocess.run(
+        [sys.executable, name],
+        cwd=tmp_path, env=variables | {"RAY_ADDRESS": cluster}, capture_output=True, text=True, check=False,
+        timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed = [line for line in done.stdout.splitlines() if line.startswith(("[", "1"))]
+    assert printed == list(command.output)
+    half = "at most 50% by Ray's num_gpus=0.5 (tfgpu.toml)"
+    assert ((done.stderr + done.stdout).count(half) > 0) == (name == "actors.py"), done.stderr + done.stdout
