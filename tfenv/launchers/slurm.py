@@ -60,6 +60,7 @@ def _read_share(environ: Mapping[str, str]) -> Share | None:
     """Return the share that a task has of the GPUs on its node.
 
     Slurm counts shards and the percentage of MPS for the job or step on the node, so its tasks there divide them.
+    A job of whole GPUs that was submitted from a step with shards inherits their number, and has too small a share.
     """
     tasks, gpus = _count_tasks(environ), int(read_number(environ.get("SLURM_GPUS_ON_NODE")))
     among = "" if tasks == 1 else f" among {tasks} tasks"
