@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Ids of a job, of its step and of its task in an array. JOB_ID is too common a name to mean Grid Engine by itself,
-#: and HOSTNAME is a pod only inside Kubernetes: see `read_job_ids`.
+#: and HOSTNAME is a pod only inside Kubernetes: see `_read_ids`.
 _ID_VARIABLES = (
     "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
     "LSB_JOBID", "LSB_JOBINDEX", "PBS_JOBID", "PBS_ARRAY_INDEX", "FLUX_JOB_ID", "RAY_JOB_ID",
@@ -16,7 +16,7 @@ _ID_VARIABLES = (
 _LONGEST_ID = 64
 
 
-def read_job_ids(environ: Mapping[str, str]) -> dict[str, str]:
+def _read_ids(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the ids of the job and its step, by the name of the variable that they came in. {} outside of a job."""
     ids = {name: environ[name] for name in _ID_VARIABLES if environ.get(name)}
     if "SGE_ROOT" in environ and environ.get("JOB_ID"):
@@ -30,4 +30,4 @@ def read_job_ids(environ: Mapping[str, str]) -> dict[str, str]:
 
 def identify_job(environ: Mapping[str, str]) -> str:
     """Return a text that is the same for all processes of one step of a job, and for no others. "" outside of a job."""
-    return ",".join(f"{name}={value[:_LONGEST_ID]}" for name, value in read_job_ids(environ).items())
+    return ",".join(f"{name}={value[:_LONGEST_ID]}" for name, value in _read_ids(environ).items())
