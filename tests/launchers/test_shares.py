@@ -177,6 +177,7 @@ def test_rays_share_is_of_what_slurm_gave() -> None:
     load(Assigned({"GPU": 0.5}), Worker())
     share = read_share(ALONE | {"SLURM_SHARDS_ON_NODE": "2"})
     assert share == Share("Ray", "num_gpus=0.5 of Slurm's 2 shards", 0.5, shards=2)
+    assert share is not None
     assert share.measure(4) == 0.25
     assert read_share(ALONE) == Share("Ray", "num_gpus=0.5", 0.5)
 

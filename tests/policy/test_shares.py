@@ -181,9 +181,9 @@ def test_no_process_under_a_granted_ceiling_takes_more_than_its_share(case: Rand
     """Whatever layers say and programs ask for: with a share, each GPU's limit is within it."""
     share = case.grant.share or QUARTER.share
     assert share is not None
-    ceiling = make_layer("machine", ceiling={"memory_limit": GRANTED})
-    layers = [*case.layers, replace(ceiling, machine=make_table("machine", "machine", {"shards_per_gpu": 4}))]
-    policy: EffectivePolicy = merge(layers, SUBJECT)
+    # In a layer of its own: a more specific table of the same layer may replace it.
+    ceiling = make_layer("run", ceiling={"memory_limit": GRANTED})
+    policy: EffectivePolicy = merge([*case.layers, split_into_shards(4), ceiling], SUBJECT)
     fraction = share.measure(policy.shards_per_gpu)
     made = resolve(policy, replace(case.grant, share=share), case.inventory, case.request)
     assert fraction is not None

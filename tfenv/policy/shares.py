@@ -35,7 +35,11 @@ def replace_granted(policy: EffectivePolicy, grant: Grant, findings: FindingColl
         rules = cast("tuple[DeviceRule, ...]", settings["device"].value)
         replaced = tuple(_replace_in_rule(rule, share, report) for rule in rules)
         settings["device"] = replace(settings["device"], value=replaced)
-    ceilings = (_replace_in_ceiling(ceiling, share, report) for ceiling in policy.ceilings)
+    ceilings = tuple(_replace_in_ceiling(ceiling, share) for ceiling in policy.ceilings)
+    if share is None:
+        for ceiling in policy.list_ceilings("memory_limit"):
+            if _is_granted(ceiling.value):
+                report(ceiling.origin, "this ceiling is not in force")
     return replace(policy, settings=settings, ceilings=tuple(ceiling for ceiling in ceilings if ceiling is not None))
 
 
@@ -88,10 +92,7 @@ def _replace_in_rule(rule: DeviceRule, share: MemoryLimit | None, report: _Repor
     return replace(rule, memory_limit=share)
 
 
-def _replace_in_ceiling(ceiling: Ceiling, share: MemoryLimit | None, report: _Report) -> Ceiling | None:
+def _replace_in_ceiling(ceiling: Ceiling, share: MemoryLimit | None) -> Ceiling | None:
     if not _is_granted(ceiling.value):
         return ceiling
-    if share is None:
-        report(ceiling.origin, "this ceiling is not in force")
-        return None
-    return replace(ceiling, value=share)
+    return None if share is None else replace(ceiling, value=share)
