@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tfenv.devices.inventory import read_inventory
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -16,6 +19,7 @@ pytest.importorskip("pynvml")
 
 PROGRAM = """
 import json
+import os
 from tfenv.devices.inventory import read_inventory
 found = read_inventory()
 devices = None if found.devices is None else [dict(vars(device), label=device.label) for device in found.devices]
@@ -89,3 +93,10 @@ def test_no_driver(simulated_gpus: SimulatedGpus) -> None:
     if devices is not None:
         pytest.skip("there is a real driver here")
     assert "libnvidia-ml.so.1" in problem
+
+
+def test_a_machine_without_a_driver_is_known() -> None:
+    """Without its device node CUDA shows no GPU, whatever NVML says. A container may have CUDA and no NVML."""
+    found = read_inventory()
+    has_node = os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")
+    assert found.no_driver == (found.problem is not None and not has_node)

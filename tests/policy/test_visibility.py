@@ -400,11 +400,14 @@ def test_require_grant_asks_for_what_a_scheduler_gave(grant: Grant, value: objec
 
 def test_a_job_without_gpus_on_a_machine_without_a_driver_has_nothing_to_enforce() -> None:
     """Nothing is wrong with a policy that names GPUs, so `on_error` has nothing to decide."""
-    no_driver = Inventory(problem="NVML: libnvidia-ml.so.1 is missing")
+    no_driver = Inventory(problem="NVML: libnvidia-ml.so.1 is missing", no_driver=True)
     layer = make_layer("project", {"visible_devices": (pick_name("*A100*"),)}, on_error="fail")
     made = plan(layer, grant=Grant(scheduler=True, unlisted=True, launcher="Slurm"), inventory=no_driver)
     assert (made.visible, made.devices) == (NO_GPU, ())
     assert [finding.severity for finding in made.findings] == ["note"]
+    without_nvml = replace(no_driver, no_driver=False)  # a container may have CUDA and no NVML
+    made = plan(layer, grant=Grant(scheduler=True, unlisted=True, launcher="Slurm"), inventory=without_nvml)
+    assert list_codes(made) == ["no-inventory"]
 
 
 def test_a_rank_that_nobody_gave_is_said() -> None:

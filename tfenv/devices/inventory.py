@@ -5,6 +5,8 @@ Programs wait for this at their first listing of devices: what they do not need 
 
 from __future__ import annotations
 
+import os
+
 from tfenv.devices import nvml
 from tfenv.policy.model import Device, Inventory
 
@@ -12,6 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
+
+
+#: CUDA opens one of these: Linux's driver, and that of Windows below WSL2.
+_DRIVER_NODES = ("/dev/nvidiactl", "/dev/dxg")
 
 
 def read_inventory() -> Inventory:
@@ -31,7 +37,7 @@ def read_inventory() -> Inventory:
                 except pynvml.NVMLError as error:  # of this card, the others answer
                     lost[index] = nvml.explain_error(error)
     except nvml.NvmlUnavailableError as error:
-        return Inventory(problem=str(error))
+        return Inventory(problem=str(error), no_driver=not any(map(os.path.exists, _DRIVER_NODES)))
     return Inventory(devices=tuple(devices), lost=lost)
 
 

@@ -407,6 +407,7 @@ class Inventory:
     Attributes:
         devices: The GPUs that answer. None: nobody looked, or NVML could not say.
         problem: Why NVML could not say. None: it could, or nobody looked.
+        no_driver: NVML could not say, and there is no NVIDIA driver here, so that CUDA shows no GPU either.
         lost: GPUs that do not answer, by index, with the reason.
         named: UUIDs of tokens of CUDA_VISIBLE_DEVICES, as CUDA tells them once it is open.
         totals: Memory in bytes by the digits of a UUID, as CUDA tells it once it is open.
@@ -414,6 +415,7 @@ class Inventory:
 
     devices: tuple[Device, ...] | None = None
     problem: str | None = None
+    no_driver: bool = False
     lost: Mapping[int, str] = field(default_factory=dict)
     named: Mapping[str, str] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)

@@ -167,12 +167,12 @@ def _require_grant(device_set: DeviceSet, inputs: PlanInputs, findings: FindingC
 
 
 def _drop_without_driver(device_set: DeviceSet, inputs: PlanInputs, findings: FindingCollector) -> DeviceSet:
-    """Leave no GPU to a job that was given none, where NVML shows none. On the CPU there is nothing to enforce."""
-    grant, problem = inputs.grant, inputs.inventory.problem
+    """Leave no GPU to a job that was given none, where there is no driver. On the CPU there is nothing to enforce."""
+    grant, inventory = inputs.grant, inputs.inventory
     usable = device_set.unbounded or device_set.cards
-    if problem is None or not usable or not grant.scheduler or _has_grant(grant):
+    if not inventory.no_driver or not usable or not grant.scheduler or _has_grant(grant):
         return device_set
-    findings.add("no-grant", f"{grant.launcher} gave this job no GPU ({problem})", None, "note")
+    findings.add("no-grant", f"{grant.launcher} gave this job no GPU ({inventory.problem})", None, "note")
     return DeviceSet()
 
 
