@@ -70,3 +70,8 @@ def pick(environ: _Environment, names: Mapping[str, str]) -> dict[str, str]:
         names: For each new name the variable.
     """
     return {name: environ[variable] for name, variable in names.items() if environ.get(variable)}
+
+
+def describe_by(scheduler: str, names: Mapping[str, str]) -> Callable[[_Environment], dict[str, str]]:
+    """Make the `read_job` of a scheduler that names its jobs in variables. `names` are those of `pick`."""
+    return lambda environ: {"scheduler": scheduler, **pick(environ, names)}

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from tfenv.launchers.base import Launcher, pick
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from tfenv.launchers.base import Launcher, describe_by
 
 _JOB = {
     "id": "PBS_JOBID",
@@ -16,9 +12,4 @@ _JOB = {
     "name": "PBS_JOBNAME",
 }
 
-
-def _read_job(environ: Mapping[str, str]) -> dict[str, str]:
-    return {"scheduler": "pbs", **pick(environ, _JOB)}
-
-
-LAUNCHER = Launcher("PBS", read_job=_read_job)
+LAUNCHER = Launcher("PBS", read_job=describe_by("pbs", _JOB))

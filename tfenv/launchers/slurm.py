@@ -6,7 +6,7 @@ Only SLURM_JOB_GPUS and SLURM_GPUS_ON_NODE, the number of GPUs, are always of th
 
 from __future__ import annotations
 
-from tfenv.launchers.base import Launcher, pick, read_number
+from tfenv.launchers.base import Launcher, describe_by, read_number
 from tfenv.policy.model import Share
 
 TYPE_CHECKING = False
@@ -52,10 +52,6 @@ def _has_own_gpus(environ: Mapping[str, str]) -> bool:
     return kind in ("", "gres/") and how.startswith(_DIVIDED)
 
 
-def _read_job(environ: Mapping[str, str]) -> dict[str, str]:
-    return {"scheduler": "slurm", **pick(environ, _JOB)}
-
-
 def _read_share(environ: Mapping[str, str]) -> Share | None:
     """Return the share that a task has of the GPUs on its node.
 
@@ -93,7 +89,7 @@ def _count_tasks(environ: Mapping[str, str]) -> int:
 
 LAUNCHER = Launcher(
     "Slurm",
-    read_job=_read_job,
+    read_job=describe_by("slurm", _JOB),
     read_devices=_read_devices,
     lists_devices=True,
     read_share=_read_share,

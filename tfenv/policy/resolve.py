@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tfenv.policy.clamps import FindingCollector
 from tfenv.policy.limits import compute_limit, decide_allocator, decide_growth, plan_device
 from tfenv.policy.model import Allocation, EffectivePolicy, Grant, Inventory, Plan, PlanInputs
-from tfenv.policy.shares import measure_share, replace_granted, uses_share
+from tfenv.policy.shares import apply_share
 from tfenv.policy.visibility import (
     decide_visibility,
     governs_visibility,
@@ -35,10 +35,7 @@ def resolve(
     Without an inventory visibility by position and limits in bytes still work. `PlanInputs` describes the arguments.
     """
     findings, missing_shares = FindingCollector(), FindingCollector()
-    share = None
-    if uses_share(policy):
-        share = measure_share(policy, grant)
-        policy = replace_granted(policy, grant, missing_shares)
+    policy, share = apply_share(policy, grant, missing_shares)
     inputs = PlanInputs(policy, grant, inventory, request, allocations)
     device_set = decide_visibility(inputs, findings)
     if device_set.unbounded or device_set.cards:

@@ -13,13 +13,20 @@ from tfenv.values import replace
 _Report = Callable[[Origin, str], object]
 
 
-def replace_granted(policy: EffectivePolicy, grant: Grant, findings: FindingCollector) -> EffectivePolicy:
+def apply_share(
+    policy: EffectivePolicy, grant: Grant, findings: FindingCollector
+) -> tuple[EffectivePolicy, Share | None]:
     """Put the share that the launcher gave in the place of "granted".
 
     Where nothing tells the share, "granted" counts as if nobody had written it: the next layer's setting holds, an
     entry of `[[gpu.device]]` has its table's limit, and a ceiling is left out. Each of them is a finding `no-share`.
+
+    Returns:
+        The policy, and the share as a fraction of a GPU. None: no limit is "granted", or nothing tells the share.
     """
-    known = measure_share(policy, grant)
+    if not _uses_share(policy):
+        return policy, None
+    known = _measure_share(policy, grant)
     share = None if known is None else MemoryLimit(fraction=known.fraction)
     reason, remedy = _explain_missing_share(grant)
 
@@ -40,16 +47,17 @@ def replace_granted(policy: EffectivePolicy, grant: Grant, findings: FindingColl
         for ceiling in policy.list_ceilings("memory_limit"):
             if _is_granted(ceiling.value):
                 report(ceiling.origin, "this ceiling is not in force")
-    return replace(policy, settings=settings, ceilings=tuple(ceiling for ceiling in ceilings if ceiling is not None))
+    kept = tuple(ceiling for ceiling in ceilings if ceiling is not None)
+    return replace(policy, settings=settings, ceilings=kept), known
 
 
-def measure_share(policy: EffectivePolicy, grant: Grant) -> Share | None:
+def _measure_share(policy: EffectivePolicy, grant: Grant) -> Share | None:
     """Return the share that the launcher gave, as a fraction of a GPU. None: nothing tells it."""
     fraction = None if grant.share is None else grant.share.measure(policy.shards_per_gpu)
     return None if grant.share is None or fraction is None else Share(grant.share.giver, grant.share.text, fraction)
 
 
-def uses_share(policy: EffectivePolicy) -> bool:
+def _uses_share(policy: EffectivePolicy) -> bool:
     """Return whether some limit of the policy is "granted"."""
     setting, device = policy.settings.get("memory_limit"), policy.settings.get("device")
     rules = cast("tuple[DeviceRule, ...]", device.value) if device is not None else ()
