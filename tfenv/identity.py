@@ -238,3 +238,8 @@ def _become(account: UserAccount) -> None:
     os.setgroups(account.groups)
     os.setegid(account.gid)
     os.seteuid(account.uid)
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a file of this user's or group's name is in its folder, and never outside of it."""
+    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name

@@ -15,6 +15,8 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from tfenv.identity import is_plain_name
+
 #: Where the files are: `users/NAME.toml`, `groups/NAME.toml`, `default.toml`.
 FOLDER = "/etc/tfgpu-hub"
 _VARIABLE = "TFGPU_SITE_CONFIG"
@@ -62,10 +64,5 @@ def _set_policy(spawner: Any, folder: str, files: Collection[str] | None) -> Non
 def _list_candidates(user: Any) -> Iterator[str]:
     """List the files that may be a user's, the first wins. Of several groups it is the first by name."""
     names = [("users", user.name), *(("groups", name) for name in sorted(group.name for group in user.groups))]
-    yield from (f"{kind}/{name}.toml" for kind, name in names if _is_plain_name(name))
+    yield from (f"{kind}/{name}.toml" for kind, name in names if is_plain_name(name))
     yield "default.toml"
-
-
-def _is_plain_name(name: str) -> bool:
-    """Return whether a file of this name is in its folder, and never outside of it."""
-    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name

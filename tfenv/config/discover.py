@@ -23,7 +23,7 @@ from tfenv.config.presence import (
 )
 from tfenv.dependencies import import_dependency
 from tfenv.errors import Finding
-from tfenv.identity import identify
+from tfenv.identity import identify, is_plain_name
 from tfenv.policy.model import LAYER_ORDER, Source, Start, Subject
 
 if TYPE_CHECKING:
@@ -171,15 +171,10 @@ def _find_machine_files(root: str, subject: Subject) -> Iterator[Source]:
 def _list_machine_names(subject: Subject) -> Iterator[tuple[str, _Scope | None]]:
     yield FILE_NAME, None
     for group in sorted(set(subject.groups)):
-        if _is_plain_name(group):
+        if is_plain_name(group):
             yield f"groups/{group}.toml", ("group", group)
-    if _is_plain_name(subject.user):
+    if is_plain_name(subject.user):
         yield f"users/{subject.user}.toml", ("user", subject.user)
-
-
-def _is_plain_name(name: str) -> bool:
-    """Return whether a file of this name is in its folder, and never outside of it."""
-    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
 
 
 def _find_user_file(start: Start, owner: int | None) -> Iterator[Source]:
