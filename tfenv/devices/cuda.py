@@ -1,4 +1,4 @@
-"""Which cards CUDA shows to this process, once the framework has opened it. Creates no context and opens nothing."""
+"""Which cards CUDA shows to this process, once it is open. Nothing here creates a context."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ class CudaDevice:
 
     uuid: str
     total: int | None
+
+
+def open_driver() -> None:
+    """Open CUDA, as a framework is about to. Nothing happens where there is no driver, or it refuses."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1").cuInit(0)
+    except (OSError, AttributeError):
+        return
 
 
 def read_devices() -> tuple[CudaDevice, ...] | None:

@@ -32,11 +32,12 @@ class PolicyCallbacks(Protocol):
         """
         ...
 
-    def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
-        """Find the plan's GPUs among those that the framework lists.
+    def identify_devices(self, ordinals: Sequence[int] | None = None) -> Mapping[int, PlannedDevice] | None:
+        """Find the plan's GPUs among those that the framework lists, each with the limit that is left of it here.
 
         Args:
-            ordinals: The GPUs that the framework lists, as CUDA counts.
+            ordinals: The GPUs that the framework lists, as CUDA counts. None: all that CUDA shows. CUDA is opened to
+                list them, so the framework must be about to open it.
 
         Returns:
             The planned device of each ordinal. Ordinals that are left out are not allowed. None means that the GPUs
@@ -56,7 +57,10 @@ class PolicyCallbacks(Protocol):
         ...
 
     def is_cpu_only(self) -> bool:
-        """Return whether the policy failed and `on_error = "cpu"` allows no GPU."""
+        """Return whether this framework may create no GPU. Ask after `identify_devices`.
+
+        Either the policy failed and `on_error = "cpu"`, or other frameworks have all that the process may take.
+        """
         ...
 
     def check_use(self) -> None:
@@ -93,6 +97,8 @@ class Framework(Protocol):
         supports: What of a policy it can keep. A key outside of it becomes the finding "unsupported".
         first_listing: The entry point that opens CUDA, as records name it.
         public_api: What `apply_publicly` uses, for messages.
+        yields_to: The frameworks beside which it is left without a GPU where memory is limited and no file says how
+            they share it.
     """
 
     name: str
@@ -100,6 +106,7 @@ class Framework(Protocol):
     supports: frozenset[Capability]
     first_listing: str
     public_api: str
+    yields_to: tuple[str, ...]
 
     def version(self) -> str | None:
         """Return the version of the framework that is loaded. None means unknown."""
@@ -123,6 +130,14 @@ class Framework(Protocol):
 
         Returns:
             The devices whose peak is known. () means that the framework does not tell.
+        """
+        ...
+
+    def release_memory(self) -> bool:
+        """Give back all that this framework may take of the GPUs, if it holds none of their memory.
+
+        Returns:
+            Whether it did. False where the framework keeps what it was promised.
         """
         ...
 

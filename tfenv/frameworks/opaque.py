@@ -19,6 +19,7 @@ class OpaqueProgram:
     supports: frozenset[Capability] = frozenset()
     first_listing = ""
     public_api = "CUDA_VISIBLE_DEVICES"
+    yields_to: tuple[str, ...] = ()
 
     def __init__(self, title: str) -> None:
         """
@@ -38,6 +39,10 @@ class OpaqueProgram:
     def read_peaks(self, created: CreatedDevices) -> Peaks:  # noqa: ARG002 - the protocol's
         """Return (): nobody in this process can ask it."""
         return ()
+
+    def release_memory(self) -> bool:
+        """Return False: nothing of it is in this process."""
+        return False
 
     def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:  # noqa: ARG002 - the protocol's
         """Return []: no variable limits memory for every program."""

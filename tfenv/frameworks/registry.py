@@ -9,7 +9,11 @@ if TYPE_CHECKING:
     from tfenv.frameworks.base import Framework
 
 #: Modules that hold a framework as `FRAMEWORK`. `tfenv.runtime.finder` watches the same names.
-_MODULES = {"tensorflow": "tfenv.frameworks.tensorflow.framework"}
+_MODULES = {
+    "tensorflow": "tfenv.frameworks.tensorflow.framework",
+    "jax": "tfenv.frameworks.jax",
+    "torch": "tfenv.frameworks.torch",
+}
 
 _loaded: dict[str, Framework] = {}
 

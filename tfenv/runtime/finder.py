@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-#: Top-level packages that open CUDA. `import keras` and every submodule come through `tensorflow`.
-WATCHED = ("tensorflow",)
+#: Top-level packages that open CUDA. `import keras` imports one of them, and every submodule comes through its package.
+WATCHED = ("tensorflow", "jax", "torch")
 
 #: What this process was when it started, before the program could change it. "cwd" is None in a deleted directory,
 #: "script" is sys.argv[0] ("-c", "-m", "" when no file runs), the rest are environment variables, None when unset.

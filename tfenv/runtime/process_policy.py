@@ -412,17 +412,21 @@ class FrameworkPolicy:
         with Inside():
             self.process.settle(self.framework, sleep)
 
-    def identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
+    def identify_devices(self, ordinals: Sequence[int] | None = None) -> Mapping[int, PlannedDevice] | None:
         """Find the plan's GPUs among those that the framework lists."""
         with Inside():
             return self._identify_devices(ordinals)
 
-    def _identify_devices(self, ordinals: Sequence[int]) -> Mapping[int, PlannedDevice] | None:
-        from tfenv.devices.cuda import read_devices
+    def _identify_devices(self, ordinals: Sequence[int] | None) -> Mapping[int, PlannedDevice] | None:
+        from tfenv.devices.cuda import open_driver, read_devices
         from tfenv.policy.placement import place, report_unknown_memory
 
         if self._identified is None or self._identified[0] != os.getpid():
+            if ordinals is None:
+                open_driver()
             self._shown = read_devices()
+            if ordinals is None:
+                ordinals = range(len(self._shown or ()))
             uuids = None if self._shown is None else [device.uuid for device in self._shown]
             if any(device.total is None for device in self.plan.devices or ()):
                 self._replan({})  # CUDA knows sizes that NVML does not

@@ -11,6 +11,7 @@ import sys
 from functools import wraps
 
 from tfenv.errors import PolicyError
+from tfenv.frameworks.guard import EntryPointGuard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,27 +62,18 @@ CLUSTER_ENTRY_POINTS = tuple(
 _USES = ("ensure_initialized", "_initialize_physical_devices")
 
 
-class EntryPointWrappers:
+class EntryPointWrappers(EntryPointGuard):
     """TensorFlow's original functions, and what takes their place.
 
     Attributes:
-        policy: The policy of this process.
         missing: Entry points that this TensorFlow does not have.
         ledger: What the entry points promised so far. A forked child inherits TensorFlow's allocators, and with them
             this. None: nothing yet.
-        lock: Held inside of an entry point, but not while the process waits for a GPU. A fork waits for it.
-        settling_by: The pid that settles visibility in one of its threads, which may wait for a GPU. 0: none does.
     """
 
     def __init__(self, policy: PolicyCallbacks) -> None:
-        import threading  # not before the program could: gevent wants to be first
-
-        self._make_condition = threading.Condition
-        self.policy = policy
+        super().__init__(policy, FIRST_LISTING)
         self.missing: tuple[str, ...] = ()
-        self.make_lock = threading.RLock
-        self.renew_lock()
-        self.listed_by = 0  # pid: a forked child lists anew
         self.clustered_by = 0
         self.ledger: Ledger | None = None
         self.list_physical: Function = list
@@ -89,50 +81,7 @@ class EntryPointWrappers:
         self.config_class: Any = None
         self.server_class: Any = None
 
-    # -- forking
-
-    def acquire_lock(self) -> None:
-        """Wait until no thread is inside of an entry point: a child would inherit locks of modules imported there."""
-        self.lock.acquire()
-
-    def release_lock(self) -> None:
-        """Let other threads enter again, in the parent of a fork."""
-        self.lock.release()
-
-    def renew_lock(self) -> None:
-        """Make a new lock in a forked child, where nobody may be left who could release the parent's."""
-        self.lock = self.make_lock()
-        self.settled = self._make_condition(self.lock)
-        self.settling_by = 0
-
     # -- listing
-
-    def before_listing(self) -> None:
-        """Settle visibility, once per process."""
-        with self.lock:
-            while self.settling_by == os.getpid():
-                self.settled.wait()
-            if self.listed_by == os.getpid():
-                return
-            self.settling_by = os.getpid()
-            try:
-                # A PolicyError leaves it unlisted: the next try meets the policy again.
-                self.run_guarded(FIRST_LISTING, lambda: self.policy.before_listing(self.settled.wait))
-                self.listed_by = os.getpid()
-            finally:
-                self.settling_by = 0
-                self.settled.notify_all()
-
-    def run_guarded(self, entry_point: str, action: Callable[[], object]) -> None:
-        """Run code of tfenv. A fault of its own breaks the program only if the policy asks for that."""
-        try:
-            action()
-        except PolicyError:
-            raise
-        except Exception as error:
-            if _is_from_program(error):
-                raise
-            self.policy.report_fault(error, entry_point)
 
     def list_ordinals(self) -> list[int]:
         """Return the GPUs that TensorFlow can use, as CUDA counts. This opens CUDA."""
@@ -289,16 +238,6 @@ class EntryPointWrappers:
             return
 
 
-def _is_from_program(error: BaseException) -> bool:
-    """Return whether the program itself raised an exception: the handler of a signal that came meanwhile."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = str(traceback.tb_frame.f_globals.get("__name__", "")) if traceback is not None else "tfenv"
-    ours = {"tfenv", "google", "tensorflow", "tomli", "structlog", "jsonschema", "pynvml", *sys.stdlib_module_names}
-    return module.partition(".")[0] not in ours - {"__main__"}
-
-
 def _is_remote(target: Any) -> bool:
     text = target.decode(errors="replace") if isinstance(target, bytes) else str(target or "")
     return text not in ("", "local")
@@ -359,11 +298,7 @@ def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
     if not {FIRST_LISTING, "list_devices"} & set(wrappers.missing):
         _replace_all(wrappers)
         # A fork waits for an entry point to be left: the child would inherit the locks of modules imported there.
-        os.register_at_fork(
-            before=wrappers.acquire_lock,
-            after_in_parent=wrappers.release_lock,
-            after_in_child=wrappers.renew_lock,
-        )
+        wrappers.follow_forks()
         _installed = wrappers
     return wrappers.missing
 

@@ -26,6 +26,8 @@ class TensorFlow:
     supports: frozenset[Capability] = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator", "choice"))
     first_listing = FIRST_LISTING
     public_api = "tf.config"
+    # A program that computes with JAX imports TensorFlow to read its data.
+    yields_to: tuple[str, ...] = ("jax",)
 
     def version(self) -> str | None:
         """Return the version of the TensorFlow that is loaded. None means unknown."""
@@ -43,6 +45,10 @@ class TensorFlow:
     def read_peaks(self, created: CreatedDevices) -> Peaks:
         """Return the peaks of the eager context's devices. Without one there are none: sessions tell nobody theirs."""
         return read_peaks(created)
+
+    def release_memory(self) -> bool:
+        """Return False: the limits of its devices are those they were created with."""
+        return False
 
     def prepare(self, plan: Plan, environ: MutableMapping[str, str]) -> list[Finding]:
         """Clear the variables that would defeat the plan, and set the allocator that it asks for."""
