@@ -169,7 +169,7 @@ def test_two_frameworks_share_the_policy_of_their_process(
 def test_two_frameworks_share_one_free_gpu(program: str, tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
     """`{count = 1}` is chosen once for the process, and held by one lease."""
     policy = '[gpu]\nvisible_devices = {count = 1}\nmemory_limit = "1000MiB"'
-    told = run(program.replace("import second", "import second; second.is_idle = True", 1), policy, tmp_path, simulated_gpus)
+    told = run(f"import second; second.is_idle = True\n{program}", policy, tmp_path, simulated_gpus)
     assert told.answer["results"] == [1, "0"]
     assert told.answer["leases"] == 1
 
