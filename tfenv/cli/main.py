@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "Show which values apply here, who set them, and what they do.",
     "run": "Run a command under the policy, or under options that you give.",
     "doctor": "Find out why a GPU or a policy does not work here.",
+    "verify": "Prove on this machine that each framework keeps to the policy.",
     "gpus": "List the GPUs, their load, and which of them the policy allows here.",
     "ps": "Show who uses which GPU, and under which policy.",
     "audit": "Show the records of what was applied.",
