@@ -485,12 +485,9 @@ class FrameworkPolicy:
         if budget.findings and process.release_memory(book.find_holders(claimant)):
             book = process.book or BudgetBook()
             budget = book.fit(self.plan, devices, policy, claimant)
-        self._budget = budget
         # All of it is reserved until the report tells which cards were created.
         process.book = book.record(claimant, {**self._promised, **budget.list_limits()})
-        new = tuple(finding for finding in budget.findings if finding not in self._reported)
-        self._reported += new
-        self.pending += tuple(process.loaded.locate(finding) for finding in new)
+        self._budget = replace(budget, findings=tuple(map(process.loaded.locate, budget.findings)))
         return budget.devices
 
     def _make_claimant(self) -> Claimant:
@@ -558,7 +555,8 @@ class FrameworkPolicy:
         """Write down what happened at an entry point."""
         process = self.process
         wanted = () if self.plan.devices == () else tuple(self._explain(finding) for finding in outcome.findings)
-        findings = (*wanted, *process.find_late_visibility())
+        shared = () if self._budget is None else self._budget.findings
+        findings = (*wanted, *shared, *process.find_late_visibility())
         # Without a GPU because others have the budget: nothing failed.
         status = "clamped" if outcome.status == "cpu" and not process.no_gpu else outcome.status
         outcome = replace(outcome, status=status, findings=findings, choice=process.choice)
