@@ -463,6 +463,28 @@ class FrameworkPolicy:
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
         return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
 
+    def measure_devices(self) -> tuple[PlannedDevice, ...]:
+        """Return the GPUs of the plan with their sizes, before this framework opens CUDA."""
+        from tfenv.devices.cuda import read_devices
+
+        with Inside():
+            # Only another framework can have opened CUDA. To look for it in vain would load the driver.
+            if len(self.process.frameworks) > 1 and (shown := read_devices()) is not None:
+                devices = self._identify_devices(range(len(shown)))
+                return tuple(devices.values()) if devices is not None else self.plan.devices or ()
+            inventory = self.process.resolver.read_inventory()
+            return self._measure_by_nvml(inventory).devices or ()
+
+    def _measure_by_nvml(self, inventory: Inventory) -> Plan:
+        """Return the plan with the sizes that NVML tells. Where it is for all GPUs, they are those of the machine."""
+        process = self.process
+        if self.plan.devices is None:
+            grant, request = Grant(tokens=tuple(device.uuid for device in inventory.devices or ())), None
+        else:
+            grant, request = process.grant, process.program_request
+        plan = pipeline.make_plan(process.loaded, grant, inventory, request)
+        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
+
     def check_use(self) -> None:
         """Refuse GPUs that were opened before and are another task's by now."""
         self.process.check_use()
@@ -491,6 +513,11 @@ class FrameworkPolicy:
         errors = pipeline.select_errors(wanted)
         if errors and process.loaded.policy.on_error == "fail":
             raise PolicyError(errors)
+
+    def report_unkept(self, finding: Finding, entry_point: str) -> None:
+        """Write down that an entry point passes what the policy does not allow, and do what `on_error` says of it."""
+        with Inside():
+            self.process.handle_fault(finding, entry_point, self.framework)
 
     def report_fault(self, error: Exception, entry_point: str) -> None:
         """Write down a fault of tfenv's own at an entry point."""
