@@ -91,8 +91,10 @@ def _apply(process: ProcessPolicy, framework: Framework, began: float) -> Proces
         process.reporter.report_switched_off(framework)
         return None
     process.reporter.pending += remarks
+    is_first = not process.frameworks
     policy = process.add_framework(framework)
-    process.reporter.report_loaded(policy.plan, framework, (perf_counter() - began) * 1000)
+    if is_first:  # TensorFlow imports JAX, and that tells nothing new
+        process.reporter.report_loaded(policy.plan, framework, (perf_counter() - began) * 1000)
     return process
 
 
