@@ -56,13 +56,14 @@ class PolicyCallbacks(Protocol):
         """Return what this process may use, as decided at the first listing."""
         ...
 
-    def measure_devices(self) -> tuple[PlannedDevice, ...]:
-        """Return the GPUs of the plan with their sizes, as NVML tells them, or CUDA where it is open already.
+    def measure_devices(self) -> tuple[PlannedDevice, ...] | None:
+        """Return the GPUs with their sizes, and with what is left of their limits here.
 
-        Nothing is opened or settled. It is for a framework that must be limited before it opens CUDA.
+        NVML tells the sizes, or CUDA if it is open already. Nothing is opened, settled or promised. It is for a
+        framework that has to be limited before it opens CUDA.
 
         Returns:
-            () means that nobody knows the GPUs.
+            () means that nothing is left for this framework. None means that nobody knows the GPUs.
         """
         ...
 

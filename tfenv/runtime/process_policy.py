@@ -538,27 +538,39 @@ class FrameworkPolicy:
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
         return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
 
-    def measure_devices(self) -> tuple[PlannedDevice, ...]:
-        """Return the GPUs of the plan with their sizes, before this framework opens CUDA."""
+    def measure_devices(self) -> tuple[PlannedDevice, ...] | None:
+        """Return the GPUs with their sizes and what is left of their limits, before this framework opens CUDA."""
+        from tfenv.policy.budget import BudgetBook
+
+        process, policy = self.process, self.process.loaded.policy
+        if not self.plan.limits and policy.settings.keys().isdisjoint(("device", "frameworks")):
+            return self.plan.devices
+        with Inside(), process.lock:
+            plan, devices = self._find_sizes()
+            budget = (process.book or BudgetBook()).fit(plan, devices, policy, self._make_claimant())
+        if budget.spent:
+            return ()
+        return budget.plan.devices if budget.devices is None else tuple(budget.devices.values())
+
+    def _find_sizes(self) -> tuple[Plan, Mapping[int, PlannedDevice] | None]:
+        """Return the plan with the sizes of its GPUs, and if CUDA is open the GPUs that it shows, by ordinal."""
         from tfenv.devices.cuda import read_devices
 
-        with Inside():
-            # Only another framework can have opened CUDA. To look for it in vain would load the driver.
-            if len(self.process.frameworks) > 1 and (shown := read_devices()) is not None:
-                devices = self._identify_devices(range(len(shown)))
-                return tuple(devices.values()) if devices is not None else self.plan.devices or ()
-            inventory = self.process.resolver.read_inventory()
-            return self._measure_by_nvml(inventory).devices or ()
-
-    def _measure_by_nvml(self, inventory: Inventory) -> Plan:
-        """Return the plan with the sizes that NVML tells. Where it is for all GPUs, they are those of the machine."""
-        process = self.process
-        if self.plan.devices is None:
+        process, plan = self.process, self.plan
+        # Only another framework can have opened CUDA. To look for it in vain would load the driver.
+        shown = read_devices() if len(process.frameworks) > 1 else None
+        if shown is not None:
+            devices = self._identify_devices(range(len(shown)))
+            return self.plan, devices
+        if plan.devices is not None and all(d.limit is None or d.limit.on(d.total) is None for d in plan.devices):
+            return plan, None  # shares of cards
+        inventory, grant, request = process.resolver.read_inventory(), process.grant, process.program_request
+        if plan.devices is None:
             grant, request = Grant(tokens=tuple(device.uuid for device in inventory.devices or ())), None
-        else:
-            grant, request = process.grant, process.program_request
-        plan = pipeline.make_plan(process.loaded, grant, inventory, request)
-        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
+            if inventory.devices is None:
+                return plan, None
+        made = pipeline.make_plan(process.loaded, grant, inventory, request)
+        return drop_unsupported(made, process.loaded.policy, self.framework.supports, self.framework.title), None
 
     def check_use(self) -> None:
         """Refuse GPUs that were opened before and are another task's by now."""

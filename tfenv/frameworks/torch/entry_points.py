@@ -37,7 +37,12 @@ _ENABLE_CACHING = "_cuda_cudaCachingAllocator_enable"
 ENTRY_POINTS = (INIT, _COUNT, _SET_FRACTION)
 
 #: They open CUDA, too. Public functions reach them without `_cuda_init`.
-_OPENERS = ("_accelerator_deviceCount", "_accelerator_hooks_device_count", "_cuda_hasPrimaryContext", "_get_accelerator")
+_OPENERS = (
+    "_accelerator_deviceCount",
+    "_accelerator_hooks_device_count",
+    "_cuda_hasPrimaryContext",
+    "_get_accelerator",
+)
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: What PyTorch says where it finds no GPU.
@@ -69,6 +74,7 @@ class EntryPointWrappers:
         self.fraction = 1.0
         self.asked = 1.0
         self._notes: tuple[Finding, ...] = ()
+        self._is_held = False  # by the setting: GPUs that allow more have to be told
         self._counted_by = 0  # pid: it knows whether it may use GPUs
         self._chosen: str | None = None  # CUDA_VISIBLE_DEVICES with the GPUs that were chosen before CUDA was opened
         self._reported: set[object] = set()
@@ -89,16 +95,16 @@ class EntryPointWrappers:
         from tfenv.frameworks.torch.limits import compute_fraction, find_smallest
         from tfenv.frameworks.torch.settings import clamp_settings, report_fraction_clamp
 
-        plan = self.policy.get_plan()
-        self.limited, self.fraction = bool(plan.limits), 1.0
+        plan, devices = self.policy.get_plan(), self.policy.measure_devices()
+        if devices is None:
+            fractions = [compute_fraction(plan.limit, None)]
+        else:
+            fractions = [compute_fraction(gpu.limit, gpu.total) for gpu in devices]
+        is_closed = devices == () and plan.devices != ()  # other frameworks have all of the limit
+        self.fraction = 0.0 if is_closed else find_smallest(fractions)
+        self.limited = self.fraction < 1 or None in fractions
         if not self.limited:
             return
-        devices = plan.devices
-        fractions = [compute_fraction(plan.limit, None)] if devices is None else []
-        fractions += [compute_fraction(device.limit, device.total) for device in devices or ()]
-        if None in fractions:
-            fractions = [compute_fraction(gpu.limit, gpu.total) for gpu in self.policy.measure_devices()] or [None]
-        self.fraction = 0.0 if self.policy.is_cpu_only() else find_smallest(fractions)
         if None in fractions:
             self._note_unlimited("nobody says how much memory the GPUs have before CUDA is open", "unknown-memory")
         read = getattr(self.core, "_accelerator_getAllocatorSettings", str)
@@ -112,11 +118,12 @@ class EntryPointWrappers:
         """Set the smallest fraction, or the program's own if it is smaller, for GPUs that are opened from now on."""
         from tfenv.frameworks.torch.settings import FRACTION
 
-        if not self.limited:
+        if not (self.limited or self._is_held):
             return
         try:
             if self._set_settings is not None:
                 self._set_settings(f"{FRACTION}:{min(self.fraction, self.asked)!r}")
+                self._is_held = True
                 return
         except (RuntimeError, ValueError):  # it knows the call and not the setting
             self._set_settings = None
@@ -194,7 +201,7 @@ class EntryPointWrappers:
         if count:
             self.policy.identify_devices(range(count))
         else:
-            self.policy.report(_make_outcome(_COUNT, findings=(_make_no_gpu_finding(),)))
+            self.policy.report(_make_outcome(_COUNT, self, (_make_no_gpu_finding(),)))
 
     def wrap_count_by_nvml(self, original: Function) -> Function:
         """Wrap torch.cuda._device_count_nvml, which counts GPUs while CUDA is closed."""
@@ -227,22 +234,20 @@ class EntryPointWrappers:
 
     def _plan_limits(self) -> None:
         """Find the limit of each GPU, and report what is about to be given. This opens CUDA, as PyTorch is about to."""
-        from tfenv.frameworks.torch.limits import describe_devices, find_smallest, make_limits
+        from tfenv.frameworks.torch.limits import find_smallest, make_limits
         from tfenv.frameworks.torch.settings import prepare_environment
 
         opened_early = self._is_opened_early()
         planned = self.policy.identify_devices()
         plan, shown = self.policy.get_plan(), self.policy.count_shown_devices()
-        if shown is None:
-            shown = len(plan.devices or ())
         if self.policy.is_cpu_only():
             self.limits, self.limited, self.fraction = (), True, 0.0
             self._hold_setting()
-            self.policy.report(_make_outcome(INIT, status="cpu"))
+            self.policy.report(_make_outcome(INIT, self, cpu_only=True))
             return
-        self.limits = make_limits(plan, range(shown), planned)
-        self.limited = any(gpu.fraction != 1.0 for gpu in self.limits)
+        self.limits = make_limits(plan, range(shown or 0), planned)
         self.fraction = find_smallest(gpu.fraction for gpu in self.limits)
+        self.limited = any(gpu.fraction != 1.0 for gpu in self.limits) or (shown is None and bool(plan.limits))
         self._hold_setting()
         if opened_early:
             self._report_opened_early()
@@ -264,7 +269,7 @@ class EntryPointWrappers:
 
     def _set_limits(self) -> None:
         """Set the fraction of each GPU, now that PyTorch has made its allocators."""
-        if not self.limited or self._name_backend() == "pluggable":
+        if not (self.limited or self._is_held) or self._name_backend() == "pluggable":
             return
         # The first GPU comes last: some versions of PyTorch make the one they set the current one.
         for gpu in reversed(self._measure_limits()):
@@ -272,12 +277,17 @@ class EntryPointWrappers:
 
     def _measure_limits(self) -> tuple[GpuLimit, ...]:
         """Return the limits with the sizes that PyTorch tells, where nobody else did."""
+        from tfenv.frameworks.torch.limits import make_limits
         from tfenv.values import replace
 
-        read = sys.modules["torch.cuda"]._get_device_properties  # type: ignore[attr-defined]  # noqa: SLF001
+        count = self._count()
+        if len(self.limits) < count:  # the driver did not say which they are
+            self.limits = make_limits(self.policy.get_plan(), range(count), None)
+        cuda: Any = sys.modules["torch.cuda"]
+        read = cuda._get_device_properties  # noqa: SLF001 - the public one initialises
         self.limits = tuple(
             gpu if gpu.fraction is not None else replace(gpu, total=read(gpu.ordinal).total_memory)
-            for gpu in self.limits[: self._count()]
+            for gpu in self.limits[:count]
         )
         return self.limits
 
@@ -320,7 +330,9 @@ class EntryPointWrappers:
                 if not clamped.certain:
                     self._hold_setting()
                 if not clamped.certain or self.asked > self.fraction:
-                    note = report_fraction_clamp("allocator settings", clamped.asked, self.fraction, self._get_plan())
+                    note = report_fraction_clamp(
+                        "allocator settings", clamped.asked, self.fraction, self.policy.get_plan()
+                    )
                     self._report_clamp(original.__name__, note)
             return result
 
@@ -335,7 +347,7 @@ class EntryPointWrappers:
                 return original(value)
             from tfenv.frameworks.torch.settings import report_no_caching
 
-            self._report_clamp(_ENABLE_CACHING, report_no_caching(self._get_plan()))
+            self._report_clamp(_ENABLE_CACHING, report_no_caching(self.policy.get_plan()))
             return None
 
         return enable
@@ -402,3 +414,117 @@ class EntryPointWrappers:
 def read_reserved(core: Any, ordinal: int, what: str) -> int:
     """Return how much of a GPU the allocator holds ("current"), or held at most ("peak"), in bytes."""
     return int(core._cuda_memoryStats(ordinal)["reserved_bytes"]["all"][what])  # noqa: SLF001 - the public one initialises
+
+
+def _close(gpu: GpuLimit) -> GpuLimit:
+    from tfenv.values import replace
+
+    return replace(gpu, planned=None)
+
+
+def _make_no_gpu_finding() -> Finding:
+    """Return the finding that PyTorch has no GPU to use. Whoever reports it knows why."""
+    from tfenv.errors import Finding
+
+    return Finding("no-gpu", "PyTorch lists no GPU", "warning")
+
+
+def _make_outcome(
+    entry_point: str, wrappers: EntryPointWrappers, findings: tuple[Finding, ...] = (), *, cpu_only: bool = False
+) -> Outcome:
+    from tfenv.frameworks.torch.limits import describe_devices
+    from tfenv.policy.model import Outcome
+
+    if cpu_only:
+        return Outcome("cpu", entry_point, findings=findings)
+    clamped = any(finding.code == "clamped" for finding in findings)
+    devices = describe_devices(wrappers.limits)
+    return Outcome("clamped" if clamped else "applied", entry_point, devices, growth=True, findings=findings)
+
+
+# ---- intercepting
+
+_WRAPPERS: dict[str, Callable[[EntryPointWrappers, Function], Function]] = {
+    INIT: EntryPointWrappers.wrap_init,
+    _COUNT: EntryPointWrappers.wrap_count,
+    **dict.fromkeys(_OPENERS, EntryPointWrappers.wrap_opener),
+    _SET_FRACTION: EntryPointWrappers.wrap_set_fraction,
+    _SET_SETTINGS: EntryPointWrappers.wrap_set_settings,
+    "_cuda_cudaCachingAllocator_set_allocator_settings": EntryPointWrappers.wrap_set_settings,
+    _CHANGE_ALLOCATOR: EntryPointWrappers.wrap_change_allocator,
+    _ENABLE_CACHING: EntryPointWrappers.wrap_enable_caching,
+}
+
+_installed: EntryPointWrappers | None = None
+
+
+def is_built_with_cuda() -> bool:
+    """Return whether the PyTorch that is loaded can use GPUs of CUDA or ROCm at all."""
+    version = sys.modules.get("torch.version")
+    return bool(getattr(version, "cuda", None) or getattr(version, "hip", None))
+
+
+def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
+    """Wrap every entry point of the PyTorch that is loaded. A second call only changes the policy.
+
+    Returns:
+        The entry points that are not where they should be, in a PyTorch that this release does not know.
+    """
+    global _installed  # noqa: PLW0603 - PyTorch's own entry points are global
+    if not is_built_with_cuda():
+        return ()
+    core = sys.modules["torch._C"]
+    if _installed is not None:
+        _installed.guard.policy, _installed.guard.listed_by = policy, 0
+        _installed.limit_early()
+        return ()
+    missing = tuple(name for name in ENTRY_POINTS if not callable(getattr(core, name, None)))
+    if missing:
+        return missing
+    wrappers = EntryPointWrappers(policy, core)
+    for name, wrap in _WRAPPERS.items():
+        if callable(original := getattr(core, name, None)):
+            setattr(core, name, wrap(wrappers, original))
+    cuda: Any = sys.modules["torch.cuda"]
+    cuda._device_count_nvml = wrappers.wrap_count_by_nvml(cuda._device_count_nvml)  # noqa: SLF001
+    mem_pool = getattr(cuda, "MemPool", None)
+    if mem_pool is not None:
+        mem_pool.__init__ = wrappers.wrap_mem_pool(mem_pool.__init__)
+    wrappers.guard.follow_forks()
+    _installed = wrappers
+    wrappers.limit_early()
+    return ()
+
+
+def get_installed() -> EntryPointWrappers | None:
+    """Return the entry points of this process. None: PyTorch has none, or they are not wrapped."""
+    return _installed
+
+
+#: What nearly all use of GPUs from Python goes through, once they are open.
+_USES = (
+    ("torch.cuda", ("_lazy_init", "device_count", "is_available")),
+    ("torch.nn.modules.module", ("Module.cuda", "Module.to")),
+)
+
+
+def watch_use(policy: PolicyCallbacks) -> None:
+    """Ask a policy from now on whenever the program uses torch.cuda or moves a module. A second call does nothing."""
+    for module_name, names in _USES:
+        for name in names:
+            holder: Any = sys.modules.get(module_name)
+            *path, leaf = name.split(".")
+            for part in path:
+                holder = getattr(holder, part, None)
+            original = getattr(holder, leaf, None)
+            if callable(original) and not hasattr(original, "__wrapped__"):
+                setattr(holder, leaf, _wrap_use(original, policy))
+
+
+def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
+    @wraps(original)
+    def use_devices(*args: Any, **kwargs: Any) -> Any:
+        policy.check_use()
+        return original(*args, **kwargs)
+
+    return use_devices
