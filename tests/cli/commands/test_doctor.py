@@ -269,7 +269,7 @@ def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) 
     gpu = "Simulated GPU (compute capability 8.0)"
     assert seen["devices"]["found"] == f"CPU:0, GPU:0 {gpu}, GPU:1 {gpu}"
     assert seen["default device"]["found"] == "GPU:0 Simulated GPU"
-    assert "sees TensorFlow's GPUs" in seen["Keras"]["found"]
+    assert seen["Keras"]["found"].endswith(" runs on TensorFlow, which has 2 GPUs")
     assert "MirroredStrategy" in seen["several GPUs"]["advice"]
     assert seen["driver"]["verdict"] == "problem"
     assert "470.57.02, CUDA up to 11.4: too old for TensorFlow" in seen["driver"]["found"]
