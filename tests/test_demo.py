@@ -16,7 +16,7 @@ from tfenv.deploy import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "sample_configs" / "demo"
-SHOWN_LINE = "tfgpu: GPU 0 of 4 (GPU-a0fa4e00), growth on, at most 2.0 GiB (tfgpu.toml)"
+SHOWN_LINE = "tfgpu: TensorFlow on GPU 0 of 4 (GPU-a0fa4e00), growth on, at most 2.0 GiB (tfgpu.toml)"
 _ROW = re.compile(r"^ +(\d+)  +\S.*?  +[\d.]+ GiB  +([\d.]+ \w+|-)  +([\d.]+ \w+|-) *$", re.MULTILINE)
 
 

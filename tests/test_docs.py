@@ -105,7 +105,8 @@ class Example:
             for finding in plan.findings
             if finding.code == "clamped" and "gpu" in (finding.key or "").split(".")
         ]
-        return [format_policy_line(loaded.subject, loaded.policy, plan, findings=loaded.findings), *clamps]
+        line = format_policy_line(loaded.subject, loaded.policy, plan, findings=loaded.findings, title="TensorFlow")
+        return [line, *clamps]
 
     def _take_seats(self, command: Command, plan: Plan) -> tuple[Allocation, ...] | str:
         """The places the program takes beside those of the section that run already, or what it says while it waits."""

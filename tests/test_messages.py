@@ -36,7 +36,19 @@ from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
 from tfenv.identity import list_members
 from tfenv.lint.combinations import advise
-from tfenv.policy.model import AuditSinks, Device, Grant, MemoryLimit, Plan, PlannedDevice, Source, Subject
+from tfenv.policy.budget import BudgetBook, Claimant
+from tfenv.policy.model import (
+    AuditSinks,
+    Device,
+    EffectivePolicy,
+    Grant,
+    MemoryLimit,
+    Origin,
+    Plan,
+    PlannedDevice,
+    Source,
+    Subject,
+)
 from tfenv.policy.placement import Placement, place, report_unknown_memory
 from tfenv.sharing.allocate import allocate_gpus, renew_lease
 from tfenv.simulate.environment import build_environment, parse_gpus
@@ -399,8 +411,16 @@ def list_fewer_gpus() -> list[str]:
     uuids = [f"a{number}fa4e00000040008000000000000000" for number in range(2)]
     devices = [Device(number, f"GPU-{uuid}", "Card", GIB) for number, uuid in enumerate(uuids)]
     plan = Plan(devices=tuple(PlannedDevice(str(device.index), device) for device in devices))
-    remark = place(plan, [0], uuids, lambda _: plan).remark
+    remark = place(plan, [0], uuids, lambda _: plan, "TensorFlow").remark
     return format_example([remark] if remark else [])
+
+
+def spend_budget() -> list[str]:
+    origin = Origin("project", "tfgpu.toml", ("gpu", "memory_limit"))
+    limit = MemoryLimit(bytes=8 * GIB)
+    plan = Plan(limit=limit, limited_by=(origin,))
+    book = BudgetBook().record(Claimant("torch", "PyTorch"), {"": limit})
+    return format_example(book.fit(plan, None, EffectivePolicy(), Claimant("tensorflow", "TensorFlow")).findings)
 
 
 def report_unknown_size() -> list[str]:
@@ -484,6 +504,7 @@ LIVE: dict[str, Callable[[Path], list[str]]] = {
     "lease-lost": lambda folder: lose_lease(folder, to_another=True),
     "lease-renewed": lambda folder: lose_lease(folder, to_another=False),
     "fewer-gpus": lambda _: list_fewer_gpus(),
+    "budget-spent": lambda _: spend_budget(),
     "unknown-memory": lambda _: report_unknown_size(),
     "internal-error": fail_in_emergency,
     "log-not-written": lambda _: write_log("/proc/tfgpu/audit.jsonl", "/srv/logs/audit.jsonl"),

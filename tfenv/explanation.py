@@ -148,10 +148,10 @@ class Explanation:
         on_error: What tfenv does if it cannot apply something. It is the strictest value of all layers.
         logs: Files that the audit records go to, as configured.
         disabled: TFGPU_DISABLE switches the policy off.
-        refused: `import tensorflow` raises PolicyError, because there is an error and `on_error = "fail"`.
+        refused: The import of a framework raises PolicyError, because there is an error and `on_error = "fail"`.
         grant: What the scheduler or the parent process gave.
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
-        plan: What is applied when TensorFlow is imported.
+        plan: What is applied when a framework is imported.
         choosing: The choice among the plan's GPUs. None if all of them are used.
         findings: What is wrong, with positions. Clamps are notes.
     """
@@ -175,7 +175,7 @@ class Explanation:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing about GPUs is declared, so that TensorFlow is left as it is."""
+        """Whether nothing about GPUs is declared, so that programs are left as they are."""
         return not self.settings and not self.ceilings
 
     def as_dict(self) -> dict[str, object]:

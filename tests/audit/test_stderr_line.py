@@ -129,7 +129,7 @@ def test_a_file_that_does_not_parse_leaves_no_limit() -> None:
     broken = Finding("syntax", "unclosed bracket", "error", PATH, 2, 8)
     line = format_policy_line(SUBJECT, EffectivePolicy(), Plan(machine_count=4), findings=(broken,))
     assert line.startswith(
-        "tfgpu: NOT IN FORCE: tfgpu.toml:2:8: unclosed bracket [syntax]; TensorFlow has all 4 GPUs without a limit"
+        "tfgpu: NOT IN FORCE: tfgpu.toml:2:8: unclosed bracket [syntax]; the program has all 4 GPUs without a limit"
     )
 
 

@@ -71,10 +71,10 @@ def test_the_reference_names_every_key(generate: ModuleType) -> None:
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     schema = load_schema()
     tables = [schema["definitions"][name] for name in ("gpu", "ceiling", "device", "choice", "rank")]
-    tables += [schema["properties"]["audit"], schema["properties"]["machine"]]
+    tables += [schema["definitions"]["frameworks"], schema["properties"]["audit"], schema["properties"]["machine"]]
     for table in tables:
         for name, entry in table["properties"].items():
-            assert f"### `{name}`" in page
+            assert f"### `{name}`" in page or f"## `[gpu.{name}]`" in page
             assert entry["description"] in " ".join(page.split())  # the page breaks lines
     for heading in ("[gpu]", "[[gpu.device]]", "[user.NAME.gpu]", '[project."PATH".ceiling]', "[machine]"):
         assert f"## `{heading}`" in page

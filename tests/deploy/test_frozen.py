@@ -79,7 +79,7 @@ def test_run_holds_what_a_variable_can_hold(freeze: Freeze) -> None:
     ended = _run_governed(program, "--gpus", "1", "--memory-limit", "500MiB")
     assert ended.stdout == "1\n"
     assert ended.stderr.count("cannot limit memory") == 1
-    assert "tfgpu: GPU 1 " in ended.stderr
+    assert "(frozen without tfenv) on GPU 1 " in ended.stderr
 
     (program.parents[2] / "tfgpu.toml").write_text(POLICY, encoding="utf-8")
     assert _run_governed(program).stdout == "1\n"

@@ -665,6 +665,6 @@ def test_tensorflow_in_two_containers_takes_two_cards(docker: Docker, simulate: 
             time.sleep(0.2)
         visible, count, device = found.stdout.split()
         seen[visible] = (count, device)
-        assert f"tfgpu: GPU {visible} of 4" in found.stderr
+        assert f"tfgpu: TensorFlow on GPU {visible} of 4" in found.stderr
     assert sorted(seen) == ["0", "1"]
     assert set(seen.values()) == {("1", "/job:localhost/replica:0/task:0/device:GPU:0")}

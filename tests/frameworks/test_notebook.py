@@ -81,7 +81,7 @@ def test_a_notebook_is_governed(tmp_path: Path, simulated_gpus: SimulatedGpus, n
     notebook = execute(tmp_path, simulated_gpus, kernel, cells)
     assert [notebook.text(cell, "stdout") for cell in range(3)] == ["", "1\n", "1\n"]
     (line,) = notebook.text(1, "stderr").splitlines()
-    assert line.startswith("tfgpu: GPU 0 of 2 (GPU-a0fa4e00), growth on, at most 2.0 GiB (")
+    assert line.startswith("tfgpu: TensorFlow on GPU 0 of 2 (GPU-a0fa4e00), growth on, at most 2.0 GiB (")
     assert [notebook.text(cell, "stderr") for cell in (0, 2, 3)] == ["", "", ""]
     table = notebook.shown(3, "text/html")
     assert table.startswith("<table>")

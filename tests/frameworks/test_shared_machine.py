@@ -184,7 +184,7 @@ def test_a_required_log_that_cannot_be_written_is_why_there_is_no_gpu(shared_mac
     shared_machine.write(f"{project}/tfgpu.toml", '[audit]\nfile = "log.jsonl"\n', ALICE)
     done = shared_machine.run(ALICE, sys.executable, "-c", CREATE, cwd=project, env=child_environment(World(None)))
     reason = "/proc/tfgpu/audit.jsonl: the audit log was not written: No such file or directory [log-not-written]"
-    assert f"tfgpu: NO GPU: {reason}\n" in done.stderr
+    assert f"tfgpu: NO GPU for TensorFlow: {reason}\n" in done.stderr
     records = read_records(shared_machine.path(f"{project}/log.jsonl"))
     found = [(record["event"], [finding["code"] for finding in record["findings"]]) for record in records]
     assert ("policy_failed", ["log-not-written"]) in found

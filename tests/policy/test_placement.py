@@ -28,7 +28,7 @@ def place_all(grant: Grant, uuids: list[str] | None = DIGITS) -> tuple[Placement
         asked.append(named)
         return plan(BY_NAME, grant=grant, inventory=replace(INVENTORY, named=named))
 
-    return place(plan(BY_NAME, grant=grant), [0, 1], uuids, replan), asked
+    return place(plan(BY_NAME, grant=grant), [0, 1], uuids, replan, "TensorFlow"), asked
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_card_the_policy_does_not_know_is_left_out() -> None:
     """A third GPU, opened by somebody else before, is not allowed, and the remark says how many are."""
     other = CARDS[0].uuid.partition("-")[2].replace("-", "")
     made = plan(BY_NAME, grant=Grant((SHOWN[0].uuid, SHOWN[1].uuid)))
-    placement = place(made, [0, 1, 2], [other, *DIGITS], lambda _: made)
+    placement = place(made, [0, 1, 2], [other, *DIGITS], lambda _: made, "TensorFlow")
     assert {ordinal: device.device for ordinal, device in (placement.devices or {}).items()} == {
         1: SHOWN[0],
         2: SHOWN[1],

@@ -107,7 +107,7 @@ def test_gpus_count_as_soon_as_they_are_opened(tmp_path: Path, simulated_gpus: S
     policy = "[gpu]\nvisible_devices = [0]\n[ceiling]\nrequire_grant = true"
     told, lines, records = run('run("1", only_import); run("2,3", use)', policy, tmp_path, simulated_gpus)
     assert told == ["1", [1, "GPU:0"]]
-    assert "tfgpu: GPU 2 of 4" in lines
+    assert "tfgpu: TensorFlow on GPU 2 of 4" in lines
     assert records == []
 
 

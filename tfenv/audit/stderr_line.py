@@ -1,4 +1,4 @@
-"""The one line people see: `tfgpu: GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml)`."""
+"""The line people see: `tfgpu: TensorFlow on GPU 0 of 4 (GPU-8932f937), growth on, at most 8.0 GiB (tfgpu.toml)`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Set by the process that showed the line, for the children it starts from then on: a training program and
 #: its 64 data loaders speak once. It tells the lines apart, and to which stderr they went: another one is said.
 #: Children of a parent that never showed it do not know of each other, and each
-#: shows it. So do those of a spawn Pool whose parent imports no TensorFlow.
+#: shows it. So do those of a spawn Pool whose parent imports no framework.
 SHOWN_VARIABLE = "TFGPU_SUMMARY_SHOWN"
 _LONGEST_MESSAGE = 200
 #: Findings that the line names one by one.
@@ -36,6 +36,7 @@ def format_policy_line(
     plan: Plan,
     outcome: Outcome | None = None,
     findings: Iterable[Finding] = (),
+    title: str = "",
 ) -> str:
     """Say what holds for this process, in one line that is safe on a terminal.
 
@@ -45,6 +46,7 @@ def format_policy_line(
         plan: Names the GPUs and limits.
         outcome: What happened at the first entry point. None: none was passed yet.
         findings: What was found while reading. Those of plan and outcome are added.
+        title: The framework that has the GPUs. "": it holds for all of them.
 
     Returns:
         "" when nothing is declared and nothing is wrong.
@@ -65,23 +67,33 @@ def format_policy_line(
         # A job without GPUs is as it should be. The line says all the same why there is none.
         wrong = tuple(finding for finding in all_findings if finding.severity != "note" or finding.code == "no-grant")
         reason, rest = _explain_no_gpu(subject, policy, wrong)
-        text = f"NO GPU: {reason}{_format_findings(rest)}{_point_to_more(wrong, shown)}"
+        whom = f" for {title}" if title else ""
+        text = f"NO GPU{whom}: {reason}{_format_findings(rest)}{_point_to_more(wrong, shown)}"
     else:
-        text = f"{_format_effect(plan, outcome, policy, wrong, files)}{_point_to_more(wrong, shown)}"
+        text = f"{_format_effect(plan, outcome, policy, wrong, files, title)}{_point_to_more(wrong, shown)}"
     return escape_for_terminal(f"tfgpu: {text}")
 
 
 def _format_effect(
-    plan: Plan, outcome: Outcome | None, policy: EffectivePolicy, wrong: tuple[Finding, ...], files: str
+    plan: Plan,
+    outcome: Outcome | None,
+    policy: EffectivePolicy,
+    wrong: tuple[Finding, ...],
+    files: str,
+    title: str,
 ) -> str:
     """Return what holds, and what is wrong. An error comes first: a line that begins well is read as good news."""
-    parts = (_format_gpus(plan), _format_growth(plan, outcome), _format_limits(plan))
+    parts = (
+        f"{title} on {_format_gpus(plan)}" if title else _format_gpus(plan),
+        _format_growth(plan, outcome),
+        _format_limits(plan),
+    )
     text = f"{', '.join(filter(None, parts))}{files}"
     # What the program wants and cannot have leaves the policy in force.
     errors = tuple(f for f in wrong if f.severity == "error" and f.asked_by != PROGRAM)
     if errors and policy.silent:
         gpus = _format_gpus(replace(plan, devices=None) if plan.visible is None else plan)
-        text = f"NOT IN FORCE: {_join(errors)}; TensorFlow has {gpus} without a limit"
+        text = f"NOT IN FORCE: {_join(errors)}; {title or 'the program'} has {gpus} without a limit"
     elif errors:
         text = f"NOT IN FORCE: {_join(errors)}; in force: {text}"
     return text + _format_findings(tuple(finding for finding in wrong if finding not in errors))
@@ -97,7 +109,9 @@ def _has_no_gpu(plan: Plan, outcome: Outcome | None) -> bool:
     if plan.visible in ("", "-1") or plan.devices == ():
         return True
     return outcome is not None and (
-        outcome.status == "cpu" or any(finding.code == "no-gpu" for finding in outcome.findings)
+        outcome.status == "cpu"
+        or any(finding.code == "no-gpu" for finding in outcome.findings)
+        or (not outcome.devices and any(finding.code == "budget-spent" for finding in outcome.findings))
     )
 
 

@@ -97,7 +97,7 @@ def make_parser(commands: Collection[str]) -> argparse.ArgumentParser:
     """Return the program's parser. It knows all commands by name, and the arguments of the given ones."""
     parser = _ProgramParser(
         prog="tfgpu",
-        description="Declare in tfgpu.toml which GPUs TensorFlow can see and how much memory it can take.",
+        description="Declare in tfgpu.toml which GPUs programs can see and how much memory they can take.",
         epilog="Run `tfgpu COMMAND --help` for details. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug in tfgpu.",
         allow_abbrev=False,
     )

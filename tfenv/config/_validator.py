@@ -352,6 +352,10 @@ def validate___definitions_gpu(data, custom_formats={}, name_prefix=None):
                 raise JsonSchemaValueException("" + (name_prefix or "data") + ".allocator must be string")
             if not (isinstance(data__allocator, str) and data__allocator == 'bfc' or isinstance(data__allocator, str) and data__allocator == 'cuda_malloc' or isinstance(data__allocator, str) and data__allocator == 'cuda_malloc_async'):
                 raise JsonSchemaValueException("" + (name_prefix or "data") + ".allocator must be one of ['bfc', 'cuda_malloc', 'cuda_malloc_async']")
+        if "frameworks" in data_keys:
+            data_keys.remove("frameworks")
+            data__frameworks = data["frameworks"]
+            validate___definitions_frameworks(data__frameworks, custom_formats, (name_prefix or "data") + ".frameworks")
         if "device" in data_keys:
             data_keys.remove("device")
             data__device = data["device"]
@@ -407,6 +411,28 @@ def validate___definitions_size(data, custom_formats={}, name_prefix=None):
     if isinstance(data, str):
         if not REGEX_PATTERNS['^(?:[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb]|(?:100(?:\\.0{1,6})?|[0-9]{1,2}(?:\\.[0-9]{1,6})?) ?%)$'].search(data):
             raise JsonSchemaValueException("" + (name_prefix or "data") + " must match pattern ^(?:[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb]|(?:100(?:\\.0{1,6})?|[0-9]{1,2}(?:\\.[0-9]{1,6})?) ?%)$")
+    return data
+
+def validate___definitions_frameworks(data, custom_formats={}, name_prefix=None):
+    if not isinstance(data, (dict)):
+        raise JsonSchemaValueException("" + (name_prefix or "data") + " must be object")
+    data_is_dict = isinstance(data, dict)
+    if data_is_dict:
+        data_keys = set(data.keys())
+        if "tensorflow" in data_keys:
+            data_keys.remove("tensorflow")
+            data__tensorflow = data["tensorflow"]
+            validate___definitions_size(data__tensorflow, custom_formats, (name_prefix or "data") + ".tensorflow")
+        if "jax" in data_keys:
+            data_keys.remove("jax")
+            data__jax = data["jax"]
+            validate___definitions_size(data__jax, custom_formats, (name_prefix or "data") + ".jax")
+        if "torch" in data_keys:
+            data_keys.remove("torch")
+            data__torch = data["torch"]
+            validate___definitions_size(data__torch, custom_formats, (name_prefix or "data") + ".torch")
+        if data_keys:
+            raise JsonSchemaValueException("" + (name_prefix or "data") + " must not contain "+str(data_keys)+" properties")
     return data
 
 def validate___definitions_visible_devices(data, custom_formats={}, name_prefix=None):

@@ -21,6 +21,7 @@ from tfenv.config.values import (
     read_process_limit,
     read_selector,
     read_selectors,
+    read_size,
     read_sizes,
     read_total,
     read_visible_devices,
@@ -250,6 +251,8 @@ class _DocumentReader:
                 value = list(self._list_right_entries(value, path, _ENTRY_CONVERTERS[key]))
         elif isinstance(value, Mapping):
             value = dict(self._open_table(value, path))
+            if key == "frameworks":
+                return self._read_shares(value, path)
         return self._convert(value, path, self._converters.get(key))
 
     def _cut(self, entries: list[object], path: KeyPath) -> list[object]:
@@ -284,6 +287,16 @@ class _DocumentReader:
             self._note(path, value)
             raise _LostKeyError
         return converted
+
+    def _read_shares(self, table: Mapping[str, object], path: KeyPath) -> Mapping[str, object]:
+        """Return the shares of `frameworks` that are right."""
+        shares: dict[str, object] = {}
+        for name, value in table.items():
+            try:
+                shares[name] = self._convert(value, (*path, name), read_size)
+            except _LostKeyError:
+                continue
+        return shares
 
     def _read_rules(self, entries: list[object], path: KeyPath) -> tuple[DeviceRule, ...]:
         """Return the entries of [[gpu.device]] that say which GPUs they are about."""

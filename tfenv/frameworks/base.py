@@ -97,8 +97,6 @@ class Framework(Protocol):
         supports: What of a policy it can keep. A key outside of it becomes the finding "unsupported".
         first_listing: The entry point that opens CUDA, as records name it.
         public_api: What `apply_publicly` uses, for messages.
-        yields_to: The frameworks beside which it is left without a GPU where memory is limited and no file says how
-            they share it.
     """
 
     name: str
@@ -106,7 +104,6 @@ class Framework(Protocol):
     supports: frozenset[Capability]
     first_listing: str
     public_api: str
-    yields_to: tuple[str, ...]
 
     def version(self) -> str | None:
         """Return the version of the framework that is loaded. None means unknown."""
@@ -130,6 +127,23 @@ class Framework(Protocol):
 
         Returns:
             The devices whose peak is known. () means that the framework does not tell.
+        """
+        ...
+
+    def can_use_gpus(self) -> bool:
+        """Return whether the build that is loaded can use GPUs at all, as it is set up. Nothing is opened for it."""
+        ...
+
+    def find_master(self, earlier: Sequence[str]) -> str | None:
+        """Return the framework that the program computes with, where it imports this one only to help it.
+
+        Where memory is limited and no file says how frameworks share it, this one goes without a GPU then.
+
+        Args:
+            earlier: The frameworks whose import began before that of this one.
+
+        Returns:
+            The top-level package of that framework. None: there is none.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import MutableMapping, Sequence
 
     from tfenv.errors import Finding
     from tfenv.frameworks.base import CreatedDevices, Peaks, PolicyCallbacks
@@ -19,7 +19,6 @@ class OpaqueProgram:
     supports: frozenset[Capability] = frozenset()
     first_listing = ""
     public_api = "CUDA_VISIBLE_DEVICES"
-    yields_to: tuple[str, ...] = ()
 
     def __init__(self, title: str) -> None:
         """
@@ -39,6 +38,14 @@ class OpaqueProgram:
     def read_peaks(self, created: CreatedDevices) -> Peaks:  # noqa: ARG002 - the protocol's
         """Return (): nobody in this process can ask it."""
         return ()
+
+    def can_use_gpus(self) -> bool:
+        """Return True: it may."""
+        return True
+
+    def find_master(self, earlier: Sequence[str]) -> str | None:  # noqa: ARG002 - the protocol's
+        """Return None: nobody knows what it computes with."""
+        return None
 
     def release_memory(self) -> bool:
         """Return False: nothing of it is in this process."""

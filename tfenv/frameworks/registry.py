@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 #: Modules that hold a framework as `FRAMEWORK`. `tfenv.runtime.finder` watches the same names.
 _MODULES = {
     "tensorflow": "tfenv.frameworks.tensorflow.framework",
-    "jax": "tfenv.frameworks.jax",
+    "jax": "tfenv.frameworks.jax.framework",
     "torch": "tfenv.frameworks.torch",
 }
 

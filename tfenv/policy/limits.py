@@ -116,7 +116,7 @@ def compute_limit(
     return LimitOnGpu(limit, holders, requested[0] if clamp.is_lost_wish else None)
 
 
-def _fit_split(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
+def fit_split(parts: Sequence[MemoryLimit], limit: MemoryLimit | None, total: int | None) -> tuple[MemoryLimit, ...]:
     """Scale a split down where its sum passes the limit, or else the card's memory."""
     sizes = [size for part in parts if (size := part.on(total)) is not None]
     if len(sizes) != len(parts):
@@ -176,7 +176,7 @@ def _split(
 ) -> tuple[tuple[MemoryLimit, ...], MemoryLimit | None]:
     """Return the logical devices as they fit the limit, and what a file asked for of the GPU and did not get."""
     parts = rule.logical_devices if rule is not None else ()
-    fitted = _fit_split(parts, found.limit, total)
+    fitted = fit_split(parts, found.limit, total)
     wanted = sum(part.on(total) or 0 for part in parts)
     if rule is None or sum(part.bytes or 0 for part in fitted) >= wanted:
         return fitted, found.asked
@@ -225,7 +225,7 @@ def decide_growth(policy: EffectivePolicy, findings: FindingCollector) -> tuple[
 def decide_allocator(
     policy: EffectivePolicy, limited_by: tuple[Origin, ...], findings: FindingCollector
 ) -> tuple[Allocator | None, tuple[Origin, ...]]:
-    """Decide which allocator TensorFlow uses.
+    """Decide which allocator the framework uses.
 
     The cuda_malloc allocators keep no limit, so that a limit implies bfc. `limited_by` are the keys that limit memory.
 

@@ -333,7 +333,7 @@ class EffectivePolicy:
 
     Attributes:
         settings: visible_devices (VisibleDevices), memory_growth (bool), memory_limit (MemoryLimit),
-            allocator (Allocator), device (tuple[DeviceRule, ...]).
+            allocator (Allocator), frameworks (Mapping[str, MemoryLimit]), device (tuple[DeviceRule, ...]).
         overridden: For each key the settings that lost, nearest first.
         ceilings: Those of all layers. They hold together.
         on_error: The strictest any layer asks for.
@@ -356,7 +356,7 @@ class EffectivePolicy:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing about GPUs is declared, so that TensorFlow is left as it is."""
+        """Whether nothing about GPUs is declared, so that programs are left as they are."""
         return not self.settings and not self.ceilings
 
     def list_ceilings(self, *keys: CeilingKey) -> list[Ceiling]:
@@ -623,6 +623,11 @@ class PlannedDevice:
     asked: MemoryLimit | None = None
 
     @property
+    def identity(self) -> str:
+        """What names the card: its UUID, or its token where that is not known. "" is any card."""
+        return self.device.uuid if self.device is not None else self.token
+
+    @property
     def total(self) -> int | None:
         """Its memory in bytes, as NVML says or else CUDA. None: unknown."""
         return self.device.total if self.device is not None and self.device.total is not None else self.cuda_total
@@ -638,7 +643,7 @@ class Plan:
         devices: The GPUs in CUDA's order. None: all that CUDA shows, whatever they are.
         limit: The tightest limit on a GPU that `devices` does not name. None: unlimited.
         growth: True: memory grows on demand, whatever the program asks. False or None: the program decides.
-        allocator: TensorFlow's GPU allocator. None: the program decides.
+        allocator: The framework's GPU allocator. None: the program decides.
         findings: What was clamped, and what could not be planned.
         machine_count: How many GPUs the machine has. None: unknown.
         limited_by: The keys that set `limit`.
@@ -699,7 +704,7 @@ class DeviceOutcome:
     """What one GPU was given at an entry point.
 
     Attributes:
-        index: As TensorFlow counts: GPU:0, GPU:1, …
+        index: As the framework counts: GPU:0, GPU:1, …
         token: Its entry in CUDA_VISIBLE_DEVICES. "": unknown.
         uuid: None: NVML could not say.
         name: Product name. None: unknown.
@@ -720,6 +725,11 @@ class DeviceOutcome:
     asked: int | None = None
     asked_fraction: float | None = None
 
+    @property
+    def identity(self) -> str:
+        """What names the card, as `PlannedDevice.identity`."""
+        return self.uuid or self.token
+
 
 @frozen
 class Outcome:
@@ -727,11 +737,11 @@ class Outcome:
 
     Attributes:
         status: What became of the policy, in one word.
-        entry_point: The C++ entry point that was passed: "TFE_ContextOptionsSetConfig". "": none was.
+        entry_point: The entry point that was passed: "TFE_ContextOptionsSetConfig". "": none was.
         devices: What each GPU was given.
         growth: Whether memory grows on demand there.
-        asked: What the program asked for, in the terms of its ConfigProto. {}: it asked for nothing.
-        given: What TensorFlow was given instead, in the same terms.
+        asked: What the program asked for, in the framework's own terms. {}: it asked for nothing.
+        given: What the framework was given instead, in the same terms.
         findings: What was clamped, and what could not be applied.
         choice: The GPUs that were chosen for it. None: nothing was to be chosen.
     """

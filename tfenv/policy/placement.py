@@ -29,19 +29,21 @@ def place(
     ordinals: Sequence[int],
     uuids: Sequence[str] | None,
     replan: Callable[[Mapping[str, str]], Plan],
+    title: str,
 ) -> Placement:
     """Find each listed GPU in the Plan.
 
     Args:
         plan: What this process may use.
-        ordinals: The GPUs TensorFlow lists.
+        ordinals: The GPUs that the framework lists.
         uuids: The UUIDs of all GPUs that CUDA shows, by ordinal, as hex digits. None: unknown.
         replan: Makes the Plan anew with the UUIDs of tokens: of those of its cards, where it does not know all of them,
             and of the UUIDs themselves, where it leaves all cards visible.
+        title: The framework's name, for messages.
     """
     listed = len(ordinals)
     if uuids is None or any(ordinal >= len(uuids) for ordinal in ordinals):
-        return Placement(None, _compare_counts(plan, listed))
+        return Placement(None, _compare_counts(plan, listed, title))
     shown = [_format_uuid(digits) for digits in uuids]
     if plan.devices is None:
         devices = replan({shown[ordinal]: shown[ordinal] for ordinal in ordinals}).devices or ()
@@ -50,10 +52,10 @@ def place(
         plan = replan({device.token: uuid for device, uuid in zip(plan.devices, shown, strict=True)})
     allowed = plan.devices or ()
     if not _knows_all(allowed):
-        return Placement(None, _compare_counts(plan, listed))
+        return Placement(None, _compare_counts(plan, listed, title))
     planned = {get_uuid_digits(device.device.uuid): device for device in allowed if device.device is not None}
     found = {ordinal: planned[uuids[ordinal]] for ordinal in ordinals if uuids[ordinal] in planned}
-    return Placement(found or None, _report_difference(len(allowed), len(found), listed))
+    return Placement(found or None, _report_difference(len(allowed), len(found), listed, title))
 
 
 def report_unknown_memory(plan: Plan, placement: Placement) -> Finding | None:
@@ -86,18 +88,18 @@ def _format_uuid(digits: str) -> str:
     return "-".join(("GPU", digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def _compare_counts(plan: Plan, listed: int) -> Finding | None:
+def _compare_counts(plan: Plan, listed: int, title: str) -> Finding | None:
     if plan.devices is None or listed == len(plan.devices):
         return None
-    return _report_difference(len(plan.devices), min(listed, len(plan.devices)), listed)
+    return _report_difference(len(plan.devices), min(listed, len(plan.devices)), listed, title)
 
 
-def _report_difference(allowed: int, found: int, listed: int) -> Finding | None:
+def _report_difference(allowed: int, found: int, listed: int, title: str) -> Finding | None:
     if found < listed:
         others, them = ("1 GPU", "it") if listed - found == 1 else (f"{listed - found} GPUs", "them")
-        text = f"TensorFlow lists {others} that the policy does not allow"
+        text = f"{title} lists {others} that the policy does not allow"
         return Finding("too-late", f"{text}, because something opened CUDA before tfenv could hide {them}")
     if 0 < found < allowed:
-        # TensorFlow ignores cards that are too old or too small; a driver may lack some of those NVML shows.
-        return Finding("fewer-gpus", f"TensorFlow lists {found} of the {allowed} GPUs the policy allows", "warning")
+        # TensorFlow ignores cards that are too old or too small. A driver may lack some of those NVML shows.
+        return Finding("fewer-gpus", f"{title} lists {found} of the {allowed} GPUs the policy allows", "warning")
     return None

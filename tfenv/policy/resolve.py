@@ -44,7 +44,8 @@ def resolve(
     common = compute_limit(policy, None, None, findings if device_set.unbounded else FindingCollector())
     growth, grown_by = decide_growth(policy, findings)
     limits = tuple(dict.fromkeys(origin for device in devices for origin in device.limited_by)) or common.limited_by
-    allocator, allocated_by = decide_allocator(policy, limits, findings)
+    sharing = policy.settings.get("frameworks")
+    allocator, allocated_by = decide_allocator(policy, limits or ((sharing.origin,) if sharing else ()), findings)
     shown = limit_before_choice(device_set, policy)
     visible = ",".join(card.token for card in shown.cards) or NO_GPU
     hidden = (allocations is not None and not allocations) or any(f.code == "no-grant" for f in findings.findings)

@@ -70,7 +70,7 @@ def merge_devices(created: CreatedDevices, peaks: Peaks) -> tuple[tuple[DeviceOu
     last = [(device, None) for devices in created.values() for device in devices]
     cards: dict[str, tuple[DeviceOutcome, int | None]] = {}
     for device, peak in (*last, *peaks):
-        cards[device.uuid or device.token or str(device.index)] = (device, peak)
+        cards[device.identity or str(device.index)] = (device, peak)
     return tuple(cards.values())
 
 

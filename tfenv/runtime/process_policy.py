@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread  # built in; gevent wants to be the first to import threading
 import os
 
 from tfenv import pipeline
@@ -17,11 +18,12 @@ from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tfenv.devices.cuda import CudaDevice
     from tfenv.frameworks.base import Framework
-    from tfenv.policy.model import Choice, Outcome, PlannedDevice
+    from tfenv.policy.budget import Budget, BudgetBook, Claimant
+    from tfenv.policy.model import Choice, DeviceOutcome, MemoryLimit, Outcome, PlannedDevice
     from tfenv.runtime.resolver import Resolver
     from tfenv.sharing.allocate import AllocationResult, Requester
 
@@ -43,6 +45,7 @@ class ProcessPolicy:
         leases: Ids of this process's leases and of its ancestors': children share their GPUs.
         no_gpu: Something is wrong, and `on_error = "cpu"` says that no GPU may be used.
         stale: Why the GPUs that were opened are not those that the launcher assigned since. None: they are.
+        book: How much of the GPUs the frameworks were promised. None: nothing yet.
     """
 
     def __init__(self, start: Mapping[str, str | None], loaded: pipeline.LoadedPolicy, resolver: Resolver) -> None:
@@ -69,6 +72,9 @@ class ProcessPolicy:
         self.frameworks: dict[str, FrameworkPolicy] = {}
         self.leases = self.inherited.leases
         self.plan = Plan()
+        self.book: BudgetBook | None = None
+        self._renew_lock()
+        os.register_at_fork(after_in_child=self._renew_lock)
         self._faulted = False
         self._listed_by = 0  # pid: a forked child lists and chooses anew
         self._choice: tuple[int, Choice | None] | None = None
@@ -77,6 +83,10 @@ class ProcessPolicy:
             from tfenv.runtime.assignments import watch_assignments
 
             watch_assignments(self._check_assignment)
+
+    def _renew_lock(self) -> None:
+        """Make the lock that frameworks settle under, each in its own thread. In a forked child nobody holds it."""
+        self.lock = _thread.RLock()
 
     def continue_from(self, previous: ProcessPolicy) -> None:
         """Go on where an import that failed left the environment: what it wrote is no request of the program."""
@@ -188,6 +198,18 @@ class ProcessPolicy:
         self.write_visibility()
         self.visible_when_listed = NO_GPU
 
+    # -- sharing the limit among frameworks
+
+    def find_earlier_frameworks(self, framework: Framework) -> tuple[str, ...]:
+        """Return the frameworks whose import began before that of this one."""
+        names = tuple(self.frameworks)
+        return names[: names.index(framework.name)] if framework.name in names else names
+
+    def release_memory(self, names: Iterable[str]) -> bool:
+        """Have frameworks that hold no memory of a GPU give back what they were promised. Return whether one did."""
+        released = [name for name in names if self.frameworks[name].release_memory()]
+        return bool(released)
+
     # -- what a launcher assigns while the process runs
 
     def _renew_grant(self) -> None:
@@ -250,8 +272,11 @@ class ProcessPolicy:
         Raises:
             PolicyError: The policy cannot be applied and `on_error = "fail"`.
         """
-        if self._listed_by == os.getpid():
-            return
+        with self.lock:
+            if self._listed_by != os.getpid():
+                self._settle(framework, sleep)
+
+    def _settle(self, framework: Framework, sleep: Callable[[float], object] | None) -> None:
         self.inventory = self.resolver.read_inventory()
         self.reporter.open_log()  # a required log that cannot be written is an error, for `on_error` to decide
         before = self.plan.findings
@@ -381,6 +406,8 @@ class FrameworkPolicy:
         self.plan = Plan()
         self.pending: tuple[Finding, ...] = ()
         self._reported: tuple[Finding, ...] = ()
+        self._budget: Budget | None = None  # what is left beside other frameworks. None: all of the plan
+        self._promised: Mapping[str, MemoryLimit] = {}
         self._shown: tuple[CudaDevice, ...] | None = None  # by CUDA ordinal. None: CUDA did not say
         self._identified: tuple[int, Mapping[int, PlannedDevice] | None] | None = None  # by pid: a child lists anew
 
@@ -396,6 +423,7 @@ class FrameworkPolicy:
             PolicyError: It cannot keep a limit or growth, and `on_error = "fail"`.
         """
         process, framework = self.process, self.framework
+        self._budget = None
         self.plan = drop_unsupported(plan, process.loaded.policy, framework.supports, framework.title)
         self.pending += tuple(framework.prepare(self.plan, os.environ))
         unsupported = tuple(f for f in self.plan.findings if f.code == "unsupported" and f not in self._reported)
@@ -414,8 +442,8 @@ class FrameworkPolicy:
 
     def identify_devices(self, ordinals: Sequence[int] | None = None) -> Mapping[int, PlannedDevice] | None:
         """Find the plan's GPUs among those that the framework lists."""
-        with Inside():
-            return self._identify_devices(ordinals)
+        with Inside(), self.process.lock:
+            return self._fit_to_budget(self._identify_devices(ordinals))
 
     def _identify_devices(self, ordinals: Sequence[int] | None) -> Mapping[int, PlannedDevice] | None:
         from tfenv.devices.cuda import open_driver, read_devices
@@ -430,7 +458,7 @@ class FrameworkPolicy:
             uuids = None if self._shown is None else [device.uuid for device in self._shown]
             if any(device.total is None for device in self.plan.devices or ()):
                 self._replan({})  # CUDA knows sizes that NVML does not
-            placement = place(self.plan, ordinals, uuids, self._replan)
+            placement = place(self.plan, ordinals, uuids, self._replan, self.framework.title)
             remark = placement.remark
             if remark is not None and remark.severity == "error":
                 # With on_error = "fail" the next try is refused, too: nothing is remembered yet.
@@ -443,6 +471,53 @@ class FrameworkPolicy:
             self._identified = (os.getpid(), placement.devices)
         self.process.renew_lease(self.framework)
         return self._identified[1]
+
+    def _fit_to_budget(self, devices: Mapping[int, PlannedDevice] | None) -> Mapping[int, PlannedDevice] | None:
+        """Leave to this framework what other frameworks of the process leave of the limit, and reserve it."""
+        process, policy = self.process, self.process.loaded.policy
+        if not self.plan.limits and "frameworks" not in policy.settings:
+            return devices
+        from tfenv.policy.budget import BudgetBook
+
+        claimant = self._make_claimant()
+        book = process.book or BudgetBook()
+        budget = book.fit(self.plan, devices, policy, claimant)
+        if budget.findings and process.release_memory(book.find_holders(claimant)):
+            book = process.book or BudgetBook()
+            budget = book.fit(self.plan, devices, policy, claimant)
+        self._budget = budget
+        # All of it is reserved until the report tells which cards were created.
+        process.book = book.record(claimant, {**self._promised, **budget.list_limits()})
+        new = tuple(finding for finding in budget.findings if finding not in self._reported)
+        self._reported += new
+        self.pending += tuple(process.loaded.locate(finding) for finding in new)
+        return budget.devices
+
+    def _make_claimant(self) -> Claimant:
+        from tfenv.policy.budget import Claimant
+
+        framework, process = self.framework, self.process
+        master = framework.find_master(process.find_earlier_frameworks(framework))
+        is_used = master in process.frameworks and process.frameworks[master].framework.can_use_gpus()
+        return Claimant(framework.name, framework.title, master if is_used else None)
+
+    def release_memory(self) -> bool:
+        """Give back what this framework was promised, if it holds no memory of a GPU. Return whether it did."""
+        process = self.process
+        if process.book is None or not self.framework.release_memory():
+            return False
+        self._promised = {}
+        process.book = process.book.record(self._make_claimant(), {})
+        return True
+
+    def _note_promises(self, devices: Sequence[DeviceOutcome]) -> None:
+        """Note in the book which of the cards were created, and with which limits."""
+        if self.process.book is None:
+            return
+        from tfenv.policy.budget import list_promises
+
+        self._promised = {**self._promised, **list_promises(devices)}
+        self.process.book = self.process.book.record(self._make_claimant(), self._promised)
 
     def _replan(self, named: Mapping[str, str]) -> Plan:
         """Return the plan with the UUIDs that CUDA tells of tokens, and keep it. Without tokens, that for these."""
@@ -473,21 +548,25 @@ class FrameworkPolicy:
 
     def get_plan(self) -> Plan:
         """Return what this framework may use."""
-        return self.plan
+        return self.plan if self._budget is None else self._budget.plan
 
     def is_cpu_only(self) -> bool:
         """Return whether no GPU may be created."""
-        return self.process.no_gpu
+        return self.process.no_gpu or (self._budget is not None and self._budget.spent)
 
     def report(self, outcome: Outcome) -> None:
         """Write down what happened at an entry point."""
         process = self.process
         wanted = () if self.plan.devices == () else tuple(self._explain(finding) for finding in outcome.findings)
         findings = (*wanted, *process.find_late_visibility())
-        outcome = replace(outcome, findings=findings, choice=process.choice)
+        # Without a GPU because others have the budget: nothing failed.
+        status = "clamped" if outcome.status == "cpu" and not process.no_gpu else outcome.status
+        outcome = replace(outcome, status=status, findings=findings, choice=process.choice)
         pending, self.pending = self.pending, ()
         with Inside():
-            process.reporter.report_outcome(outcome, self.plan, self.framework, pending)
+            with process.lock:
+                self._note_promises(outcome.devices)
+            process.reporter.report_outcome(outcome, self.get_plan(), self.framework, pending)
         errors = pipeline.select_errors(wanted)
         if errors and process.loaded.policy.on_error == "fail":
             raise PolicyError(errors)

@@ -154,7 +154,7 @@ class Reporter:
             return
         self._outcomes.append((framework.name, outcome))
         self._write(lambda: make_outcome_record(self._make_context(framework), outcome, repeats=times))
-        self._show(outcome, plan)
+        self._show(outcome, plan, framework)
 
     def _note_devices(self, framework: Framework, outcome: Outcome) -> None:
         from tfenv.runtime.ending import EndReporter  # not at the import of a framework
@@ -202,7 +202,7 @@ class Reporter:
 
     # -- how
 
-    def _show(self, outcome: Outcome, plan: Plan) -> None:
+    def _show(self, outcome: Outcome, plan: Plan, framework: Framework) -> None:
         """Say on stderr what holds, unless the program wants no GPU anyway."""
         from tfenv.audit.stderr_line import format_policy_line, show_policy_line
 
@@ -210,7 +210,8 @@ class Reporter:
         wrong = any(finding.severity != "note" for finding in (*loaded.findings, *outcome.findings))
         if loaded.policy.audit.stderr != "summary" or (outcome.asked.get("device_count") == 0 and not wrong):
             return
-        show_policy_line(format_policy_line(loaded.subject, loaded.policy, plan, outcome, loaded.findings))
+        line = format_policy_line(loaded.subject, loaded.policy, plan, outcome, loaded.findings, framework.title)
+        show_policy_line(line)
 
     def _write(self, make: Callable[[], AuditRecord], *, later: bool = False) -> None:
         """Write a record now, or at the next event. A fault in making it costs the record, not the program."""

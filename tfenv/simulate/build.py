@@ -21,6 +21,9 @@ from tfenv.values import frozen
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread")
 _TIMEOUT_S = 120
+_SYMBOLS = _SOURCES / "symbols.txt"
+#: The library for LD_PRELOAD.
+PRELOADED = "libtfgpu-simulated.so"
 
 
 class SimulationError(TfenvError):
@@ -29,32 +32,71 @@ class SimulationError(TfenvError):
 
 @frozen
 class _StubLibrary:
-    """One shared library: the name programs open it by, and what it is made of."""
+    """One shared library: the name programs open it by, and what it is made of.
+
+    Attributes:
+        soname: Its name.
+        sources: Files in C.
+        flags: More arguments for the compiler.
+        symbols: The part of symbols.txt with what PyTorch links of it.
+        version: The version of its symbols. PyTorch asks for it. "": they have none.
+    """
 
     soname: str
     sources: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    symbols: str = ""
+    version: str = ""
 
 
-def _define_maths(soname: str, cudnn: tuple[int, int] = (9, 3)) -> _StubLibrary:
-    return _StubLibrary(soname, ("maths.c",), (f"-DCUDNN_MAJOR={cudnn[0]}", f"-DCUDNN_MINOR={cudnn[1]}"))
+def _define_runtime(major: int) -> _StubLibrary:
+    flags = (f"-DCUDART_MAJOR={major}", "-Wl,-rpath,$ORIGIN", "-L.", "-l:libcuda.so.1", "-ldl")
+    soname = f"libcudart.so.{major}"
+    return _StubLibrary(soname, ("runtime.c", "runtime_work.c"), flags, version=soname)
 
 
-# What TensorFlow 2.16 to 2.21 opens. It lists no GPU at all when one is missing. libcuda comes first
-# because libcudart is linked against it. cuDNN 8 is for 2.16 and 2.17, cuDNN 9 for all later ones.
+def _define_maths(
+    soname: str, *, toolkit: int = 12, cudnn: tuple[int, int] = (9, 12), source: str = "maths.c", version: str = ""
+) -> _StubLibrary:
+    flags = (f"-DCUDNN_MAJOR={cudnn[0]}", f"-DCUDNN_MINOR={cudnn[1]}", f"-DTOOLKIT_MAJOR={toolkit}")
+    symbols = soname.removeprefix("lib").partition(".")[0]
+    return _StubLibrary(soname, (source,), flags, symbols, version or soname)
+
+
+# What TensorFlow 2.16 to 2.22, JAX and PyTorch open. TensorFlow and JAX list no GPU at all when one is missing, and
+# PyTorch cannot be imported. libcuda comes first because libcudart is linked against it. cuDNN 8 is for TensorFlow 2.16
+# and 2.17.
 _LIBRARIES = (
     _StubLibrary(
         "libcuda.so.1", ("driver_devices.c", "driver_memory.c", "driver_virtual.c", "driver_work.c", "machine.c")
     ),
-    _StubLibrary("libcudart.so.12", ("runtime.c",), ("-Wl,-rpath,$ORIGIN", "-L.", "-l:libcuda.so.1")),
     _StubLibrary("libnvidia-ml.so.1", ("nvml.c", "machine.c")),
-    _define_maths("libcudnn.so.8", (8, 9)),
-    _define_maths("libcudnn.so.9"),
+    _StubLibrary(PRELOADED, ("preload.c", "machine.c"), ("-ldl",)),
+    # CUDA 12
+    _define_runtime(12),
     _define_maths("libcublas.so.12"),
     _define_maths("libcublasLt.so.12"),
     _define_maths("libcufft.so.11"),
     _define_maths("libcusolver.so.11"),
+    _define_maths("libcupti.so.12", source="profiler.c"),
+    _define_maths("libnvrtc.so.12", source="compiler.c"),
+    # CUDA 13
+    _define_runtime(13),
+    _define_maths("libcublas.so.13", toolkit=13),
+    _define_maths("libcublasLt.so.13", toolkit=13),
+    _define_maths("libcufft.so.12", toolkit=13),
+    _define_maths("libcusolver.so.12", toolkit=13),
+    _define_maths("libcupti.so.13", toolkit=13, source="profiler.c"),
+    _define_maths("libnvrtc.so.13", toolkit=13, source="compiler.c"),
+    # Both
+    _define_maths("libcudnn.so.8", cudnn=(8, 9)),
+    _define_maths("libcudnn.so.9"),
     _define_maths("libcusparse.so.12"),
+    _define_maths("libcusparseLt.so.0"),
+    _define_maths("libcurand.so.10"),
+    _define_maths("libnccl.so.2"),
+    _define_maths("libcufile.so.0"),
+    _define_maths("libnvshmem_host.so.3", version="NVSHMEM"),
 )
 
 
@@ -99,7 +141,7 @@ def _compute_fingerprint(compiler: Sequence[str]) -> str:
     digest = hashlib.sha256()
     digest.update(repr((compiler, status.st_size, status.st_mtime_ns, platform.machine())).encode())
     digest.update(repr((_FLAGS, _LIBRARIES)).encode())
-    for source in sorted(_SOURCES.glob("*.[ch]")):
+    for source in (*sorted(_SOURCES.glob("*.[ch]")), _SYMBOLS):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -175,8 +217,14 @@ def _build(compiler: Sequence[str], folder: Path) -> None:
 
 def _compile(compiler: Sequence[str], library: _StubLibrary, workshop: Path) -> None:
     sources = [str(_SOURCES / source) for source in library.sources]
-    soname = f"-Wl,-soname,{library.soname}"
-    command = [*compiler, *_FLAGS, soname, "-o", library.soname, *sources, *library.flags]
+    options = [f"-Wl,-soname,{library.soname}"]
+    if library.symbols:
+        (workshop / "refused.c").write_text(_write_refused(library.symbols), encoding="ascii")
+        sources.append("refused.c")
+    if library.version:
+        (workshop / "version.map").write_text(f"{library.version} {{ global: *; }};", encoding="ascii")
+        options.append("-Wl,--version-script=version.map")
+    command = [*compiler, *_FLAGS, *options, "-o", library.soname, *sources, *library.flags]
     try:
         result = subprocess.run(
             command, cwd=workshop, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
@@ -186,6 +234,17 @@ def _compile(compiler: Sequence[str], library: _StubLibrary, workshop: Path) -> 
         raise SimulationError(f"cannot run the C compiler {compiler[0]}: {error}") from error
     if result.returncode != 0:
         raise SimulationError(_describe_failure(compiler, library, result))
+
+
+def _write_refused(part: str) -> str:
+    """Return C code with the symbols in one part of symbols.txt. A function of the same name takes its place."""
+    result = 0 if part == "cublas" else 15  # each library has an error of this number
+    for paragraph in _SYMBOLS.read_text(encoding="ascii").split("\n\n"):
+        title, *names = paragraph.split()
+        if title == f"[{part}]":
+            define = f'__attribute__((visibility("default"), weak)) int {{}}(void) {{{{ return {result}; }}}}\n'
+            return "".join(define.format(name) for name in names)
+    return "struct nothing;\n"
 
 
 def _describe_failure(compiler: Sequence[str], library: _StubLibrary, result: subprocess.CompletedProcess[str]) -> str:

@@ -20,12 +20,18 @@ typedef enum {
 #define NO_EFFECT(name) \
   API int name(void) { return SUCCESS; }
 
+/* A function that is there, because programs look for it, and always fails. */
+#define REFUSED(name) \
+  API int name(void) { return NOT_SUPPORTED; }
+
 /* A device's primary context, its only one. A device is its CUDA ordinal. */
 typedef struct {
   int device;
   int retained;
   unsigned flags;
 } Context;
+
+typedef struct Pool Pool; /* stream-ordered memory of a device: driver_memory.c */
 
 int driver_ready(void);              /* cuInit succeeded in this very process */
 int driver_has(int device);          /* such an ordinal exists */
@@ -51,6 +57,24 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device);
 API int cuDevicePrimaryCtxRetain(Context **out, int device);
 API int cuCtxSetCurrent(Context *context);
 API int cuCtxGetDevice(int *device);
+API int cuGetErrorString(int result, const char **out);
+API int cuMemGetInfo_v2(size_t *available, size_t *total);
+API int cuMemAlloc_v2(DevicePointer *out, size_t size);
+API int cuMemAllocManaged(DevicePointer *out, size_t size);
+API int cuMemAllocAsync(DevicePointer *out, size_t size);
+API int cuMemAllocFromPoolAsync(DevicePointer *out, size_t size, Pool *pool);
+API int cuMemFree_v2(DevicePointer start);
+API int cuMemFreeAsync(DevicePointer start);
+API int cuMemHostAlloc(void **out, size_t size);
+API int cuMemFreeHost(void *start);
+API int cuPointerGetAttribute(void *out, int attribute, DevicePointer address);
+API int cuDeviceGetDefaultMemPool(Pool **out, int device);
+API int cuDeviceGetMemPool(Pool **out, int device);
+API int cuDeviceSetMemPool(int device, Pool *pool);
+API int cuMemPoolGetAttribute(Pool *pool, int attribute, void *value);
+API int cuMemPoolSetAttribute(Pool *pool, int attribute, void *value);
+API int cuDeviceGetPCIBusId(char *out, int room, int device);
+API int cuStreamCreate(void **stream);
 API int cuEventCreate(void **event, unsigned flags);
 API int cuEventDestroy_v2(void *event);
 API int cuEventRecord(void *event, void *stream);

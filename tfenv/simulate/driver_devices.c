@@ -285,6 +285,8 @@ static const struct {
     {111, 1024},     /* reserved shared memory per block, bytes */
     {115, 1},        /* memory pools */
     {119, 1},        /* memory pools between processes */
+    {122, 1},        /* streams write words of 64 bits and wait for them, */
+    {123, 1},        /* also for a NOR of one */
 };
 
 API int cuDeviceGetAttribute(int *value, int attribute, int device) {
@@ -388,6 +390,15 @@ API int cuCtxGetId(Context *context, unsigned long long *id) {
 API int cuCtxSynchronize(void) { return driver_ready() ? SUCCESS : NOT_INITIALIZED; }
 NO_EFFECT(cuCtxEnablePeerAccess)
 
+/* Contexts with a part of a GPU's multiprocessors. PyTorch wants to find these functions before it uses any other. */
+REFUSED(cuGreenCtxCreate)
+REFUSED(cuGreenCtxDestroy)
+REFUSED(cuGreenCtxStreamCreate)
+REFUSED(cuCtxFromGreenCtx)
+REFUSED(cuDeviceGetDevResource)
+REFUSED(cuDevResourceGenerateDesc)
+REFUSED(cuDevSmResourceSplitByCount)
+
 API int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
   *least = 0;
   *greatest = -5;
@@ -395,6 +406,9 @@ API int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
 }
 
 /* ---- errors */
+
+NO_EFFECT(cuLogsRegisterCallback)
+NO_EFFECT(cuLogsUnregisterCallback)
 
 static const struct {
   Result result;

@@ -300,10 +300,10 @@ API int cuMemsetD32Async(DevicePointer start, unsigned value, size_t count) {
 
 /* ---- stream-ordered pools (TF_GPU_ALLOCATOR=cuda_malloc_async). A device has one pool */
 
-typedef struct {
+struct Pool {
   int device;
   Bytes threshold; /* what it may keep when memory is freed */
-} Pool;
+};
 
 static Pool pools[MAX_GPUS];
 
@@ -316,7 +316,7 @@ static int pool_of(Pool **out, int device) {
 
 API int cuDeviceGetDefaultMemPool(Pool **out, int device) { return pool_of(out, device); }
 API int cuDeviceGetMemPool(Pool **out, int device) { return pool_of(out, device); }
-API int cuDeviceSetMemPool(int device) { return driver_has(device) ? SUCCESS : INVALID_DEVICE; }
+API int cuDeviceSetMemPool(int device, Pool *pool UNUSED) { return driver_has(device) ? SUCCESS : INVALID_DEVICE; }
 
 /* CUmemPoolProps starts with allocType, handleTypes, location.type, location.id. */
 API int cuMemPoolCreate(Pool **out, const int *properties) { return pool_of(out, properties[3]); }

@@ -1,6 +1,6 @@
-/* Stub libcuda.so.1, part four: virtual memory management, as TensorFlow takes memory from 2.22 on. Address space is
- * reserved, physical memory is created, and the one is mapped to the other. Creating it takes the GPU's memory, so that
- * is what is counted and written down. */
+/* Stub libcuda.so.1, part four: virtual memory management, as TensorFlow takes memory from 2.22 on, JAX from 0.10
+ * on, and PyTorch for expandable segments. Address space is reserved, physical memory is created, and the one is mapped to
+ * the other. Creating it takes the GPU's memory, so that is what is counted and written down. */
 #define _GNU_SOURCE
 #include "driver.h"
 
@@ -82,8 +82,17 @@ API int cuMemGetAllocationPropertiesFromHandle(int *properties, Physical *physic
 }
 
 /* No other process and no other device can have a part of it. */
-API int cuMemExportToShareableHandle(void) { return NOT_SUPPORTED; }
-API int cuMemImportFromShareableHandle(void) { return NOT_SUPPORTED; }
+REFUSED(cuMemExportToShareableHandle)
+REFUSED(cuMemImportFromShareableHandle)
+REFUSED(cuMulticastCreate)
+REFUSED(cuMulticastAddDevice)
+REFUSED(cuMulticastBindMem)
+REFUSED(cuMulticastUnbind)
+
+API int cuMulticastGetGranularity(size_t *out) {
+  *out = GRANULARITY;
+  return SUCCESS;
+}
 
 /* ---- address space. What is reserved beyond the boundaries stays so: address space costs nothing. */
 

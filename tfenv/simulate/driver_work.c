@@ -40,6 +40,18 @@ API int cuLaunchHostFunc(void *stream UNUSED, void (*function)(void *), void *ar
   return SUCCESS;
 }
 
+/* Words in memory that streams write and wait for. They are written at once, so nobody has to wait. */
+API int cuStreamWriteValue32_v2(void *stream UNUSED, unsigned *address, unsigned value) {
+  *address = value;
+  return SUCCESS;
+}
+API int cuStreamWriteValue64_v2(void *stream UNUSED, unsigned long long *address, unsigned long long value) {
+  *address = value;
+  return SUCCESS;
+}
+NO_EFFECT(cuStreamWaitValue32_v2)
+NO_EFFECT(cuStreamWaitValue64_v2)
+
 /* ---- events: the time they were recorded */
 
 API int cuEventCreate(void **event, unsigned flags UNUSED) { return driver_new_handle(event); }
@@ -60,11 +72,16 @@ API int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
 
 /* ---- modules and kernels */
 
+NEW_HANDLE(cuModuleLoad)
 NEW_HANDLE(cuModuleLoadFatBinary)
 NEW_HANDLE(cuModuleLoadData)
 NEW_HANDLE(cuModuleLoadDataEx)
 NEW_HANDLE(cuModuleGetFunction)
 FREE_HANDLE(cuModuleUnload)
+NEW_HANDLE(cuLibraryLoadData)
+NEW_HANDLE(cuLibraryGetKernel)
+NO_EFFECT(cuLibraryUnload)
+NO_EFFECT(cuTensorMapEncodeTiled)
 NO_EFFECT(cuFuncSetAttribute)
 NO_EFFECT(cuFuncSetCacheConfig)
 NO_EFFECT(cuLaunchKernel)
@@ -77,10 +94,18 @@ API int cuFuncGetAttribute(int *value, int attribute) {
   return SUCCESS;
 }
 
-API int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
+API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks) {
   *blocks = 1;
   return SUCCESS;
 }
+API int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
+  return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks);
+}
+
+/* Linking PTX code, which nobody gets as far as. */
+REFUSED(cuLinkCreate_v2)
+REFUSED(cuLinkAddData_v2)
+REFUSED(cuLinkComplete)
 
 /* ---- graphs (XLA's command buffers): made, kept and launched without effect */
 

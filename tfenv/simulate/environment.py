@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfenv.policy.units import MIB, format_bytes, parse_limit
-from tfenv.simulate.build import build_libraries
+from tfenv.simulate.build import PRELOADED, build_libraries
 from tfenv.values import frozen
 
 #: How many GPUs the stub libraries can simulate (MAX_GPUS in machine.h).
@@ -168,6 +168,9 @@ def build_environment(
     inherited = result.get("LD_LIBRARY_PATH")
     folder = os.fspath(libraries or build_libraries())
     result["LD_LIBRARY_PATH"] = f"{folder}:{inherited}" if inherited else folder
+    preloaded = result.get("LD_PRELOAD")
+    ours = f"{folder}/{PRELOADED}"
+    result["LD_PRELOAD"] = f"{ours}:{preloaded}" if preloaded else ours
     result["TFGPU_SIMULATE"] = _encode_gpus(gpus)
     for variable, path in (("TFGPU_SIMULATE_LOG", log), ("TFGPU_SIMULATE_PROCESSES", processes)):
         result.pop(variable, None)

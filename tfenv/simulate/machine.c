@@ -62,11 +62,11 @@ int machine_gpus(void) {
   return count > MAX_GPUS ? MAX_GPUS : (int)count;
 }
 
-int machine_driver_version(void) { return (int)read_number("driver", 0, "12080"); }
+int machine_driver_version(void) { return (int)read_number("driver", 0, "13000"); }
 int machine_error(const char *key, int gpu) { return (int)read_number(key, gpu, "0"); }
 void machine_driver_release(char *out, size_t room) {
   char text[SETTING_TEXT];
-  read_setting("release", 0, "570.00.00", text);
+  read_setting("release", 0, "580.00.00", text);
   snprintf(out, room, "%s", text);
 }
 

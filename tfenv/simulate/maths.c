@@ -1,7 +1,8 @@
-/* Stub maths library, built once for each of cuBLAS, cuBLASLt, cuDNN, cuFFT, cuSOLVER and cuSPARSE.
- * TensorFlow refuses every GPU unless it can open them all, then asks cuDNN's version. Matrix products
- * "succeed" without computing. An operation that needs more gets an error: TensorFlow's own wrapper
- * reports a missing symbol. CUDNN_MAJOR, CUDNN_MINOR: which cuDNN this is, by its soname. */
+/* Stub maths library, built once for each of cuBLAS, cuBLASLt, cuDNN, cuFFT, cuSOLVER, cuSPARSE and some more.
+ * TensorFlow refuses every GPU unless it can open them all, then asks cuDNN's version. JAX asks the version of each.
+ * Matrix products "succeed" without computing. An operation that needs more gets an error: the functions of refused.txt
+ * fail, and of others TensorFlow's own wrapper reports that they are missing.
+ * CUDNN_MAJOR, CUDNN_MINOR: which cuDNN this is, by its soname. TOOLKIT_MAJOR: of which CUDA the library is. */
 #include <stddef.h>
 
 #define API __attribute__((visibility("default")))
@@ -15,14 +16,30 @@ API size_t cudnnGetVersion(void) {
   return CUDNN_MAJOR < 9 ? CUDNN_MAJOR * 1000 + CUDNN_MINOR * 100 + 7 : CUDNN_MAJOR * 10000 + CUDNN_MINOR * 100;
 }
 
-API int cudnnGetProperty(int part, int *value) {
-  const int version[] = {CUDNN_MAJOR, CUDNN_MINOR, CUDNN_MAJOR < 9 ? 7 : 0};
+/* Major, minor, patch are the parts 0, 1, 2. */
+static int version_part(int major, int minor, int patch, int part, int *value) {
+  const int version[] = {major, minor, patch};
   *value = part >= 0 && part < 3 ? version[part] : 0;
   return 0;
 }
 
+enum { IS_12 = TOOLKIT_MAJOR == 12 };
+
+API int cudnnGetProperty(int part, int *value) {
+  return version_part(CUDNN_MAJOR, CUDNN_MINOR, CUDNN_MAJOR < 9 ? 7 : 0, part, value);
+}
+API int cublasGetProperty(int part, int *value) { return version_part(IS_12 ? 12 : 13, IS_12 ? 9 : 2, 1, part, value); }
+API int cusolverGetProperty(int part, int *value) { return version_part(IS_12 ? 11 : 12, 7, 5, part, value); }
+API int cufftGetProperty(int part, int *value) { return version_part(IS_12 ? 11 : 12, 4, 1, part, value); }
+API int cusparseGetProperty(int part, int *value) { return version_part(12, 7, 10, part, value); } /* of both */
+
 API int cublasGetVersion_v2(void *handle UNUSED, int *version) {
-  *version = 120503;
+  *version = IS_12 ? 120503 : 130201;
+  return 0;
+}
+
+API int cufftGetVersion(int *version) {
+  *version = IS_12 ? 11401 : 12401;
   return 0;
 }
 
@@ -42,6 +59,12 @@ NO_EFFECT(cudnnSetStream)
 NO_EFFECT(cublasDestroy_v2)
 NO_EFFECT(cublasLtDestroy)
 NO_EFFECT(cublasSetStream_v2)
+API int cusolverDnCreate(void **handle) { return create(handle); }
+API int cusparseCreate(void **handle) { return create(handle); }
+NO_EFFECT(cusolverDnDestroy)
+NO_EFFECT(cusolverDnSetStream)
+NO_EFFECT(cusparseDestroy)
+NO_EFFECT(cusparseSetStream)
 
 /* ---- modes */
 
@@ -59,15 +82,50 @@ NO_EFFECT(cublasSetMathMode)
 NO_EFFECT(cublasSetPointerMode_v2)
 NO_EFFECT(cublasSetWorkspace_v2)
 
-/* ---- matrix products */
+/* ---- matrix products: those of cuBLAS are in symbols.txt. cuBLASLt describes them first, and is asked how it would go
+ * about one */
 
-NO_EFFECT(cublasSgemv_v2)
-NO_EFFECT(cublasSgemm_v2)
-NO_EFFECT(cublasGemmEx)
-NO_EFFECT(cublasGemmStridedBatchedEx)
-NO_EFFECT(cublasSgemmStridedBatched)
+API int cublasLtMatmulDescCreate(void **out) { return create(out); }
+API int cublasLtMatrixLayoutCreate(void **out) { return create(out); }
+API int cublasLtMatmulPreferenceCreate(void **out) { return create(out); }
+NO_EFFECT(cublasLtMatmulDescDestroy)
+NO_EFFECT(cublasLtMatrixLayoutDestroy)
+NO_EFFECT(cublasLtMatmulPreferenceDestroy)
+NO_EFFECT(cublasLtMatmulDescSetAttribute)
+NO_EFFECT(cublasLtMatrixLayoutSetAttribute)
+NO_EFFECT(cublasLtMatmulPreferenceSetAttribute)
+NO_EFFECT(cublasLtMatmul)
+
+/* What was set is not kept. */
+static int get_attribute(char *out, size_t size, size_t *written) {
+  for (size_t i = 0; i < size; i++) out[i] = 0;
+  if (written) *written = size;
+  return 0;
+}
+
+API int cublasLtMatmulDescGetAttribute(void *handle UNUSED, int attribute UNUSED, char *out, size_t size, size_t *written) {
+  return get_attribute(out, size, written);
+}
+API int cublasLtMatrixLayoutGetAttribute(void *handle UNUSED, int attribute UNUSED, char *out, size_t size, size_t *written) {
+  return get_attribute(out, size, written);
+}
+
+API int cublasLtMatmulAlgoGetHeuristic(void *handle UNUSED, void *operation UNUSED, void *a UNUSED, void *b UNUSED,
+                                       void *c UNUSED, void *d UNUSED, void *preference UNUSED, int wanted UNUSED,
+                                       char *out, int *found) {
+  enum { RESULT_BYTES = 96 }; /* cublasLtMatmulHeuristicResult_t */
+  for (int i = 0; i < RESULT_BYTES; i++) out[i] = 0;
+  *found = 1;
+  return 0;
+}
 
 /* ---- errors */
 
-API const char *cudnnGetErrorString(int result) { return result ? "not simulated" : "success"; }
-API const char *cublasGetStatusString(int result) { return result ? "not simulated" : "success"; }
+#define ERROR_TEXT(name) \
+  API const char *name(int result) { return result ? "not simulated" : "success"; }
+ERROR_TEXT(cudnnGetErrorString)
+ERROR_TEXT(cublasGetStatusString)
+ERROR_TEXT(cusparseGetErrorString)
+ERROR_TEXT(ncclGetErrorString)
+
+API const char *ncclGetLastError(void) { return "not simulated"; }

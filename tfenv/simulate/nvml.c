@@ -102,7 +102,7 @@ API int nvmlSystemGetDriverVersion(char *out, unsigned room) {
   machine_driver_release(release, sizeof release);
   return copy_text(out, room, release);
 }
-API int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, "12.570.00.00"); }
+API int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, "13.580.00.00"); }
 
 API int nvmlSystemGetCudaDriverVersion_v2(int *version) {
   *version = machine_driver_version();

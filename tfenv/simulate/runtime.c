@@ -1,7 +1,8 @@
-/* Stub libcudart.so.12, the CUDA runtime: TensorFlow registers its kernels here when it is imported,
- * and nothing is ever launched. What needs a device is asked of the stub libcuda.so.1. */
+/* Stub libcudart.so.12 and libcudart.so.13, the CUDA runtime, part one: kernels, devices and errors. TensorFlow and
+ * PyTorch register their kernels here when they are imported, and nothing is ever launched. What needs a device is asked
+ * of the stub libcuda.so.1. CUDART_MAJOR: which runtime this is, by its soname. */
 #define _GNU_SOURCE
-#include "driver.h"
+#include "runtime.h"
 
 #include <string.h>
 
@@ -23,6 +24,11 @@ REGISTER(__cudaRegisterManagedVar)
 
 API char __cudaInitModule(void **handle UNUSED) { return 1; }
 
+API int __cudaGetKernel(void **kernel, const void *symbol) {
+  *kernel = (void *)symbol;
+  return SUCCESS;
+}
+
 /* ---- launches */
 
 typedef struct {
@@ -30,8 +36,12 @@ typedef struct {
 } Dimensions;
 
 NO_EFFECT(__cudaPushCallConfiguration)
+NO_EFFECT(__cudaLaunchKernel)
 NO_EFFECT(cudaLaunchKernel)
+NO_EFFECT(cudaLaunchKernelExC)
+NO_EFFECT(cudaLaunchCooperativeKernel)
 NO_EFFECT(cudaFuncSetAttribute)
+NO_EFFECT(cudaKernelSetAttributeForDevice)
 
 API int __cudaPopCallConfiguration(Dimensions *grid, Dimensions *block, size_t *shared, void **stream) {
   *grid = *block = (Dimensions){1, 1, 1};
@@ -52,15 +62,24 @@ API int cudaFuncGetAttributes(void *attributes) {
   return SUCCESS;
 }
 
-API int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
+API int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks) {
   *blocks = 1;
   return SUCCESS;
 }
+API int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks);
+}
+
+/* ---- libraries of kernels */
+
+API int cudaLibraryLoadData(void **library) { return runtime_new_handle(library); }
+API int cudaLibraryGetKernel(void **kernel) { return runtime_new_handle(kernel); }
+NO_EFFECT(cudaLibraryUnload)
 
 /* ---- devices */
 
 API int cudaRuntimeGetVersion(int *version) {
-  *version = 12050;
+  *version = CUDART_MAJOR == 12 ? 12050 : 13000;
   return SUCCESS;
 }
 
@@ -69,7 +88,7 @@ API int cudaDriverGetVersion(int *version) { return cuDriverGetVersion(version);
 API int cudaGetDeviceCount(int *count) {
   int result = cuInit(0);
   *count = 0;
-  return result ? result : cuDeviceGetCount(count);
+  return runtime_result(result ? result : cuDeviceGetCount(count));
 }
 
 API int cudaGetDevice(int *device) {
@@ -81,23 +100,31 @@ API int cudaSetDevice(int device) {
   Context *context;
   int result = cuInit(0);
   if (!result) result = cuDevicePrimaryCtxRetain(&context, device);
-  return result ? result : cuCtxSetCurrent(context);
+  return runtime_result(result ? result : cuCtxSetCurrent(context));
 }
 
 API int cudaDeviceGetAttribute(int *value, int attribute, int device) {
-  return cuDeviceGetAttribute(value, attribute, device);
+  return runtime_result(cuDeviceGetAttribute(value, attribute, device));
 }
 
-API int cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
-  *least = 0;
-  *greatest = -5;
+API int cudaDeviceGetPCIBusId(char *out, int room, int device) {
+  return runtime_result(cuDeviceGetPCIBusId(out, room, device));
+}
+
+API int cudaDeviceCanAccessPeer(int *can, int one, int other) {
+  *can = one != other;
   return SUCCESS;
 }
+NO_EFFECT(cudaDeviceEnablePeerAccess)
+NO_EFFECT(cudaDeviceSynchronize)
+NO_EFFECT(cudaProfilerStart)
+NO_EFFECT(cudaProfilerStop)
 
-/* struct cudaDeviceProp of CUDA 12 by byte offsets: only what Eigen and CUB divide by. */
+/* struct cudaDeviceProp by byte offsets: what Eigen and CUB divide by, and what PyTorch shows. */
 enum {
-  PROPERTIES_BYTES = 1032, NAME_BYTES = 256, UUID_AT = 256, TOTAL_MEMORY_AT = 288,
-  SHARED_PER_BLOCK_AT = 296, SHARED_PER_MULTIPROCESSOR_AT = 640
+  IS_12 = CUDART_MAJOR == 12,
+  PROPERTIES_BYTES = IS_12 ? 1032 : 1008, NAME_BYTES = 256, UUID_AT = 256, TOTAL_MEMORY_AT = 288,
+  SHARED_PER_BLOCK_AT = 296, SHARED_PER_MULTIPROCESSOR_AT = IS_12 ? 640 : 624
 };
 enum { SHARED_PER_BLOCK = 8, SHARED_PER_MULTIPROCESSOR = 81 }; /* attributes of the driver */
 static const struct {
@@ -106,9 +133,15 @@ static const struct {
     {304, 12}, {308, 10},                      /* registers per block, warp size */
     {320, 1},  {324, 2},  {328, 3}, {332, 4},  /* threads per block, block dimensions */
     {336, 5},  {340, 6},  {344, 7},            /* grid dimensions */
-    {348, 13}, {360, 75}, {364, 76},           /* clock rate, compute capability */
-    {388, 16}, {616, 38},                      /* multiprocessors, L2 cache */
+    {360, 75}, {364, 76},                      /* compute capability */
+#if CUDART_MAJOR == 12
+    {348, 13}, {388, 16},                      /* clock rate, multiprocessors */
+    {584, 33}, {616, 38},                      /* PCI bus, L2 cache */
     {624, 39}, {648, 82},                      /* threads, registers per multiprocessor */
+#else
+    {384, 16}, {568, 33}, {596, 38},           /* multiprocessors, PCI bus, L2 cache */
+    {604, 39}, {632, 82},                      /* threads, registers per multiprocessor */
+#endif
 };
 
 static void copy_size(char *to, int attribute, int device) {
@@ -117,9 +150,13 @@ static void copy_size(char *to, int attribute, int device) {
   *(size_t *)to = (size_t)value;
 }
 
-API int cudaGetDeviceProperties_v2(char *out, int device) {
+#if CUDART_MAJOR == 12
+#define cudaGetDeviceProperties cudaGetDeviceProperties_v2
+#endif
+
+API int cudaGetDeviceProperties(char *out, int device) {
   int result = cuDeviceGetName(memset(out, 0, PROPERTIES_BYTES), NAME_BYTES, device);
-  if (result) return result;
+  if (result) return runtime_result(result);
   cuDeviceGetUuid((unsigned char *)out + UUID_AT, device);
   cuDeviceTotalMem_v2((size_t *)(out + TOTAL_MEMORY_AT), device);
   copy_size(out + SHARED_PER_BLOCK_AT, SHARED_PER_BLOCK, device);
@@ -129,30 +166,29 @@ API int cudaGetDeviceProperties_v2(char *out, int device) {
   return SUCCESS;
 }
 
-/* ---- streams, events, copies, errors */
+/* ---- errors. The runtime's numbers are the driver's, for those that happen here. A thread's last one is kept */
 
-NO_EFFECT(cudaDeviceSynchronize)
-NO_EFFECT(cudaStreamSynchronize)
-NO_EFFECT(cudaEventSynchronize)
-NO_EFFECT(cudaGetLastError)
-NO_EFFECT(cudaPeekAtLastError)
+static __thread int last_error;
 
-API int cudaEventCreate(void **event) { return cuEventCreate(event, 0); }
-API int cudaEventDestroy(void *event) { return cuEventDestroy_v2(event); }
-API int cudaEventRecord(void *event, void *stream) { return cuEventRecord(event, stream); }
-API int cudaEventElapsedTime(float *milliseconds, void *start, void *end) {
-  return cuEventElapsedTime(milliseconds, start, end);
+int runtime_result(int result) {
+  if (result) last_error = result;
+  return result;
 }
 
-API int cudaMemcpyAsync(void *to, const void *from, size_t size) {
-  memmove(to, from, size);
-  return SUCCESS;
+API int cudaPeekAtLastError(void) { return last_error; }
+API int cudaGetLastError(void) {
+  int result = last_error;
+  last_error = SUCCESS;
+  return result;
 }
 
-API int cudaMemsetAsync(void *start, int value, size_t size) {
-  memset(start, value, size);
-  return SUCCESS;
+API const char *cudaGetErrorName(int result) {
+  if (result == OUT_OF_MEMORY) return "cudaErrorMemoryAllocation";
+  return result ? "cudaErrorUnknown" : "cudaSuccess";
 }
 
-API const char *cudaGetErrorName(int result) { return result ? "cudaErrorUnknown" : "cudaSuccess"; }
-API const char *cudaGetErrorString(int result) { return result ? "unknown error" : "no error"; }
+API const char *cudaGetErrorString(int result) {
+  const char *text;
+  cuGetErrorString(result, &text);
+  return text;
+}

@@ -238,7 +238,7 @@ def test_a_card_that_is_lost(tfgpu: Tfgpu, live: dict[str, str]) -> None:
     gpus["TFGPU_SIMULATE"] += ",error=0:15"
     result = tfgpu(*QUICK, env=live | gpus)
     found = [(row["topic"], row["verdict"], row["found"]) for row in json.loads(result.stdout)["rows"]]
-    assert ("driver", "ok", "570.00.00, CUDA up to 12.8") in found
+    assert ("driver", "ok", "580.00.00, CUDA up to 13.0") in found
     assert ("GPUs", "ok", "1 x NVIDIA A10 24.0 GiB") in found
     assert any(verdict == "problem" and "GPU 1 does not answer" in text for _, verdict, text in found)
     assert result.returncode == 1

@@ -66,7 +66,7 @@ def test_what_the_driver_says(tfgpu: Tfgpu, held: Path) -> None:
         "2:1": ("NVIDIA A100 MIG 3g.20gb", 2 * gib, 20 * gib, None, False),
     }
     assert [gpu["uuid"][:6] for gpu in answer["gpus"]] == ["GPU-a0", "GPU-a1", "GPU-a2", "MIG-a2", "MIG-a2"]
-    assert answer["driver"] == {"release": "570.00.00", "cuda": "12.8"}
+    assert answer["driver"] == {"release": "580.00.00", "cuda": "13.0"}
 
 
 def test_what_hides_the_others(tfgpu: Tfgpu) -> None:

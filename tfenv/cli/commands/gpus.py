@@ -193,7 +193,7 @@ def _explain_hidden_devices(
     decision: Decision, loaded: LoadedPolicy, grant: Grant, inventory: Inventory, request: Sequence[str] | None
 ) -> Mapping[str, tuple[str, str]]:
     if decision.refused or decision.no_gpu:
-        follows = "`import tensorflow` raises PolicyError" if decision.refused else "programs see no GPU"
+        follows = "the import of a framework raises PolicyError" if decision.refused else "programs see no GPU"
         why = ("on_error", f'{follows}: on_error is "{loaded.policy.on_error}", see `tfgpu explain`')
         return {device.uuid: why for device in inventory.devices or ()}
     reasons = explain_hidden(loaded.policy, grant, inventory, request)

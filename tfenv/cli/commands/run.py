@@ -164,7 +164,7 @@ def run_command(command: Sequence[str], settings: Mapping[str, object], config: 
     if program is not None and is_frozen_without_tfenv(program):
         os.environ.update(variables)
         try:
-            apply_to_environment(program, f"{command[0]}, frozen without tfenv,")
+            apply_to_environment(program, f"{command[0]} (frozen without tfenv)")
         except PolicyError as error:
             print_message("run", str(error))
             return FINDINGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tfenv.frameworks.tensorflow.entry_points import FIRST_LISTING, intercept, watch_use
@@ -10,7 +11,7 @@ from tfenv.frameworks.tensorflow.peaks import read_peaks  # at its exit a proces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import MutableMapping, Sequence
 
     from tfenv.errors import Finding
     from tfenv.frameworks.base import CreatedDevices, Framework, Peaks, PolicyCallbacks
@@ -26,8 +27,6 @@ class TensorFlow:
     supports: frozenset[Capability] = frozenset(("growth", "limit", "limit_per_gpu", "split", "allocator", "choice"))
     first_listing = FIRST_LISTING
     public_api = "tf.config"
-    # A program that computes with JAX imports TensorFlow to read its data.
-    yields_to: tuple[str, ...] = ("jax",)
 
     def version(self) -> str | None:
         """Return the version of the TensorFlow that is loaded. None means unknown."""
@@ -45,6 +44,21 @@ class TensorFlow:
     def read_peaks(self, created: CreatedDevices) -> Peaks:
         """Return the peaks of the eager context's devices. Without one there are none: sessions tell nobody theirs."""
         return read_peaks(created)
+
+    def can_use_gpus(self) -> bool:
+        """Return whether it is built for CUDA."""
+        module = sys.modules.get("tensorflow")
+        return module is not None and bool(module.test.is_built_with_cuda())
+
+    def find_master(self, earlier: Sequence[str]) -> str | None:
+        """Return JAX, or Keras's other backend, where the program imports TensorFlow to read its data.
+
+        TensorFlow imports JAX by itself if it is installed. That one is not earlier.
+        """
+        backend = os.environ.get("KERAS_BACKEND")
+        if backend in ("jax", "torch") and backend in sys.modules:
+            return backend
+        return "jax" if "jax" in earlier else None
 
     def release_memory(self) -> bool:
         """Return False: the limits of its devices are those they were created with."""
