@@ -142,7 +142,7 @@ def test_status_without_anything(tmp_path: Path, simulated_gpus: Simulated) -> N
 @pytest.mark.parametrize(
     ("prepare", "environment", "expected"),
     [
-        ("tfenv.apply()", {}, "tfgpu: when TensorFlow is imported: GPU 1 of 4 (GPU-a1fa4e00)"),
+        ("tfenv.apply()", {}, "tfgpu: when a framework is imported: GPU 1 of 4 (GPU-a1fa4e00)"),
         (
             "pass",
             {},

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Handed as text to the interpreter that it asks about, and never imported: there is nothing of ours around it.
-TEXT = ROOT / "tfenv" / "cli" / "diagnosis" / "probe.py"
+#: Handed as text to the interpreter that they ask about, and never imported: there is nothing of ours around them.
+TEXTS = {*(ROOT / "tfenv" / "cli" / "probes").glob("[a-z]*.py")}
 #: PyInstaller runs them, while it freezes a program and when that starts. No module of ours imports them.
 FOR_PYINSTALLER = {*(ROOT / "tfenv" / "deploy" / "pyinstaller").rglob("*tfenv.py")}
-MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - {TEXT} - FOR_PYINSTALLER)
+MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - TEXTS - FOR_PYINSTALLER)
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -140,7 +140,12 @@ def test_every_room_has_a_floor() -> None:
 
 def test_nothing_imports_the_commands() -> None:
     """The commands are the top: apart from `python -m tfenv` nothing imports them."""
-    users = {room_of(path) for path in MODULES for name, _ in imports(ast.parse(path.read_text())) if ".cli" in name}
+    users = {
+        room_of(path)
+        for path in MODULES
+        for name, _ in imports(ast.parse(path.read_text()))
+        if f"{name}.".startswith("tfenv.cli.")
+    }
     assert users <= {"cli", "__main__"}
 
 
@@ -158,10 +163,12 @@ def test_start_up_loads_nothing(module: str, allowed: set[str]) -> None:
 
 def test_text_for_other_interpreters_stands_alone() -> None:
     """What is handed to an interpreter as text needs nothing but its standard library to start."""
-    tree = ast.parse(TEXT.read_text())
-    early = {id(node) for node in at_import(tree)}
-    assert {name for name, node in imports(tree) if id(node) in early} <= set(sys.stdlib_module_names)
-    assert not [path for path in MODULES if "import probe" in path.read_text() or "diagnosis.probe" in path.read_text()]
+    for text in TEXTS:
+        tree = ast.parse(text.read_text())
+        early = {id(node) for node in at_import(tree)}
+        assert {name for name, node in imports(tree) if id(node) in early} <= set(sys.stdlib_module_names)
+    assert TEXTS
+    assert not [path for path in MODULES if "cli.probes" in path.read_text()]
 
 
 # ---- the rules themselves

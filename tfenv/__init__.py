@@ -1,4 +1,4 @@
-"""Declare once which GPUs TensorFlow may see and how much memory it may take. Every Python process keeps it.
+"""Declare once which GPUs programs may see and how much memory they may take. Every Python process keeps it.
 
 Nothing is imported here: this package is searched for in processes that must not pay for it.
 """

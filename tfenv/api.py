@@ -157,16 +157,19 @@ def _preview_status() -> Status:
 
 def _describe_force(*, armed: bool) -> str:
     """Return what a preview's line begins with: whether what is declared will be in force."""
-    from tfenv.frameworks.registry import list_frameworks
+    from tfenv.frameworks.registry import get_framework, list_frameworks
 
-    if any(map(_is_imported, list_frameworks())):
+    imported = [name for name in list_frameworks() if _is_imported(name)]
+    if imported:
+        titles = " and ".join(get_framework(name).title for name in imported)
+        were = "was" if len(imported) == 1 else "were"
         return (
-            "NOT IN FORCE: TensorFlow was imported before the policy could be applied; run `tfenv.apply()` before "
+            f"NOT IN FORCE: {titles} {were} imported before the policy could be applied; run `tfenv.apply()` before "
             "devices are created, or restart the process (in a notebook, the kernel). Declared"
         )
     if not armed:
         return "NOT IN FORCE: tfenv is not active in this process; run `tfenv.apply()` now. Declared"
-    return "when TensorFlow is imported"
+    return "when a framework is imported"
 
 
 def _is_imported(name: str) -> bool:

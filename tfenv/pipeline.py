@@ -384,7 +384,8 @@ class Decision:
     Attributes:
         plan: What to apply.
         errors: What keeps the policy from being in force as it is written.
-        refused: There are errors and `on_error = "fail"`: `import tensorflow`, or the entry point, raises PolicyError.
+        refused: There are errors and `on_error = "fail"`: the import of a framework, or its
+            entry point, raises PolicyError.
         no_gpu: There are errors and `on_error = "cpu"`.
     """
 

@@ -263,7 +263,7 @@ Run `tfgpu explain` in the directory of your program to see every finding with i
 | severity | what it means |
 |---|---|
 | error | Something that the policy says is not in force. [`on_error`](laws.md#on_error) decides: with `"warn"` your \
-program goes on, with `"cpu"` it gets no GPU, with `"fail"` `import tensorflow` raises `PolicyError`. |
+program goes on, with `"cpu"` it gets no GPU, with `"fail"` the import of a framework raises `PolicyError`. |
 | warning | Probably a mistake. Your program goes on under the policy, whatever `on_error` says. |
 | note | For your information. Notes are never on stderr. |
 

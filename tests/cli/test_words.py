@@ -264,7 +264,7 @@ def test_a_program_that_switches_the_policy_off_too_late_is_told(project: Path, 
     )
     expected = "TFGPU_DISABLE=1 was set after Python started, so it has no effect; set it before [disable-refused]"
     before, line = run_program(program=program).splitlines()
-    assert before.startswith("tfgpu: when TensorFlow is imported: GPU 1 of 4")
+    assert before.startswith("tfgpu: when a framework is imported: GPU 1 of 4")
     assert line.startswith("tfgpu: GPU 1 of 4")
     assert before.endswith(f"; warning: {expected}")
     assert line.endswith(f"; warning: {expected}")

@@ -47,7 +47,7 @@ def test_explain_names_the_file_that_counts(name: str, text: str, advice: str, m
     """Of a file without settings `explain` says to add them there, and shows what `check` finds."""
     (member / name).write_text(text)
     shown = tfgpu("explain", cwd=member)
-    assert f"No GPU settings apply: TensorFlow runs unchanged. Add settings to {name}.\n" in shown.stdout
+    assert f"No GPU settings apply: programs run unchanged. Add settings to {name}.\n" in shown.stdout
     finding = f"{name}: sets nothing about GPUs but hides {member.parent}/tfgpu.toml; {advice} [warning hides-policy]"
     assert finding in shown.stdout
     assert finding in tfgpu("check", cwd=member).stdout

@@ -156,7 +156,7 @@ def count_times(record: LoggedRecord) -> int:
 
 
 def get_gpu_id(device: Mapping[str, Any]) -> str:
-    """Return the UUID. Where there is none: the entry of CUDA_VISIBLE_DEVICES, or TensorFlow's number."""
+    """Return the UUID. Where there is none: the entry of CUDA_VISIBLE_DEVICES, or the framework's number."""
     return str(device.get("uuid") or device.get("token") or device.get("index"))
 
 

@@ -91,7 +91,7 @@ class ProcessFacts:
         host: As the kernel names it. In Kubernetes this is the pod.
         script: Absolute path of the program that runs. None for `-c`, notebooks, interactive.
         python: Version of the interpreter: "3.11.7".
-        framework: Top-level module the policy is for: "tensorflow".
+        framework: Top-level package the policy is for: "tensorflow".
         framework_version: None when it is not known yet.
     """
 
@@ -401,7 +401,7 @@ def _describe_device_outcome(device: DeviceOutcome) -> dict[str, Any]:
 
 
 def _describe_planned_devices(devices: Iterable[PlannedDevice]) -> list[dict[str, Any]]:
-    """Describe the devices as TensorFlow will number them, so that a plan and its outcome can be compared."""
+    """Describe the devices as the framework will number them, so that a plan and its outcome can be compared."""
     return [
         {
             "index": index,

@@ -488,7 +488,7 @@ class AuditLog:
                 logger.try_sink()
 
     def flush(self) -> None:
-        """Write what was kept. Imports no structlog: a program that only imported TensorFlow ends soon."""
+        """Write what was kept. Imports no structlog: a program that only imported a framework ends soon."""
         while True:
             try:
                 pid, record = self._kept.pop(0)

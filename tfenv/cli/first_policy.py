@@ -32,7 +32,7 @@ _TEMPLATE = """\
 version = 1
 
 # What to do if part of this file cannot be applied:
-# "warn" prints a warning, "cpu" hides all GPUs, "fail" stops the program when it imports TensorFlow.
+# "warn" prints a warning, "cpu" hides all GPUs, "fail" stops the program when it imports a framework.
 on_error = "warn"
 {context}
 [gpu]
@@ -60,7 +60,7 @@ _MACHINE_TEMPLATE = """\
 version = 1
 
 # What to do if part of a policy cannot be applied:
-# "warn" prints a warning, "cpu" hides all GPUs, "fail" stops the program when it imports TensorFlow.
+# "warn" prints a warning, "cpu" hides all GPUs, "fail" stops the program when it imports a framework.
 on_error = "warn"
 
 # ---- Settings: defaults. Users and projects can set other values in their own files.
@@ -75,7 +75,7 @@ memory_growth = true
 # The memory that one process may use of a GPU. {limit_reason}
 # memory_limit = "{limit}"
 
-# TensorFlow's memory allocator. A memory limit needs "bfc".
+# The memory allocator of TensorFlow and JAX. A memory limit needs "bfc".
 # allocator = "bfc"
 
 # Different values for some GPUs, or GPUs split into smaller logical ones.

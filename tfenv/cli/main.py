@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "Show which values apply here, who set them, and what they do.",
     "run": "Run a command under the policy, or under options that you give.",
     "doctor": "Find out why a GPU or a policy does not work here.",
+    "verify": "Prove on this machine that each framework keeps to the policy.",
     "gpus": "List the GPUs, their load, and which of them the policy allows here.",
     "ps": "Show who uses which GPU, and under which policy.",
     "audit": "Show the records of what was applied.",
@@ -96,7 +97,7 @@ def make_parser(commands: Collection[str]) -> argparse.ArgumentParser:
     """Return the program's parser. It knows all commands by name, and the arguments of the given ones."""
     parser = _ProgramParser(
         prog="tfgpu",
-        description="Declare in tfgpu.toml which GPUs TensorFlow can see and how much memory it can take.",
+        description="Declare in tfgpu.toml which GPUs programs can see and how much memory they can take.",
         epilog="Run `tfgpu COMMAND --help` for details. Exit codes: 0 ok, 1 findings, 2 wrong usage, 3 a bug in tfgpu.",
         allow_abbrev=False,
     )

@@ -39,7 +39,7 @@ except (Exception, SystemExit) as _tfenv_error:
         text = "tfgpu: tfenv cannot be loaded, no policy is applied: " + ascii(_tfenv_error) + " [internal-error]\\n"
         @classmethod
         def find_spec(cls, name, path=None, target=None):
-            if name == "tensorflow" and cls.text and sys.stderr:
+            if name in ("tensorflow", "jax", "torch") and cls.text and sys.stderr:
                 sys.stderr.write(cls.text)
                 cls.text = ""
     sys.meta_path.insert(0, _TfenvUnloadable)

@@ -56,6 +56,17 @@ class PolicyCallbacks(Protocol):
         """Return what this process may use, as decided at the first listing."""
         ...
 
+    def measure_devices(self) -> tuple[PlannedDevice, ...] | None:
+        """Return the GPUs with their sizes, and with what is left of their limits here.
+
+        NVML tells the sizes, or CUDA if it is open already. Nothing is opened, settled or promised. It is for a
+        framework that has to be limited before it opens CUDA.
+
+        Returns:
+            () means that nothing is left for this framework. None means that nobody knows the GPUs.
+        """
+        ...
+
     def is_cpu_only(self) -> bool:
         """Return whether this framework may create no GPU. Ask after `identify_devices`.
 
@@ -76,6 +87,16 @@ class PolicyCallbacks(Protocol):
 
         Raises:
             PolicyError: The outcome holds an error and `on_error = "fail"`.
+        """
+        ...
+
+    def report_unkept(self, finding: Finding, entry_point: str) -> None:
+        """Write down that an entry point is about to pass what the policy does not allow, and cannot be held.
+
+        With `on_error = "cpu"`, `is_cpu_only` is true afterwards.
+
+        Raises:
+            PolicyError: `on_error = "fail"`.
         """
         ...
 

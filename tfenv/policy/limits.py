@@ -225,7 +225,7 @@ def decide_growth(policy: EffectivePolicy, findings: FindingCollector) -> tuple[
 def decide_allocator(
     policy: EffectivePolicy, limited_by: tuple[Origin, ...], findings: FindingCollector
 ) -> tuple[Allocator | None, tuple[Origin, ...]]:
-    """Decide which allocator TensorFlow uses.
+    """Decide which allocator the framework uses.
 
     The cuda_malloc allocators keep no limit, so that a limit implies bfc. `limited_by` are the keys that limit memory.
 

@@ -48,7 +48,7 @@ def parse_limit(text: str) -> MemoryLimit:
         raise ValueError(f'"{unit}" is not a unit; write {number:g}GiB, {number:g}MiB, {number:g}GB or {number:g}MB')
     size = int(number * factor)
     if size < MIB:
-        raise ValueError(f'"{text}" is less than 1 MiB, the smallest limit TensorFlow can keep')
+        raise ValueError(f'"{text}" is less than 1 MiB, the smallest limit that a framework can keep')
     return MemoryLimit(bytes=size)
 
 

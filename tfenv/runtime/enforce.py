@@ -30,6 +30,8 @@ _current: ProcessPolicy | None = None
 #: The one before, of an import that failed: what it wrote into the environment is no request of the program.
 _previous: ProcessPolicy | None = None
 _refusal: tuple[Finding, ...] = ()
+#: TFGPU_DISABLE=1 switched the policy off, and that is on record.
+_is_off = False
 
 
 def get_current() -> ProcessPolicy | None:
@@ -53,6 +55,8 @@ def before_import(name: str, start: Start) -> None:
         PolicyError: The policy cannot be applied and `on_error = "fail"`. It is raised again on every retry.
     """
     global _current, _previous, _refusal  # noqa: PLW0603 - one policy a process
+    if _is_off:
+        return
     others = _current is not None and _current.frameworks.keys() - {name}
     if not others:
         _previous, _current = _current or _previous, None
@@ -84,11 +88,13 @@ def _apply(process: ProcessPolicy, framework: Framework, began: float) -> Proces
     Returns:
         The policy. None: TFGPU_DISABLE=1 switches it off.
     """
+    global _is_off  # noqa: PLW0603 - as above
     if not process.frameworks and _previous is not None:
         process.continue_from(_previous)
     is_off, remarks = pipeline.check_disable_switch(process.loaded)
     if is_off:
         process.reporter.report_switched_off(framework)
+        _is_off = True
         return None
     process.reporter.pending += remarks
     is_first = not process.frameworks

@@ -424,7 +424,7 @@ class FrameworkPolicy:
         """
         process, framework = self.process, self.framework
         self._budget = None
-        self.plan = drop_unsupported(plan, process.loaded.policy, framework.supports, framework.title)
+        self.plan = self._adapt(plan)
         self.pending += tuple(framework.prepare(self.plan, os.environ))
         unsupported = tuple(f for f in self.plan.findings if f.code == "unsupported" and f not in self._reported)
         self._reported += unsupported
@@ -432,6 +432,15 @@ class FrameworkPolicy:
         for finding in unsupported:
             if finding.severity == "error":
                 process.handle_fault(finding, framework=framework)
+
+    def _adapt(self, plan: Plan) -> Plan:
+        """Return a plan of the process as far as this framework can keep it, with the limits of its share."""
+        policy, framework = self.process.loaded.policy, self.framework
+        if "frameworks" in policy.settings:
+            from tfenv.policy.budget import apply_framework_share
+
+            plan = apply_framework_share(plan, policy, framework.name)
+        return drop_unsupported(plan, policy, framework.supports, framework.title)
 
     # -- what entry points ask
 
@@ -485,12 +494,9 @@ class FrameworkPolicy:
         if budget.findings and process.release_memory(book.find_holders(claimant)):
             book = process.book or BudgetBook()
             budget = book.fit(self.plan, devices, policy, claimant)
-        self._budget = budget
         # All of it is reserved until the report tells which cards were created.
         process.book = book.record(claimant, {**self._promised, **budget.list_limits()})
-        new = tuple(finding for finding in budget.findings if finding not in self._reported)
-        self._reported += new
-        self.pending += tuple(process.loaded.locate(finding) for finding in new)
+        self._budget = replace(budget, findings=tuple(map(process.loaded.locate, budget.findings)))
         return budget.devices
 
     def _make_claimant(self) -> Claimant:
@@ -536,7 +542,41 @@ class FrameworkPolicy:
         inventory, choice = replace(process.inventory, named=named, totals=totals), process.choice
         allocations = None if choice is None or self.plan.devices is None else choice.allocations
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
-        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
+        return self._adapt(plan)
+
+    def measure_devices(self) -> tuple[PlannedDevice, ...] | None:
+        """Return the GPUs with their sizes and what is left of their limits, before this framework opens CUDA."""
+        from tfenv.policy.budget import BudgetBook
+
+        process, policy = self.process, self.process.loaded.policy
+        if not self.plan.limits and policy.settings.keys().isdisjoint(("device", "frameworks")):
+            return self.plan.devices
+        with Inside(), process.lock:
+            plan, devices = self._find_sizes()
+            budget = (process.book or BudgetBook()).fit(plan, devices, policy, self._make_claimant())
+        if budget.spent:
+            return ()
+        return budget.plan.devices if budget.devices is None else tuple(budget.devices.values())
+
+    def _find_sizes(self) -> tuple[Plan, Mapping[int, PlannedDevice] | None]:
+        """Return the plan with the sizes of its GPUs, and if CUDA is open the GPUs that it shows, by ordinal."""
+        from tfenv.devices.cuda import read_devices
+
+        process, plan = self.process, self.plan
+        # Only another framework can have opened CUDA. To look for it in vain would load the driver.
+        shown = read_devices() if len(process.frameworks) > 1 else None
+        if shown is not None:
+            devices = self._identify_devices(range(len(shown)))
+            return self.plan, devices
+        if plan.devices is not None and all(d.limit is None or d.limit.on(d.total) is None for d in plan.devices):
+            return plan, None  # shares of cards
+        inventory, grant, request = process.resolver.read_inventory(), process.grant, process.program_request
+        if plan.devices is None:
+            grant, request = Grant(tokens=tuple(device.uuid for device in inventory.devices or ())), None
+            if inventory.devices is None:
+                return plan, None
+        made = pipeline.make_plan(process.loaded, grant, inventory, request)
+        return self._adapt(made), None
 
     def check_use(self) -> None:
         """Refuse GPUs that were opened before and are another task's by now."""
@@ -558,7 +598,8 @@ class FrameworkPolicy:
         """Write down what happened at an entry point."""
         process = self.process
         wanted = () if self.plan.devices == () else tuple(self._explain(finding) for finding in outcome.findings)
-        findings = (*wanted, *process.find_late_visibility())
+        shared = () if self._budget is None else self._budget.findings
+        findings = (*wanted, *shared, *process.find_late_visibility())
         # Without a GPU because others have the budget: nothing failed.
         status = "clamped" if outcome.status == "cpu" and not process.no_gpu else outcome.status
         outcome = replace(outcome, status=status, findings=findings, choice=process.choice)
@@ -570,6 +611,11 @@ class FrameworkPolicy:
         errors = pipeline.select_errors(wanted)
         if errors and process.loaded.policy.on_error == "fail":
             raise PolicyError(errors)
+
+    def report_unkept(self, finding: Finding, entry_point: str) -> None:
+        """Write down that an entry point passes what the policy does not allow, and do what `on_error` says of it."""
+        with Inside():
+            self.process.handle_fault(finding, entry_point, self.framework)
 
     def report_fault(self, error: Exception, entry_point: str) -> None:
         """Write down a fault of tfenv's own at an entry point."""

@@ -48,12 +48,12 @@ class PolicyState:
         if self.disabled:
             return "nothing: TFGPU_DISABLE=1 switches the policy off"
         if self.decision.refused:
-            return '`import tensorflow` raises PolicyError: on_error is "fail"'
+            return 'the import of a framework raises PolicyError: on_error is "fail"'
         if not self.decision.no_gpu:
             plan = replace(plan, findings=())  # they are told in full beside this line
         findings = self.loaded.findings if self.decision.no_gpu else ()
         text = format_policy_line(self.loaded.subject, policy, plan, None, findings).removeprefix("tfgpu: ")
-        return text or "no GPU settings apply: TensorFlow runs unchanged"
+        return text or "no GPU settings apply: programs run unchanged"
 
 
 def read_state(

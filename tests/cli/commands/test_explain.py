@@ -138,12 +138,12 @@ def test_the_grant_of_this_environment(layers: Path, tfgpu: Tfgpu, four_gpus: di
 
 
 def test_where_files_were_looked_for(project: Path, tfgpu: Tfgpu, tmp_path: Path) -> None:
-    """Without any file each layer says where one was looked for, and that TensorFlow runs unchanged."""
+    """Without any file each layer says where one was looked for, and that programs run unchanged."""
     result = tfgpu("explain")
     assert result.returncode == 0
     rows = [line.split()[:3] for line in result.stdout.splitlines() if line.startswith(("  user", "  project"))]
     assert rows == [["user", str(tmp_path / "config/tfgpu/tfgpu.toml"), "-"], ["project", str(project), "-"]]
-    assert "TensorFlow runs unchanged. Run `tfgpu init`" in result.stdout
+    assert "programs run unchanged. Run `tfgpu init`" in result.stdout
 
 
 def test_a_dropped_file_says_why(project: Path, tfgpu: Tfgpu) -> None:

@@ -394,7 +394,7 @@ def _print_stream(records: Iterable[LoggedRecord], *, is_json: bool) -> None:
 def _print_nothing(query: RecordQuery) -> None:
     """Say that there are no records, or none that were asked for."""
     if query == RecordQuery():
-        print_message("audit", "no records; tfenv writes one when a program imports TensorFlow under a policy")
+        print_message("audit", "no records; tfenv writes one when a program imports a framework under a policy")
     else:
         print_message("audit", "no records match these options")
 

@@ -1,4 +1,4 @@
-"""`tfgpu doctor`: is the hook live in this interpreter, is there a GPU, what does TensorFlow see, who uses what."""
+"""`tfgpu doctor`: is the hook live in this interpreter, is there a GPU, what do frameworks see, who uses what."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tfenv.cli.diagnosis.gpu_rows import diagnose_gpus, diagnose_tensorflow
+from tfenv.cli.diagnosis.framework_rows import diagnose_framework, diagnose_keras, diagnose_no_frameworks
+from tfenv.cli.diagnosis.gpu_rows import diagnose_gpus
 from tfenv.cli.diagnosis.hook_rows import diagnose_bytecode, diagnose_hook
-from tfenv.cli.diagnosis.interpreter import NoAnswerError, ask_interpreter
+from tfenv.cli.diagnosis.interpreter import NoAnswerError, ask_about_hook, ask_framework, find_default_python
 from tfenv.cli.diagnosis.row import DoctorRow, Verdict
 from tfenv.cli.output import (
     FINDINGS,
@@ -30,6 +31,7 @@ from tfenv.cli.tables import print_table
 from tfenv.devices.usage import GpuProcess, GpuUsage, read_usage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation, explain
+from tfenv.frameworks.registry import get_framework
 from tfenv.lint.check import check_here
 from tfenv.policy.model import Plan
 from tfenv.policy.units import format_bytes
@@ -37,60 +39,50 @@ from tfenv.sharing.lease import SHARE, find_foreign_directory, find_private_dire
 from tfenv.values import as_dict
 
 _STYLES: Mapping[Verdict, Style] = {"ok": "ok", "note": "note", "problem": "problem"}
-_HOOK_TIMEOUT_S, _TENSORFLOW_TIMEOUT_S = 60, 300
+_FRAMEWORK_TIMEOUT_S = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     add_description(
         parser,
-        "It checks the hook, the policy, the driver, TensorFlow and Keras as a program would find them. "
-        "It lists devices and creates none. Exit codes: 0 no problem, 1 problems, 2 wrong usage.",
+        "It checks the hook, the policy, the driver, the frameworks and Keras as a program would find them. "
+        "It lists devices and allocates nothing. Exit codes: 0 no problem, 1 problems, 2 wrong usage.",
     )
     parser.add_argument(
         "--python",
         metavar="PATH",
         help="Examine this interpreter (default: the active environment's, or else the first on PATH).",
     )
-    parser.add_argument("--no-tensorflow", action="store_true", help="Do not import TensorFlow, which takes seconds.")
+    parser.add_argument(
+        "--no-frameworks",
+        "--no-tensorflow",
+        action="store_true",
+        help="Do not import TensorFlow, JAX and PyTorch, which takes seconds.",
+    )
     add_format_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
     return diagnose(
-        arguments.python or find_default_python(), arguments.format, import_tensorflow=not arguments.no_tensorflow
+        arguments.python or find_default_python(), arguments.format, import_frameworks=not arguments.no_frameworks
     )
 
 
-def find_default_python() -> str:
-    """Return the interpreter that `python` most probably means here.
-
-    It is the one that runs `python -m tfenv`, or else that of the active environment. Without one it is that of the
-    folder in which this command was found, and if there is none, as in /usr/local/bin, the first on PATH.
-    """
-    if os.path.basename(sys.argv[0]) == "__main__.py":
-        return sys.executable
-    folders = [os.environ.get(name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")
-    candidates = [*(os.path.join(folder, "bin", "python") for folder in folders if folder), beside]
-    found = next((path for path in candidates if os.access(path, os.X_OK)), None)
-    return found or shutil.which("python3") or sys.executable
-
-
-def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True) -> int:
+def diagnose(python: str, output_format: str, *, import_frameworks: bool = True) -> int:
     """Look at everything, and print what is found.
 
     Args:
         python: The interpreter.
         output_format: "text" or "json".
-        import_tensorflow: Whether to import TensorFlow there, which takes seconds.
+        import_frameworks: Whether to import the frameworks there, which takes seconds.
 
     Returns:
         The exit code: 1 if there is a problem, 2 if there is no such interpreter.
     """
     try:
-        hook = ask_interpreter(python, "hook", _HOOK_TIMEOUT_S)
+        hook = ask_about_hook(python)
     except (NoAnswerError, OSError) as error:
         print_message("doctor", f"cannot run {python} as a Python interpreter: {error}")
         return USAGE
@@ -100,7 +92,7 @@ def diagnose(python: str, output_format: str, *, import_tensorflow: bool = True)
         *diagnose_hook(hook),
         *_diagnose_policy(explanation),
         *diagnose_gpus(usage),
-        *_diagnose_tensorflow(hook, explanation, usage, python if import_tensorflow else None),
+        *_diagnose_frameworks(hook, explanation, usage, python if import_frameworks else None),
         *diagnose_bytecode(hook),
         *_diagnose_logs(explanation),
         *_diagnose_leases(explanation.plan),
@@ -136,27 +128,36 @@ def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
         yield DoctorRow("policy", "ok", files)
 
 
-# ---- TensorFlow
+# ---- frameworks
 
 
-def _diagnose_tensorflow(
+def _diagnose_frameworks(
     hook: Mapping[str, Any], explanation: Explanation, usage: GpuUsage, python: str | None
 ) -> Iterator[DoctorRow]:
-    """Yield rows on what TensorFlow finds, asked in a child of an interpreter. Without one it is not imported."""
-    if hook["tensorflow"] is None:
-        yield DoctorRow("TensorFlow", "note", "not installed in that environment", "pip install 'tensorflow[and-cuda]'")
-        return
+    """Yield rows on what each framework finds, asked in children of an interpreter. Without one none is imported."""
+    installed: list[str] = hook["frameworks"]
+    if not installed:
+        yield diagnose_no_frameworks()
     if python is None:
-        yield DoctorRow("TensorFlow", "note", "installed; not imported because of --no-tensorflow")
+        for name in installed:
+            found = "installed; not imported because of --no-frameworks"
+            yield DoctorRow(get_framework(name).title, "note", found)
         return
-    try:
-        seen = ask_interpreter(python, "tensorflow", _TENSORFLOW_TIMEOUT_S, _share_busy_gpus(explanation.plan))
-    except NoAnswerError as error:
-        advice = "run `python -c 'import tensorflow'` to see the error"
-        advice = 'see `tfgpu explain`: on_error is "fail"' if "PolicyError" in str(error) else advice
-        yield DoctorRow("TensorFlow", "problem", f"cannot be imported: {error}", advice)
-        return
-    yield from diagnose_tensorflow(seen, explanation, usage)
+    backend, variables = hook["keras_backend"], _share_busy_gpus(explanation.plan)
+    answers: dict[str, dict[str, Any]] = {}
+    for name in installed:
+        options = ("keras",) if name == backend else ()
+        try:
+            answers[name] = ask_framework(python, name, options, _FRAMEWORK_TIMEOUT_S, variables)
+        except NoAnswerError as error:
+            advice = f"run `python -c 'import {name}'` to see the error"
+            advice = 'see `tfgpu explain`: on_error is "fail"' if "PolicyError" in str(error) else advice
+            yield DoctorRow(get_framework(name).title, "problem", f"cannot be asked: {error}", advice)
+    only_build = not any(seen["cuda"] for seen in answers.values())
+    for name, seen in answers.items():
+        yield from diagnose_framework(name, seen, explanation, usage, only_build=only_build)
+    if backend is not None and installed:
+        yield from diagnose_keras(backend, answers)
 
 
 def _share_busy_gpus(plan: Plan) -> dict[str, str]:

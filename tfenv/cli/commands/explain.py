@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_description(
         parser,
         "For each value you see the file that sets it, what it overrides, and which ceiling lowers it. "
-        "You need neither TensorFlow nor a GPU. Root can ask about other users. "
+        "You need neither a framework nor a GPU. Root can ask about other users. "
         "Exit codes: 0 no findings, or only notes, 1 errors or warnings, 2 wrong usage.",
     )
     parser.add_argument(
@@ -231,11 +231,11 @@ def _print_outcome(explanation: Explanation) -> None:
     if explanation.disabled:
         print("  Nothing: TFGPU_DISABLE=1 switches the policy off.")
     elif explanation.refused:
-        print(f'  {paint("`import tensorflow` raises PolicyError", "problem")}: on_error is "fail", see below.')
+        print(f'  {paint("The import of a framework raises PolicyError", "problem")}: on_error is "fail", see below.')
     elif explanation.silent and any(finding.severity == "error" for finding in explanation.findings):
-        print("  Nothing is in force: see the findings below. TensorFlow has all GPUs without a limit.")
+        print("  Nothing is in force: see the findings below. Programs have all GPUs without a limit.")
     elif explanation.silent:
-        print(f"  No GPU settings apply: TensorFlow runs unchanged. {_advise_on_files(explanation.files)}")
+        print(f"  No GPU settings apply: programs run unchanged. {_advise_on_files(explanation.files)}")
     else:
         _print_plan(explanation)
 

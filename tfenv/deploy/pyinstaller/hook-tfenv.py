@@ -22,5 +22,5 @@ hiddenimports = [
     *(file.name.partition(".")[0] for file in files("tomli") or () if "__mypyc." in file.name),
 ]
 #: A program brings its frameworks itself. For others they would be a gigabyte too much.
-excludedimports = ["tensorflow", "google", "msgspec"]
+excludedimports = ["tensorflow", "google", "jax", "jaxlib", "msgspec", "torch"]
 datas = [(str(schema_path()), "tfenv/schemas")]

@@ -1,7 +1,9 @@
-"""What `tfgpu doctor` asks an interpreter, from inside it: `python -c SOURCE hook|tensorflow` prints one line of JSON.
+"""What `tfgpu doctor` and `tfgpu verify` ask an interpreter about itself, from inside of it.
 
-The interpreter may be any, with or without tfenv. So this file is handed to it as text, and imports nothing of ours
-at its top.
+    python -c TEXT [FRAMEWORK ...]    prints one line of JSON
+
+The interpreter may be any, with or without tfenv. So it gets this file as text, which imports nothing of tfenv at its
+top.
 """
 
 import json
@@ -12,25 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: What TensorFlow must find to list a GPU, besides the cuDNN of its release.
-_LIBRARIES = (
-    "libcuda.so.1",
-    "libcudart.so.12",
-    "libcublas.so.12",
-    "libcublasLt.so.12",
-    "libcufft.so.11",
-    "libcusolver.so.11",
-    "libcusparse.so.12",
-)
-_FIRST_WITH_CUDNN_9 = (2, 18)
 _INNER_MODULES = {"tensorflow": "python/framework/ops.py", "keras": "src/layers/layer.py"}
 
 
 # ---- the hook
 
 
-def describe_hook() -> "dict[str, Any]":
-    """Return whether the hook is live, and all that may keep it from being so."""
+def describe_hook(frameworks: "list[str]") -> "dict[str, Any]":
+    """Return whether the hook is live, all that may keep it from being so, and which frameworks are installed."""
     armed = [finder for finder in sys.meta_path if getattr(finder, "__name__", None) == "TfenvFinder"]
     boot = sys.modules.get("_tfenv_boot")
     return {
@@ -46,7 +37,8 @@ def describe_hook() -> "dict[str, Any]":
         "sitecustomize": getattr(sys.modules.get("sitecustomize"), "__file__", None),
         "activation_error": _find_activation_error(),
         "missing": [name for name in ("structlog", "tomli", "jsonschema", "pynvml") if not _can_import(name)],
-        "tensorflow": _find_origin("tensorflow"),
+        "frameworks": [name for name in frameworks if _find_origin(name) is not None],
+        "keras_backend": _find_keras_backend(),
         "writes_bytecode": not sys.dont_write_bytecode,
         "uncompiled": _find_uncompiled(),
         "copies": _find_copies(),
@@ -132,59 +124,18 @@ def _find_uncompiled() -> "dict[str, str]":
     return found
 
 
-# ---- TensorFlow
-
-
-def describe_tensorflow() -> "dict[str, Any]":
-    """Return what TensorFlow and Keras see. Lists devices and creates none, so no memory of a GPU is taken."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    cuda = bool(tf.test.is_built_with_cuda())
-    return {
-        "version": tf.__version__,
-        "cuda": cuda,
-        "cuda_version": tf.sysconfig.get_build_info().get("cuda_version"),
-        "devices": [_shorten_name(device) for device in tf.config.list_physical_devices()],
-        "gpus": [_describe_gpu(tf, gpu) for gpu in gpus],
-        "missing_libraries": [] if gpus or not cuda else _find_missing_libraries(tf.__version__),
-        **_describe_keras(),
-    }
-
-
-def _describe_gpu(tf: "Any", gpu: "Any") -> "dict[str, str]":
-    details = tf.config.experimental.get_device_details(gpu)
-    capability = ".".join(str(part) for part in details.get("compute_capability", ()))
-    return {"device": _shorten_name(gpu), "name": details.get("device_name", ""), "capability": capability}
-
-
-def _shorten_name(device: "Any") -> str:
-    return str(device.name).replace("/physical_device:", "")
-
-
-def _find_missing_libraries(version: str) -> "list[str]":
-    """Return the libraries that cannot be loaded. Those of pip's packages can: TensorFlow has just loaded them."""
-    import ctypes
-
-    numbers = tuple(int(part) for part in version.split(".")[:2])
-    names = (*_LIBRARIES, "libcudnn.so.9" if numbers >= _FIRST_WITH_CUDNN_9 else "libcudnn.so.8")
-    missing = []
-    for name in names:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            missing.append(name)
-    return missing
-
-
-def _describe_keras() -> "dict[str, Any]":
+def _find_keras_backend() -> "str | None":
+    """Return the package that Keras computes with here, without importing either. None: there is no Keras."""
+    if _find_origin("keras") is None:
+        return None
+    folder = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     try:
-        import keras
-
-        return {"keras": keras.__version__, "keras_backend": keras.backend.backend()}
-    except Exception as error:  # noqa: BLE001 - a broken Keras is a finding
-        return {"keras": None, "keras_error": f"{type(error).__name__}: {error}"}
+        with open(os.path.join(folder, "keras.json"), encoding="utf-8") as file:
+            chosen = json.load(file).get("backend")
+    except (OSError, ValueError, AttributeError):
+        chosen = None
+    return os.environ.get("KERAS_BACKEND") or str(chosen or "tensorflow")
 
 
 if __name__ == "__main__":
-    print(json.dumps(describe_tensorflow() if sys.argv[1:] == ["tensorflow"] else describe_hook()))
+    print(json.dumps(describe_hook(sys.argv[1:])))

@@ -1,0 +1,530 @@
+"""PyTorch's entry points: the few functions of `torch._C` through which Python opens CUDA or changes the allocator.
+
+Each is replaced right after PyTorch's own code ran and before the program gets the module. C++ has ways into CUDA that
+pass none of them (TorchScript, `torch.cuda.Stream`): a setting of the allocator, made right after the import, limits
+those. Nothing here opens CUDA before PyTorch does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import wraps
+
+from tfenv.frameworks.guard import EntryPointGuard
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from tfenv.errors import Finding
+    from tfenv.frameworks.base import PolicyCallbacks
+    from tfenv.frameworks.torch.limits import GpuLimit
+    from tfenv.policy.model import Outcome
+
+    Function = Callable[..., Any]
+
+#: The one that opens CUDA for nearly everything.
+INIT = "_cuda_init"
+_COUNT = "_cuda_getDeviceCount"
+_SET_FRACTION = "_cuda_setMemoryFraction"
+_SET_SETTINGS = "_accelerator_setAllocatorSettings"
+_CHANGE_ALLOCATOR = "_cuda_changeCurrentAllocator"
+_ENABLE_CACHING = "_cuda_cudaCachingAllocator_enable"
+
+#: What the policy cannot do without.
+ENTRY_POINTS = (INIT, _COUNT, _SET_FRACTION)
+
+#: They open CUDA, too. Public functions reach them without `_cuda_init`.
+_OPENERS = (
+    "_accelerator_deviceCount",
+    "_accelerator_hooks_device_count",
+    "_cuda_hasPrimaryContext",
+    "_get_accelerator",
+)
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: What PyTorch says where it finds no GPU.
+_NO_GPU_ERROR = "No CUDA GPUs are available"
+
+
+class EntryPointWrappers:
+    """PyTorch's original functions, and what takes their place.
+
+    Attributes:
+        guard: Settles visibility, and keeps tfenv's faults from the program.
+        core: `torch._C`.
+        limits: The GPUs and their limits, since CUDA was opened. Before that (): they are not known.
+        limited: The policy limits memory.
+        fraction: The smallest of the fractions that the policy allows on a GPU.
+        asked: The fraction that the program itself set for all GPUs.
+    """
+
+    def __init__(self, policy: PolicyCallbacks, core: Any) -> None:
+        """
+        Args:
+            policy: The policy of this process.
+            core: `torch._C`.
+        """
+        self.guard = EntryPointGuard(policy, INIT)
+        self.core = core
+        self.limits: tuple[GpuLimit, ...] = ()
+        self.limited = False
+        self.fraction = 1.0
+        self.asked = 1.0
+        self._notes: tuple[Finding, ...] = ()
+        self._is_held = False  # by the setting: GPUs that allow more have to be told
+        self._counted_by = 0  # pid: it knows whether it may use GPUs
+        self._chosen: str | None = None  # CUDA_VISIBLE_DEVICES with the GPUs that were chosen before CUDA was opened
+        self._reported: set[object] = set()
+        self._init: Function = getattr(core, INIT)
+        self._count: Function = getattr(core, _COUNT)
+        self._set_fraction: Function = getattr(core, _SET_FRACTION)
+        self._set_settings: Function | None = getattr(core, _SET_SETTINGS, None)
+
+    @property
+    def policy(self) -> PolicyCallbacks:
+        """The policy of this process."""
+        return self.guard.policy
+
+    # -- before CUDA is opened
+
+    def limit_early(self) -> None:
+        """Limit the ways into CUDA that pass no entry point. The setting holds the smallest fraction on every GPU."""
+        from tfenv.frameworks.torch.limits import compute_fraction, find_smallest
+        from tfenv.frameworks.torch.settings import clamp_settings, report_fraction_clamp
+
+        plan, devices = self.policy.get_plan(), self.policy.measure_devices()
+        if devices is None:
+            fractions = [compute_fraction(plan.limit, None)]
+        else:
+            fractions = [compute_fraction(gpu.limit, gpu.total) for gpu in devices]
+        is_closed = devices == () and plan.devices != ()  # other frameworks have all of the limit
+        self.fraction = 0.0 if is_closed else find_smallest(fractions)
+        self.limited = self.fraction < 1 or None in fractions
+        if not self.limited:
+            return
+        if None in fractions:
+            self._note_unlimited("nobody says how much memory the GPUs have before CUDA is open", "unknown-memory")
+        read = getattr(self.core, "_accelerator_getAllocatorSettings", str)
+        of_environment = clamp_settings(read(), self.fraction)
+        self.asked = 1.0 if of_environment.asked is None else of_environment.asked
+        if self.asked > self.fraction:
+            self._notes += (report_fraction_clamp("PYTORCH_ALLOC_CONF", self.asked, self.fraction, plan),)
+        self._hold_setting()
+
+    def _hold_setting(self) -> None:
+        """Set the smallest fraction, or the program's own if it is smaller, for GPUs that are opened from now on."""
+        from tfenv.frameworks.torch.settings import FRACTION
+
+        if not (self.limited or self._is_held):
+            return
+        try:
+            if self._set_settings is not None:
+                self._set_settings(f"{FRACTION}:{min(self.fraction, self.asked)!r}")
+                self._is_held = True
+                return
+        except (RuntimeError, ValueError):  # it knows the call and not the setting
+            self._set_settings = None
+        self._note_unlimited("this PyTorch has no setting for it", "unsupported")
+
+    def _note_unlimited(self, why: str, code: str) -> None:
+        from tfenv.errors import Finding
+
+        text = f"TorchScript and streams that open CUDA before torch.cuda does are not limited: {why}"
+        note = Finding(code, text, "warning")
+        if note not in self._notes:
+            self._notes += (note,)
+
+    @property
+    def _is_limited_early(self) -> bool:
+        """Whether the setting holds. The allocator of CUDA itself ignores it."""
+        return self._set_settings is not None and self._name_backend() == "native"
+
+    def _name_backend(self) -> str:
+        return str(getattr(self.core, "_cuda_getAllocatorBackend", lambda: "native")())
+
+    # -- opening CUDA
+
+    def settle(self) -> None:
+        """Settle which GPUs are visible, once per process."""
+        if self.guard.listed_by != os.getpid():
+            self._chosen = None
+            self.guard.before_listing()
+        elif self._chosen not in (None, os.environ.get(_VISIBLE)):
+            # CUDA is not open yet, and would open what the program wrote after GPUs had been chosen for it.
+            os.environ[_VISIBLE] = str(self._chosen)
+
+    def choose_early(self) -> None:
+        """Choose free GPUs, where the policy asks for that, before the program counts them. CUDA stays closed."""
+        if self.policy.get_plan().choosing is not None and self.guard.listed_by != os.getpid():
+            self.settle()
+            self._chosen = os.environ.get(_VISIBLE)
+
+    def is_in_bad_fork(self) -> bool:
+        """Return whether this process was forked from one that had opened CUDA. PyTorch refuses to use GPUs in it."""
+        return bool(getattr(self.core, "_cuda_isInBadFork", bool)())
+
+    def wrap_opener(self, original: Function) -> Function:
+        """Wrap a function that opens CUDA and creates nothing."""
+
+        @wraps(original)
+        def open_devices(*args: Any, **kwargs: Any) -> Any:
+            self.settle()
+            result = original(*args, **kwargs)
+            self._chosen = None
+            return result
+
+        return open_devices
+
+    def wrap_count(self, original: Function) -> Function:
+        """Wrap _cuda_getDeviceCount. `torch.cuda.is_available` opens CUDA with it."""
+
+        @wraps(original)
+        def count_devices() -> Any:
+            if self.is_in_bad_fork():
+                return original()
+            self.settle()
+            count = original()
+            self._chosen = None
+            with self.guard.lock:
+                if self._counted_by != os.getpid():
+                    self.guard.run_guarded(_COUNT, lambda: self._look_at(count))
+                    self._counted_by = os.getpid()
+            return 0 if self.policy.is_cpu_only() else count
+
+        return count_devices
+
+    def _look_at(self, count: int) -> None:
+        """Find out whether PyTorch may use the GPUs that it lists, and say so where there are none."""
+        if count:
+            self.policy.identify_devices(range(count))
+        else:
+            self.policy.report(_make_outcome(_COUNT, self, (_make_no_gpu_finding(),)))
+
+    def wrap_count_by_nvml(self, original: Function) -> Function:
+        """Wrap torch.cuda._device_count_nvml, which counts GPUs while CUDA is closed."""
+
+        @wraps(original)
+        def count_by_nvml() -> Any:
+            self.choose_early()
+            return 0 if self.policy.is_cpu_only() else original()
+
+        return count_by_nvml
+
+    def wrap_init(self, original: Function) -> Function:
+        """Wrap _cuda_init."""
+
+        @wraps(original)
+        def init() -> Any:
+            with self.guard.lock:
+                self.settle()
+                self.guard.run_guarded(INIT, self._plan_limits)
+                if self.policy.is_cpu_only():
+                    raise RuntimeError(_NO_GPU_ERROR)
+                result = original()
+                self._chosen = None
+                self.guard.run_guarded(INIT, self._set_limits)
+                if self.policy.is_cpu_only():  # a fault of ours, and on_error = "cpu"
+                    raise RuntimeError(_NO_GPU_ERROR)
+                return result
+
+        return init
+
+    def _plan_limits(self) -> None:
+        """Find the limit of each GPU, and report what is about to be given. This opens CUDA, as PyTorch is about to."""
+        from tfenv.frameworks.torch.limits import find_smallest, make_limits
+        from tfenv.frameworks.torch.settings import prepare_environment
+
+        opened_early = self._is_opened_early()
+        planned = self.policy.identify_devices()
+        plan, shown = self.policy.get_plan(), self.policy.count_shown_devices()
+        if self.policy.is_cpu_only():
+            self.limits, self.limited, self.fraction = (), True, 0.0
+            self._hold_setting()
+            self.policy.report(_make_outcome(INIT, self, cpu_only=True))
+            return
+        self.limits = make_limits(plan, range(shown or 0), planned)
+        self.fraction = find_smallest(gpu.fraction for gpu in self.limits)
+        self.limited = any(gpu.fraction != 1.0 for gpu in self.limits) or (shown is None and bool(plan.limits))
+        self._hold_setting()
+        if opened_early:
+            self._report_opened_early()
+        notes, self._notes = (*self._notes, *prepare_environment(plan, os.environ)), ()
+        if not self.limits:
+            notes += (_make_no_gpu_finding(),)
+        self.policy.report(_make_outcome(INIT, self, notes))
+
+    def _is_opened_early(self) -> bool:
+        """Return whether C++ made the allocator before, and nothing limited it."""
+        is_initialized = getattr(self.core, "_accelerator_isAllocatorInitialized", bool)
+        return self.limited and not self._is_limited_early and bool(is_initialized())
+
+    def _report_opened_early(self) -> None:
+        from tfenv.errors import Finding
+
+        text = "CUDA was opened by C++ (TorchScript, a stream) and the GPUs were not limited until now"
+        self.policy.report_unkept(Finding("unsupported", f"{text}: use torch.cuda first"), INIT)
+
+    def _set_limits(self) -> None:
+        """Set the fraction of each GPU, now that PyTorch has made its allocators."""
+        if not (self.limited or self._is_held) or self._name_backend() == "pluggable":
+            return
+        # The first GPU comes last: some versions of PyTorch make the one they set the current one.
+        for gpu in reversed(self._measure_limits()):
+            self._set_fraction(min(self.asked, 1.0 if gpu.fraction is None else gpu.fraction), gpu.ordinal)
+
+    def _measure_limits(self) -> tuple[GpuLimit, ...]:
+        """Return the limits with the sizes that PyTorch tells, where nobody else did."""
+        from tfenv.frameworks.torch.limits import make_limits
+        from tfenv.values import replace
+
+        count = self._count()
+        if len(self.limits) < count:  # the driver did not say which they are
+            self.limits = make_limits(self.policy.get_plan(), range(count), None)
+        cuda: Any = sys.modules["torch.cuda"]
+        read = cuda._get_device_properties  # noqa: SLF001 - the public one initialises
+        self.limits = tuple(
+            gpu if gpu.fraction is not None else replace(gpu, total=read(gpu.ordinal).total_memory)
+            for gpu in self.limits[:count]
+        )
+        return self.limits
+
+    # -- what the program asks for
+
+    def wrap_set_fraction(self, original: Function) -> Function:
+        """Wrap _cuda_setMemoryFraction, which torch.cuda.set_per_process_memory_fraction calls."""
+
+        @wraps(original)
+        def set_fraction(fraction: Any, device: Any) -> Any:
+            return original(self._clamp_fraction(fraction, device), device)
+
+        return set_fraction
+
+    def _clamp_fraction(self, fraction: Any, device: Any) -> Any:
+        from tfenv.frameworks.torch.settings import report_fraction_clamp
+
+        allowed = next((gpu.fraction for gpu in self.limits if gpu.ordinal == device), self.fraction)
+        is_number = isinstance(fraction, int | float)
+        if not self.limited or allowed is None or not is_number or not allowed < fraction <= 1:
+            return fraction
+        plan = self.policy.get_plan()
+        where = "torch.cuda.set_per_process_memory_fraction"
+        self._report_clamp(_SET_FRACTION, report_fraction_clamp(where, fraction, allowed, plan))
+        return allowed
+
+    def wrap_set_settings(self, original: Function) -> Function:
+        """Wrap _accelerator_setAllocatorSettings, and what was its name in older versions."""
+
+        @wraps(original)
+        def set_settings(text: Any) -> Any:
+            if not self.limited or not isinstance(text, str):
+                return original(text)
+            from tfenv.frameworks.torch.settings import clamp_settings, report_fraction_clamp
+
+            clamped = clamp_settings(text, self.fraction)
+            result = original(clamped.text)
+            if clamped.asked is not None or not clamped.certain:
+                self.asked = self.fraction if clamped.asked is None else clamped.asked
+                if not clamped.certain:
+                    self._hold_setting()
+                if not clamped.certain or self.asked > self.fraction:
+                    note = report_fraction_clamp(
+                        "allocator settings", clamped.asked, self.fraction, self.policy.get_plan()
+                    )
+                    self._report_clamp(original.__name__, note)
+            return result
+
+        return set_settings
+
+    def wrap_enable_caching(self, original: Function) -> Function:
+        """Wrap _cuda_cudaCachingAllocator_enable."""
+
+        @wraps(original)
+        def enable(value: Any) -> Any:
+            if not self.limited or value is not False:
+                return original(value)
+            from tfenv.frameworks.torch.settings import report_no_caching
+
+            self._report_clamp(_ENABLE_CACHING, report_no_caching(self.policy.get_plan()))
+            return None
+
+        return enable
+
+    def wrap_change_allocator(self, original: Function) -> Function:
+        """Wrap _cuda_changeCurrentAllocator."""
+
+        @wraps(original)
+        def change_allocator(allocator: Any) -> Any:
+            return original(allocator) if self._may_use_allocator(_CHANGE_ALLOCATOR) else None
+
+        return change_allocator
+
+    def wrap_mem_pool(self, original: Function) -> Function:
+        """Wrap MemPool's constructor. A pool may have an allocator of its own."""
+
+        @wraps(original)
+        def make_pool(pool: Any, allocator: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if allocator is not None and not self._may_use_allocator("MemPool"):
+                allocator = None
+            return original(pool, allocator, *args, **kwargs)
+
+        return make_pool
+
+    def _may_use_allocator(self, entry_point: str) -> bool:
+        """Report an allocator of the program's own, which no limit holds.
+
+        Returns:
+            Whether PyTorch may have it. With `on_error = "cpu"` its own allocator stays.
+        """
+        from tfenv.errors import Finding
+
+        if self.limited:
+            text = "the program's own allocator of GPU memory (CUDAPluggableAllocator) cannot be limited"
+            report = self.policy.report_unkept
+            self.guard.run_guarded(entry_point, lambda: report(Finding("unsupported", text), entry_point))
+        return not (self.limited and self.policy.is_cpu_only())
+
+    def _report_clamp(self, entry_point: str, note: Finding) -> None:
+        """Report once what the program asked for in vain."""
+        if note in self._reported:
+            return
+        self._reported.add(note)
+        outcome = _make_outcome(entry_point, self, (note,))
+        self.guard.run_guarded(entry_point, lambda: self.policy.report(outcome))
+
+    # -- giving back
+
+    def release_memory(self) -> bool:
+        """Lower every fraction to 0, if PyTorch holds no memory of a GPU. Its lock is not taken: another's is held."""
+        is_initialized = getattr(self.core, "_accelerator_isAllocatorInitialized", lambda: bool(self.limits))
+        made = bool(is_initialized())
+        ordinals = range(self._count()) if made else range(0)
+        if any(read_reserved(self.core, ordinal, "current") for ordinal in ordinals):
+            return False
+        self.limited, self.fraction = True, 0.0
+        self.limits = tuple(_close(gpu) for gpu in self.limits)
+        self._hold_setting()
+        for ordinal in reversed(ordinals):
+            self._set_fraction(0.0, ordinal)
+        return True
+
+
+def read_reserved(core: Any, ordinal: int, what: str) -> int:
+    """Return how much of a GPU the allocator holds ("current"), or held at most ("peak"), in bytes."""
+    return int(core._cuda_memoryStats(ordinal)["reserved_bytes"]["all"][what])  # noqa: SLF001 - the public one initialises
+
+
+def _close(gpu: GpuLimit) -> GpuLimit:
+    from tfenv.values import replace
+
+    return replace(gpu, planned=None)
+
+
+def _make_no_gpu_finding() -> Finding:
+    """Return the finding that PyTorch has no GPU to use. Whoever reports it knows why."""
+    from tfenv.errors import Finding
+
+    return Finding("no-gpu", "PyTorch lists no GPU", "warning")
+
+
+def _make_outcome(
+    entry_point: str, wrappers: EntryPointWrappers, findings: tuple[Finding, ...] = (), *, cpu_only: bool = False
+) -> Outcome:
+    from tfenv.frameworks.torch.limits import describe_devices
+    from tfenv.policy.model import Outcome
+
+    if cpu_only:
+        return Outcome("cpu", entry_point, findings=findings)
+    clamped = any(finding.code == "clamped" for finding in findings)
+    devices = describe_devices(wrappers.limits)
+    return Outcome("clamped" if clamped else "applied", entry_point, devices, growth=True, findings=findings)
+
+
+# ---- intercepting
+
+_WRAPPERS: dict[str, Callable[[EntryPointWrappers, Function], Function]] = {
+    INIT: EntryPointWrappers.wrap_init,
+    _COUNT: EntryPointWrappers.wrap_count,
+    **dict.fromkeys(_OPENERS, EntryPointWrappers.wrap_opener),
+    _SET_FRACTION: EntryPointWrappers.wrap_set_fraction,
+    _SET_SETTINGS: EntryPointWrappers.wrap_set_settings,
+    "_cuda_cudaCachingAllocator_set_allocator_settings": EntryPointWrappers.wrap_set_settings,
+    _CHANGE_ALLOCATOR: EntryPointWrappers.wrap_change_allocator,
+    _ENABLE_CACHING: EntryPointWrappers.wrap_enable_caching,
+}
+
+_installed: EntryPointWrappers | None = None
+
+
+def is_built_with_cuda() -> bool:
+    """Return whether the PyTorch that is loaded can use GPUs of CUDA or ROCm at all."""
+    version = sys.modules.get("torch.version")
+    return bool(getattr(version, "cuda", None) or getattr(version, "hip", None))
+
+
+def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
+    """Wrap every entry point of the PyTorch that is loaded. A second call only changes the policy.
+
+    Returns:
+        The entry points that are not where they should be, in a PyTorch that this release does not know.
+    """
+    global _installed  # noqa: PLW0603 - PyTorch's own entry points are global
+    if not is_built_with_cuda():
+        return ()
+    core = sys.modules["torch._C"]
+    if _installed is not None:
+        _installed.guard.policy, _installed.guard.listed_by = policy, 0
+        _installed.limit_early()
+        return ()
+    missing = tuple(name for name in ENTRY_POINTS if not callable(getattr(core, name, None)))
+    if missing:
+        return missing
+    wrappers = EntryPointWrappers(policy, core)
+    for name, wrap in _WRAPPERS.items():
+        if callable(original := getattr(core, name, None)):
+            setattr(core, name, wrap(wrappers, original))
+    cuda: Any = sys.modules["torch.cuda"]
+    cuda._device_count_nvml = wrappers.wrap_count_by_nvml(cuda._device_count_nvml)  # noqa: SLF001
+    mem_pool = getattr(cuda, "MemPool", None)
+    if mem_pool is not None:
+        mem_pool.__init__ = wrappers.wrap_mem_pool(mem_pool.__init__)
+    wrappers.guard.follow_forks()
+    _installed = wrappers
+    wrappers.limit_early()
+    return ()
+
+
+def get_installed() -> EntryPointWrappers | None:
+    """Return the entry points of this process. None: PyTorch has none, or they are not wrapped."""
+    return _installed
+
+
+#: What nearly all use of GPUs from Python goes through, once they are open.
+_USES = (
+    ("torch.cuda", ("_lazy_init", "device_count", "is_available")),
+    ("torch.nn.modules.module", ("Module.cuda", "Module.to")),
+)
+
+
+def watch_use(policy: PolicyCallbacks) -> None:
+    """Ask a policy from now on whenever the program uses torch.cuda or moves a module. A second call does nothing."""
+    for module_name, names in _USES:
+        for name in names:
+            holder: Any = sys.modules.get(module_name)
+            *path, leaf = name.split(".")
+            for part in path:
+                holder = getattr(holder, part, None)
+            original = getattr(holder, leaf, None)
+            if callable(original) and not hasattr(original, "__wrapped__"):
+                setattr(holder, leaf, _wrap_use(original, policy))
+
+
+def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
+    @wraps(original)
+    def use_devices(*args: Any, **kwargs: Any) -> Any:
+        policy.check_use()
+        return original(*args, **kwargs)
+
+    return use_devices
