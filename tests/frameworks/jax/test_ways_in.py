@@ -135,7 +135,7 @@ def test_without_a_policy_the_same_program_takes_more(case: Case, reports: Repor
     [pytest.param(name, Case(MAIN, (*steps, "take")), id=key) for key, (name, steps) in WIDER.items()],
 )
 def test_a_wider_request_is_cut_to_the_limit_and_noted(name: str, case: Case, reports: Reports) -> None:
-    """Whatever the program sets after the import to get more than the limit, it gets the limit, and a record says so."""
+    """Whatever the program sets after the import to get more, it gets the limit, and a record says so."""
     report = reports(case)
     check_refusal(report)
     notes = [f for record in report.records for f in record["findings"] if f["code"] == "clamped"]
@@ -144,7 +144,7 @@ def test_a_wider_request_is_cut_to_the_limit_and_noted(name: str, case: Case, re
 
 def list_before() -> list[object]:
     """The same settings in the environment before the import. A World each: the process sets them once."""
-    params = []
+    params: list[object] = []
     for key, (name, steps) in WIDER.items():
         variables = tuple(tuple(step.removeprefix("env:").split("=", 1)) for step in steps if step.startswith("env:"))
         if variables:
@@ -185,7 +185,7 @@ def test_what_jax_refuses_it_refuses_in_its_own_words(cases: tuple[Case, Case], 
     assert not governed.gpus
 
 
-def list_governed(*steps: str) -> object:
+def list_governed(*steps: str) -> pytest.MarkDecorator:
     """One case under the policy, as a parameter: cases that are announced run together."""
     return pytest.mark.parametrize("case", [Case(MAIN, steps)], ids=["governed"])
 
