@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Literal
 
 from tfenv.audit.sinks import list_log_names
@@ -19,9 +20,11 @@ from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.memory import read_memory
 from tfenv.errors import Finding
+from tfenv.frameworks.registry import get_framework, list_frameworks
 from tfenv.identity import UserAccount, call_as, find_account, find_user, identify, suggest_name
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import LoadedPolicy, check_disable_switch, current_start, decide, load
+from tfenv.policy.budget import get_framework_shares
 from tfenv.policy.merge import contains_project, select_tables
 from tfenv.policy.model import (
     LAYER_ORDER,
@@ -38,6 +41,7 @@ from tfenv.policy.model import (
     Start,
     format_key,
 )
+from tfenv.policy.supports import drop_unsupported
 from tfenv.sharing.lease import read_program
 from tfenv.sharing.occupancy import describe_occupancy
 from tfenv.sharing.queue import Unavailable, look
@@ -324,9 +328,22 @@ def _explain_loaded(
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
     disabled, remarks = check_disable_switch(loaded)
     hidden = () if obstacle else advise_on_hidden(loaded.start, loaded.layers)
-    findings = (*loaded.findings, *remarks, *plan.findings, *hidden)
+    unsupported = tuple(_find_unsupported(loaded, plan))
+    findings = (*loaded.findings, *remarks, *plan.findings, *unsupported, *hidden)
     made = _make_explanation(loaded, grant, inventory, plan, findings, obstacle)
     return replace(made, disabled=disabled, refused=decision.refused and not disabled)
+
+
+def _find_unsupported(loaded: LoadedPolicy, plan: Plan) -> Iterator[Finding]:
+    """Yield what frameworks cannot keep: those that the policy names, and as a note those that are installed here."""
+    named = get_framework_shares(loaded.policy)
+    for name in list_frameworks():
+        framework = get_framework(name)
+        if name not in named and find_spec(name) is None:
+            continue
+        kept = drop_unsupported(plan, loaded.policy, framework.supports, framework.title)
+        for finding in kept.findings[len(plan.findings) :]:
+            yield loaded.locate(finding if name in named else replace(finding, severity="note"))
 
 
 def _make_explanation(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from tfenv.config.schema import list_device_rules
 from tfenv.errors import Finding
 from tfenv.identity import find_subject
+from tfenv.lint.frameworks import advise_on_frameworks
 from tfenv.lint.logs import advise_on_logs
 from tfenv.lint.reach import KeyPositions, LintRemark, advise_on_reach
 from tfenv.lint.shares import advise_on_shares
@@ -169,6 +170,7 @@ def _check_view(view: _TableView, cards: _MachineCards, positions: KeyPositions)
     yield from _check_rules(view)
     yield from _check_cards_present(view, cards)
     yield from _check_limits_by_cards(view, cards)
+    yield from advise_on_frameworks(view.own, view.effective, cards.totals)
 
 
 # ---- cards

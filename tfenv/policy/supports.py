@@ -40,12 +40,11 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
     if plan.allocator is not None and "allocator" not in supports:
         if "allocator" in policy.settings:
             origin = policy.settings["allocator"].origin
-            collector.add("unsupported", f"{title} has no choice of an allocator", origin, "warning")
+            collector.add("unsupported", describe_unsupported("allocator", title), origin, "warning")
         plan = replace(plan, allocator=None, allocated_by=())
     if any(device.logical_devices for device in plan.devices or ()) and "split" not in supports:
         origin = policy.settings["device"].origin
-        text = f"{title} cannot split a GPU, so the limit applies to all of it"
-        collector.add("unsupported", text, origin, "warning")
+        collector.add("unsupported", describe_unsupported("split", title), origin, "warning")
         plan = _replace_devices(plan, [replace(device, logical_devices=()) for device in plan.devices or ()])
     if plan.limits and "limit" not in supports:
         text = f"{title} cannot limit memory, so {format_origins(plan.limits)} is not in force"
@@ -61,6 +60,18 @@ def drop_unsupported(plan: Plan, policy: EffectivePolicy, supports: frozenset[Ca
         collector.add("unsupported", text, plan.limits[0], "warning")
         plan = _unify_limits(plan)
     return replace(plan, findings=(*plan.findings, *collector.findings))
+
+
+def describe_unsupported(capability: Literal["allocator", "split"], title: str) -> str:
+    """Return what becomes of a key of a file that a framework cannot keep, in words.
+
+    Args:
+        capability: What the framework lacks.
+        title: Its name.
+    """
+    if capability == "allocator":
+        return f"{title} has no choice of an allocator"
+    return f"{title} cannot split a GPU, so the limit applies to all of it"
 
 
 def _replace_devices(plan: Plan, devices: list[PlannedDevice]) -> Plan:

@@ -424,7 +424,7 @@ class FrameworkPolicy:
         """
         process, framework = self.process, self.framework
         self._budget = None
-        self.plan = drop_unsupported(plan, process.loaded.policy, framework.supports, framework.title)
+        self.plan = self._adapt(plan)
         self.pending += tuple(framework.prepare(self.plan, os.environ))
         unsupported = tuple(f for f in self.plan.findings if f.code == "unsupported" and f not in self._reported)
         self._reported += unsupported
@@ -432,6 +432,15 @@ class FrameworkPolicy:
         for finding in unsupported:
             if finding.severity == "error":
                 process.handle_fault(finding, framework=framework)
+
+    def _adapt(self, plan: Plan) -> Plan:
+        """Return a plan of the process as far as this framework can keep it, with the limits of its share."""
+        policy, framework = self.process.loaded.policy, self.framework
+        if "frameworks" in policy.settings:
+            from tfenv.policy.budget import apply_framework_share
+
+            plan = apply_framework_share(plan, policy, framework.name)
+        return drop_unsupported(plan, policy, framework.supports, framework.title)
 
     # -- what entry points ask
 
@@ -485,12 +494,9 @@ class FrameworkPolicy:
         if budget.findings and process.release_memory(book.find_holders(claimant)):
             book = process.book or BudgetBook()
             budget = book.fit(self.plan, devices, policy, claimant)
-        self._budget = budget
         # All of it is reserved until the report tells which cards were created.
         process.book = book.record(claimant, {**self._promised, **budget.list_limits()})
-        new = tuple(finding for finding in budget.findings if finding not in self._reported)
-        self._reported += new
-        self.pending += tuple(process.loaded.locate(finding) for finding in new)
+        self._budget = replace(budget, findings=tuple(map(process.loaded.locate, budget.findings)))
         return budget.devices
 
     def _make_claimant(self) -> Claimant:
@@ -536,7 +542,7 @@ class FrameworkPolicy:
         inventory, choice = replace(process.inventory, named=named, totals=totals), process.choice
         allocations = None if choice is None or self.plan.devices is None else choice.allocations
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
-        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
+        return self._adapt(plan)
 
     def measure_devices(self) -> tuple[PlannedDevice, ...] | None:
         """Return the GPUs with their sizes and what is left of their limits, before this framework opens CUDA."""
@@ -570,7 +576,7 @@ class FrameworkPolicy:
             if inventory.devices is None:
                 return plan, None
         made = pipeline.make_plan(process.loaded, grant, inventory, request)
-        return drop_unsupported(made, process.loaded.policy, self.framework.supports, self.framework.title), None
+        return self._adapt(made), None
 
     def check_use(self) -> None:
         """Refuse GPUs that were opened before and are another task's by now."""
@@ -592,7 +598,8 @@ class FrameworkPolicy:
         """Write down what happened at an entry point."""
         process = self.process
         wanted = () if self.plan.devices == () else tuple(self._explain(finding) for finding in outcome.findings)
-        findings = (*wanted, *process.find_late_visibility())
+        shared = () if self._budget is None else self._budget.findings
+        findings = (*wanted, *shared, *process.find_late_visibility())
         # Without a GPU because others have the budget: nothing failed.
         status = "clamped" if outcome.status == "cpu" and not process.no_gpu else outcome.status
         outcome = replace(outcome, status=status, findings=findings, choice=process.choice)

@@ -263,17 +263,19 @@ def test_what_tensorflow_sees(tfgpu: Tfgpu, live: dict[str, str], policy: Path) 
     policy.write_text(f"{policy.read_text()}\n[ceiling]\nallowed_devices = [2, 3]\n")
     gpus = build_environment(parse_gpus("4x24GiB"), base={})
     gpus["TFGPU_SIMULATE"] = f"driver=11040,release=470.57.02,{gpus['TFGPU_SIMULATE']}"
-    seen = read_rows(tfgpu("doctor", "--format", "json", env=live | gpus))
+    result = tfgpu("doctor", "--format", "json", env=live | gpus)
+    seen = read_rows(result)
     assert seen["TensorFlow"]["verdict"] == "ok"
     assert "lists 2 GPUs, built for CUDA" in seen["TensorFlow"]["found"]
     gpu = "Simulated GPU (compute capability 8.0)"
     assert seen["devices"]["found"] == f"CPU:0, GPU:0 {gpu}, GPU:1 {gpu}"
     assert seen["default device"]["found"] == "GPU:0 Simulated GPU"
-    assert "sees TensorFlow's GPUs" in seen["Keras"]["found"]
+    assert seen["Keras"]["found"].endswith(" runs on TensorFlow, which has 2 GPUs")
     assert "MirroredStrategy" in seen["several GPUs"]["advice"]
-    assert seen["driver"]["verdict"] == "problem"
-    assert "470.57.02, CUDA up to 11.4: too old for TensorFlow" in seen["driver"]["found"]
-    assert "driver 525 or newer" in seen["driver"]["advice"]
+    too_old = [row for row in json.loads(result.stdout)["rows"] if "too old for TensorFlow" in row["found"]]
+    assert [(row["topic"], row["verdict"]) for row in too_old] == [("driver", "problem")]
+    assert "470.57.02, CUDA up to 11.4: " in too_old[0]["found"]
+    assert "driver 525 or newer" in too_old[0]["advice"]
 
 
 @needs_tensorflow

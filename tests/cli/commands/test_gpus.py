@@ -70,14 +70,16 @@ def test_what_the_driver_says(tfgpu: Tfgpu, held: Path) -> None:
 
 
 def test_what_hides_the_others(tfgpu: Tfgpu) -> None:
-    """A visible GPU has TensorFlow's name, each other the key that hides it, with file and line."""
-    found = select_by_label(read_gpus(tfgpu, simulate_machine()), "visible", "tensorflow", "hidden_by", "why")
+    """A visible GPU has its place and TensorFlow's name, each other the key that hides it, with file and line."""
+    found = select_by_label(
+        read_gpus(tfgpu, simulate_machine()), "visible", "ordinal", "tensorflow", "hidden_by", "why"
+    )
     assert found == {
-        "0": (False, None, "visible_devices", "not chosen by visible_devices of tfgpu.toml:2"),
-        "1": (True, "GPU:0", None, None),
-        "2": (None, None, None, None),
-        "2:0": (False, None, "allowed_devices", "not in allowed_devices of tfgpu.toml:5"),
-        "2:1": (False, None, "allowed_devices", "not in allowed_devices of tfgpu.toml:5"),
+        "0": (False, None, None, "visible_devices", "not chosen by visible_devices of tfgpu.toml:2"),
+        "1": (True, 0, "GPU:0", None, None),
+        "2": (None, None, None, None, None),
+        "2:0": (False, None, None, "allowed_devices", "not in allowed_devices of tfgpu.toml:5"),
+        "2:1": (False, None, None, "allowed_devices", "not in allowed_devices of tfgpu.toml:5"),
     }
 
 
@@ -122,10 +124,9 @@ def test_numbers_that_name_no_card(tfgpu: Tfgpu) -> None:
 def test_a_table_for_people(tfgpu: Tfgpu, held: Path) -> None:
     """In a pipe each GPU has one line with its full UUID and no colour, and each reason one line below."""
     lines = tfgpu("gpus", env=simulate_machine(held=held)).stdout.splitlines()
-    assert lines[0].split() == ["GPU", "name", "UUID", "memory", "used", "busy", "TensorFlow"]
-    assert lines[2].split() == [
-        "1", "NVIDIA", "A10", "GPU-a1fa4e00-0000-4000-8000-000000000001", "0", "/", "24.0", "GiB", "0%", "GPU:0",
-    ]  # fmt: skip
+    assert lines[0].split() == ["GPU", "name", "UUID", "memory", "used", "busy", "in", "programs"]
+    assert lines[2].split()[:4] == ["1", "NVIDIA", "A10", "GPU-a1fa4e00-0000-4000-8000-000000000001"]
+    assert lines[2].split()[4:] == ["0", "/", "24.0", "GiB", "0%", "GPU:0,", "cuda:0"]
     assert lines[5].startswith("2:1    MIG 3g.20gb")
     assert lines[-2:] == [
         "GPU 0         not chosen by visible_devices of tfgpu.toml:2",

@@ -170,6 +170,23 @@ def test_the_newest_record_counts(tfgpu: Tfgpu, machine: SimulatedMachine, child
     assert read_processes(tfgpu, machine)[0]["limit_bytes"] == 2 * GIB
 
 
+def test_several_frameworks_share_a_limit(
+    tfgpu: Tfgpu, machine: SimulatedMachine, child: subprocess.Popen[bytes]
+) -> None:
+    """The frameworks of a process are named, and it may take what all of them may. One without a limit has no end."""
+    machine.hold(f"0 {child.pid} 100")
+    machine.record(pid=child.pid, framework="tensorflow", devices=[{"uuid": UUIDS[0], "limit_bytes": 2 * GIB}])
+    assert (read_processes(tfgpu, machine)[0]["frameworks"]) == ["tensorflow"]
+    machine.record(pid=child.pid, framework="torch", devices=[{"uuid": UUIDS[0], "limit_bytes": 6 * GIB}])
+    (row,) = read_processes(tfgpu, machine)
+    assert (row["frameworks"], row["limit_bytes"]) == (["tensorflow", "torch"], 8 * GIB)
+    head, line = tfgpu("ps", env=machine.env).stdout.splitlines()
+    assert head.split()[-2:] == ["framework", "policy"]
+    assert line.split()[-3:-1] == ["tensorflow,", "torch"]
+    machine.record(pid=child.pid, framework="torch", devices=[{"uuid": UUIDS[0], "limit_bytes": None}])
+    assert read_processes(tfgpu, machine)[0]["limit_bytes"] is None
+
+
 def test_arguments_are_never_shown(tfgpu: Tfgpu, machine: SimulatedMachine, child: subprocess.Popen[bytes]) -> None:
     """A process shows by the kernel's name of it. Its arguments, which may hold secrets, are shown nowhere."""
     machine.hold(f"0 {child.pid} 100")

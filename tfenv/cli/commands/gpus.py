@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COLUMNS = (
     TableColumn("GPU"), TableColumn("name"), TableColumn("UUID"), TableColumn("memory used", is_number=True),
     TableColumn("busy", is_number=True),
-    TableColumn("TensorFlow"),
+    TableColumn("in programs"),
 )  # fmt: skip
 _SHORT_UUID = len("GPU-12345678")
 _FULL = 0.9
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     add_description(
         parser,
-        "For each GPU and MIG instance you see the name that TensorFlow gives it in a program started here, "
-        "or the reason why it is hidden. Exit codes: 0 ok, 1 the driver does not answer, 2 wrong usage.",
+        "For each GPU and MIG instance you see its names in a program started here, in TensorFlow and in JAX and "
+        "PyTorch, or the reason why it is hidden. Exit codes: 0 ok, 1 the driver does not answer, 2 wrong usage.",
     )
     add_display_options(parser)
 
@@ -59,14 +59,14 @@ class GpuSnapshot:
 
     Attributes:
         usage: What NVML tells.
-        names: TensorFlow's names of the visible GPUs, by UUID. "yes" if the order is not known, "?" if it cannot be
-            told whether the GPU is visible, "may be chosen" if `{count = …}` will choose.
+        places: The place of each visible GPU among those that a program sees, by UUID. "yes" if the order is not
+            known, "?" if it cannot be told whether the GPU is visible, "may be chosen" if `{count = …}` will choose.
         reasons: Why the others are hidden, by UUID: the rule, and the whole reason for people.
         notes: What concerns all of them: what it is about, and the text.
     """
 
     usage: GpuUsage
-    names: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, int | str] = field(default_factory=dict)
     reasons: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
 
@@ -86,7 +86,7 @@ class GpuSnapshot:
 
     def _describe_gpu(self, gpu: GpuState) -> dict[str, object]:
         rule, why = self.reasons.get(gpu.uuid or "", (None, None))
-        name = self.names.get(gpu.uuid or "")
+        place = self.places.get(gpu.uuid or "")
         return {
             "index": gpu.index,
             "instance": gpu.instance,
@@ -98,15 +98,16 @@ class GpuSnapshot:
             "utilization_percent": gpu.utilization,
             "split": gpu.split,
             "problem": gpu.problem or None,
-            "visible": None if gpu.split or gpu.problem else name is not None,
-            "tensorflow": name,
+            "visible": None if gpu.split or gpu.problem else place is not None,
+            "ordinal": place if isinstance(place, int) else None,
+            "tensorflow": f"GPU:{place}" if isinstance(place, int) else place,
             "hidden_by": rule,
             "why": why,
         }
 
     def _build_row(self, gpu: GpuState) -> tuple[StyledText | str, ...]:
-        uuid, name = gpu.uuid or "?", self.names.get(gpu.uuid or "")
-        visible = "" if gpu.split else StyledText(name or "-", "green" if name else "dim")
+        uuid, place = gpu.uuid or "?", self.places.get(gpu.uuid or "")
+        visible = "" if gpu.split else StyledText(_format_place(place), "dim" if place is None else "green")
         busy = "-" if gpu.utilization is None else f"{gpu.utilization}%"
         uuid = uuid if is_wide() else uuid[:_SHORT_UUID]
         return (gpu.label, self._format_name(gpu), uuid, _format_memory(gpu), busy, "?" if gpu.problem else visible)
@@ -130,6 +131,13 @@ class GpuSnapshot:
         yield from self.notes
 
 
+def _format_place(place: int | str | None) -> str:
+    """Return the names of a GPU in programs: TensorFlow's, and that of JAX and PyTorch."""
+    if place is None:
+        return "-"
+    return f"GPU:{place}, cuda:{place}" if isinstance(place, int) else place
+
+
 def _format_memory(gpu: GpuState) -> StyledText:
     total = "?" if gpu.total is None else format_bytes(gpu.total)
     if gpu.used is None or gpu.total is None:
@@ -150,18 +158,18 @@ def _take_snapshot() -> GpuSnapshot:
     grant, request = read_current_grant()
     decision = decide(loaded, grant, inventory, request)
     reasons = _explain_hidden_devices(decision, loaded, grant, inventory, request)
-    names = _find_names(decision, inventory, reasons)
-    return GpuSnapshot(usage, names, reasons, tuple(_find_notes(usage, decision, grant, off=off)))
+    places = _find_places(decision, inventory, reasons)
+    return GpuSnapshot(usage, places, reasons, tuple(_find_notes(usage, decision, grant, off=off)))
 
 
-def _find_names(decision: Decision, inventory: Inventory, reasons: Mapping[str, object]) -> Mapping[str, str]:
+def _find_places(decision: Decision, inventory: Inventory, reasons: Mapping[str, object]) -> Mapping[str, int | str]:
     plan = decision.plan
     visible = [device.uuid for device in inventory.devices or () if device.uuid not in reasons]
     if plan.choosing is not None:
         return dict.fromkeys(visible, "may be chosen")
     if plan.devices is None:
         return dict.fromkeys(visible, "yes")
-    known = {card.device.uuid: f"GPU:{place}" for place, card in enumerate(plan.devices) if card.device is not None}
+    known = {card.device.uuid: place for place, card in enumerate(plan.devices) if card.device is not None}
     return {uuid: known.get(uuid, "?") for uuid in visible}
 
 

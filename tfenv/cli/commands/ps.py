@@ -29,7 +29,7 @@ State = Literal["within", "over", "ungoverned", "switched off", "failed", "unkno
 _COLUMNS = (
     TableColumn("GPU"), TableColumn("user"), TableColumn("pid", is_number=True), TableColumn("job"),
     TableColumn("memory", is_number=True), TableColumn("at most", is_number=True), TableColumn("program"),
-    TableColumn("policy"),
+    TableColumn("framework"), TableColumn("policy"),
 )  # fmt: skip
 #: A limit is the allocator's: the CUDA context, cuDNN and cuBLAS come on top of it, and NVML counts them.
 _OVERHEAD = 1024 * MIB
@@ -67,11 +67,12 @@ class GpuHolder:
     Attributes:
         process: What NVML and the kernel tell of it.
         state: Whether it keeps to its policy, or why there is none to keep to.
-        limit: Bytes it may take of this GPU. None: unlimited, or not known.
+        limit: Bytes it may take of this GPU, all its frameworks together. None: unlimited, or not known.
         script: The program's file, as recorded.
         sources: The files of its policy, the nearest last.
         job: Its job and step. "": it has none, or no record tells.
         lease: Whether it holds a lease on the GPU.
+        frameworks: The packages that a policy was applied to, in the order of their first record.
     """
 
     process: GpuProcess
@@ -81,6 +82,7 @@ class GpuHolder:
     sources: tuple[str, ...] = ()
     lease: bool = False
     job: str = ""
+    frameworks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Return it for JSON, in one level."""
@@ -95,6 +97,7 @@ class GpuHolder:
             "program": process.program,
             "script": self.script,
             "job": self.job or None,
+            "frameworks": list(self.frameworks),
             "memory_bytes": process.memory,
             "limit_bytes": self.limit,
             "state": self.state,
@@ -145,11 +148,30 @@ def _build_holder(
         return GpuHolder(process, "ungoverned" if of_user.readable else "unknown")
     on_this_gpu = (record for record in reversed(records) if _find_device(record, process) is not None)
     record = next(on_this_gpu, records[-1])
-    limit = _read_limit(record, process, usage)
+    limit = _add_limits(records, process, usage)
     sources = [str(source.get("path")) for source in record.get("sources") or () if isinstance(source, dict)]
     state = _judge_state(record, process, limit)
     job = format_step(read_job(record))
-    return GpuHolder(process, state, limit, record.get("script"), tuple(sources), lease is not None, job)
+    frameworks = tuple(_group_by_framework(records))
+    return GpuHolder(process, state, limit, record.get("script"), tuple(sources), lease is not None, job, frameworks)
+
+
+def _group_by_framework(records: Iterable[LoggedRecord]) -> dict[str, list[LoggedRecord]]:
+    grouped: dict[str, list[LoggedRecord]] = {}
+    for record in records:
+        grouped.setdefault(str(record.get("framework") or ""), []).append(record)
+    return {name: grouped[name] for name in grouped if name} or grouped
+
+
+def _add_limits(records: Iterable[LoggedRecord], process: GpuProcess, usage: GpuUsage) -> int | None:
+    """Return what the newest record of each framework gives it of the GPU, in all. None: one is unlimited."""
+    of_each = [
+        next((record for record in reversed(theirs) if _find_device(record, process) is not None), None)
+        for theirs in _group_by_framework(records).values()
+    ]
+    limits = [_read_limit(record, process, usage) for record in of_each if record is not None]
+    known = [limit for limit in limits if limit is not None]
+    return sum(known) if known and len(known) == len(limits) else None
 
 
 def _find_device(record: LoggedRecord, process: GpuProcess) -> Mapping[str, Any] | None:
@@ -199,6 +221,7 @@ class ProcessSnapshot:
     def render(self) -> RenderableType:
         """Return the table for people."""
         columns, rows = hide_empty_column("job", _COLUMNS, [_build_row(holder) for holder in self.holders])
+        columns, rows = hide_empty_column("framework", columns, rows)
         return build_report(build_table(columns, rows), self._find_notes())
 
     def as_dict(self) -> dict[str, object]:
@@ -249,7 +272,17 @@ def _build_row(holder: GpuHolder) -> tuple[StyledText | str, ...]:
     held = StyledText(memory, style if holder.state == "over" else "")
     program, policy = _format_program(holder), _format_policy(holder, style)
     pid = str(process.pid or "?")
-    return (process.label, process.user or "?", pid, holder.job, held, limit, program, policy)
+    return (
+        process.label,
+        process.user or "?",
+        pid,
+        holder.job,
+        held,
+        limit,
+        program,
+        ", ".join(holder.frameworks),
+        policy,
+    )
 
 
 def _format_program(holder: GpuHolder) -> str:

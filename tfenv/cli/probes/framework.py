@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 _PR_SET_PDEATHSIG = 1
 _FIRST_BYTES = 4
+_MOST_TEXT = 200
 
 
 class Probe:
@@ -172,6 +173,6 @@ def _fill_gpu(probe: Probe, devices: range, order: "dict[str, int]", held: "list
                 held.append(probe.allocate(place, order["piece"]))
                 allocated += order["piece"]
         except Exception as error:  # noqa: BLE001 - the parent judges it
-            text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:_MOST_TEXT]}"
             refused, problem = (text, problem) if probe.is_refusal(error) else (refused, text)
     return {"allocated": allocated, "refused": refused, "error": problem}

@@ -1,0 +1,59 @@
+"""Remarks on `[gpu.frameworks]`: what the frameworks it names cannot keep, and shares that the limit does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from tfenv.config.schema import list_device_rules
+from tfenv.frameworks.registry import get_framework
+from tfenv.lint.reach import LintRemark
+from tfenv.policy.model import MemoryLimit, Setting, Tables
+from tfenv.policy.supports import describe_unsupported
+from tfenv.policy.units import format_limit
+
+
+def advise_on_frameworks(own: Tables, effective: Tables, totals: Sequence[int]) -> Iterator[LintRemark]:
+    """Find keys of a table that a framework cannot keep, and shares that take more together than the limit.
+
+    Args:
+        own: The table's own keys. Remarks are about them alone.
+        effective: What holds for those it is for.
+        totals: The memory of this machine's cards in bytes, where it is known.
+    """
+    sharing = effective.gpu.get("frameworks")
+    if sharing is None:
+        return
+    shares = cast("Mapping[str, MemoryLimit]", sharing.value)
+    for name in shares:
+        yield from _list_unsupported(own, name)
+    limit = effective.gpu.get("memory_limit")
+    if sharing.origin in [setting.origin for setting in own.gpu.values()] and limit is not None:
+        yield from _check_sum(sharing, tuple(shares.values()), cast("MemoryLimit", limit.value), totals)
+
+
+def _list_unsupported(own: Tables, name: str) -> Iterator[LintRemark]:
+    framework = get_framework(name)
+    if "allocator" in own.gpu and "allocator" not in framework.supports:
+        yield LintRemark(own.gpu["allocator"].origin, "unsupported", describe_unsupported("allocator", framework.title))
+    for rule in list_device_rules(own.gpu):
+        if rule.logical_devices and "split" not in framework.supports:
+            yield LintRemark(rule.origin, "unsupported", describe_unsupported("split", framework.title))
+
+
+def _check_sum(
+    sharing: Setting, shares: Sequence[MemoryLimit], limit: MemoryLimit, totals: Sequence[int]
+) -> Iterator[LintRemark]:
+    """Find shares whose sum passes the limit, on every card. A size and a share compare only if the cards are known."""
+    if limit.unlimited or limit.granted:
+        return
+    if all(share.bytes is not None for share in shares) and limit.bytes is not None:
+        is_above = sum(share.bytes or 0 for share in shares) > limit.bytes
+    elif all(share.fraction is not None for share in shares) and limit.fraction is not None:
+        is_above = sum(share.fraction or 0 for share in shares) > limit.fraction + 1e-9
+    else:
+        sums = [(sum(share.on(total) or 0 for share in shares), limit.on(total) or 0) for total in totals]
+        is_above = bool(sums) and all(together > bound for together, bound in sums)
+    if is_above:
+        text = f"the shares are larger together than memory_limit, {format_limit(limit)}"
+        yield LintRemark(sharing.origin, "above-ceiling", f"{text}: the framework that comes last gets less; lower one")
