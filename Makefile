@@ -125,7 +125,8 @@ pictures: venv
 
 bench: venv
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/import_tf.py
+	$(BIN)/python benchmarks/import_framework.py
+	$(BIN)/python benchmarks/import_framework.py --framework jax
 	$(BIN)/python benchmarks/clamp.py
 	$(BIN)/python benchmarks/lease.py
 	$(BIN)/python benchmarks/audit.py

@@ -15,13 +15,30 @@ from tests.frameworks.harness import Case, Report, Runner, cases_in
 _announced: defaultdict[Path, list[Case]] = defaultdict(list)
 
 
+#: The module that a framework's tests need beside its package.
+_MODULES = {"tensorflow": "tensorflow", "jax": "jax_plugins", "torch": "torch"}
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that starts programs needs TensorFlow."""
+    """All that starts programs needs the framework of its folder, or TensorFlow."""
     for item in items:
-        if {"reports", "needs_tensorflow"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.tensorflow)
+        fixtures = set(getattr(item, "fixturenames", ()))
+        needed = {name for name in _MODULES if f"needs_{name}" in fixtures}
+        if "reports" in fixtures:
+            needed.add(_find_framework(item.path))
+        for name in needed:
+            item.add_marker(name)
             item.add_marker(pytest.mark.timeout(900))  # the first of a batch waits for all of it
+
+
+def _find_framework(path: Path) -> str:
+    return path.parent.name if path.parent.name in _MODULES else "tensorflow"
+
+
+def _need(framework: str) -> None:
+    if importlib.util.find_spec(framework) is None or importlib.util.find_spec(_MODULES[framework]) is None:
+        pytest.skip(f"{framework} is not installed, or cannot use GPUs")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -34,9 +51,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="module")
 def reports(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, needs_tensorflow: None
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Case], Report]]:
     """What became of a case."""
+    _need(_find_framework(request.path))
     runner = Runner(tmp_path_factory.mktemp("cases"), _announced[request.path])
     yield runner.report
     runner.close()
@@ -45,5 +63,16 @@ def reports(
 @pytest.fixture(scope="session")
 def needs_tensorflow() -> None:
     """For tests that start whole programs."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TensorFlow is not installed")
+    _need("tensorflow")
+
+
+@pytest.fixture(scope="session")
+def needs_jax() -> None:
+    """For tests that start whole programs with JAX on GPUs."""
+    _need("jax")
+
+
+@pytest.fixture(scope="session")
+def needs_torch() -> None:
+    """For tests that start whole programs with PyTorch."""
+    _need("torch")

@@ -1,6 +1,6 @@
 """Runs cases: a policy, a machine, and what the program does, in a process of its own, on simulated GPUs.
 
-Importing TensorFlow takes seconds, so that cases which share a World share a process that imports it
+Importing a framework takes seconds, so that cases which share a World share a process that imports it
 (`zygote.py`) and forks one child a case. What was asked of the simulated driver is what counts.
 """
 
@@ -58,8 +58,9 @@ class World:
         policy: The text of its tfgpu.toml; None: no file.
         gpus: The simulated machine, as `tfgpu simulate` reads it.
         inherited: Variables the process starts with: the grant.
-        before: Variables the program sets before it imports TensorFlow.
+        before: Variables the program sets before it imports the framework.
         armed: Whether the start-up hook is there.
+        framework: Whose `ways_in` the cases are functions of.
     """
 
     policy: str | None
@@ -67,6 +68,7 @@ class World:
     inherited: tuple[tuple[str, str], ...] = ()
     before: tuple[tuple[str, str], ...] = ()
     armed: bool = True
+    framework: str = "tensorflow"
 
     @property
     def parallel(self) -> int:
@@ -187,7 +189,8 @@ def run_batch(world: World, cases: Sequence[Case], parent: Path) -> dict[Case, R
 
 def orders(world: World, cases: Sequence[Case], folder: str) -> str:
     """What the zygote is told on stdin."""
-    told = {"before": dict(world.before), "parallel": world.parallel, "folder": folder}
+    ways_in = "ways_in" if world.framework == "tensorflow" else f"ways_in_{world.framework}"
+    told = {"before": dict(world.before), "parallel": world.parallel, "folder": folder, "ways_in": ways_in}
     return json.dumps({**told, "cases": [list(case.steps) for case in cases]})
 
 

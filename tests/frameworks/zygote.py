@@ -1,12 +1,13 @@
-"""A program under test: imports TensorFlow once, then forks a child per case and says what became of each.
+"""A program under test: imports a framework once, then forks a child per case and says what became of each.
 
-Started by `harness`. Reads {"before": {...}, "parallel": n, "folder": "...", "cases": [[step, ...], ...]} from
-stdin; each case's results go to `<folder>/<number>.*`. Importing first and forking afterwards is itself
+Started by `harness`. Reads {"before": {...}, "parallel": n, "folder": "...", "ways_in": "...", "cases": [[step, ...],
+...]} from stdin; each case's results go to `<folder>/<number>.*`. Importing first and forking afterwards is itself
 one of the promises under test.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -71,7 +72,7 @@ def main() -> None:
     folder = Path(orders["folder"])
     os.environ.update(orders["before"])
     # Here, once for all children: tf.compat.v1 is lazy and takes 0.2 s. The folder of this script is on sys.path.
-    import ways_in  # type: ignore[import-not-found]  # imports TensorFlow
+    ways_in = importlib.import_module(orders["ways_in"])  # imports the framework
 
     running: dict[int, int] = {}
     for number, steps in enumerate(orders["cases"]):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy.values import CARDS, GIB, SUBJECT, make_layer
-from tfenv.policy.budget import Budget, BudgetBook, Claimant, list_promises
+from tfenv.policy.budget import Budget, BudgetBook, Claimant, apply_framework_share, list_promises
 from tfenv.policy.merge import merge
 from tfenv.policy.model import DeviceOutcome, EffectivePolicy, Grant, Inventory, MemoryLimit, Plan, PlannedDevice
 from tfenv.policy.resolve import resolve
@@ -120,6 +120,17 @@ def test_a_share_without_a_limit_is_a_limit() -> None:
     assert process.plan.allocator == "bfc"
     assert [origin.key for origin in budget.plan.limits] == [("gpu", "frameworks")]
     assert list_sizes(process.open("tensorflow")) == [None] * 2
+
+
+def test_a_share_is_in_the_plan_before_anything_is_open() -> None:
+    """The plan of a framework has the limits of its share, on each card and where no card is known."""
+    policy = make_policy(gib(8), jax=gib(6))
+    process = Process(policy)
+    plan = apply_framework_share(process.plan, policy, "jax")
+    assert [card.limit for card in plan.devices or ()] == [gib(6)] * 2
+    assert {origin.key for card in plan.devices or () for origin in card.limited_by} == {("gpu", "frameworks")}
+    assert apply_framework_share(process.plan, policy, "torch") == process.plan
+    assert apply_framework_share(Plan(), policy, "jax").limit == gib(6)
 
 
 def test_a_framework_yields_to_the_one_that_computes() -> None:

@@ -207,6 +207,25 @@ def get_framework_shares(policy: EffectivePolicy) -> Mapping[str, MemoryLimit]:
     return {} if setting is None else cast("Mapping[str, MemoryLimit]", setting.value)
 
 
+def apply_framework_share(plan: Plan, policy: EffectivePolicy, name: str) -> Plan:
+    """Limit a plan to what `[gpu.frameworks]` gives to a framework. Without a share there the plan stays.
+
+    Args:
+        plan: What the process may use.
+        policy: Says how frameworks share a limit.
+        name: The framework's top-level package.
+    """
+    own, setting = get_framework_shares(policy).get(name), policy.settings.get("frameworks")
+    if own is None or setting is None:
+        return plan
+    cards = _list_cards(plan, None)
+    left = {}
+    for card in cards:
+        limit = own if card.limit is None or card.limit.unlimited else _find_smaller(card.limit, own, card.total)
+        left[card.identity] = _Left(limit, card.limited_by if limit == card.limit else (setting.origin,))
+    return _limit_plan(plan, left)
+
+
 # ---- cards
 
 

@@ -424,7 +424,7 @@ class FrameworkPolicy:
         """
         process, framework = self.process, self.framework
         self._budget = None
-        self.plan = drop_unsupported(plan, process.loaded.policy, framework.supports, framework.title)
+        self.plan = self._adapt(plan)
         self.pending += tuple(framework.prepare(self.plan, os.environ))
         unsupported = tuple(f for f in self.plan.findings if f.code == "unsupported" and f not in self._reported)
         self._reported += unsupported
@@ -432,6 +432,15 @@ class FrameworkPolicy:
         for finding in unsupported:
             if finding.severity == "error":
                 process.handle_fault(finding, framework=framework)
+
+    def _adapt(self, plan: Plan) -> Plan:
+        """Return a plan of the process as far as this framework can keep it, with the limits of its share."""
+        policy, framework = self.process.loaded.policy, self.framework
+        if "frameworks" in policy.settings:
+            from tfenv.policy.budget import apply_framework_share
+
+            plan = apply_framework_share(plan, policy, framework.name)
+        return drop_unsupported(plan, policy, framework.supports, framework.title)
 
     # -- what entry points ask
 
@@ -533,7 +542,7 @@ class FrameworkPolicy:
         inventory, choice = replace(process.inventory, named=named, totals=totals), process.choice
         allocations = None if choice is None or self.plan.devices is None else choice.allocations
         plan = pipeline.make_plan(process.loaded, grant, inventory, request, allocations=allocations)
-        return drop_unsupported(plan, process.loaded.policy, self.framework.supports, self.framework.title)
+        return self._adapt(plan)
 
     def measure_devices(self) -> tuple[PlannedDevice, ...] | None:
         """Return the GPUs with their sizes and what is left of their limits, before this framework opens CUDA."""
@@ -567,7 +576,7 @@ class FrameworkPolicy:
             if inventory.devices is None:
                 return plan, None
         made = pipeline.make_plan(process.loaded, grant, inventory, request)
-        return drop_unsupported(made, process.loaded.policy, self.framework.supports, self.framework.title), None
+        return self._adapt(made), None
 
     def check_use(self) -> None:
         """Refuse GPUs that were opened before and are another task's by now."""

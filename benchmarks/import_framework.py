@@ -1,12 +1,13 @@
-"""What a policy adds to `import tensorflow`: interleaved runs of the bare import, the armed hook, and hook and policy.
+"""What a policy adds to the import of a framework: interleaved runs of the bare import, the hook, and hook and policy.
 
-    python benchmarks/import_tf.py [--rounds N] [--peers | --modules]
+    python benchmarks/import_framework.py [--framework NAME] [--rounds N] [--peers | --modules]
 
-The Python that runs this has TensorFlow and tfenv, as `.venv` has after `make venv`. Nothing in it is changed: two
-temporary virtual environments of the same interpreter borrow its site-packages, and only one of them is armed.
-(Python reads the `.pth` files of an environment's own site-packages, not those of a folder that a `.pth` names.)
-`--peers` compares with tools that come into a process the same way: each gets an environment of its own, into which it
-is installed from the package index for the benchmark only.
+The Python that runs this has the framework and tfenv: `.venv` has TensorFlow and JAX after `make venv`, and
+`.venv-torch` has all three after `make test-torch`. Nothing in it is changed: two temporary virtual environments of the
+same interpreter borrow its site-packages, and only one of them is armed. (Python reads the `.pth` files of an
+environment's own site-packages, not those of a folder that a `.pth` names.) `--peers` compares with tools that come
+into a process the same way: each gets an environment of its own, into which it is installed from the package index for
+the benchmark only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ from time import perf_counter
 
 import tfenv
 
-BAR = 0.01
+#: What a policy may add to the import, as a part of it.
+BARS = {"tensorflow": 0.01, "jax": 0.03, "torch": 0.03}
 POLICY = """\
 on_error = "warn"
 
@@ -46,7 +49,7 @@ file = "audit.jsonl"
 PROBE = """\
 import json, sys, time
 wall, cpu = time.perf_counter(), time.process_time()
-import tensorflow
+__import__(sys.argv[2])
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 enforce = sys.modules.get("tfenv.runtime.enforce")
 governed = enforce is not None and enforce.get_current() is not None
@@ -94,8 +97,8 @@ class Sample:
     """Seconds of one process.
 
     Attributes:
-        wall: Of `import tensorflow`, by the clock.
-        cpu: Of `import tensorflow`, of all processors together.
+        wall: Of the import, by the clock.
+        cpu: Of the import, of all processors together.
         process: Of the whole process from its start to its end, by the clock: peers do much before the import.
     """
 
@@ -172,13 +175,15 @@ def make_environment(folder: Path, *, armed: bool) -> Path:
 
 
 def library_folders() -> list[str]:
-    """Where this interpreter gets tensorflow from."""
-    found = importlib.util.find_spec("tensorflow")
-    if found is None or found.origin is None:
-        raise SystemExit(
-            "this Python has no TensorFlow: run `make venv`, then .venv/bin/python benchmarks/import_tf.py"
-        )
-    return [os.path.dirname(os.path.dirname(found.origin))]
+    """Where this interpreter gets its packages from."""
+    return [sysconfig.get_path("purelib")]
+
+
+def require(framework: str) -> None:
+    """End the benchmark if this interpreter has no such framework."""
+    if importlib.util.find_spec(framework) is None:
+        target = "test-torch" if framework == "torch" else "venv"
+        raise SystemExit(f"this Python has no {framework}; run `make {target}`, and this file with what that made")
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -194,9 +199,9 @@ def without(*prefixes: str) -> dict[str, str]:
 # ---- measuring
 
 
-def measure(side: Side) -> Sample:
+def measure(side: Side, framework: str) -> Sample:
     began = perf_counter()
-    done = run(side, "-c", PROBE, side.peer)
+    done = run(side, "-c", PROBE, side.peer, framework)
     process = perf_counter() - began
     result = json.loads(done.stdout)
     if result["there"] != side.expected:
@@ -213,15 +218,15 @@ def run(side: Side, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def measure_all(sides: Sequence[Side], rounds: int) -> dict[str, list[Sample]]:
+def measure_all(sides: Sequence[Side], framework: str, rounds: int) -> dict[str, list[Sample]]:
     """Each round runs every side once, beginning with another one: what slows the machine down slows all of them."""
     for side in sides:
-        measure(side)  # warms the disk's cache, and writes bytecode where it is missing
+        measure(side, framework)  # warms the disk's cache, and writes bytecode where it is missing
     samples: dict[str, list[Sample]] = {side.name: [] for side in sides}
     for number in range(rounds):
         start = number % len(sides)
         for side in (*sides[start:], *sides[:start]):
-            samples[side.name].append(measure(side))
+            samples[side.name].append(measure(side, framework))
         print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return samples
@@ -230,7 +235,7 @@ def measure_all(sides: Sequence[Side], rounds: int) -> dict[str, list[Sample]]:
 # ---- reporting
 
 
-def report(samples: Mapping[str, Sequence[Sample]]) -> None:
+def report(samples: Mapping[str, Sequence[Sample]], framework: str) -> None:
     bare = samples["bare"]
     print("".join([f"{'':16}", *(f"{title:>12}{'ratio':>8}{'paired':>8}" for title in COLUMNS)]))
     for name, taken in samples.items():
@@ -239,7 +244,7 @@ def report(samples: Mapping[str, Sequence[Sample]]) -> None:
     print("\nMedians. ratio: of the medians; paired: the median of the ratios within each round.")
     print("wall and CPU are of the import; process is all from start to end, by the clock.")
     added = paired(cpu, samples["hook and policy"], bare) - 1
-    print(f"A policy adds {added:+.1%} of processor time to the import; the bar is {BAR:.0%}.")
+    print(f"A policy adds {added:+.1%} of processor time to `import {framework}`; the bar is {BARS[framework]:.0%}.")
 
 
 def cpu(sample: Sample) -> float:
@@ -262,9 +267,9 @@ def paired(seconds: Seconds, taken: Sequence[Sample], bare: Sequence[Sample]) ->
     return median(seconds(own) / seconds(theirs) for own, theirs in zip(taken, bare, strict=True))
 
 
-def report_bytecode() -> None:
+def report_bytecode(framework: str) -> None:
     """Without bytecode an import takes more than three times as long, and ratios mean something else."""
-    present = {name: has_bytecode(name) for name in ("tensorflow", "keras", "tfenv")}
+    present = {name: has_bytecode(name) for name in (framework, "tfenv")}
     print("Bytecode: " + ", ".join(f"{name} {'present' if there else 'MISSING'}" for name, there in present.items()))
 
 
@@ -273,37 +278,39 @@ def has_bytecode(package: str) -> bool:
     return spec is not None and spec.cached is not None and os.path.exists(spec.cached)
 
 
-def report_modules(bare: Side, governed: Side) -> None:
+def report_modules(bare: Side, governed: Side, framework: str) -> None:
     """What the policy's side imports and the bare side does not, with each module's own time, largest first."""
-    known = import_times(bare)
-    added = {name: time for name, time in import_times(governed).items() if name not in known}
+    known = import_times(bare, framework)
+    added = {name: time for name, time in import_times(governed, framework).items() if name not in known}
     print(f"{len(added)} modules are imported because of the policy, {sum(added.values()) / 1000:.1f} ms:")
     for name, time in sorted(added.items(), key=lambda item: -item[1]):
         print(f"{time / 1000:8.2f} ms  {name}")
 
 
-def import_times(side: Side) -> dict[str, int]:
+def import_times(side: Side, framework: str) -> dict[str, int]:
     """Microseconds of each module's own code, in one process."""
-    matches = map(_IMPORT_TIME.match, run(side, "-X", "importtime", "-c", PROBE, "").stderr.splitlines())
+    matches = map(_IMPORT_TIME.match, run(side, "-X", "importtime", "-c", PROBE, "", framework).stderr.splitlines())
     return {match["name"]: int(match["own"]) for match in matches if match}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a policy adds to `import tensorflow`.")
+    parser = argparse.ArgumentParser(description="What a policy adds to the import of a framework.")
+    parser.add_argument("--framework", choices=BARS, default="tensorflow", help="the one to import (tensorflow)")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="processes of each kind (20)")
     also = parser.add_mutually_exclusive_group()
     also.add_argument("--peers", action="store_true", help="compare with coverage, ddtrace and opentelemetry, too")
     also.add_argument("--modules", action="store_true", help="instead: which modules a policy imports, and their time")
     args = parser.parse_args()
+    require(args.framework)
     with tempfile.TemporaryDirectory(prefix="tfgpu-bench-") as folder:
         sides = make_sides(Path(folder))
         if args.modules:
-            measure_all(sides, 0)
-            report_modules(sides[0], sides[2])
+            measure_all(sides, args.framework, 0)
+            report_modules(sides[0], sides[2], args.framework)
         else:
             sides += make_peers(Path(folder)) if args.peers else []
-            report(measure_all(sides, args.rounds))
-    report_bytecode()
+            report(measure_all(sides, args.framework, args.rounds), args.framework)
+    report_bytecode(args.framework)
 
 
 if __name__ == "__main__":

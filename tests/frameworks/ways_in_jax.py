@@ -1,0 +1,194 @@
+"""What programs do with JAX on GPUs: steps of cases, see `harness`. `zygote` imports this, and with it JAX."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+
+MIB = 1 << 20
+_kept: list[Any] = []
+#: Where `main` in a child process writes its result. What a spawned child imports must not run anything.
+_RATE = 0.1
+
+
+def _list_gpus() -> list[jax.Device]:
+    return [device for device in jax.devices() if device.platform == "gpu"]
+
+
+# ---- before the first client
+
+
+def env(text: str) -> None:
+    """Set a variable after the import."""
+    name, _, value = text.partition("=")
+    os.environ[name] = value
+
+
+def config(text: str) -> None:
+    """Set a setting of jax.config."""
+    name, _, value = text.partition("=")
+    jax.config.update(name, value)
+
+
+def option(text: str) -> None:
+    """Set an option of the client as a value of its type."""
+    name, _, value = text.partition("=")
+    values: dict[str, object] = {"True": True, "False": False}
+    number = float(value) if "." in value else value
+    jax.config.update("jax_pjrt_client_create_options", {name: values.get(value, number)})
+
+
+# ---- listing and taking
+
+
+def devices() -> list[str]:
+    return [device.platform for device in jax.devices()]
+
+
+def gpu_ids() -> list[int]:
+    return [device.local_hardware_id for device in _list_gpus()]
+
+
+def devices_of(platform: str) -> list[str]:
+    return [device.platform for device in jax.devices(platform)]
+
+
+def take(number: str = "0") -> int:
+    """Take 1500 MiB of a GPU in blocks of 300."""
+    device = _list_gpus()[int(number)]
+    for _ in range(5):
+        block = jax.device_put(np.zeros((300, MIB), np.uint8), device)
+        block.block_until_ready()
+        _kept.append(block)
+    return 1500
+
+
+def take_200() -> int:
+    """Take 200 MiB of the first GPU."""
+    block = jax.device_put(np.zeros((200, MIB), np.uint8), _list_gpus()[0])
+    block.block_until_ready()
+    _kept.append(block)
+    return 200
+
+
+def limits_mib() -> list[int]:
+    return [device.memory_stats()["bytes_limit"] // MIB for device in _list_gpus()]
+
+
+# ---- computing
+
+
+def jit() -> list[int]:
+    result = jax.jit(lambda x: x @ x + 1)(jnp.ones((64, 64)))
+    return list(result.block_until_ready().shape)
+
+
+def pmap() -> list[int]:
+    count = jax.local_device_count()
+    result = jax.pmap(lambda x: x * 2)(np.ones((count, 1024), np.float32))
+    return list(result.block_until_ready().shape)
+
+
+def shard() -> list[int]:
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    values = jax.device_put(np.ones((8 * jax.device_count(), 16), np.float32), sharding)
+    return list(jax.jit(lambda x: x + 1)(values).block_until_ready().shape)
+
+
+def sgd() -> list[int]:
+    """A step of gradient descent."""
+
+    def loss(weights: jax.Array, data: jax.Array) -> jax.Array:
+        return jnp.mean((data * weights) ** 2)
+
+    weights, data = jnp.ones((16,)), jnp.ones((8, 16))
+    weights -= _RATE * jax.jit(jax.grad(loss))(weights, data)
+    return list(weights.block_until_ready().shape)
+
+
+def optax_step() -> list[int]:
+    import optax
+
+    optimiser, weights = optax.adam(_RATE), jnp.ones((16,))
+    state = optimiser.init(weights)
+    updates, _ = optimiser.update(jnp.ones((16,)), state)
+    return list(optax.apply_updates(weights, updates).block_until_ready().shape)
+
+
+def keras_fit(data: str = "numpy") -> list[str]:
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+    model.compile(loss="mse", optimizer="sgd")
+    x, y = np.ones((32, 8), np.float32), np.ones((32, 1), np.float32)
+    if data == "tfdata":
+        import tensorflow as tf
+
+        model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
+    else:
+        model.fit(x, y, batch_size=16, verbose=0)
+    return [keras.backend.backend(), *sorted({device.platform for device in jax.devices()})]
+
+
+# ---- several clients, threads, processes
+
+
+def drop() -> None:
+    """Let go of what was taken."""
+    _kept.clear()
+
+
+def clear_backends() -> None:
+    jax.extend.backend.clear_backends()
+
+
+def threads() -> list[int]:
+    """List devices in eight threads at once."""
+    barrier, found = threading.Barrier(8), list[int]()
+
+    def list_devices() -> None:
+        barrier.wait()
+        found.append(len(_list_gpus()))
+
+    started = [threading.Thread(target=list_devices) for _ in range(8)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return found
+
+
+def _answer(queue: Any) -> None:
+    queue.put((devices(), take_200()))
+
+
+def spawned() -> list[object]:
+    """List devices and take memory in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_answer, args=(queue,))
+    process.start()
+    answer = list(queue.get(timeout=100))
+    process.join()
+    return answer
+
+
+def forked() -> int:
+    """Use GPUs in a forked child. Return how it ended."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            take_200()
+        except Exception:  # noqa: BLE001
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
