@@ -35,14 +35,10 @@ CASES = {
     "except Exception as error: result = [len(kept), str(error)]",
     "platform": "os.environ['XLA_PYTHON_CLIENT_ALLOCATOR'] = 'platform'\n" + DEVICES + BLOCK + "jax.device_put(block)",
     "async": "os.environ['XLA_PYTHON_CLIENT_ALLOCATOR'] = 'cuda_async'\n" + DEVICES + BLOCK + "jax.device_put(block)",
-    "jit": NO_PREALLOCATION + DEVICES + "x = np.ones((64, 64)); jax.jit(lambda x: (x @ x).sum())(x).block_until_ready()\n"
-    "jax.grad(lambda x: (x * x).sum())(x).block_until_ready(); jax.random.normal(jax.random.key(0), (64,))",
-    "pmap": NO_PREALLOCATION
+    "jit": NO_PREALLOCATION
     + DEVICES
-    + "result = list(jax.pmap(lambda x: jax.lax.psum(x, 'i'), axis_name='i')(np.ones((4, 2))).shape)",
-    "shard": NO_PREALLOCATION + DEVICES + "mesh = jax.make_mesh((4,), ('x',))\n"
-    "x = jax.device_put(np.ones((16, 8)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x')))\n"
-    "jax.jit(lambda x: x.sum())(x).block_until_ready()",
+    + "x = np.ones((64, 64)); jax.jit(lambda x: (x @ x).sum())(x).block_until_ready()\n"
+    "jax.grad(lambda x: (x * x).sum())(x).block_until_ready(); jax.random.normal(jax.random.key(0), (64,))",
     **{
         f"visible {value}": f"os.environ['CUDA_VISIBLE_DEVICES'] = {value!r}\n"
         "result = [device.device_kind for device in jax.devices('cuda')]"
@@ -107,11 +103,20 @@ def test_programs_run_to_the_end(cases: Cases) -> None:
     assert set(cases.summarise("jit")) == {0}
 
 
-def test_collectives_use_all_gpus(cases: Cases) -> None:
-    """A sum over all GPUs by pmap, and one of a sharded array, ask for memory on each. NCCL is simulated, too."""
-    assert cases.results["pmap"] == [4, 2]
-    assert ("shard" in cases.results, cases.results.get("shard")) == (True, None)
-    assert set(cases.summarise("pmap")) == set(cases.summarise("shard")) == {0, 1, 2, 3}
+def test_collectives_use_all_gpus(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path: Path) -> None:
+    """Sums over all GPUs, by pmap and of a sharded array, ask for memory on each. Only GPUs of one kind can do that."""
+    log = tmp_path / "log"
+    program = """
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+    assert len(jax.devices("cuda")) == 4
+    print(jax.pmap(lambda x: jax.lax.psum(x, "i"), axis_name="i")(jax.numpy.ones((4, 2))).shape)
+    sharding = NamedSharding(jax.make_mesh((4,), ("x",)), PartitionSpec("x"))
+    print(jax.jit(lambda x: x.sum())(jax.device_put(jax.numpy.ones((16, 8)), sharding)).shape)
+    """
+    env = simulated_gpus(log=log, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+    assert run_python(program, env).splitlines() == ["(4, 2)", "()"]
+    assert set(summarise_requests(read_requests(log))) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("value", "names"), [("2,0", ["GPU C", "GPU A"]), ("1,9,2", ["GPU B"]), ("", ["cpu"])])

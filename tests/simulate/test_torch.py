@@ -35,7 +35,8 @@ CASES = {
     "refused": DEVICES + "try:\n"
     "    torch.empty(30 << 30, dtype=torch.uint8, device='cuda')\n"
     "except torch.OutOfMemoryError as error: result = str(error)",
-    "step": DEVICES + "model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)).cuda()\n"
+    "step": DEVICES
+    + "model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)).cuda()\n"
     "optimizer = torch.optim.AdamW(model.parameters())\n"
     "model(torch.ones(16, 8, device='cuda')).pow(2).mean().backward(); optimizer.step(); torch.cuda.synchronize()",
     "products": DEVICES + "for kind in torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64:\n"
