@@ -21,8 +21,8 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, print_renderable
-from tfenv.cli.verification.measure import MODEST_BYTES, get_plan, measure_framework
-from tfenv.cli.verification.measurement import FrameworkMeasurement, GpuMeasurement, Promise, Verdict, find_worst
+from tfenv.cli.verification.measure import MODEST_BYTES, make_plan, measure_framework
+from tfenv.cli.verification.measurement import FrameworkMeasurement, GpuMeasurement, Promise, Verdict, judge_gpu
 from tfenv.devices.usage import read_usage
 from tfenv.explanation import Explanation, explain
 from tfenv.frameworks.registry import get_framework, list_frameworks
@@ -35,7 +35,7 @@ _COLUMNS = (
     *(TableColumn(title, is_number=True) for title in ("allocated", "NVML", "beyond")), TableColumn("refused by"),
     TableColumn("promise"),
 )  # fmt: skip
-_WORDS: Mapping[Verdict, str] = {"kept": "kept", "broken": "not kept", "unproven": "not proven", "none": "none"}
+_WORDS: Mapping[Verdict, str] = {"kept": "kept", "broken": "not kept", "unproven": "not proven", "none": "no limit"}
 _STYLES: Mapping[Verdict, str] = {"kept": "green", "broken": "red", "unproven": "yellow", "none": "dim"}
 _TIMEOUT_S = 300.0
 
@@ -171,19 +171,18 @@ def verify(python: str, hook: Mapping[str, Any], frameworks: Sequence[str], time
     if not frameworks:
         names = ", ".join(get_framework(name).title for name in list_frameworks())
         return VerificationReport(python, problem=f"none of {names} is installed in {shorten_path(python)}")
-    plan = get_plan(explanation)
-    unhooked = _explain_unhooked(hook) if _has_promises(plan) else None
+    unhooked = _explain_unhooked(hook)
     made: list[FrameworkMeasurement] = []
     for name in dict.fromkeys(frameworks):
-        title = get_framework(name).title
+        title, plan = get_framework(name).title, make_plan(name, explanation)
         if name not in hook["frameworks"]:
             problem = Promise("unproven", f"it is not installed in {shorten_path(python)}")
             made.append(FrameworkMeasurement(name, title, problem=problem))
-        elif unhooked is not None:
+        elif unhooked is not None and _has_promises(plan):
             made.append(FrameworkMeasurement(name, title, problem=unhooked))
         else:
-            print_message("verify", f"{title} takes {describe_demand(plan)} for some seconds")
-            made.append(measure_framework(name, python, explanation, timeout_s))
+            print_message("verify", f"{title} {describe_demand(plan)}")
+            made.append(measure_framework(name, python, plan, timeout_s))
     return VerificationReport(python, tuple(made), notes=tuple(_find_policy_notes(explanation)))
 
 
@@ -206,17 +205,18 @@ def _find_policy_notes(explanation: Explanation) -> Iterator[tuple[str, str]]:
 
 
 def describe_demand(plan: Plan) -> str:
-    """Return what a child takes of which GPUs, in words: "up to 8.0 GiB of GPU 0"."""
+    """Return what a child does, in words: "takes up to 8.0 GiB of GPU 0 for some seconds"."""
     if plan.devices == ():
-        return "nothing of any GPU"
+        return "lists its GPUs, which the policy hides"
     if plan.devices is None:
         modest = format_bytes(MODEST_BYTES) if plan.limit is None else f"up to {format_limit(plan.limit)}"
-        return f"{modest} of each GPU"
+        return f"takes {modest} of each GPU for some seconds"
     sizes: dict[str, list[str]] = {}
     for device in plan.devices:
         sizes.setdefault(_describe_size(device), []).append(_name_planned(device))
     chosen = "" if plan.choosing is None else f"{plan.choosing.count} of "
-    return " and ".join(f"{size} of {chosen}GPU {', '.join(names)}" for size, names in sizes.items())
+    demands = [f"{size} of {chosen}GPU {', '.join(names)}" for size, names in sizes.items()]
+    return f"takes {' and '.join(demands)} for some seconds"
 
 
 def _describe_size(device: PlannedDevice) -> str:
@@ -243,7 +243,7 @@ def _build_row(made: FrameworkMeasurement, gpu: GpuMeasurement) -> Sequence[Styl
         "?" if gpu.memory is None else format_bytes(gpu.memory) + own,
         "?" if gpu.overhead is None else format_bytes(gpu.overhead),
         gpu.refused_by or "-",
-        _style_verdict(find_worst(gpu.judge_limit(), made.visible, made.growth)),
+        _style_verdict(judge_gpu(made, gpu)),
     )
 
 
@@ -252,7 +252,7 @@ def _name_framework(made: FrameworkMeasurement) -> str:
 
 
 def _name_gpu(gpu: GpuMeasurement) -> str:
-    return gpu.uuid if gpu.index is None else str(gpu.index)
+    return gpu.label or gpu.uuid
 
 
 def _style_verdict(verdict: Verdict) -> StyledText:

@@ -112,8 +112,11 @@ class ChildProgram:
         """Return why there is no answer."""
         if time.monotonic() >= self._deadline:
             return f"no answer within {self._timeout_s:g} s"
+        status = self._process.wait()
+        if status < 0:
+            return f"it was ended by {signal.Signals(-status).name}"
         last_line = bytes(self._complaints).decode(errors="replace").strip().rpartition("\n")[2]
-        return last_line or f"it ended with status {self._process.wait()}"
+        return last_line or f"it ended with status {status}"
 
 
 def _get_pipe(pipe: IO[bytes] | None) -> IO[bytes]:

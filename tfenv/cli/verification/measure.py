@@ -16,7 +16,9 @@ from tfenv.devices.usage import GpuState, GpuUsage, describe_process, read_usage
 from tfenv.explanation import Explanation
 from tfenv.frameworks.registry import get_framework
 from tfenv.pipeline import current_start, load
+from tfenv.policy.budget import BudgetBook, Claimant
 from tfenv.policy.model import Plan, PlannedDevice
+from tfenv.policy.supports import drop_unsupported
 from tfenv.policy.units import MIB
 from tfenv.values import replace
 
@@ -26,19 +28,18 @@ _PIECES = 64
 MODEST_BYTES = 64 * MIB
 
 
-def measure_framework(name: str, python: str, explanation: Explanation, timeout_s: float) -> FrameworkMeasurement:
+def measure_framework(name: str, python: str, plan: Plan, timeout_s: float) -> FrameworkMeasurement:
     """Let a framework take memory of its GPUs until it is refused, and measure what it got.
 
     Args:
         name: Its package. It is installed in that interpreter.
         python: The interpreter.
-        explanation: The policy that holds here.
+        plan: What the policy promises of it.
         timeout_s: Seconds until the child must be done. It may wait for a free GPU.
 
     Raises:
         OSError: There is no such interpreter.
     """
-    plan = get_plan(explanation)
     made = FrameworkMeasurement(name, get_framework(name).title)
     options = ["modest"] if find_unlimited(plan) and plan.growth is not True else []
     command = build_framework_command(python, name, "fill", options)
@@ -50,9 +51,19 @@ def measure_framework(name: str, python: str, explanation: Explanation, timeout_
         return replace(made, problem=Promise("unproven", str(error)))
 
 
-def get_plan(explanation: Explanation) -> Plan:
-    """Return what the policy promises. Switched off, it promises nothing."""
-    return Plan() if explanation.disabled else explanation.plan
+def make_plan(name: str, explanation: Explanation) -> Plan:
+    """Return what the policy promises of a framework that has a process to itself. Switched off, it promises nothing.
+
+    Args:
+        name: Its package.
+        explanation: The policy that holds here.
+    """
+    if explanation.disabled:
+        return Plan()
+    framework, policy = get_framework(name), load(current_start()).policy
+    plan = drop_unsupported(explanation.plan, policy, framework.supports, framework.title)
+    budget = BudgetBook().fit(plan, None, policy, Claimant(name, framework.title))
+    return replace(plan, devices=()) if budget.spent else budget.plan
 
 
 def find_unlimited(plan: Plan) -> bool:
@@ -95,7 +106,7 @@ def _identify(shown: Mapping[str, Any], usage: GpuUsage) -> GpuMeasurement:
     state = next((gpu for gpu in usage.gpus if gpu.uuid and _strip_uuid(gpu.uuid) == shown["uuid"]), None)
     if state is None or state.uuid is None:
         return GpuMeasurement(None, shown["uuid"])
-    return GpuMeasurement(state.index, state.uuid, state.name)
+    return GpuMeasurement(state.label, state.uuid, state.name)
 
 
 def _find_planned(uuid: str, plan: Plan) -> PlannedDevice | None:
@@ -111,8 +122,8 @@ def _judge_visibility(gpus: Sequence[GpuMeasurement], plan: Plan, *, built: bool
         return Promise() if gpus else Promise("unproven", "it lists no GPU, see `tfgpu doctor`")
     strange = [gpu for gpu in gpus if _find_planned(gpu.uuid, plan) is None]
     if strange and all(device.device is not None for device in plan.devices):
-        numbers = ", ".join(str(gpu.index) for gpu in strange)
-        return Promise("broken", f"it lists GPU {numbers}, which the policy hides")
+        labels = ", ".join(gpu.label or gpu.uuid for gpu in strange)
+        return Promise("broken", f"it lists GPU {labels}, which the policy hides")
     expected = len(plan.devices) if plan.choosing is None else min(plan.choosing.count, len(plan.devices))
     if len(gpus) > expected:
         return Promise("broken", f"it lists {len(gpus)} GPUs, and the policy leaves {expected}")

@@ -35,7 +35,7 @@ class GpuMeasurement:
     """What a framework got of one GPU. Sizes in bytes. None: not known.
 
     Attributes:
-        index: As `nvidia-smi` counts.
+        label: How people name it: "0", and "0:1" for a MIG instance. None: NVML does not show it.
         uuid: Of the GPU or MIG instance.
         name: Product name.
         limit: What the policy promises that the framework takes at most. None: nothing limits it.
@@ -50,7 +50,7 @@ class GpuMeasurement:
         error: An exception that was no refusal.
     """
 
-    index: int | None
+    label: str | None
     uuid: str
     name: str | None = None
     limit: int | None = None
@@ -93,7 +93,7 @@ class GpuMeasurement:
         """Return it for JSON, in one level."""
         promise = self.judge_limit()
         return {
-            "index": self.index,
+            "gpu": self.label,
             "uuid": self.uuid,
             "name": self.name,
             "limit_bytes": self.limit,
@@ -152,6 +152,13 @@ class FrameworkMeasurement:
         }
 
 
+def judge_gpu(made: FrameworkMeasurement, gpu: GpuMeasurement) -> Verdict:
+    """Return the verdict on one GPU: on its limit, unless something else is wrong with the framework."""
+    limit = gpu.judge_limit()
+    others = find_worst(made.visible, made.growth)
+    return find_worst(limit, made.visible, made.growth) if others in ("broken", "unproven") else limit.verdict
+
+
 def find_worst(*promises: Promise) -> Verdict:
     """Return the verdict that counts for all of these promises together."""
     found = {promise.verdict for promise in promises}
@@ -167,5 +174,5 @@ def judge_growth(gpus: tuple[GpuMeasurement, ...], *, promised: bool) -> Promise
         return Promise("unproven", "NVML does not tell how much the process holds")
     for gpu, first, memory in known:
         if 2 * (memory - first) < gpu.allocated:
-            return Promise("broken", f"{format_bytes(first)} of GPU {gpu.index} were taken at first")
+            return Promise("broken", f"{format_bytes(first)} of GPU {gpu.label} were taken at first")
     return Promise("kept")
