@@ -14,7 +14,6 @@ import numpy as np
 
 MIB = 1 << 20
 _kept: list[Any] = []
-#: Where `main` in a child process writes its result. What a spawned child imports must not run anything.
 _RATE = 0.1
 
 
@@ -60,22 +59,29 @@ def devices_of(platform: str) -> list[str]:
     return [device.platform for device in jax.devices(platform)]
 
 
-def take(number: str = "0") -> int:
-    """Take 1500 MiB of a GPU in blocks of 300."""
-    device = _list_gpus()[int(number)]
-    for _ in range(5):
-        block = jax.device_put(np.zeros((300, MIB), np.uint8), device)
-        block.block_until_ready()
-        _kept.append(block)
-    return 1500
+def _take(mib: int, number: int = 0) -> None:
+    block = jax.device_put(np.zeros((mib, MIB), np.uint8), _list_gpus()[number])
+    block.block_until_ready()
+    _kept.append(block)
 
 
 def take_200() -> int:
-    """Take 200 MiB of the first GPU."""
-    block = jax.device_put(np.zeros((200, MIB), np.uint8), _list_gpus()[0])
-    block.block_until_ready()
-    _kept.append(block)
+    _take(200)
     return 200
+
+
+def take() -> int:
+    """Take 100 MiB of the first GPU, and 950 beside them."""
+    _take(100)
+    _take(950)
+    return 1050
+
+
+def take_much(number: str = "0") -> int:
+    """Take 1500 MiB of a GPU in blocks of 300."""
+    for _ in range(5):
+        _take(300, int(number))
+    return 1500
 
 
 def limits_mib() -> list[int]:

@@ -56,7 +56,7 @@ def _define_runtime(major: int) -> _StubLibrary:
 
 
 def _define_maths(
-    soname: str, *, toolkit: int = 12, cudnn: tuple[int, int] = (9, 12), source: str = "maths.c", version: str = ""
+    soname: str, *, toolkit: int = 12, cudnn: tuple[int, int] = (9, 30), source: str = "maths.c", version: str = ""
 ) -> _StubLibrary:
     flags = (f"-DCUDNN_MAJOR={cudnn[0]}", f"-DCUDNN_MINOR={cudnn[1]}", f"-DTOOLKIT_MAJOR={toolkit}")
     symbols = soname.removeprefix("lib").partition(".")[0]
@@ -242,9 +242,10 @@ def _write_refused(part: str) -> str:
     for paragraph in _SYMBOLS.read_text(encoding="ascii").split("\n\n"):
         title, *names = paragraph.split()
         if title == f"[{part}]":
-            define = f'__attribute__((visibility("default"), weak)) int {{}}(void) {{{{ return {result}; }}}}\n'
-            return "".join(define.format(name) for name in names)
-    return "struct nothing;\n"
+            attributes = '__attribute__((visibility("default"), weak, alias("answer")))'
+            lines = [f"int answer(void) {{ return {result}; }}", *(f"int {name}(void) {attributes};" for name in names)]
+            return "\n".join(lines)
+    return "struct nothing;"
 
 
 def _describe_failure(compiler: Sequence[str], library: _StubLibrary, result: subprocess.CompletedProcess[str]) -> str:

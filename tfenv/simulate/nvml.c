@@ -27,6 +27,10 @@ typedef struct {
   unsigned gpu_instance, compute_instance;
 } Process;
 typedef struct {
+  unsigned pid;
+  Bytes bytes;
+} Process1;
+typedef struct {
   char legacy_bus_id[16];
   unsigned domain, bus, device, device_id, subsystem_id;
   char bus_id[32];
@@ -168,6 +172,8 @@ NUMBER(nvmlDeviceGetMinorNumber, gpu_of(handle))
 NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, 4)
 NUMBER(nvmlDeviceGetCurrPcieLinkWidth, 16)
 UNSUPPORTED(nvmlDeviceGetNvLinkState)
+UNSUPPORTED(nvmlDeviceGetNvLinkRemoteDeviceType)
+UNSUPPORTED(nvmlDeviceGetNvLinkRemotePciInfo_v2)
 UNSUPPORTED(nvmlDeviceGetGpuFabricInfoV)
 
 API int nvmlDeviceGetName(void *handle, char *out, unsigned room) {
@@ -330,6 +336,18 @@ API int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, P
 }
 API int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, Process *out) {
   return nvmlDeviceGetComputeRunningProcesses_v3(handle, count, out);
+}
+
+/* The first version does not know instances. */
+API int nvmlDeviceGetComputeRunningProcesses(void *handle, unsigned *count, Process1 *out) {
+  Process newer[MAX_PROCESSES];
+  unsigned room = *count, found = MAX_PROCESSES;
+  int result = nvmlDeviceGetComputeRunningProcesses_v3(handle, &found, newer);
+  if (result) return result;
+  *count = found;
+  if (room < found) return INSUFFICIENT_SIZE;
+  for (unsigned i = 0; i < found; i++) out[i] = (Process1){newer[i].pid, newer[i].bytes};
+  return SUCCESS;
 }
 
 NUMBER(nvmlDeviceGetGraphicsRunningProcesses_v3, 0)

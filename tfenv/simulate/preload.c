@@ -4,8 +4,8 @@
  * Nobody can open them.
  *
  * PyTorch and JAX may have NVIDIA's libraries beside them, and load those by their paths or by a DT_RPATH, which comes
- * before LD_LIBRARY_PATH. The loader keeps one library of a name, though. So when Python looks for one of these packages,
- * the stub libraries are loaded first. They stay out of the global scope. */
+ * before LD_LIBRARY_PATH. But who asks for a library by its name gets the one that was loaded first. So when Python looks
+ * for PyTorch or for JAX's plugin, the stub libraries are loaded. They stay out of the global scope. */
 #define _GNU_SOURCE
 #include "machine.h"
 
@@ -45,7 +45,9 @@ static int ends_with(const char *path, const char *end) {
 
 static void load_stubs_before(const char *path) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
-  if (ends_with(path, "/torch/__init__.py") || ends_with(path, "/jax/__init__.py")) pthread_once(&once, load_stubs);
+  if (ends_with(path, "/torch/__init__.py") || ends_with(path, "/jax_plugins/xla_cuda12/__init__.py") ||
+      ends_with(path, "/jax_plugins/xla_cuda13/__init__.py"))
+    pthread_once(&once, load_stubs);
 }
 
 /* ---- the devices */

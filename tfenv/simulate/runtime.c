@@ -55,10 +55,12 @@ API int cudaGetFuncBySymbol(void **function, const void *symbol) {
   return SUCCESS;
 }
 
-API int cudaFuncGetAttributes(void *attributes) {
-  enum { ATTRIBUTES_BYTES = 144, MAX_THREADS_PER_BLOCK = 6 /* in ints */ };
+/* CUB sorts by the code that a kernel has for a compute capability: it has the one for an A100. */
+API int cudaFuncGetAttributes(int *attributes) {
+  enum { ATTRIBUTES_BYTES = 144, MAX_THREADS_PER_BLOCK = 6, PTX_VERSION = 8, BINARY_VERSION = 9 /* in ints */ };
   memset(attributes, 0, ATTRIBUTES_BYTES);
-  ((int *)attributes)[MAX_THREADS_PER_BLOCK] = 1024;
+  attributes[MAX_THREADS_PER_BLOCK] = 1024;
+  attributes[PTX_VERSION] = attributes[BINARY_VERSION] = 80;
   return SUCCESS;
 }
 
@@ -183,8 +185,16 @@ API int cudaGetLastError(void) {
 }
 
 API const char *cudaGetErrorName(int result) {
-  if (result == OUT_OF_MEMORY) return "cudaErrorMemoryAllocation";
-  return result ? "cudaErrorUnknown" : "cudaSuccess";
+  switch (result) {
+    case SUCCESS: return "cudaSuccess";
+    case INVALID_VALUE: return "cudaErrorInvalidValue";
+    case OUT_OF_MEMORY: return "cudaErrorMemoryAllocation";
+    case NOT_INITIALIZED: return "cudaErrorInitializationError";
+    case NO_DEVICE: return "cudaErrorNoDevice";
+    case INVALID_DEVICE: return "cudaErrorInvalidDevice";
+    case NOT_SUPPORTED: return "cudaErrorNotSupported";
+    default: return "cudaErrorUnknown";
+  }
 }
 
 API const char *cudaGetErrorString(int result) {

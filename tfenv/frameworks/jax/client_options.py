@@ -225,14 +225,23 @@ def _report_uneven(
 ) -> Finding | None:
     """Report GPUs that get less than their limit, with the sizes that each gets."""
     sizes = {ordinal: (view.devices[ordinal].total or 0, 1.0 if r is None else r) for ordinal, r in rooms.items()}
-    if not any((room - smallest) * total >= GRANULE for total, room in sizes.values()):
+    if not any(smallest < _NOTABLE * room for _, room in sizes.values()):
         return None
     each = ", ".join(
-        f"GPU {place} gets {format_bytes(int(smallest * total) + reserved)}"
+        f"GPU {place} gets {format_bytes(_compute_size(smallest, total, reserved))}"
         for place, (total, _) in enumerate(sizes.values())
     )
     text = f"JAX has one memory fraction for all GPUs of a process, so the smallest applies: {each}"
     return FindingCollector().add("unsupported", text, next(iter(view.plan.limits), None), "warning")
+
+
+#: The part of its limit that a GPU may get less without a word: what is reserved is another fraction of another card.
+_NOTABLE = 0.99
+
+
+def _compute_size(fraction: float, total: int, reserved: int) -> int:
+    """Return the most bytes that a client takes of a card."""
+    return min(total, ceil(fraction * total / GRANULE) * GRANULE + reserved)
 
 
 def _write_allocator(given: dict[str, Any], plan: Plan, limited: bool) -> None:
@@ -260,8 +269,7 @@ def _describe_devices(
         limited = planned.limit is not None and not planned.limit.unlimited
         size = None
         if limited and total is not None:
-            reserved = int(given.get("collective_memory_size", 0))
-            size = min(total, ceil(cap * total / GRANULE) * GRANULE + reserved)
+            size = _compute_size(cap, total, int(given.get("collective_memory_size", 0)))
         if limited:
             promises[ordinal] = cap if size is None else float(size)
         outcomes.append(

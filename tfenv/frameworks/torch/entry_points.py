@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tfenv.errors import Finding
+    from tfenv.errors import Finding, Severity
     from tfenv.frameworks.base import PolicyCallbacks
     from tfenv.frameworks.torch.limits import GpuLimit
     from tfenv.policy.model import Outcome
@@ -76,7 +76,8 @@ class EntryPointWrappers:
         self._notes: tuple[Finding, ...] = ()
         self._is_held = False  # by the setting: GPUs that allow more have to be told
         self._counted_by = 0  # pid: it knows whether it may use GPUs
-        self._chosen: str | None = None  # CUDA_VISIBLE_DEVICES with the GPUs that were chosen before CUDA was opened
+        self._visible_at_import = os.environ.get(_VISIBLE)
+        self._settled_early: tuple[str | None] | None = None  # the variable's value, until CUDA is opened
         self._reported: set[object] = set()
         self._init: Function = getattr(core, INIT)
         self._count: Function = getattr(core, _COUNT)
@@ -107,10 +108,14 @@ class EntryPointWrappers:
             return
         if None in fractions:
             self._note_unlimited("nobody says how much memory the GPUs have before CUDA is open", "unknown-memory")
+        # C++ reads PYTORCH_NO_CUDA_MEMORY_CACHING once: now, before the program can set it.
+        getattr(self.core, "_cuda_cudaCachingAllocator_is_enabled", bool)()
+        if self._name_backend() != "native":
+            self._note_unlimited(f"{self._name_backend()} ignores the setting", "unsupported", "note")
         read = getattr(self.core, "_accelerator_getAllocatorSettings", str)
         of_environment = clamp_settings(read(), self.fraction)
         self.asked = 1.0 if of_environment.asked is None else of_environment.asked
-        if self.asked > self.fraction:
+        if of_environment.asked is not None and self.asked > self.fraction:
             self._notes += (report_fraction_clamp("PYTORCH_ALLOC_CONF", self.asked, self.fraction, plan),)
         self._hold_setting()
 
@@ -129,11 +134,11 @@ class EntryPointWrappers:
             self._set_settings = None
         self._note_unlimited("this PyTorch has no setting for it", "unsupported")
 
-    def _note_unlimited(self, why: str, code: str) -> None:
+    def _note_unlimited(self, why: str, code: str, severity: Severity = "warning") -> None:
         from tfenv.errors import Finding
 
         text = f"TorchScript and streams that open CUDA before torch.cuda does are not limited: {why}"
-        note = Finding(code, text, "warning")
+        note = Finding(code, text, severity)
         if note not in self._notes:
             self._notes += (note,)
 
@@ -141,6 +146,11 @@ class EntryPointWrappers:
     def _is_limited_early(self) -> bool:
         """Whether the setting holds. The allocator of CUDA itself ignores it."""
         return self._set_settings is not None and self._name_backend() == "native"
+
+    def is_allocator_made(self) -> bool:
+        """Return whether PyTorch has made its allocators of GPU memory. Some versions only tell of torch.cuda."""
+        made = getattr(self.core, "_accelerator_isAllocatorInitialized", sys.modules["torch.cuda"].is_initialized)
+        return bool(made())
 
     def _name_backend(self) -> str:
         return str(getattr(self.core, "_cuda_getAllocatorBackend", lambda: "native")())
@@ -150,17 +160,19 @@ class EntryPointWrappers:
     def settle(self) -> None:
         """Settle which GPUs are visible, once per process."""
         if self.guard.listed_by != os.getpid():
-            self._chosen = None
+            self._settled_early = None
             self.guard.before_listing()
-        elif self._chosen not in (None, os.environ.get(_VISIBLE)):
-            # CUDA is not open yet, and would open what the program wrote after GPUs had been chosen for it.
-            os.environ[_VISIBLE] = str(self._chosen)
+        elif self._settled_early is not None and self._settled_early[0] != (visible := os.environ.get(_VISIBLE)):
+            # CUDA is not open yet, and would open what the program wrote after it had counted others.
+            self._notes += (_make_late_note(visible),)
+            _write_variable(_VISIBLE, self._settled_early[0])
 
-    def choose_early(self) -> None:
-        """Choose free GPUs, where the policy asks for that, before the program counts them. CUDA stays closed."""
-        if self.policy.get_plan().choosing is not None and self.guard.listed_by != os.getpid():
+    def settle_early(self) -> None:
+        """Settle it before the program counts GPUs while CUDA is closed, where that makes a difference."""
+        changed = os.environ.get(_VISIBLE) != self._visible_at_import
+        if self.guard.listed_by != os.getpid() and (changed or self.policy.get_plan().choosing is not None):
             self.settle()
-            self._chosen = os.environ.get(_VISIBLE)
+            self._settled_early = (os.environ.get(_VISIBLE),)
 
     def is_in_bad_fork(self) -> bool:
         """Return whether this process was forked from one that had opened CUDA. PyTorch refuses to use GPUs in it."""
@@ -173,7 +185,7 @@ class EntryPointWrappers:
         def open_devices(*args: Any, **kwargs: Any) -> Any:
             self.settle()
             result = original(*args, **kwargs)
-            self._chosen = None
+            self._settled_early = None
             return result
 
         return open_devices
@@ -187,7 +199,7 @@ class EntryPointWrappers:
                 return original()
             self.settle()
             count = original()
-            self._chosen = None
+            self._settled_early = None
             with self.guard.lock:
                 if self._counted_by != os.getpid():
                     self.guard.run_guarded(_COUNT, lambda: self._look_at(count))
@@ -197,7 +209,7 @@ class EntryPointWrappers:
         return count_devices
 
     def _look_at(self, count: int) -> None:
-        """Find out whether PyTorch may use the GPUs that it lists, and say so where there are none."""
+        """Find out whether PyTorch may use the GPUs that it lists. Say so where there are none."""
         if count:
             self.policy.identify_devices(range(count))
         else:
@@ -208,7 +220,7 @@ class EntryPointWrappers:
 
         @wraps(original)
         def count_by_nvml() -> Any:
-            self.choose_early()
+            self.settle_early()
             return 0 if self.policy.is_cpu_only() else original()
 
         return count_by_nvml
@@ -224,7 +236,7 @@ class EntryPointWrappers:
                 if self.policy.is_cpu_only():
                     raise RuntimeError(_NO_GPU_ERROR)
                 result = original()
-                self._chosen = None
+                self._settled_early = None
                 self.guard.run_guarded(INIT, self._set_limits)
                 if self.policy.is_cpu_only():  # a fault of ours, and on_error = "cpu"
                     raise RuntimeError(_NO_GPU_ERROR)
@@ -258,8 +270,7 @@ class EntryPointWrappers:
 
     def _is_opened_early(self) -> bool:
         """Return whether C++ made the allocator before, and nothing limited it."""
-        is_initialized = getattr(self.core, "_accelerator_isAllocatorInitialized", bool)
-        return self.limited and not self._is_limited_early and bool(is_initialized())
+        return self.limited and not self._is_limited_early and self.is_allocator_made()
 
     def _report_opened_early(self) -> None:
         from tfenv.errors import Finding
@@ -357,34 +368,24 @@ class EntryPointWrappers:
 
         @wraps(original)
         def change_allocator(allocator: Any) -> Any:
-            return original(allocator) if self._may_use_allocator(_CHANGE_ALLOCATOR) else None
+            # PyTorch refuses to change an allocator that it uses.
+            is_changed = self.limited and not self.is_allocator_made()
+            return original(allocator) if not is_changed or self._may_use_allocator() else None
 
         return change_allocator
 
-    def wrap_mem_pool(self, original: Function) -> Function:
-        """Wrap MemPool's constructor. A pool may have an allocator of its own."""
-
-        @wraps(original)
-        def make_pool(pool: Any, allocator: Any = None, *args: Any, **kwargs: Any) -> Any:
-            if allocator is not None and not self._may_use_allocator("MemPool"):
-                allocator = None
-            return original(pool, allocator, *args, **kwargs)
-
-        return make_pool
-
-    def _may_use_allocator(self, entry_point: str) -> bool:
-        """Report an allocator of the program's own, which no limit holds.
+    def _may_use_allocator(self) -> bool:
+        """Report an allocator of the program's own, which no limit holds. A pool's own allocator is held.
 
         Returns:
             Whether PyTorch may have it. With `on_error = "cpu"` its own allocator stays.
         """
         from tfenv.errors import Finding
 
-        if self.limited:
-            text = "the program's own allocator of GPU memory (CUDAPluggableAllocator) cannot be limited"
-            report = self.policy.report_unkept
-            self.guard.run_guarded(entry_point, lambda: report(Finding("unsupported", text), entry_point))
-        return not (self.limited and self.policy.is_cpu_only())
+        text = "the program's own allocator of GPU memory (CUDAPluggableAllocator) cannot be limited"
+        unkept = Finding("unsupported", text)
+        self.guard.run_guarded(_CHANGE_ALLOCATOR, lambda: self.policy.report_unkept(unkept, _CHANGE_ALLOCATOR))
+        return not self.policy.is_cpu_only()
 
     def _report_clamp(self, entry_point: str, note: Finding) -> None:
         """Report once what the program asked for in vain."""
@@ -398,9 +399,7 @@ class EntryPointWrappers:
 
     def release_memory(self) -> bool:
         """Lower every fraction to 0, if PyTorch holds no memory of a GPU. Its lock is not taken: another's is held."""
-        is_initialized = getattr(self.core, "_accelerator_isAllocatorInitialized", lambda: bool(self.limits))
-        made = bool(is_initialized())
-        ordinals = range(self._count()) if made else range(0)
+        ordinals = range(self._count() if self.is_allocator_made() else 0)
         if any(read_reserved(self.core, ordinal, "current") for ordinal in ordinals):
             return False
         self.limited, self.fraction = True, 0.0
@@ -414,6 +413,20 @@ class EntryPointWrappers:
 def read_reserved(core: Any, ordinal: int, what: str) -> int:
     """Return how much of a GPU the allocator holds ("current"), or held at most ("peak"), in bytes."""
     return int(core._cuda_memoryStats(ordinal)["reserved_bytes"]["all"][what])  # noqa: SLF001 - the public one initialises
+
+
+def _write_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _make_late_note(visible: str | None) -> Finding:
+    from tfenv.errors import Finding
+
+    text = f"the program set {_VISIBLE}={visible or ''} after the GPUs had been counted, which has no effect"
+    return Finding("too-late", text, "note")
 
 
 def _close(gpu: GpuLimit) -> GpuLimit:
@@ -487,9 +500,6 @@ def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
             setattr(core, name, wrap(wrappers, original))
     cuda: Any = sys.modules["torch.cuda"]
     cuda._device_count_nvml = wrappers.wrap_count_by_nvml(cuda._device_count_nvml)  # noqa: SLF001
-    mem_pool = getattr(cuda, "MemPool", None)
-    if mem_pool is not None:
-        mem_pool.__init__ = wrappers.wrap_mem_pool(mem_pool.__init__)
     wrappers.guard.follow_forks()
     _installed = wrappers
     wrappers.limit_early()
