@@ -16,7 +16,7 @@ RAW = World(None, armed=False, framework="jax", inherited=(("XLA_PYTHON_CLIENT_P
 
 #: What every program does. The others are variations of it.
 COMPUTING = {name: (name,) for name in ("jit", "sgd", "keras_fit")}
-MORE_COMPUTING = {name: (name,) for name in ("pmap", "shard", "optax_step", "keras_fit:tfdata")}
+MORE_COMPUTING = {name: (name,) for name in ("pmap", "shard", "optax_step")}
 LISTING = {
     "devices": ("devices",),
     "platforms": ("devices_of:cuda",),
