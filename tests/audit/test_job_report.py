@@ -21,6 +21,7 @@ from tfenv.audit.record import (
 )
 from tfenv.errors import Finding
 from tfenv.policy.model import DeviceOutcome, Grant, Outcome, Subject
+from tfenv.values import replace
 
 GIB = 1 << 30
 FIRST = DeviceOutcome(0, "0", "GPU-aaaa", "NVIDIA H100", limit=8 * GIB)
@@ -63,6 +64,15 @@ def test_a_report_has_each_process_with_its_limits_and_peaks() -> None:
     assert (report.gpus, report.seconds) == (("GPU-aaaa", "GPU-bbbb"), 70.0)
     assert report.fullest is not None
     assert report.fullest.part == 7 / 8
+
+
+def test_two_frameworks_of_a_process_count_together() -> None:
+    """A process that computes with JAX and reads with TensorFlow has both limits and both peaks of its card."""
+    half = replace(FIRST, limit=4 * GIB)
+    jax = [{**record, "framework": "jax"} for record in make_process(1, (half,), (3 * GIB,))]
+    report = make_job_report("14", [*make_process(1, (half,), (GIB,)), *jax])
+    (process,) = report.processes
+    assert [(gpu.limit_bytes, gpu.peak_bytes) for gpu in process.gpus] == [(8 * GIB, 4 * GIB)]
 
 
 def test_a_process_that_did_not_end_has_no_peak_and_no_time() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from tfenv.audit.gpu_totals import read_use
 from tfenv.audit.job_names import read_job
 from tfenv.audit.query import LoggedRecord, list_logged_devices
 from tfenv.audit.record import format_timestamp
 from tfenv.policy.units import format_bytes
-from tfenv.values import as_dict, frozen
+from tfenv.values import as_dict, frozen, replace
 
 #: Events that tell of a process that used a GPU, or was to be kept from it. A mere import is none.
 _EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed", "policy_disabled", "policy_ended"})
 _MINUTE, _HOUR = 60, 3600
+_Number = TypeVar("_Number", int, float)
 _SWITCHED_OFF = "TFGPU_DISABLE switched the policy off"
 
 
@@ -157,7 +158,7 @@ def _make_process(records: list[LoggedRecord]) -> JobProcess:
     first = records[0]
     end = next((record for record in reversed(records) if record["event"] == "policy_ended"), None)
     pid, script = first.get("pid"), first.get("script")
-    gpus = {gpu.gpu: gpu for record in records for gpu in _list_gpus(record)}
+    gpus = {(record.get("framework"), gpu.gpu): gpu for record in records for gpu in _list_gpus(record)}
     return JobProcess(
         job=read_job(first),
         host=str(first.get("host")),
@@ -166,7 +167,7 @@ def _make_process(records: list[LoggedRecord]) -> JobProcess:
         script=script if isinstance(script, str) else None,
         began=_get_timestamp(first) if end is None else _find_start(end),
         ended=None if end is None else _get_timestamp(end),
-        gpus=tuple(gpus.values()),
+        gpus=_add_up_frameworks(gpus.values()),
         cut=tuple(dict.fromkeys(text for record in records for text in _list_cut(record))),
         failed=tuple(dict.fromkeys(text for record in records for text in _list_failures(record))),
     )
@@ -189,6 +190,31 @@ def _list_gpus(record: LoggedRecord) -> Iterator[JobGpu]:
             use.given_fraction,
             peak if type(peak) is int else None,
         )
+
+
+def _add_up_frameworks(gpus: Iterable[JobGpu]) -> tuple[JobGpu, ...]:
+    """Return each GPU once, with what all frameworks of a process were given of it, and their peaks together.
+
+    Peaks at different times count as if they were at one. So the sum is the most that the process can have held.
+    """
+    cards: dict[str, JobGpu] = {}
+    for gpu in gpus:
+        other = cards.get(gpu.gpu)
+        cards[gpu.gpu] = (
+            gpu
+            if other is None
+            else replace(
+                other,
+                limit_bytes=_add(other.limit_bytes, gpu.limit_bytes),
+                limit_fraction=_add(other.limit_fraction, gpu.limit_fraction),
+                peak_bytes=_add(other.peak_bytes, gpu.peak_bytes),
+            )
+        )
+    return tuple(cards.values())
+
+
+def _add(one: _Number | None, other: _Number | None) -> _Number | None:
+    return None if one is None or other is None else one + other
 
 
 def _list_cut(record: LoggedRecord) -> Iterator[str]:
