@@ -144,6 +144,30 @@ def test_jax_after_tensorflow_goes_on_with_the_cpu(tmp_path: Path) -> None:
     assert "budget-spent" in {finding["code"] for record in ended.records for finding in record["findings"]}
 
 
+_OPENED = f"import ctypes\nctypes.CDLL('libcuda.so.1').cuInit(0)\n{_PRINT}jax.numpy.ones(4).block_until_ready()\n"
+
+
+@pytest.mark.usefixtures("needs_jax")
+def test_gpus_that_were_shown_too_early_are_not_used(tmp_path: Path) -> None:
+    """Where something opened CUDA before the policy could hide GPUs, JAX is given those of the policy alone."""
+    ended = run_program(World(POLICY, framework="jax"), _OPENED, tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert {request.bytes for request in ended.requests if request.op == "cuInit"} == {4}
+    assert json.loads(ended.stdout) == [1, 2]
+    assert set(summarise_requests(ended.requests)) == {1}
+    assert any("[too-late]" in line for line in ended.ours)
+
+
+@pytest.mark.usefixtures("needs_jax")
+def test_gpus_that_were_shown_too_early_refuse_jax_where_errors_do(tmp_path: Path) -> None:
+    """With on_error = "fail" JAX has no CUDA then, and its own RuntimeError names the policy's reason."""
+    ended = run_program(World(f'on_error = "fail"\n{POLICY}', framework="jax"), _OPENED, tmp_path)
+    assert ended.status == 1
+    assert "Unable to initialize backend 'cuda'" in ended.stderr
+    assert "[too-late]" in ended.stderr
+    assert {request.op for request in ended.requests} == {"cuInit"}
+
+
 _TRAIN = """
 import os
 os.environ["KERAS_BACKEND"] = "jax"
