@@ -121,7 +121,7 @@ class EntryPointWrappers(EntryPointGuard):
         if not self.policy.is_cpu_only():
             if not view.promised or not clamp({}, view).is_spent:
                 return None
-            findings = (Finding("budget-spent", f"JAX gets no GPU: {_SPENT}", "warning"),)
+            findings = (Finding("budget-spent", _SPENT, "warning"),)
         self.policy.report(Outcome("cpu", CREATE_CLIENT, findings=findings))
         return _SPENT if findings else _NO_GPU
 
