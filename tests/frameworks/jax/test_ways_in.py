@@ -53,6 +53,8 @@ KEPT = {
     "bfc": ("env:XLA_PYTHON_CLIENT_ALLOCATOR=bfc",),
     "vmm": ("env:XLA_PYTHON_CLIENT_ALLOCATOR=vmm",),
     "option-small-fraction": ("option:memory_fraction=0.02",),
+    "other-client": ("env:XLA_PYTHON_CLIENT_USE_TFRT_GPU_CLIENT=1",),
+    "unchecked": ("env:JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1",),
 }
 #: What JAX refuses in its own words.
 REFUSED = {
