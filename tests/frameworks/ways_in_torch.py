@@ -55,6 +55,11 @@ def available() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def are_counted() -> bool:
+    """Count GPUs as NVML shows them, and return whether there are any."""
+    return bool(torch.cuda.device_count())
+
+
 def device_count() -> int:
     """Count GPUs as NVML shows them."""
     return int(torch.cuda.device_count())

@@ -50,7 +50,7 @@ MORE_GREEDY = {
     "pinned": ("pinned", "fill"),
     "script-then-python": ("script", "fraction:1.0", "fill"),
     "pool-with-own-allocator": ("pluggable_pool",),
-    "counted-then-forked": ("device_count", "fork"),
+    "counted-then-forked": ("are_counted", "fork"),
     "loader-in-a-fork": ("fork:load",),
 }
 #: What the program sets in the environment before the import. A World each.
