@@ -47,7 +47,7 @@ def read_sample(path: Path) -> Document:
 def test_the_samples_are_there() -> None:
     """Every kind of use has its sample."""
     names = {str(path.parent.relative_to(ROOT / "sample_configs")) for path in SAMPLES}
-    assert names >= {"minimal", "workstation", "notebook", "ci"}
+    assert names >= {"minimal", "workstation", "notebook", "ci", "frameworks"}
     assert names >= {"shared-server", "shared-server/groups", "shared-server/users"}
 
 

@@ -1,6 +1,6 @@
 /* Stub maths library, built once for each of cuBLAS, cuBLASLt, cuDNN, cuFFT, cuSOLVER, cuSPARSE and some more.
  * TensorFlow refuses every GPU unless it can open them all, then asks cuDNN's version. JAX asks the version of each.
- * Matrix products "succeed" without computing. An operation that needs more gets an error: the functions of refused.txt
+ * Matrix products "succeed" without computing. An operation that needs more gets an error: those in symbols.txt
  * fail, and of others TensorFlow's own wrapper reports that they are missing.
  * CUDNN_MAJOR, CUDNN_MINOR: which cuDNN this is, by its soname. TOOLKIT_MAJOR: of which CUDA the library is. */
 #include <stddef.h>
@@ -126,6 +126,3 @@ API int cublasLtMatmulAlgoGetHeuristic(void *handle UNUSED, void *operation UNUS
 ERROR_TEXT(cudnnGetErrorString)
 ERROR_TEXT(cublasGetStatusString)
 ERROR_TEXT(cusparseGetErrorString)
-ERROR_TEXT(ncclGetErrorString)
-
-API const char *ncclGetLastError(void) { return "not simulated"; }

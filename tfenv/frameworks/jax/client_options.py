@@ -113,9 +113,9 @@ def _select_gpus(options: Options, view: ClientView, findings: FindingCollector)
         return kept
     name = view.sources.get("visible_devices", "visible_devices")
     asked, given = ", ".join(map(str, wanted)), ", ".join(map(str, allowed))
-    text = f"{PROGRAM} asked for {name} = {asked}, which counts within the {len(allowed)} that it may use: {given}"
-    held_by = "the policy's visible_devices"
-    findings.add("no-overlap", text, None, asked_by=PROGRAM, held_by=held_by, wish=(f"{name} = {asked}", given))
+    text = f"{PROGRAM} asked for {name} = {asked}, but it has only {given}, as JAX counts the GPUs of the policy"
+    wish, held_by = (f"{name} = {asked}", given), "the policy's visible_devices"
+    findings.add("no-overlap", text, None, "warning", asked_by=PROGRAM, held_by=held_by, wish=wish)
     return allowed
 
 

@@ -59,6 +59,7 @@ class EntryPointWrappers:
         limited: The policy limits memory.
         fraction: The smallest of the fractions that the policy allows on a GPU.
         asked: The fraction that the program itself set for all GPUs.
+        is_closed: Other frameworks have all that the process may take.
     """
 
     def __init__(self, policy: PolicyCallbacks, core: Any) -> None:
@@ -73,6 +74,7 @@ class EntryPointWrappers:
         self.limited = False
         self.fraction = 1.0
         self.asked = 1.0
+        self.is_closed = False
         self._notes: tuple[Finding, ...] = ()
         self._is_held = False  # by the setting: GPUs that allow more have to be told
         self._counted_by = 0  # pid: it knows whether it may use GPUs
@@ -101,8 +103,8 @@ class EntryPointWrappers:
             fractions = [compute_fraction(plan.limit, None)]
         else:
             fractions = [compute_fraction(gpu.limit, gpu.total) for gpu in devices]
-        is_closed = devices == () and plan.devices != ()  # other frameworks have all of the limit
-        self.fraction = 0.0 if is_closed else find_smallest(fractions)
+        self.is_closed = devices == () and plan.devices != ()
+        self.fraction = 0.0 if self.is_closed else find_smallest(fractions)
         self.limited = self.fraction < 1 or None in fractions
         if not self.limited:
             return
@@ -221,7 +223,7 @@ class EntryPointWrappers:
         @wraps(original)
         def count_by_nvml() -> Any:
             self.settle_early()
-            return 0 if self.policy.is_cpu_only() else original()
+            return 0 if self.is_closed or self.policy.is_cpu_only() else original()
 
         return count_by_nvml
 
@@ -252,7 +254,8 @@ class EntryPointWrappers:
         opened_early = self._is_opened_early()
         planned = self.policy.identify_devices()
         plan, shown = self.policy.get_plan(), self.policy.count_shown_devices()
-        if self.policy.is_cpu_only():
+        self.is_closed = self.policy.is_cpu_only()
+        if self.is_closed:
             self.limits, self.limited, self.fraction = (), True, 0.0
             self._hold_setting()
             self.policy.report(_make_outcome(INIT, self, cpu_only=True))
