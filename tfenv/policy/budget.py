@@ -168,10 +168,13 @@ class BudgetBook:
         have = f"{'has' if len(holders) == 1 else 'have'} {'all' if spent else 'part'} of the process's memory limit"
         rest = "no GPU" if spent else f"at most {_join_limits(found.limit for found in left.values())}"
         names = (*holders, claimant.name)
-        remedy = ", ".join(f'{name} = "{_suggest(plan, len(names))}"' for name in names)
+        shares = ", ".join(f'{name} = "{_suggest(plan, len(names))}"' for name in names)
+        remedy = f"share it by frameworks = {{{shares}}} in [gpu]"
+        if "frameworks" in policy.settings:
+            remedy = f"leave {claimant.name} a larger share in frameworks"
         return Finding(
             "budget-spent",
-            f"{titles} {have}, so {claimant.title} gets {rest}; share it by frameworks = {{{remedy}}} in [gpu]",
+            f"{titles} {have}, so {claimant.title} gets {rest}; {remedy}",
             "warning",
             path=origin.path if origin else None,
             key=format_key(origin.key) if origin else None,

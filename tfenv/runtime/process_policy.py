@@ -425,7 +425,7 @@ class FrameworkPolicy:
         process, framework = self.process, self.framework
         self._budget = None
         self.plan = self._adapt(plan)
-        self.pending += tuple(framework.prepare(self.plan, os.environ))
+        self.pending += tuple(framework.prepare(self.get_plan(), os.environ))
         unsupported = tuple(f for f in self.plan.findings if f.code == "unsupported" and f not in self._reported)
         self._reported += unsupported
         self.pending += tuple(finding for finding in unsupported if finding.severity != "error")
@@ -434,13 +434,8 @@ class FrameworkPolicy:
                 process.handle_fault(finding, framework=framework)
 
     def _adapt(self, plan: Plan) -> Plan:
-        """Return a plan of the process as far as this framework can keep it, with the limits of its share."""
-        policy, framework = self.process.loaded.policy, self.framework
-        if "frameworks" in policy.settings:
-            from tfenv.policy.budget import apply_framework_share
-
-            plan = apply_framework_share(plan, policy, framework.name)
-        return drop_unsupported(plan, policy, framework.supports, framework.title)
+        """Return a plan of the process as far as this framework can keep it."""
+        return drop_unsupported(plan, self.process.loaded.policy, self.framework.supports, self.framework.title)
 
     # -- what entry points ask
 
@@ -588,7 +583,14 @@ class FrameworkPolicy:
 
     def get_plan(self) -> Plan:
         """Return what this framework may use."""
-        return self.plan if self._budget is None else self._budget.plan
+        if self._budget is not None:
+            return self._budget.plan
+        policy = self.process.loaded.policy
+        if "frameworks" not in policy.settings:
+            return self.plan
+        from tfenv.policy.budget import apply_framework_share
+
+        return apply_framework_share(self.plan, policy, self.framework.name)
 
     def is_cpu_only(self) -> bool:
         """Return whether no GPU may be created."""
