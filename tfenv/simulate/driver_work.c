@@ -49,6 +49,9 @@ API int cuStreamWriteValue64_v2(void *stream UNUSED, unsigned long long *address
   *address = value;
   return SUCCESS;
 }
+API int cuStreamWriteValue32(void *stream, unsigned *address, unsigned value) {
+  return cuStreamWriteValue32_v2(stream, address, value);
+}
 NO_EFFECT(cuStreamWaitValue32_v2)
 NO_EFFECT(cuStreamWaitValue64_v2)
 

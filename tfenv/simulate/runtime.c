@@ -123,28 +123,32 @@ NO_EFFECT(cudaProfilerStart)
 NO_EFFECT(cudaProfilerStop)
 
 /* struct cudaDeviceProp by byte offsets: what Eigen and CUB divide by, and what PyTorch shows. */
-enum {
-  IS_12 = CUDART_MAJOR == 12,
-  PROPERTIES_BYTES = IS_12 ? 1032 : 1008, NAME_BYTES = 256, UUID_AT = 256, TOTAL_MEMORY_AT = 288,
-  SHARED_PER_BLOCK_AT = 296, SHARED_PER_MULTIPROCESSOR_AT = IS_12 ? 640 : 624
-};
+enum { NAME_BYTES = 256, UUID_AT = 256, TOTAL_MEMORY_AT = 288, SHARED_PER_BLOCK_AT = 296 };
 enum { SHARED_PER_BLOCK = 8, SHARED_PER_MULTIPROCESSOR = 81 }; /* attributes of the driver */
-static const struct {
-  int offset, attribute;
-} properties[] = {
-    {304, 12}, {308, 10},                      /* registers per block, warp size */
-    {320, 1},  {324, 2},  {328, 3}, {332, 4},  /* threads per block, block dimensions */
-    {336, 5},  {340, 6},  {344, 7},            /* grid dimensions */
-    {360, 75}, {364, 76},                      /* compute capability */
-#if CUDART_MAJOR == 12
-    {348, 13}, {388, 16},                      /* clock rate, multiprocessors */
-    {584, 33}, {616, 38},                      /* PCI bus, L2 cache */
-    {624, 39}, {648, 82},                      /* threads, registers per multiprocessor */
-#else
-    {384, 16}, {568, 33}, {596, 38},           /* multiprocessors, PCI bus, L2 cache */
-    {604, 39}, {632, 82},                      /* threads, registers per multiprocessor */
-#endif
-};
+typedef struct {
+  int bytes, shared_per_multiprocessor_at;
+  struct {
+    int offset, attribute;
+  } numbers[24];
+} Layout;
+
+/* What comes first is the same in both. */
+#define COMMON                                                                      \
+  {304, 12}, {308, 10},                     /* registers per block, warp size */    \
+  {320, 1},  {324, 2},  {328, 3}, {332, 4}, /* threads per block, block dimensions */ \
+  {336, 5},  {340, 6},  {344, 7},           /* grid dimensions */                   \
+  {360, 75}, {364, 76}                      /* compute capability */
+static const Layout cuda_12 = {1032, 640, {
+    COMMON,
+    {348, 13}, {388, 16}, /* clock rate, multiprocessors */
+    {584, 33}, {616, 38}, /* PCI bus, L2 cache */
+    {624, 39}, {648, 82}, /* threads, registers per multiprocessor */
+}};
+static const Layout cuda_13 = {1008, 624, {
+    COMMON,
+    {384, 16}, {568, 33}, {596, 38}, /* multiprocessors, PCI bus, L2 cache */
+    {604, 39}, {632, 82},            /* threads, registers per multiprocessor */
+}};
 
 static void copy_size(char *to, int attribute, int device) {
   int value = 0;
@@ -152,21 +156,22 @@ static void copy_size(char *to, int attribute, int device) {
   *(size_t *)to = (size_t)value;
 }
 
-#if CUDART_MAJOR == 12
-#define cudaGetDeviceProperties cudaGetDeviceProperties_v2
-#endif
-
-API int cudaGetDeviceProperties(char *out, int device) {
-  int result = cuDeviceGetName(memset(out, 0, PROPERTIES_BYTES), NAME_BYTES, device);
+static int describe_device(char *out, int device, const Layout *layout) {
+  int result = cuDeviceGetName(memset(out, 0, (size_t)layout->bytes), NAME_BYTES, device);
   if (result) return runtime_result(result);
   cuDeviceGetUuid((unsigned char *)out + UUID_AT, device);
   cuDeviceTotalMem_v2((size_t *)(out + TOTAL_MEMORY_AT), device);
   copy_size(out + SHARED_PER_BLOCK_AT, SHARED_PER_BLOCK, device);
-  copy_size(out + SHARED_PER_MULTIPROCESSOR_AT, SHARED_PER_MULTIPROCESSOR, device);
-  for (size_t i = 0; i < sizeof properties / sizeof *properties; i++)
-    cuDeviceGetAttribute((int *)(out + properties[i].offset), properties[i].attribute, device);
+  copy_size(out + layout->shared_per_multiprocessor_at, SHARED_PER_MULTIPROCESSOR, device);
+  for (int i = 0; layout->numbers[i].offset; i++)
+    cuDeviceGetAttribute((int *)(out + layout->numbers[i].offset), layout->numbers[i].attribute, device);
   return SUCCESS;
 }
+
+/* The first name is CUDA 12's, the second is CUDA 13's. Both libraries have both: where TensorFlow was imported first,
+ * its functions come before those that PyTorch links, and they lead to libcudart.so.12, also for a PyTorch of CUDA 13. */
+API int cudaGetDeviceProperties_v2(char *out, int device) { return describe_device(out, device, &cuda_12); }
+API int cudaGetDeviceProperties(char *out, int device) { return describe_device(out, device, &cuda_13); }
 
 /* ---- errors. The runtime's numbers are the driver's, for those that happen here. A thread's last one is kept */
 

@@ -193,21 +193,30 @@ API int cudaStreamIsCapturing(void *stream UNUSED, int *status) {
   return SUCCESS;
 }
 
-/* From CUDA 13 on there are edges before the count. */
-API int cudaStreamGetCaptureInfo(void *stream UNUSED, int *status, unsigned long long *id, void **graph, void **nodes,
-                                 void *edges_or_count, size_t *count) {
+static int get_capture(int *status, unsigned long long *id, void **graph, void **nodes, void **edges, size_t *count) {
   *status = capture != 0;
   if (id) *id = capture;
   if (graph) *graph = NULL;
   if (nodes) *nodes = NULL;
-  if (edges_or_count) memset(edges_or_count, 0, sizeof(void *));
-  if (count && CUDART_MAJOR > 12) *count = 0;
+  if (edges) *edges = NULL;
+  if (count) *count = 0;
   return SUCCESS;
 }
-API int cudaStreamGetCaptureInfo_v2(void *stream, int *status, unsigned long long *id, void **graph, void **nodes,
-                                    size_t *count) {
-  return cudaStreamGetCaptureInfo(stream, status, id, graph, nodes, count, NULL);
+
+#if CUDART_MAJOR == 12
+API int cudaStreamGetCaptureInfo(void *stream UNUSED, int *status, unsigned long long *id) {
+  return get_capture(status, id, NULL, NULL, NULL, NULL);
 }
+API int cudaStreamGetCaptureInfo_v2(void *stream UNUSED, int *status, unsigned long long *id, void **graph,
+                                    void **nodes, size_t *count) {
+  return get_capture(status, id, graph, nodes, NULL, count);
+}
+#else
+API int cudaStreamGetCaptureInfo(void *stream UNUSED, int *status, unsigned long long *id, void **graph, void **nodes,
+                                 void **edges, size_t *count) {
+  return get_capture(status, id, graph, nodes, edges, count);
+}
+#endif
 
 NO_EFFECT(cudaStreamUpdateCaptureDependencies)
 NO_EFFECT(cudaThreadExchangeStreamCaptureMode)
