@@ -1,4 +1,4 @@
-"""Ways into PyTorch's GPU memory, for the children of `zygote`. Each takes what it can get and returns what it saw.
+"""What programs do with PyTorch, for `zygote`. Each way takes what memory it can get, and returns what it saw.
 
 Results are the same with and without a policy. How much memory a way took, the simulated driver tells.
 """
@@ -9,11 +9,15 @@ import contextlib
 import io
 import multiprocessing
 import os
+import subprocess
 import threading
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import torch  # type: ignore[import-not-found,unused-ignore]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BLOCK = 100 << 20
 #: Blocks that a way asks for: more than the policies of the tests allow, less than a card has.
@@ -48,12 +52,17 @@ def count() -> list[Any]:
 
 def available() -> bool:
     """Ask whether there is a GPU, which opens CUDA."""
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
+
+
+def are_counted() -> bool:
+    """Count GPUs as NVML shows them, and return whether there are any."""
+    return bool(torch.cuda.device_count())
 
 
 def device_count() -> int:
     """Count GPUs as NVML shows them."""
-    return torch.cuda.device_count()
+    return int(torch.cuda.device_count())
 
 
 def initialise() -> None:
@@ -72,7 +81,7 @@ def train() -> list[str]:
     return [str(loss.device), str(loss.dtype)]
 
 
-class Numbers(torch.utils.data.Dataset[torch.Tensor]):
+class Numbers(torch.utils.data.Dataset):  # type: ignore[misc]
     """A few numbers."""
 
     def __len__(self) -> int:
@@ -102,7 +111,7 @@ def fraction(value: str) -> None:
 
 def read_fraction() -> float:
     """Return the fraction that PyTorch says it keeps."""
-    return torch.cuda.get_per_process_memory_fraction(0)
+    return float(torch.cuda.get_per_process_memory_fraction(0))
 
 
 def settings(text: str) -> None:
@@ -128,7 +137,7 @@ def no_caching() -> None:
 
 def backend() -> str:
     """Return the name of the allocator's backend."""
-    return torch.cuda.memory.get_allocator_backend()
+    return str(torch.cuda.memory.get_allocator_backend())
 
 
 # ---- other ways to memory
@@ -161,12 +170,12 @@ def graph() -> None:
 def script() -> bool:
     """Take memory by TorchScript alone. It opens CUDA in C++. Return whether torch.cuda knows of it."""
 
-    @torch.jit.script
+    @torch.jit.script  # type: ignore[untyped-decorator]
     def make(count: int) -> torch.Tensor:
         return torch.empty([count], dtype=torch.uint8, device=torch.device("cuda"))
 
     fill(take=lambda: make(BLOCK))
-    return torch.cuda.is_initialized()
+    return bool(torch.cuda.is_initialized())
 
 
 def generator() -> str:
@@ -181,7 +190,7 @@ def stream() -> bool:
 
 def pinned() -> bool:
     """Open CUDA by pinned memory of the host."""
-    return torch.ones(10).pin_memory().is_pinned()
+    return bool(torch.ones(10).pin_memory().is_pinned())
 
 
 def saved() -> str:
@@ -192,20 +201,35 @@ def saved() -> str:
     return str(torch.load(file, map_location="cuda").device)
 
 
-def pluggable(library: str) -> None:
+_SOURCE = """
+#include <stddef.h>
+int cudaMalloc(void **, size_t);
+int cudaFree(void *);
+void *take(size_t size, int device, void *stream) { void *block = 0; cudaMalloc(&block, size); return block; }
+void give_back(void *block, size_t size, int device, void *stream) { cudaFree(block); }
+"""
+
+
+def _make_allocator() -> Any:
+    """Compile an allocator that keeps no limit."""
+    library = Path.cwd() / f"allocator-{os.getpid()}.so"
+    compiler = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(compiler, input=_SOURCE, text=True, check=True)
+    return torch.cuda.memory.CUDAPluggableAllocator(str(library), "take", "give_back")
+
+
+def pluggable() -> None:
     """Take memory with an allocator of the program's own."""
-    own = torch.cuda.memory.CUDAPluggableAllocator(library, "take", "give_back")
-    torch.cuda.memory.change_current_allocator(own)
+    torch.cuda.memory.change_current_allocator(_make_allocator())
     fill()
 
 
-def pluggable_pool(library: str) -> None:
+def pluggable_pool() -> None:
     """Take memory in a pool that has an allocator of the program's own."""
-    own = torch.cuda.memory.CUDAPluggableAllocator(library, "take", "give_back")
-    inner = torch.cuda.MemPool(own.allocator())
+    own = torch.cuda.MemPool(_make_allocator().allocator())
 
     def take() -> torch.Tensor:
-        with torch.cuda.use_mem_pool(inner):
+        with torch.cuda.use_mem_pool(own):
             return torch.empty(BLOCK, dtype=torch.uint8, device="cuda")
 
     fill(take=take)
@@ -231,7 +255,7 @@ def fork(way: str = "fill") -> int:
             globals()[way]()
             status = 0
         except RuntimeError as error:
-            print(error, flush=True)  # noqa: T201 - the test reads it
+            print(error, flush=True)
             status = 3
         finally:
             os._exit(status)
