@@ -102,7 +102,8 @@ class FakeCore(ModuleType):
         self.fractions[device] = fraction
 
     def _cuda_memoryStats(self, device: int) -> Mapping[str, Any]:  # noqa: N802 - PyTorch's name
-        assert device < self.count
+        if not self.initialised or device >= self.count:
+            raise RuntimeError("Invalid device argument")
         return {"reserved_bytes": {"all": {"current": self.reserved, "peak": 2 * self.reserved}}}
 
 
@@ -175,6 +176,18 @@ def test_an_older_pytorch_is_limited_once_it_is_initialised(monkeypatch: pytest.
     assert core.fractions == {0: 0.25, 1: 1.0}
     findings = [finding for outcome in policy.outcomes for finding in outcome.findings]
     assert [(finding.code, finding.severity) for finding in findings] == [("unsupported", "warning")]
+
+
+def test_memory_that_cpp_took_before_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing limits TorchScript, what it took before torch.cuda was used is for on_error to decide."""
+    core = FakeCore()
+    install(monkeypatch, core)
+    policy = FakePolicy(make_plan(SIX_OF_24, None))
+    intercept(policy)
+    core.initialised = True
+    core._cuda_init()
+    assert [finding.code for finding in policy.unkept] == ["unsupported"]
+    assert core.fractions == {0: 0.25, 1: 1.0}
 
 
 def test_a_setting_that_does_not_know_the_fraction_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
