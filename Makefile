@@ -19,13 +19,14 @@ PYTEST_MATRIX ?= -m matrix
 # The hook is copied into an environment, so a change to it means to install again.
 INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
-.PHONY: help venv test test-all test-rest lint generate generated docs test-matrix test-lowest demo pictures bench build clean
+.PHONY: help venv test test-all test-rest lint generate generated docs test-matrix test-gpu test-lowest demo pictures bench build clean
 
 help:
 	@echo "make demo         shows what TensorFlow takes without and with a policy, side by side."
 	@echo "make test         runs the checks and the tests that a change can break, in five to six minutes."
 	@echo "make test-all     runs make test and then all it leaves out, also on TensorFlow $(OLDEST)."
 	@echo "make test-matrix  runs the tests of applying a policy on TensorFlow $(MATRIX)."
+	@echo "make test-gpu     runs the tests that need a real GPU, see docs/hardware.md."
 	@echo "make test-lowest  runs the tests without TensorFlow on the lowest versions of the dependencies."
 	@echo "make lint         runs the checks alone: ruff, mypy, basedpyright, generated files."
 	@echo "make generate     writes the generated files anew, after a change of schemas/tfgpu.schema.json."
@@ -110,6 +111,10 @@ test-matrix: $(MATRIX:%=test-tf%)
 
 test-tf%: .venv-tf%/.installed
 	.venv-tf$*/bin/python -m pytest $(WORKERS) --exhaustive $(PYTEST_MATRIX)
+
+# On a machine with a GPU. What was measured is written into the folder that TFGPU_FIGURES names.
+test-gpu: venv
+	$(BIN)/python -m pytest -m gpu tests/hardware $(PYTEST)
 
 test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest -m "not tensorflow" tests/policy tests/config tests/devices tests/audit

@@ -115,8 +115,8 @@ PACKAGE = Path(__file__).parents[2] / "tfenv"
 
 #: With these begins what an option does, and what a command is for.
 VERBS = re.compile(
-    r"(Accept|Allocate|Apply|Charge|Check|Count|Do|Examine|Explain|Find|Follow|Keep|Limit"
-    r"|List|Print|Read|Refresh|Remove|Replace|Run|Set|Share|Show|Use|Wait|Watch|Write)\b"
+    r"(Accept|Allocate|Apply|Charge|Check|Count|Do|End|Examine|Explain|Find|Follow|Keep|Limit"
+    r"|List|Print|Prove|Read|Refresh|Remove|Replace|Run|Set|Share|Show|Use|Verify|Wait|Watch|Write)\b"
 )
 
 

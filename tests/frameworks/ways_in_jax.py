@@ -129,19 +129,13 @@ def optax_step() -> list[int]:
     return list(optax.apply_updates(weights, updates).block_until_ready().shape)
 
 
-def keras_fit(data: str = "numpy") -> list[str]:
+def keras_fit() -> list[str]:
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])
     model.compile(loss="mse", optimizer="sgd")
-    x, y = np.ones((32, 8), np.float32), np.ones((32, 1), np.float32)
-    if data == "tfdata":
-        import tensorflow as tf
-
-        model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
-    else:
-        model.fit(x, y, batch_size=16, verbose=0)
+    model.fit(np.ones((32, 8), np.float32), np.ones((32, 1), np.float32), batch_size=16, verbose=0)
     return [keras.backend.backend(), *sorted({device.platform for device in jax.devices()})]
 
 

@@ -15,8 +15,13 @@ import pytest
 from tfenv.simulate import build
 
 SONAMES = {
-    "libcuda.so.1", "libcudart.so.12", "libnvidia-ml.so.1", "libcudnn.so.8", "libcudnn.so.9", "libcublas.so.12",
-    "libcublasLt.so.12", "libcufft.so.11", "libcusolver.so.11", "libcusparse.so.12",
+    "libcuda.so.1", "libnvidia-ml.so.1", "libtfgpu-simulated.so",
+    "libcudart.so.12", "libcublas.so.12", "libcublasLt.so.12", "libcufft.so.11", "libcusolver.so.11",
+    "libcupti.so.12", "libnvrtc.so.12",
+    "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcufft.so.12", "libcusolver.so.12",
+    "libcupti.so.13", "libnvrtc.so.13",
+    "libcudnn.so.8", "libcudnn.so.9", "libcusparse.so.12", "libcusparseLt.so.0", "libcurand.so.10", "libnccl.so.2",
+    "libcufile.so.0", "libnvshmem_host.so.3",
 }  # fmt: skip
 PROGRAM = """
 import json, os
@@ -54,7 +59,7 @@ def write_compiler(tmp_path: Path, body: str) -> str:
     return str(compiler)
 
 
-def test_builds_every_library_tensorflow_opens(tmp_path: Path) -> None:
+def test_builds_every_library_that_frameworks_open(tmp_path: Path) -> None:
     """The first call compiles all libraries, without a warning, into the user's cache and nowhere else."""
     folder, files = build_in_child(tmp_path / "cache")
     assert files == SONAMES

@@ -1,25 +1,15 @@
-"""Real TensorFlow on simulated GPUs: what it asks the driver for.
-
-TensorFlow is imported once. Each case runs in a process forked from there, with its own log. That this
-works at all shows that the import opens no CUDA: CUDA does not survive fork().
-"""
+"""Real TensorFlow on simulated GPUs: what it asks the driver for."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tfenv.simulate.driver_requests import (
-    DriverRequest,
-    GpuRequestTotals,
-    find_cuda_processes,
-    read_requests,
-    summarise_requests,
-)
+from tests.simulate.cases import Cases, run_cases
+from tfenv.simulate.driver_requests import find_cuda_processes, read_requests, summarise_requests
 
 if TYPE_CHECKING:
     from tests.conftest import SimulatedGpus
@@ -68,48 +58,12 @@ CASES = {
         for value in ("2,0", "GPU-a3fa4e00,GPU-a1", "GPU-a3fa4e00,1", "", "-1", "0,0", "1,9,2")
     },
 }
-PROGRAM = """
-import json, os, sys, traceback
-folder, cases = sys.argv[1], json.loads(sys.argv[2])
-os.environ["TFGPU_SIMULATE_LOG"] = folder + "/import"
-import tensorflow as tf
-for number, (name, body) in enumerate(cases.items()):
-    pid = os.fork()
-    if pid:
-        os.waitpid(pid, 0)
-        continue
-    os.environ["TFGPU_SIMULATE_LOG"] = f"{folder}/{number}"
-    scope = {"tf": tf, "os": os, "result": None}
-    try:
-        exec(body, scope)
-    except BaseException:
-        scope["result"] = traceback.format_exc()
-    print(json.dumps([name, scope["result"]]), flush=True)
-    os._exit(0)
-"""
-
-
-class Cases:
-    """What each case answered, and what it asked the driver for."""
-
-    def __init__(self, folder: Path, output: str) -> None:
-        lines = [line for line in output.splitlines() if line.startswith("[")]
-        self.results: dict[str, Any] = dict(json.loads(line) for line in lines)
-        self.requests = {name: read_requests(folder / str(number)) for number, name in enumerate(CASES)}
-        self.at_import = read_requests(folder / "import")
-
-    def summarise(self, name: str) -> dict[int, GpuRequestTotals]:
-        return summarise_requests(self.requests[name])
-
-    def list_allocations(self, name: str) -> list[DriverRequest]:
-        return [request for request in self.requests[name] if request.op == "alloc"]
 
 
 @pytest.fixture(scope="module")
 def cases(simulated_gpus: SimulatedGpus, run_python: RunPython, tmp_path_factory: pytest.TempPathFactory) -> Cases:
-    folder = tmp_path_factory.mktemp("cases")
     gpus = ",".join(f"1x24GiB:GPU {letter}" for letter in "ABCD")
-    result = Cases(folder, run_python(PROGRAM, simulated_gpus(gpus), str(folder), json.dumps(CASES)))
+    result = run_cases(run_python, "tensorflow as tf", CASES, simulated_gpus(gpus), tmp_path_factory.mktemp("cases"))
     assert len(result.results.get("list") or ()) == GPUS, result.results.get("list")
     return result
 

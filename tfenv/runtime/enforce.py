@@ -14,7 +14,7 @@ from tfenv.frameworks.registry import get_framework
 from tfenv.identity import identify
 from tfenv.policy.resolve import NO_GPU
 from tfenv.runtime.emergency import read_machine_on_error
-from tfenv.runtime.process_policy import FrameworkPolicy, ProcessPolicy
+from tfenv.runtime.process_policy import ProcessPolicy
 from tfenv.runtime.resolver import make_resolver
 
 TYPE_CHECKING = False
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from tfenv.frameworks.base import Framework
+    from tfenv.runtime.framework_policy import FrameworkPolicy
 
     Start = Mapping[str, str | None]
 

@@ -22,6 +22,8 @@ _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread")
 _TIMEOUT_S = 120
 _SYMBOLS = _SOURCES / "symbols.txt"
+_REFUSED = "refused.c"
+_VERSION = "version.map"
 #: The library for LD_PRELOAD.
 PRELOADED = "libtfgpu-simulated.so"
 
@@ -210,6 +212,8 @@ def _build(compiler: Sequence[str], folder: Path) -> None:
     try:
         for library in _LIBRARIES:
             _compile(compiler, library, workshop)
+        for generated in (_REFUSED, _VERSION):
+            (workshop / generated).unlink()
         _move_into_place(workshop, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
@@ -219,11 +223,11 @@ def _compile(compiler: Sequence[str], library: _StubLibrary, workshop: Path) -> 
     sources = [str(_SOURCES / source) for source in library.sources]
     options = [f"-Wl,-soname,{library.soname}"]
     if library.symbols:
-        (workshop / "refused.c").write_text(_write_refused(library.symbols), encoding="ascii")
-        sources.append("refused.c")
+        (workshop / _REFUSED).write_text(_write_refused(library.symbols), encoding="ascii")
+        sources.append(_REFUSED)
     if library.version:
-        (workshop / "version.map").write_text(f"{library.version} {{ global: *; }};", encoding="ascii")
-        options.append("-Wl,--version-script=version.map")
+        (workshop / _VERSION).write_text(f"{library.version} {{ global: *; }};", encoding="ascii")
+        options.append(f"-Wl,--version-script={_VERSION}")
     command = [*compiler, *_FLAGS, *options, "-o", library.soname, *sources, *library.flags]
     try:
         result = subprocess.run(

@@ -274,6 +274,25 @@ def test_a_range_is_written_where_the_plugin_knows_ranges(
     assert written["memory_fraction"] == expected[0]
 
 
+def test_a_range_of_the_program_is_held_whatever_the_plugin_is_thought_to_know() -> None:
+    """The plugin may be newer than the JAX that loads it, and a range would override the fraction."""
+    written = given({"memory_fraction_policy": "0.9-0.9"}, view(limit(GIB)))
+    assert float(written["memory_fraction_policy"].split("-")[1]) * CARD <= GIB
+
+
+@pytest.mark.parametrize("options", [{"memory_fraction": -0.5}, {"collective_memory_size": 0}, {"preallocate": False}])
+def test_what_stays_is_no_clamp(options: dict[str, Any]) -> None:
+    """Without a limit nothing is changed, and nothing is noted."""
+    result = clamp(options, view(None))
+    assert result.options == options
+    assert result.findings == ()
+
+
+def test_no_size_for_collectives_is_no_wish() -> None:
+    """0 means as much as is needed, which a limit may cut without a note."""
+    assert codes(clamp({"collective_memory_size": 0}, view(limit(GIB)))) == []
+
+
 def test_a_range_is_not_written_to_a_plugin_that_refuses_it() -> None:
     """Older plugins refuse an option that they do not know."""
     assert "memory_fraction_policy" not in given({}, view(limit(GIB)))

@@ -77,15 +77,12 @@ class Jaxlib:
         self.extension = self._add(monkeypatch, "jaxlib._jax", get_c_api_client=self.create)
         self._add(monkeypatch, "jaxlib", __version__="0.10.2")
         self.hardware = self._add(monkeypatch, "jax._src.hardware_utils", has_visible_nvidia_gpu=lambda: True)
-        self.config = SimpleNamespace(
-            jax_platforms=SimpleNamespace(value=None), jax_pjrt_client_create_options=SimpleNamespace(value="")
-        )
+        self.config = SimpleNamespace(jax_platforms=None, jax_pjrt_client_create_options=None)
+        self._add(monkeypatch, "jax", config=self.config)
         self.bridge = self._add(
             monkeypatch,
             "jax._src.xla_bridge",
             discover_pjrt_plugins=self.discover,
-            config=self.config,
-            CUDA_VISIBLE_DEVICES=SimpleNamespace(value="all"),
             backends=dict,
             get_backend=dict,
             _backend_factories={"cuda": object()},
@@ -203,7 +200,7 @@ def test_a_process_without_a_gpu_goes_on_with_the_cpu(jaxlib: Jaxlib, policy: An
 def test_a_program_that_insists_on_cuda_is_refused_by_jax(jaxlib: Jaxlib, policy: Any) -> None:
     """Where the program names its platforms, the client's creation raises as JAX's own failures do."""
     policy.cpu_only = True
-    jaxlib.config.jax_platforms.value = "cuda"
+    jaxlib.config.jax_platforms = "cuda"
     assert jaxlib.hardware.has_visible_nvidia_gpu()
     with pytest.raises(RuntimeError, match="the policy gives JAX no GPU"):
         jaxlib.extension.get_c_api_client("cuda", {})

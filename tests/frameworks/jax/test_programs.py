@@ -142,3 +142,56 @@ def test_jax_after_tensorflow_goes_on_with_the_cpu(tmp_path: Path) -> None:
     assert ended.status == 1
     assert "the policy gives JAX no GPU in this process" in ended.stderr
     assert "budget-spent" in {finding["code"] for record in ended.records for finding in record["findings"]}
+
+
+_OPENED = f"import ctypes\nctypes.CDLL('libcuda.so.1').cuInit(0)\n{_PRINT}jax.numpy.ones(4).block_until_ready()\n"
+
+
+@pytest.mark.usefixtures("needs_jax")
+def test_gpus_that_were_shown_too_early_are_not_used(tmp_path: Path) -> None:
+    """Where something opened CUDA before the policy could hide GPUs, JAX is given those of the policy alone."""
+    ended = run_program(World(POLICY, framework="jax"), _OPENED, tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert {request.bytes for request in ended.requests if request.op == "cuInit"} == {4}
+    assert json.loads(ended.stdout) == [1, 2]
+    assert set(summarise_requests(ended.requests)) == {1}
+    assert any("[too-late]" in line for line in ended.ours)
+
+
+@pytest.mark.usefixtures("needs_jax")
+def test_gpus_that_were_shown_too_early_refuse_jax_where_errors_do(tmp_path: Path) -> None:
+    """With on_error = "fail" JAX has no CUDA then, and its own RuntimeError names the policy's reason."""
+    ended = run_program(World(f'on_error = "fail"\n{POLICY}', framework="jax"), _OPENED, tmp_path)
+    assert ended.status == 1
+    assert "Unable to initialize backend 'cuda'" in ended.stderr
+    assert "[too-late]" in ended.stderr
+    assert {request.op for request in ended.requests} == {"cuInit"}
+
+
+_TRAIN = """
+import os
+os.environ["KERAS_BACKEND"] = "jax"
+import keras, numpy as np, tensorflow as tf
+model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+model.compile(loss="mse", optimizer="sgd")
+data = np.ones((32, 8), np.float32), np.ones((32, 1), np.float32)
+model.fit(tf.data.Dataset.from_tensor_slices(data).batch(16), verbose=0)
+import jax
+print(keras.backend.backend(), sorted({device.platform for device in jax.devices()}))
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("needs_jax", "needs_tensorflow")
+def test_keras_on_jax_trains_on_data_that_tensorflow_reads(tmp_path: Path) -> None:
+    """Keras fits on JAX's GPUs as without a policy, while TensorFlow beside it reads the data on the CPU."""
+    raw = World(None, armed=False, framework="jax", inherited=(("XLA_PYTHON_CLIENT_PREALLOCATE", "false"),))
+    (tmp_path / "raw").mkdir()
+    without, ended = run_program(raw, _TRAIN, tmp_path / "raw"), run_program(World(POLICY), _TRAIN, tmp_path)
+    assert (without.status, without.stdout) == (ended.status, ended.stdout) == (0, "jax ['gpu']\n")
+    used = summarise_requests(ended.requests)
+    assert used
+    assert set(used) <= {1, 2}
+    assert all(totals.peak_process <= 1000 * MIB for totals in used.values())
+    assert any("JAX on GPU 1,2" in line for line in ended.ours)
+    assert any("NO GPU for TensorFlow" in line for line in ended.ours)

@@ -16,7 +16,7 @@ RAW = World(None, armed=False, framework="jax", inherited=(("XLA_PYTHON_CLIENT_P
 
 #: What every program does. The others are variations of it.
 COMPUTING = {name: (name,) for name in ("jit", "sgd", "keras_fit")}
-MORE_COMPUTING = {name: (name,) for name in ("pmap", "shard", "optax_step", "keras_fit:tfdata")}
+MORE_COMPUTING = {name: (name,) for name in ("pmap", "shard", "optax_step")}
 LISTING = {
     "devices": ("devices",),
     "platforms": ("devices_of:cuda",),
@@ -53,6 +53,8 @@ KEPT = {
     "bfc": ("env:XLA_PYTHON_CLIENT_ALLOCATOR=bfc",),
     "vmm": ("env:XLA_PYTHON_CLIENT_ALLOCATOR=vmm",),
     "option-small-fraction": ("option:memory_fraction=0.02",),
+    "other-client": ("env:XLA_PYTHON_CLIENT_USE_TFRT_GPU_CLIENT=1",),
+    "unchecked": ("env:JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1",),
 }
 #: What JAX refuses in its own words.
 REFUSED = {

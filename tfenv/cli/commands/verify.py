@@ -27,7 +27,7 @@ from tfenv.devices.usage import read_usage
 from tfenv.explanation import Explanation, explain
 from tfenv.frameworks.registry import get_framework, list_frameworks
 from tfenv.policy.model import Plan, PlannedDevice
-from tfenv.policy.units import format_bytes, format_limit
+from tfenv.policy.units import MIB, format_bytes, format_limit
 from tfenv.values import field, frozen
 
 _COLUMNS = (
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     add_description(
         parser,
-        "A child process of each installed framework allocates under the policy that holds here until it is refused. "
-        "You see what it got, and what the driver counts for it. It takes a GPU as any program does, for some seconds. "
-        "Exit codes: 0 all promises were kept, 1 one was not kept or could not be proven, 2 wrong usage.",
+        "A child process of each installed framework allocates memory under your policy until it is refused. You see "
+        "how much it got and what the driver counts for it. It uses your GPUs for some seconds, as any program does. "
+        "Exit codes: 0 every promise was kept, 1 a promise was not kept or not proven, 2 wrong usage.",
     )
     parser.add_argument(
         "--python",
@@ -239,12 +239,17 @@ def _build_row(made: FrameworkMeasurement, gpu: GpuMeasurement) -> Sequence[Styl
         _name_framework(made),
         _name_gpu(gpu),
         "-" if gpu.limit is None else format_bytes(gpu.limit),
-        format_bytes(gpu.allocated),
-        "?" if gpu.memory is None else format_bytes(gpu.memory) + own,
-        "?" if gpu.overhead is None else format_bytes(gpu.overhead),
+        _format_mib(gpu.allocated),
+        _format_mib(gpu.memory) + own,
+        _format_mib(gpu.overhead),
         gpu.refused_by or "-",
         _style_verdict(judge_gpu(made, gpu)),
     )
+
+
+def _format_mib(size: int | None) -> str:
+    """Return a size that is compared with others: in MiB, however large it is."""
+    return "?" if size is None else f"{size / MIB:.0f} MiB"
 
 
 def _name_framework(made: FrameworkMeasurement) -> str:

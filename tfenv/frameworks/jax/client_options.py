@@ -213,7 +213,7 @@ def _write_limit(given: dict[str, Any], view: ClientView, ordinals: Sequence[int
     room = min((room for room in rooms.values() if room is not None), default=1.0)
     start, cap = (_take_smaller(wish, room) for wish in _read_fractions(given))
     given["memory_fraction"] = start
-    if view.takes_range:
+    if view.takes_range or "memory_fraction_policy" in given:
         given["memory_fraction_policy"] = f"{start:.17f}-{cap:.17f}"
     if any(room is not None for room in rooms.values()):
         given["collective_memory_size"] = reserved
@@ -303,16 +303,21 @@ def _note_clamps(asked: Options, given: Options, view: ClientView, held: str) ->
         notes.append(_report_clamp("preallocate", True, "memory growth", grown_by, view))
     if asked.get("allocator", given.get("allocator")) != given.get("allocator"):
         notes.append(_report_clamp("allocator", asked["allocator"], str(given["allocator"]), allocated_by, view))
-    if "collective_memory_size" in asked and asked["collective_memory_size"] != given["collective_memory_size"]:
-        size = format_bytes(given["collective_memory_size"])
-        notes.append(_report_clamp("collective_memory_size", asked["collective_memory_size"], size, plan.limits, view))
+    size = given.get("collective_memory_size", 0)
+    if not 0 <= asked.get("collective_memory_size", 0) <= size:
+        wish = asked["collective_memory_size"]
+        notes.append(_report_clamp("collective_memory_size", wish, format_bytes(size), plan.limits, view))
     for name in ("memory_fraction", "memory_fraction_policy"):
         # A range without a source is JAX's own default.
-        is_wish = name in asked and (name == "memory_fraction" or name in view.sources)
-        wish, gift = _read_fractions({name: asked.get(name)})[1] if is_wish else 0.0, _read_fractions(given)[1]
-        if is_wish and not 0 <= wish <= gift + _FLOAT_LOSS:
+        is_wish = name == "memory_fraction" or name in view.sources
+        if is_wish and name in asked and asked[name] != given[name] and _exceeds(name, asked, given):
             notes.append(_report_clamp(name, asked[name], f"{held} on each GPU", plan.limits, view))
     return notes
+
+
+def _exceeds(name: str, asked: Options, given: Options) -> bool:
+    """Return whether a fraction that was asked for is more than what was given."""
+    return not 0 <= _read_fractions({name: asked[name]})[1] <= _read_fractions(given)[1] + _FLOAT_LOSS
 
 
 #: What a fraction may lose by becoming a 32-bit float. That is no clamp.

@@ -10,6 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import wraps
 
 from tfenv.frameworks.guard import EntryPointGuard
@@ -83,15 +84,13 @@ class EntryPointWrappers(EntryPointGuard):
         planned = self.policy.identify_devices()
         shown = self.policy.count_shown_devices()
         plan = self.policy.get_plan()
-        config = sys.modules[_BRIDGE].config
-        visible = sys.modules[_BRIDGE].CUDA_VISIBLE_DEVICES.value
         return ClientView(
             plan=plan,
             devices=_take_in_order(plan, shown) if planned is None else planned,
             shown=shown,
             promised=self._sum_up_promises(),
             takes_range=_read_version() >= _FIRST_WITH_RANGES,
-            sources=find_sources(os.environ, config.jax_pjrt_client_create_options.value, visible),
+            sources=find_sources(os.environ, _read_setting("jax_pjrt_client_create_options")),
         )
 
     def _sum_up_promises(self) -> dict[int, float]:
@@ -122,7 +121,7 @@ class EntryPointWrappers(EntryPointGuard):
         if not self.policy.is_cpu_only():
             if not view.promised or not clamp({}, view).is_spent:
                 return None
-            findings = (Finding("budget-spent", f"JAX gets no GPU: {_SPENT}", "warning"),)
+            findings = (Finding("budget-spent", _SPENT, "warning"),)
         self.policy.report(Outcome("cpu", CREATE_CLIENT, findings=findings))
         return _SPENT if findings else _NO_GPU
 
@@ -204,7 +203,7 @@ class EntryPointWrappers(EntryPointGuard):
             bridge = sys.modules[_BRIDGE]
             is_there, is_expected = bool(original()), "cuda" in bridge._backend_factories  # noqa: SLF001 - no public one
             # Where the program asks for platforms by their names, JAX raises if one cannot be had.
-            if not is_there or not is_expected or bridge.config.jax_platforms.value:
+            if not is_there or not is_expected or _read_setting("jax_platforms"):
                 return is_there
             refusal = self.find_refusal()
             if refusal is not None:
@@ -227,7 +226,8 @@ class EntryPointWrappers(EntryPointGuard):
             except BaseException:
                 self.promises.remove(promise)
                 raise
-            promise.client = weakref.ref(client)
+            with suppress(TypeError):  # what cannot be watched counts until the end
+                promise.client = weakref.ref(client)
             return client
 
         return get_c_api_client
@@ -256,12 +256,16 @@ def _is_cuda(platform: object, options: Mapping[str, Any]) -> bool:
     return "cuda" in names or "cuda" in os.path.basename(find_library(str(platform), os.environ))
 
 
+def _read_setting(name: str) -> Any:
+    """Return a setting of jax.config. None: it is not set, or this JAX does not have it."""
+    return getattr(getattr(sys.modules.get("jax"), "config", None), name, None)
+
+
 def can_use_cuda() -> bool:
     """Return whether a plugin of CUDA is installed, and the program asks for no other platforms. Nothing is opened."""
     from importlib.util import find_spec
 
-    bridge = sys.modules.get(_BRIDGE)
-    platforms = bridge.config.jax_platforms.value if bridge is not None else os.environ.get("JAX_PLATFORMS")
+    platforms = _read_setting("jax_platforms")
     if platforms and not {"cuda", "gpu"} & {name.strip() for name in platforms.lower().split(",")}:
         return False
     plugins = find_spec("jax_plugins")

@@ -17,7 +17,7 @@ _UNIFIED = "TF_FORCE_UNIFIED_MEMORY"
 _FLAGS = "XLA_FLAGS"
 #: Flags that take memory beside the fraction, or replace it.
 _DEFEATING_FLAGS = re.compile(
-    r"--?xla_gpu_(?:memory_fraction_policy|temp_buffer_use_separate_color)(?:=\S*)?(?!\S)", re.IGNORECASE
+    r"--?xla_gpu_(?:memory_fraction_policy=\S*|temp_buffer_use_separate_color(?:=(?!false|0)\S*)?)(?!\S)", re.IGNORECASE
 )
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 _ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
@@ -25,7 +25,6 @@ _ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
 _FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 #: The variable that JAX makes an option of, where the options that a program lists do not say it.
 _VARIABLES = {
-    "visible_devices": ("JAX_CUDA_VISIBLE_DEVICES",),
     "preallocate": (_PREALLOCATE,),
     "allocator": (_ALLOCATOR,),
     "memory_fraction": _FRACTIONS,
@@ -62,25 +61,19 @@ def _report_cleared(plan: Plan, asked: str, why: str) -> Finding:
     return report_program_clamp(text, plan.limits, (asked, ""))
 
 
-def find_sources(environ: Mapping[str, str], listed: object, visible: str) -> dict[str, str]:
+def find_sources(environ: Mapping[str, str], listed: str | Mapping[str, object] | None) -> dict[str, str]:
     """Return what the program set each option of a client with.
 
     Args:
         environ: The environment.
-        listed: The value of jax.config.jax_pjrt_client_create_options: "key:value;key:value", or a mapping.
-        visible: The value of jax.config.jax_cuda_visible_devices.
+        listed: jax.config.jax_pjrt_client_create_options: "key:value;key:value", or a mapping.
     """
-    sources = {
-        option: next(name for name in names if environ.get(name))
-        for option, names in _VARIABLES.items()
-        if any(environ.get(name) for name in names)
-    }
-    if visible not in ("", "all"):
-        sources["visible_devices"] = "jax_cuda_visible_devices"
-    names = [entry.partition(":")[0] for entry in listed.split(";")] if isinstance(listed, str) else listed
+    sources = {"visible_devices": "jax_cuda_visible_devices"}
+    sources |= {option: name for option, names in _VARIABLES.items() for name in names if environ.get(name)}
+    options = [entry.partition(":")[0] for entry in listed.split(";")] if isinstance(listed, str) else listed or ()
     is_variable = environ.get("JAX_PJRT_CLIENT_CREATE_OPTIONS") == listed
     list_name = "JAX_PJRT_CLIENT_CREATE_OPTIONS" if is_variable else "jax_pjrt_client_create_options"
-    return sources | {str(name): f"{list_name}: {name}" for name in names or () if name}  # type: ignore[attr-defined]
+    return sources | {option: f"{list_name}: {option}" for option in options}
 
 
 def limit_by_variables(plan: Plan, environ: MutableMapping[str, str]) -> None:
