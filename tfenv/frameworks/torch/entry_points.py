@@ -150,9 +150,15 @@ class EntryPointWrappers:
         return self._set_settings is not None and self._name_backend() == "native"
 
     def is_allocator_made(self) -> bool:
-        """Return whether PyTorch has made its allocators of GPU memory. Some versions only tell of torch.cuda."""
-        made = getattr(self.core, "_accelerator_isAllocatorInitialized", sys.modules["torch.cuda"].is_initialized)
-        return bool(made())
+        """Return whether PyTorch has made its allocators of GPU memory."""
+        tell = getattr(self.core, "_accelerator_isAllocatorInitialized", None)
+        if tell is not None:
+            return bool(tell())
+        try:
+            read_reserved(self.core, 0, "current")
+        except RuntimeError:  # without an allocator there is no device 0
+            return False
+        return True
 
     def _name_backend(self) -> str:
         return str(getattr(self.core, "_cuda_getAllocatorBackend", lambda: "native")())
