@@ -21,7 +21,7 @@ from tfenv.values import frozen
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread")
 _TIMEOUT_S = 120
-_SYMBOLS = _SOURCES / "symbols.txt"
+_SYMBOLS = _SOURCES / "symbols.dat"
 _REFUSED = "refused.c"
 _VERSION = "version.map"
 #: The library for LD_PRELOAD.
@@ -40,7 +40,7 @@ class _StubLibrary:
         soname: Its name.
         sources: Files in C.
         flags: More arguments for the compiler.
-        symbols: The part of symbols.txt with what PyTorch links of it.
+        symbols: The part of symbols.dat with what PyTorch links of it.
         version: The version of its symbols. PyTorch asks for it. "": they have none.
     """
 
@@ -241,7 +241,7 @@ def _compile(compiler: Sequence[str], library: _StubLibrary, workshop: Path) -> 
 
 
 def _write_refused(part: str) -> str:
-    """Return C code with the symbols in one part of symbols.txt. A function of the same name takes its place."""
+    """Return C code with the symbols in one part of symbols.dat. A function of the same name takes its place."""
     for paragraph in _SYMBOLS.read_text(encoding="ascii").split("\n\n"):
         title, result, *names = paragraph.split()
         if title == f"[{part}]":

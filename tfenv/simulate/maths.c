@@ -1,6 +1,6 @@
 /* Stub maths library, built once for each of cuBLAS, cuBLASLt, cuDNN, cuFFT, cuSOLVER, cuSPARSE and some more.
  * TensorFlow refuses every GPU unless it can open them all, then asks cuDNN's version. JAX asks the version of each.
- * Matrix products "succeed" without computing. An operation that needs more gets an error: those in symbols.txt
+ * Matrix products "succeed" without computing. An operation that needs more gets an error: those in symbols.dat
  * fail, and of others TensorFlow's own wrapper reports that they are missing.
  * CUDNN_MAJOR, CUDNN_MINOR: which cuDNN this is, by its soname. TOOLKIT_MAJOR: of which CUDA the library is. */
 #include <stddef.h>
@@ -82,7 +82,7 @@ NO_EFFECT(cublasSetMathMode)
 NO_EFFECT(cublasSetPointerMode_v2)
 NO_EFFECT(cublasSetWorkspace_v2)
 
-/* ---- matrix products: those of cuBLAS are in symbols.txt. cuBLASLt describes them first, and is asked how it would go
+/* ---- matrix products: those of cuBLAS are in symbols.dat. cuBLASLt describes them first, and is asked how it would go
  * about one */
 
 API int cublasLtMatmulDescCreate(void **out) { return create(out); }

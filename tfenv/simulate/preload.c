@@ -45,8 +45,8 @@ static int ends_with(const char *path, const char *end) {
 
 static void load_stubs_before(const char *path) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
-  if (ends_with(path, "/torch/__init__.py") || ends_with(path, "/jax_plugins/xla_cuda12/__init__.py") ||
-      ends_with(path, "/jax_plugins/xla_cuda13/__init__.py"))
+  if (ends_with(path, "/torch/__init__.py") || ends_with(path, "/jax_cuda12_plugin/__init__.py") ||
+      ends_with(path, "/jax_cuda13_plugin/__init__.py"))
     pthread_once(&once, load_stubs);
 }
 

@@ -301,7 +301,7 @@ def test_missing_libraries_are_named(tfgpu: Tfgpu, live: dict[str, str], tmp_pat
     for library in Path(gpus["LD_LIBRARY_PATH"]).iterdir():
         if "cudnn" not in library.name:
             (folder / library.name).symlink_to(library)
-    result = tfgpu("doctor", "--format", "json", env=live | gpus | {"LD_LIBRARY_PATH": str(folder)})
+    result = tfgpu("doctor", "--format", "json", env=live | gpus | {"LD_LIBRARY_PATH": str(folder), "LD_PRELOAD": ""})
     row = read_rows(result)["TensorFlow"]
     assert (result.returncode, row["verdict"]) == (1, "problem")
     assert "lists 0 GPUs" in row["found"]
