@@ -11,7 +11,7 @@ import pytest
 
 from tfenv.errors import Finding
 from tfenv.frameworks.registry import get_framework
-from tfenv.frameworks.torch import entry_points
+from tfenv.frameworks.torch import interception
 from tfenv.frameworks.torch.entry_points import EntryPointWrappers
 from tfenv.policy.model import Device, MemoryLimit, Origin, Outcome, Plan, PlannedDevice
 
@@ -121,7 +121,7 @@ class NewerCore(FakeCore):
 @pytest.fixture(autouse=True)
 def _own_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test have a PyTorch of its own."""
-    monkeypatch.setattr(entry_points, "_installed", None)
+    monkeypatch.setattr(interception, "_installed", None)
     monkeypatch.setattr("os.register_at_fork", lambda **_: None)
 
 
@@ -147,8 +147,8 @@ def install(monkeypatch: pytest.MonkeyPatch, core: ModuleType, *, cuda: str | No
 
 def intercept(policy: FakePolicy) -> EntryPointWrappers:
     """Wrap the entry points, none of which is missing."""
-    assert entry_points.intercept(policy) == ()
-    installed = entry_points.get_installed()
+    assert interception.intercept(policy) == ()
+    installed = interception.get_installed()
     assert installed is not None
     return installed
 
@@ -160,8 +160,8 @@ def test_a_build_without_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     """Nothing is wrapped, missing or reported in a build for the CPU."""
     install(monkeypatch, ModuleType("torch._C"), cuda=None)
     policy = FakePolicy(make_plan(SIX_OF_24))
-    assert entry_points.intercept(policy) == ()
-    assert entry_points.get_installed() is None
+    assert interception.intercept(policy) == ()
+    assert interception.get_installed() is None
     assert not get_framework("torch").can_use_gpus()
     assert not get_framework("torch").release_memory()
 
@@ -311,7 +311,7 @@ def test_missing_entry_points_leave_what_public_calls_can_do(monkeypatch: pytest
     cuda = install(monkeypatch, core)
     monkeypatch.setattr(FakeCore, "_cuda_init", None)
     policy = FakePolicy(make_plan(SIX_OF_24, None))
-    assert entry_points.intercept(policy) == ("_cuda_init",)
+    assert interception.intercept(policy) == ("_cuda_init",)
 
     def initialise() -> None:
         core.initialised = True
