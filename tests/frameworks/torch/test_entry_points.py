@@ -87,13 +87,14 @@ class FakeCore(ModuleType):
     def __init__(self, count: int = 2) -> None:
         super().__init__("torch._C")
         self.count = count
+        self.fraction = 1.0
         self.fractions: dict[int, float] = {}
         self.reserved = 0
         self.initialised = False
 
     def _cuda_init(self) -> None:
         self.initialised = True
-        self.fractions = dict.fromkeys(range(self.count), 1.0)
+        self.fractions = dict.fromkeys(range(self.count), self.fraction)
 
     def _cuda_getDeviceCount(self) -> int:  # noqa: N802 - PyTorch's name
         return self.count
@@ -116,6 +117,7 @@ class NewerCore(FakeCore):
 
     def _accelerator_setAllocatorSettings(self, text: str) -> None:  # noqa: N802 - PyTorch's name
         self.settings.append(text)
+        self.fraction = float(text.partition(":")[2])
 
 
 @pytest.fixture(autouse=True)
@@ -279,7 +281,7 @@ def test_there_is_no_gpu_where_others_have_the_whole_limit(monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match=r"^No CUDA GPUs are available$"):
         core._cuda_init()
     assert not core.initialised
-    assert [outcome.status for outcome in policy.outcomes] == ["cpu"]
+    assert [outcome.status for outcome in policy.outcomes] == ["cpu", "cpu"]
 
 
 def test_a_fault_of_ours_is_reported_and_pytorch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ class EntryPointWrappers:
         self.is_closed = False
         self._notes: tuple[Finding, ...] = ()
         self._is_held = False  # by the setting: GPUs that allow more have to be told
+        self._is_made_early = False  # by C++, with the setting as it was then
         self._counted_by = 0  # pid: it knows whether it may use GPUs
         self._visible_at_import = os.environ.get(_VISIBLE)
         self._settled_early: tuple[str | None] | None = None  # the variable's value, until CUDA is opened
@@ -208,20 +209,26 @@ class EntryPointWrappers:
             self.settle()
             count = original()
             self._settled_early = None
-            with self.guard.lock:
-                if self._counted_by != os.getpid():
-                    self.guard.run_guarded(COUNT, lambda: self._look_at(count))
-                    self._counted_by = os.getpid()
+            self._look_once(count)
             return 0 if self.policy.is_cpu_only() else count
 
         return count_devices
 
-    def _look_at(self, count: int) -> None:
-        """Find out whether PyTorch may use the GPUs that it lists. Say so where there are none."""
-        if count:
-            self.policy.identify_devices(range(count))
-        else:
+    def _look_once(self, count: int) -> None:
+        """Find out whether PyTorch may use the GPUs that it lists, once per process. CUDA is open."""
+        with self.guard.lock:
+            if self._counted_by != os.getpid():
+                self.guard.run_guarded(COUNT, lambda: self._look(count))
+                self._counted_by = os.getpid()
+
+    def _look(self, count: int) -> None:
+        """Say so where there is no GPU: a program that counts none uses the CPU, and goes no further."""
+        if not count:
             self.policy.report(_make_outcome(COUNT, self, (_make_no_gpu_finding(),)))
+            return
+        self.policy.identify_devices()
+        if self.policy.is_cpu_only():
+            self.policy.report(_make_outcome(COUNT, self, cpu_only=True))
 
     def wrap_count_by_nvml(self, original: Function) -> Function:
         """Wrap torch.cuda._device_count_nvml, which counts GPUs while CUDA is closed."""
@@ -229,6 +236,8 @@ class EntryPointWrappers:
         @wraps(original)
         def count_by_nvml() -> Any:
             self.settle_early()
+            if self.is_closed:
+                self._look_once(original())
             return 0 if self.is_closed or self.policy.is_cpu_only() else original()
 
         return count_by_nvml
@@ -257,7 +266,8 @@ class EntryPointWrappers:
         from tfenv.frameworks.torch.limits import find_smallest, make_limits
         from tfenv.frameworks.torch.settings import prepare_environment
 
-        opened_early = self._is_opened_early()
+        self._is_made_early = self.is_allocator_made()
+        opened_early = self.limited and not self._is_limited_early and self._is_made_early
         planned = self.policy.identify_devices()
         plan, shown = self.policy.get_plan(), self.policy.count_shown_devices()
         self.is_closed = self.policy.is_cpu_only()
@@ -277,10 +287,6 @@ class EntryPointWrappers:
             notes += (_make_no_gpu_finding(),)
         self.policy.report(_make_outcome(INIT, self, notes))
 
-    def _is_opened_early(self) -> bool:
-        """Return whether C++ made the allocator before, and nothing limited it."""
-        return self.limited and not self._is_limited_early and self.is_allocator_made()
-
     def _report_opened_early(self) -> None:
         from tfenv.errors import Finding
 
@@ -291,9 +297,13 @@ class EntryPointWrappers:
         """Set the fraction of each GPU, now that PyTorch has made its allocators."""
         if not (self.limited or self._is_held) or self._name_backend() == "pluggable":
             return
+        # To set a fraction may open a context on the GPU, which takes memory. The setting has done it for many.
+        is_done = self._is_limited_early and not self._is_made_early
         # The first GPU comes last: some versions of PyTorch make the one they set the current one.
         for gpu in reversed(self._measure_limits()):
-            self._set_fraction(min(self.asked, 1.0 if gpu.fraction is None else gpu.fraction), gpu.ordinal)
+            fraction = min(self.asked, 1.0 if gpu.fraction is None else gpu.fraction)
+            if not is_done or fraction != min(self.fraction, self.asked):
+                self._set_fraction(fraction, gpu.ordinal)
 
     def _measure_limits(self) -> tuple[GpuLimit, ...]:
         """Return the limits with the sizes that PyTorch tells, where nobody else did."""
