@@ -19,12 +19,14 @@ PYTEST_MATRIX ?= -m matrix
 # The hook is copied into an environment, so a change to it means to install again.
 INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
-.PHONY: help venv test test-all test-rest lint generate generated docs test-matrix test-gpu test-lowest demo pictures bench build clean
+.PHONY: help venv test test-all test-rest test-torch lint generate generated docs test-matrix test-gpu test-lowest demo pictures
+.PHONY: bench build clean
 
 help:
 	@echo "make demo         shows what TensorFlow takes without and with a policy, side by side."
 	@echo "make test         runs the checks and the tests that a change can break, in five to six minutes."
-	@echo "make test-all     runs make test and then all it leaves out, also on TensorFlow $(OLDEST)."
+	@echo "make test-all     runs make test and then all it leaves out, also on TensorFlow $(OLDEST) and on PyTorch."
+	@echo "make test-torch   runs the tests with PyTorch, in an environment of its own."
 	@echo "make test-matrix  runs the tests of applying a policy on TensorFlow $(MATRIX)."
 	@echo "make test-gpu     runs the tests that need a real GPU, see docs/hardware.md."
 	@echo "make test-lowest  runs the tests without TensorFlow on the lowest versions of the dependencies."
@@ -69,6 +71,14 @@ $(VENV)/.demo: $(INSTALLED)
 # They are made through a pattern rule; without this, make would take the stamps away again.
 .PRECIOUS: .venv-tf%/.installed
 
+# PyTorch depends on gigabytes of NVIDIA's libraries, which simulated GPUs do not need. So it comes without what it depends
+# on, and the group `torch` has the rest.
+.venv-torch/.installed: $(INSTALLED)
+	$(call make_venv,.venv-torch)
+	.venv-torch/bin/python -m pip install --quiet --editable ".[tensorflow]" --group test --group jax --group torch
+	.venv-torch/bin/python -m pip install --quiet --no-deps "torch>=2.6"
+	@touch $@
+
 .venv-lowest/.installed: $(INSTALLED) .ci/lowest.txt
 	$(call make_venv,.venv-lowest)
 	.venv-lowest/bin/python -m pip install --quiet --editable . --constraint .ci/lowest.txt --group test
@@ -89,11 +99,14 @@ WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: venv lint
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
-test-all: test test-rest test-tf$(OLDEST)
+test-all: test test-rest test-tf$(OLDEST) test-torch
 
 # What `make test` leaves out: costly tests, and twenty times the examples of each property.
 test-rest: venv
 	$(BIN)/python -m pytest $(WORKERS) --exhaustive -m exhaustive $(PYTEST)
+
+test-torch: .venv-torch/.installed
+	.venv-torch/bin/python -m pytest $(WORKERS) --exhaustive -m torch $(PYTEST)
 
 lint: venv generated
 	$(BIN)/ruff check .

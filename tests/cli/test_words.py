@@ -74,7 +74,7 @@ def test_a_mistake_is_answered_with_what_would_be_right(
 
 def test_an_empty_log_says_so(tfgpu: Tfgpu, tmp_path: Path) -> None:
     """No records, and no records that were asked for, are told apart, in the table as in the summary."""
-    none = "tfgpu audit: no records; tfenv writes one when a program imports TensorFlow under a policy\n"
+    none = "tfgpu audit: no records; tfenv writes one when a program imports a framework under a policy\n"
     for arguments, text in (((), none), (("--user", "alice"), "tfgpu audit: no records match these options\n")):
         for action in ((), ("summary",)):
             done = tfgpu("audit", *action, *arguments, env={"XDG_STATE_HOME": str(tmp_path)})
@@ -265,7 +265,7 @@ def test_a_program_that_switches_the_policy_off_too_late_is_told(project: Path, 
     expected = "TFGPU_DISABLE=1 was set after Python started, so it has no effect; set it before [disable-refused]"
     before, line = run_program(program=program).splitlines()
     assert before.startswith("tfgpu: when a framework is imported: GPU 1 of 4")
-    assert line.startswith("tfgpu: GPU 1 of 4")
+    assert line.startswith("tfgpu: TensorFlow on GPU 1 of 4")
     assert before.endswith(f"; warning: {expected}")
     assert line.endswith(f"; warning: {expected}")
     records = [json.loads(text) for text in (project / "log.jsonl").read_text().splitlines()]

@@ -238,10 +238,12 @@ class ProcessPolicy:
         self.stale = None
         if value == self._assigned:
             return
-        policies = list(self.frameworks.values())
+        imported = self.frameworks.values()
+        policies = [policy for policy in imported if any(o.devices for o in policy.outcomes)] or list(imported)
         titles = " and ".join(policy.framework.title for policy in policies)
+        keeps = "keeps" if len(policies) == 1 else "keep"
         text = (
-            f"{self.grant.launcher} assigned {_name_gpus(value)} to this task, but {titles} keeps "
+            f"{self.grant.launcher} assigned {_name_gpus(value)} to this task, but {titles} {keeps} "
             f"{_name_gpus(self._assigned)} of an earlier task; give each task its own process, in Ray with max_calls=1"
         )
         self.stale = Finding("stale-devices", text)

@@ -117,12 +117,17 @@ NEW_HANDLE(cuGraphAddChildGraphNode)
 NEW_HANDLE(cuGraphAddEmptyNode)
 NEW_HANDLE(cuGraphAddNode_v2)
 NEW_HANDLE(cuGraphInstantiateWithFlags)
+NEW_HANDLE(cuGraphClone)
 FREE_HANDLE(cuGraphDestroy)
 FREE_HANDLE(cuGraphExecDestroy)
 NO_EFFECT(cuGraphExecKernelNodeSetParams_v2)
 NO_EFFECT(cuGraphExecMemsetNodeSetParams)
 NO_EFFECT(cuGraphExecMemcpyNodeSetParams)
 NO_EFFECT(cuGraphExecChildGraphNodeSetParams)
+NO_EFFECT(cuGraphExecNodeSetParams)
+NO_EFFECT(cuGraphExecUpdate_v2)
+NO_EFFECT(cuGraphAddDependencies)
+NO_EFFECT(cuGraphAddDependencies_v2)
 NO_EFFECT(cuGraphLaunch)
 NO_EFFECT(cuDeviceGraphMemTrim)
 NO_EFFECT(cuStreamBeginCaptureToGraph)
@@ -135,3 +140,18 @@ static int no_nodes(size_t *count) {
 
 API int cuGraphGetNodes(void *graph UNUSED, void **nodes UNUSED, size_t *count) { return no_nodes(count); }
 API int cuGraphGetRootNodes(void *graph UNUSED, void **nodes UNUSED, size_t *count) { return no_nodes(count); }
+API int cuGraphNodeGetDependencies(void *node UNUSED, void **nodes UNUSED, size_t *count) { return no_nodes(count); }
+API int cuGraphNodeGetDependencies_v2(void *node UNUSED, void **nodes UNUSED, void *edges UNUSED, size_t *count) {
+  return no_nodes(count);
+}
+
+API int cuGraphNodeGetType(void *node UNUSED, int *type) {
+  enum { KERNEL = 0 };
+  *type = KERNEL;
+  return SUCCESS;
+}
+
+API int cuGraphConditionalHandleCreate(unsigned long long *handle) {
+  *handle = 1;
+  return SUCCESS;
+}

@@ -162,6 +162,27 @@ def test_it_takes_a_lease_as_a_program_does(tfgpu: Tfgpu, machine: Machine, proj
     assert set(machine.requests) == {2}
 
 
+@with_one_framework
+def test_a_share_is_the_limit(tfgpu: Tfgpu, machine: Machine, project: Path, framework: str) -> None:
+    """A framework that has a share of the process's limit is refused at its share."""
+    (project / "tfgpu.toml").write_text(f"{POLICY}\n[gpu.frameworks]\n{framework} = '300MiB'\n")
+    made = verify(tfgpu, machine, framework, 0)
+    assert {(gpu["limit_bytes"], gpu["verdict"]) for gpu in made["gpus"]} == {(300 * MIB, "kept")}
+    assert set(machine.requests) == {1, 2}
+    assert all(totals.peak_process <= 300 * MIB for totals in machine.requests.values())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.tensorflow
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")
+def test_a_framework_without_a_share_has_no_gpu(tfgpu: Tfgpu, machine: Machine, project: Path) -> None:
+    """Where the shares of others are all of the limit, nothing is taken, and that is what was promised."""
+    (project / "tfgpu.toml").write_text(f"{POLICY}\n[gpu.frameworks]\njax = '1000MiB'\n")
+    made = verify(tfgpu, machine, "tensorflow", 0)
+    assert (made["version"] is not None, made["gpus"], made["visible"]["verdict"]) == (True, [], "kept")
+    assert not machine.requests
+
+
 @pytest.mark.exhaustive
 @pytest.mark.tensorflow
 @pytest.mark.skipif(find_spec("tensorflow") is None, reason="no TensorFlow here")

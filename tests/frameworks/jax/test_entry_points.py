@@ -82,7 +82,7 @@ class Jaxlib:
         self.bridge = self._add(
             monkeypatch,
             "jax._src.xla_bridge",
-            discover_pjrt_plugins=self.discover,
+            _discover_and_register_pjrt_plugins=self.discover,
             backends=dict,
             get_backend=dict,
             _backend_factories={"cuda": object()},
@@ -158,10 +158,18 @@ def test_the_plugin_of_cuda_under_another_name_is_governed(
 
 def test_visibility_is_settled_before_plugins_are_discovered(jaxlib: Jaxlib, policy: Any) -> None:
     """The plugin of CUDA opens it while it is discovered. That is the last moment."""
-    jaxlib.bridge.discover_pjrt_plugins()
+    jaxlib.bridge._discover_and_register_pjrt_plugins()
     assert policy.calls == ["before_listing"]
     assert jaxlib.discovered == 1
     assert policy.outcomes == []
+
+
+def test_plugins_that_are_registered_are_not_settled_again(jaxlib: Jaxlib, policy: Any) -> None:
+    """JAX calls the function whenever it looks for a backend."""
+    jaxlib.bridge._plugins_registered = True  # type: ignore[attr-defined]
+    jaxlib.bridge._discover_and_register_pjrt_plugins()
+    assert policy.calls == []
+    assert jaxlib.discovered == 1
 
 
 def test_without_a_plugin_of_cuda_nothing_is_settled(
@@ -169,7 +177,7 @@ def test_without_a_plugin_of_cuda_nothing_is_settled(
 ) -> None:
     """A program on the CPU takes no GPU away from others."""
     monkeypatch.setattr(entry_points, "can_use_cuda", lambda: False)
-    jaxlib.bridge.discover_pjrt_plugins()
+    jaxlib.bridge._discover_and_register_pjrt_plugins()
     assert policy.calls == []
     assert jaxlib.discovered == 1
 
@@ -178,14 +186,14 @@ def test_a_refusal_is_raised_from_the_discovery(jaxlib: Jaxlib, policy: Any) -> 
     """JAX swallows what a plugin raises while it is discovered. With on_error = "fail" nothing is discovered."""
     policy.refusal = PolicyError((Finding("busy", "no GPU is free"),))
     with pytest.raises(PolicyError):
-        jaxlib.bridge.discover_pjrt_plugins()
+        jaxlib.bridge._discover_and_register_pjrt_plugins()
     assert jaxlib.discovered == 0
 
 
 def test_a_plugin_that_finds_no_gpu_is_reported(jaxlib: Jaxlib, policy: Any) -> None:
     """JAX falls back to the CPU. There are no silent days on it."""
     jaxlib.bridge._backend_factories.clear()
-    jaxlib.bridge.discover_pjrt_plugins()
+    jaxlib.bridge._discover_and_register_pjrt_plugins()
     assert [finding.code for outcome in policy.outcomes for finding in outcome.findings] == ["no-gpu"]
 
 
@@ -306,7 +314,7 @@ def test_a_jax_without_the_function_is_governed_by_variables(jaxlib: Jaxlib, mon
     assert entry_points.intercept(policy) == ("get_c_api_client",)
     Jax().apply_publicly(policy)
     assert policy.calls == []
-    jaxlib.bridge.discover_pjrt_plugins()
+    jaxlib.bridge._discover_and_register_pjrt_plugins()
     assert policy.calls == ["before_listing"]
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert os.environ["XLA_PYTHON_CLIENT_ALLOCATOR"] == "default"

@@ -10,6 +10,7 @@ from typing import Any
 from tfenv.cli.diagnosis.gpu_rows import diagnose_gpus
 from tfenv.cli.diagnosis.hook_rows import diagnose_hook
 from tfenv.cli.diagnosis.interpreter import NoAnswerError, ask_about_hook, find_default_python
+from tfenv.cli.framework_plan import make_framework_plan
 from tfenv.cli.output import (
     FINDINGS,
     OK,
@@ -21,7 +22,7 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, print_renderable
-from tfenv.cli.verification.measure import MODEST_BYTES, make_plan, measure_framework
+from tfenv.cli.verification.measure import MODEST_BYTES, measure_framework
 from tfenv.cli.verification.measurement import FrameworkMeasurement, GpuMeasurement, Promise, Verdict, judge_gpu
 from tfenv.devices.usage import read_usage
 from tfenv.explanation import Explanation, explain
@@ -174,7 +175,7 @@ def verify(python: str, hook: Mapping[str, Any], frameworks: Sequence[str], time
     unhooked = _explain_unhooked(hook)
     made: list[FrameworkMeasurement] = []
     for name in dict.fromkeys(frameworks):
-        title, plan = get_framework(name).title, make_plan(name, explanation)
+        title, plan = get_framework(name).title, make_framework_plan(name, explanation)
         if name not in hook["frameworks"]:
             problem = Promise("unproven", f"it is not installed in {shorten_path(python)}")
             made.append(FrameworkMeasurement(name, title, problem=problem))

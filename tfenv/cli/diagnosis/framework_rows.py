@@ -7,6 +7,7 @@ from typing import Any
 
 from tfenv.cli.diagnosis.gpu_rows import format_driver
 from tfenv.cli.diagnosis.row import DoctorRow, Verdict
+from tfenv.cli.framework_plan import make_framework_plan
 from tfenv.devices.usage import DriverInfo, GpuUsage
 from tfenv.errors import escape_for_terminal
 from tfenv.explanation import Explanation
@@ -37,7 +38,7 @@ def diagnose_framework(
     """
     title = get_framework(name).title
     yield from _diagnose_old_driver(title, seen, usage.driver)
-    yield _diagnose_listing(title, seen, explanation, only_build=only_build)
+    yield _diagnose_listing(name, seen, explanation, only_build=only_build)
     if "devices" in seen:
         yield DoctorRow("devices", "ok" if seen["gpus"] else "note", _format_devices(seen))
         yield _diagnose_default_device(seen)
@@ -55,9 +56,12 @@ def _diagnose_old_driver(title: str, seen: Mapping[str, Any], driver: DriverInfo
     yield DoctorRow("driver", "problem", f"{format_driver(driver)}: {found}", f"install {needed}, or an older {title}")
 
 
-def _diagnose_listing(title: str, seen: Mapping[str, Any], explanation: Explanation, *, only_build: bool) -> DoctorRow:
+def _diagnose_listing(name: str, seen: Mapping[str, Any], explanation: Explanation, *, only_build: bool) -> DoctorRow:
     """Compare the GPUs that the framework lists with those that the driver has and the policy leaves."""
-    expected, listed = _count_expected(explanation), len(seen["gpus"])
+    title, listed = get_framework(name).title, len(seen["gpus"])
+    expected = _count_expected(explanation, make_framework_plan(name, explanation))
+    # A framework to which others leave no memory may list GPUs that it cannot use.
+    most = _count_expected(explanation, Plan() if explanation.disabled else explanation.plan)
     found = f"{seen['version']} lists {listed} GPU{'' if listed == 1 else 's'}"
     if not seen["cuda"]:
         verdict: Verdict = "problem" if expected and only_build else "note"
@@ -67,17 +71,16 @@ def _diagnose_listing(title: str, seen: Mapping[str, Any], explanation: Explanat
         problem = f"; {seen['problem']}" if seen["problem"] else ""
         advice = seen["install"] if problem else f"read {title}'s messages on stderr"
         return DoctorRow(title, "problem", f"{found}; {expected} should be visible{problem}", advice)
-    if expected is not None and listed > expected:
-        return DoctorRow(title, "problem", f"{found}; the policy allows {expected}", "see the hook's row")
+    if most is not None and listed > most:
+        return DoctorRow(title, "problem", f"{found}; the policy allows {most}", "see the hook's row")
     names = "" if "devices" in seen or not listed else f": {_list_devices(seen)}"
     return DoctorRow(title, "ok", f"{found}{names}")
 
 
-def _count_expected(explanation: Explanation) -> int | None:
-    """Return how many GPUs should be visible. None if that is not known."""
+def _count_expected(explanation: Explanation, plan: Plan) -> int | None:
+    """Return how many GPUs a plan leaves visible. None if that is not known."""
     if explanation.inventory.devices is None:
         return None
-    plan = Plan() if explanation.disabled else explanation.plan
     count = len(explanation.inventory.devices if plan.devices is None else plan.devices)
     return count if plan.choosing is None else min(count, plan.choosing.count)
 

@@ -50,7 +50,9 @@ class TensorFlowProbe(Probe):
     def list_ordinals(self) -> "list[int]":
         """Return the ordinals in the devices' names. TensorFlow leaves out the cards that it ignores."""
         tf: Any = import_module("tensorflow")
-        return [int(gpu.name.rpartition(":")[2]) for gpu in tf.config.list_physical_devices("GPU")]
+        gpus = tf.config.list_physical_devices("GPU")
+        # Under a policy that leaves it none, TensorFlow makes no device of a GPU that it lists.
+        return [int(gpu.name.rpartition(":")[2]) for gpu in gpus] if tf.config.list_logical_devices("GPU") else []
 
     def allocate(self, place: int, size: int) -> object:
         """Make a tensor of single bytes."""

@@ -13,12 +13,9 @@ from tfenv.cli.verification.child import ChildProgram
 from tfenv.cli.verification.measurement import FrameworkMeasurement, GpuMeasurement, Promise, judge_growth
 from tfenv.devices import nvml
 from tfenv.devices.usage import GpuState, GpuUsage, describe_process, read_usage
-from tfenv.explanation import Explanation
 from tfenv.frameworks.registry import get_framework
 from tfenv.pipeline import current_start, load
-from tfenv.policy.budget import BudgetBook, Claimant
 from tfenv.policy.model import Plan, PlannedDevice
-from tfenv.policy.supports import drop_unsupported
 from tfenv.policy.units import MIB
 from tfenv.values import replace
 
@@ -49,21 +46,6 @@ def measure_framework(name: str, python: str, plan: Plan, timeout_s: float) -> F
             return _measure_child(child, made, plan, before)
     except NoAnswerError as error:
         return replace(made, problem=Promise("unproven", str(error)))
-
-
-def make_plan(name: str, explanation: Explanation) -> Plan:
-    """Return what the policy promises of a framework that has a process to itself. Switched off, it promises nothing.
-
-    Args:
-        name: Its package.
-        explanation: The policy that holds here.
-    """
-    if explanation.disabled:
-        return Plan()
-    framework, policy = get_framework(name), load(current_start()).policy
-    plan = drop_unsupported(explanation.plan, policy, framework.supports, framework.title)
-    budget = BudgetBook().fit(plan, None, policy, Claimant(name, framework.title))
-    return replace(plan, devices=()) if budget.spent else budget.plan
 
 
 def find_unlimited(plan: Plan) -> bool:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     Function = Callable[..., Any]
 
-#: It imports the plugins. That of CUDA compares versions there, and so opens CUDA.
-FIRST_LISTING = "discover_pjrt_plugins"
+#: It imports the plugins. That of CUDA compares versions there, and so opens CUDA. JAX holds no lock when it calls it.
+FIRST_LISTING = "_discover_and_register_pjrt_plugins"
 #: It creates the client of a plugin.
 CREATE_CLIENT = "get_c_api_client"
 #: Where that is, in JAX's own C++. It was called xla_extension before JAX 0.6.
@@ -173,16 +173,17 @@ class EntryPointWrappers(EntryPointGuard):
         """Wrap the function that imports the plugins."""
 
         @wraps(original)
-        def discover_pjrt_plugins() -> Any:
-            if not can_use_cuda():
+        def discover_and_register() -> Any:
+            bridge = sys.modules[_BRIDGE]
+            if getattr(bridge, "_plugins_registered", False) or not can_use_cuda():
                 return original()
             self.before_listing()
             result = original()
-            if "cuda" not in sys.modules[_BRIDGE]._backend_factories:  # noqa: SLF001 - there is no public one
+            if "cuda" not in bridge._backend_factories:  # noqa: SLF001 - there is no public one
                 self.run_guarded(FIRST_LISTING, self._report_no_gpu)
             return result
 
-        return discover_pjrt_plugins
+        return discover_and_register
 
     def _report_no_gpu(self) -> None:
         """Report that the plugin of CUDA found no GPU. JAX falls back to the CPU."""
@@ -318,12 +319,12 @@ def apply_publicly(policy: PolicyCallbacks) -> None:
 
     def wrap_discovery(original: Function) -> Function:
         @wraps(original)
-        def discover_pjrt_plugins() -> Any:
+        def discover_and_register() -> Any:
             guard.before_listing()
             limit_by_variables(policy.get_plan(), os.environ)
             return original()
 
-        return discover_pjrt_plugins
+        return discover_and_register
 
     if not _replace(_BRIDGE, FIRST_LISTING, wrap_discovery):
         limit_by_variables(policy.get_plan(), os.environ)
