@@ -15,7 +15,7 @@ from tfenv.devices import nvml
 from tfenv.devices.usage import GpuState, GpuUsage, describe_process, read_usage
 from tfenv.frameworks.registry import get_framework
 from tfenv.pipeline import current_start, load
-from tfenv.policy.model import Plan, PlannedDevice
+from tfenv.policy.model import MemoryLimit, Plan, PlannedDevice
 from tfenv.policy.units import MIB
 from tfenv.values import replace
 
@@ -52,7 +52,13 @@ def find_unlimited(plan: Plan) -> bool:
     """Return whether the process may see a GPU that nothing limits."""
     if plan.devices is None:
         return plan.limit is None
-    return any(device.limit is None for device in plan.devices)
+    return any(is_unlimited(device.limit, device.total) for device in plan.devices)
+
+
+def is_unlimited(limit: MemoryLimit | None, total: int | None) -> bool:
+    """Return whether a limit leaves a card of `total` bytes (None: unknown) whole."""
+    size = None if limit is None else limit.on(total)
+    return limit is None or limit.unlimited or (size is not None and total is not None and size >= total)
 
 
 def _measure_child(
