@@ -129,10 +129,11 @@ def _promise(
     """Add the limit: the plan's, or what the process recorded if that is less."""
     planned, total = _find_planned(gpu.uuid, plan), shown["total"]
     limit = planned.limit if planned is not None else plan.limit
-    sizes = [None if limit is None else limit.on(total), *_list_recorded_limits(gpu, records, total)]
-    smallest = min((size for size in sizes if size is not None and size < total), default=None)
-    piece = MODEST_BYTES if smallest is None else max(MIB, smallest // _PIECES // MIB * MIB)
-    return replace(gpu, limit=smallest, piece=piece)
+    size = None if limit is None or is_unlimited(limit, total) else limit.on(total)
+    if size is None:  # a limit on record is the framework's own
+        return replace(gpu, piece=MODEST_BYTES)
+    size = min(size, *_list_recorded_limits(gpu, records, total), total)
+    return replace(gpu, limit=size, piece=max(MIB, size // _PIECES // MIB * MIB))
 
 
 def _list_recorded_limits(gpu: GpuMeasurement, records: Iterable[LoggedRecord], total: int) -> Iterable[int]:
