@@ -34,9 +34,7 @@ OUTSIDE = ("__init__", "__main__")
 
 #: Who alone may import these.
 OWNERS = {
-    "jax": ("frameworks",),
     "tensorflow": ("frameworks",),
-    "torch": ("frameworks",),
     "keras": ("frameworks",),
     "jax": ("frameworks",),
     "torch": ("frameworks",),
