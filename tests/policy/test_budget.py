@@ -36,7 +36,7 @@ class Process:
 
     def __init__(self, policy: EffectivePolicy, *, sized: bool = True) -> None:
         self.policy, self.book = policy, BudgetBook()
-        self.plan = resolve(policy, Grant(("0", "1")), Inventory(CARDS) if sized else Inventory())
+        self.plan = resolve(policy, Grant(("0", "1"), pci_order=True), Inventory(CARDS) if sized else Inventory())
 
     def open(self, name: str, yields_to: str | None = None) -> Budget:
         """What a framework gets. It uses all of it."""
@@ -88,6 +88,15 @@ def test_without_a_limit_nobody_loses_anything() -> None:
     for name in TITLES:
         budget = process.open(name, yields_to="jax" if name == "tensorflow" else None)
         assert (budget.plan, budget.findings) == (process.plan, ())
+
+
+@pytest.mark.parametrize("limit", [MemoryLimit(fraction=1.0), gib(40), gib(80)])
+def test_a_limit_that_leaves_the_whole_card_is_no_budget(limit: MemoryLimit) -> None:
+    """Where the limit is the card itself there is nothing to divide, as without a limit."""
+    process = Process(make_policy(limit))
+    process.open("torch")
+    budget = process.open("tensorflow", yields_to="jax")
+    assert (budget.plan, budget.spent, budget.findings) == (process.plan, False, ())
 
 
 @pytest.mark.parametrize("order", [("jax", "tensorflow"), ("tensorflow", "jax")])
@@ -185,9 +194,11 @@ def test_together_they_never_pass_the_limit(
         process.open(name)
     if limit is None:
         return
+    # A limit that leaves the whole card is none.
     for card, device in zip(process.plan.devices or (), CARDS, strict=False):
         given = [limits[card.identity] for limits in process.book.promises.values() if card.identity in limits]
         total = device.total
         bound = limit.on(total)
         assert bound is not None
-        assert sum(promise.on(total) or 0 for promise in given) <= bound
+        assert total is not None
+        assert bound >= total or sum(promise.on(total) or 0 for promise in given) <= bound

@@ -147,6 +147,8 @@ class BudgetBook:
         limit, own = card.limit, sharing.own
         if limit is None or limit.unlimited:
             return _Left(own, sharing.origins)
+        if own is None and _is_whole(limit, card.total):
+            return _Left(limit, card.limited_by)
         taken = {name: given[card.identity] for name, given in self.promises.items() if card.identity in given}
         taken.pop(sharing.claimant.name, None)
         if own is None:
@@ -267,6 +269,14 @@ def _cut(card: PlannedDevice, found: _Left | None) -> PlannedDevice:
 
 
 # ---- amounts
+
+
+def _is_whole(limit: MemoryLimit, total: int | None) -> bool:
+    """Return whether a limit leaves all of the card, so that there is nothing to divide."""
+    size = limit.on(total)
+    if limit.bytes is None:
+        return limit.fraction is not None and limit.fraction >= 1
+    return total is not None and size is not None and size >= total
 
 
 def _find_smaller(one: MemoryLimit, other: MemoryLimit, total: int | None) -> MemoryLimit:
