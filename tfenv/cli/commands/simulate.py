@@ -27,7 +27,7 @@ from tfenv.simulate.shared import SharedMachineError, create_machine, open_machi
 from tfenv.values import as_dict, replace
 
 _MEANINGLESS = "Kernels do not compute on simulated GPUs: the numbers the command printed are meaningless."
-_UNSUPPORTED = "The command failed. Convolutions and FFT always fail on simulated GPUs."
+_UNSUPPORTED = "The command failed. Convolutions, FFT and linear algebra fail on simulated GPUs."
 _DEFAULT_GPUS = "4x24GiB"
 _COLUMNS = (
     TableColumn("GPU", is_number=True), TableColumn("name"), TableColumn("memory", is_number=True),
@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command and add its arguments."""
     add_description(
         parser,
-        "Real TensorFlow lists them and allocates on them, and every request to the driver is logged. Nothing is "
-        "computed on them, so the numbers that the command prints have no meaning. The exit code is the command's own. "
-        "Exit codes: 1 the GPUs cannot be simulated here, 2 wrong usage, 126 the command cannot be run, 127 it does "
-        "not exist.",
+        "Real TensorFlow, JAX and PyTorch list them and allocate on them, and every request to the driver is logged. "
+        "Nothing is computed on them, so the numbers that the command prints have no meaning. The exit code is the "
+        "command's own. Exit codes: 1 the GPUs cannot be simulated here, 2 wrong usage, 126 the command cannot be run, "
+        "127 it does not exist.",
     )
     parser.usage = (
         "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--shared FOLDER | --log FILE] "
