@@ -92,6 +92,35 @@ def test_a_notebook_is_governed(tmp_path: Path, simulated_gpus: SimulatedGpus, n
     assert requests[0].peak_process < 1 << 30
 
 
+OTHERS = [
+    pytest.param(
+        "jax", "JAX", "kept = jax.numpy.zeros((100, 1 << 18))\nprint(jax.device_count())", marks=pytest.mark.jax
+    ),
+    pytest.param(
+        "torch",
+        "PyTorch",
+        "kept = torch.empty(100 << 20, dtype=torch.uint8, device='cuda')\nprint(torch.cuda.device_count())",
+        marks=[pytest.mark.torch, pytest.mark.exhaustive],
+    ),
+]
+
+
+@pytest.mark.parametrize(("framework", "title", "use"), OTHERS)
+def test_a_notebook_with_another_framework_is_governed(
+    framework: str, title: str, use: str, tmp_path: Path, simulated_gpus: SimulatedGpus, request: pytest.FixtureRequest
+) -> None:
+    """One line in the cell that first uses the GPU names the framework, and the limit and the GPU are kept."""
+    request.getfixturevalue(f"needs_{framework}")
+    kernel = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    notebook = execute(tmp_path, simulated_gpus, kernel, [f"import {framework}", use, "import tfenv; tfenv.status()"])
+    assert [notebook.text(cell, "stdout") for cell in range(2)] == ["", "1\n"]
+    assert f"tfgpu: {title} on GPU 0 of 2 (GPU-a0fa4e00), growth on, at most 2.0 GiB (" in notebook.text(1, "stderr")
+    assert "at most 2.0 GiB" in notebook.shown(2, "text/html")
+    requests = summarise_requests(read_requests(tmp_path / "requests"))
+    assert [number for number, gpu in requests.items() if gpu.allocations] == [0]
+    assert requests[0].peak_process < 1 << 30
+
+
 def test_a_notebook_that_comes_too_late(tmp_path: Path, simulated_gpus: SimulatedGpus, needs_tensorflow: None) -> None:
     """A kernel without the hook that applies the policy after its devices are there is told, once, what to do."""
     kernel = [sys.executable, "-S", "-c", LATE.format(path=sys.path), "-f", "{connection_file}"]

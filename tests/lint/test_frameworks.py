@@ -34,6 +34,7 @@ def test_a_split_for_tensorflow_is_right() -> None:
     """TensorFlow splits GPUs, and a file without shares may be for TensorFlow alone."""
     assert lint(f'[gpu.frameworks]\ntensorflow = "2GiB"\n{SPLIT}') == []
     assert lint(SPLIT) == []
+    assert lint(f'[gpu.frameworks]\ntensorflow = "2GiB"\njax = "2GiB"\n{SPLIT}') == []
 
 
 def test_an_allocator_that_pytorch_cannot_choose_is_found() -> None:

@@ -78,6 +78,9 @@ memory_growth = true
 # The memory allocator of TensorFlow and JAX. A memory limit needs "bfc".
 # allocator = "bfc"
 
+# How the frameworks of one process share its memory limit.
+# frameworks = {{ tensorflow = "{third}", jax = "{third}", torch = "{third}" }}
+
 # Different values for some GPUs, or GPUs split into smaller logical ones.
 # [[gpu.device]]
 # match = {match}
@@ -360,6 +363,7 @@ def format_machine_policy(inventory: Inventory, overhead: int) -> str:
     return _MACHINE_TEMPLATE.format(
         schema=SCHEMA_LINE,
         limit=f"{share}%",
+        third=f"{share // 3}%",
         limit_reason=f"With {share}%, two processes fit on one.",
         match=_format_match(largest, cards) if largest is not None else '"name:*H200*"',
         device_limit=_format_size(device_limit),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from tfenv.config.schema import list_device_rules
 from tfenv.frameworks.registry import get_framework
 from tfenv.lint.reach import LintRemark
-from tfenv.policy.model import MemoryLimit, Setting, Tables
+from tfenv.policy.model import MemoryLimit, Origin, Setting, Tables
 from tfenv.policy.supports import describe_unsupported
 from tfenv.policy.units import format_limit
+
+if TYPE_CHECKING:
+    from tfenv.frameworks.base import Framework
 
 
 def advise_on_frameworks(own: Tables, effective: Tables, totals: Sequence[int]) -> Iterator[LintRemark]:
@@ -25,20 +28,24 @@ def advise_on_frameworks(own: Tables, effective: Tables, totals: Sequence[int]) 
     if sharing is None:
         return
     shares = cast("Mapping[str, MemoryLimit]", sharing.value)
-    for name in shares:
-        yield from _list_unsupported(own, name)
+    yield from _list_unsupported(own, [get_framework(name) for name in shares])
     limit = effective.gpu.get("memory_limit")
     if sharing.origin in [setting.origin for setting in own.gpu.values()] and limit is not None:
         yield from _check_sum(sharing, tuple(shares.values()), cast("MemoryLimit", limit.value), totals)
 
 
-def _list_unsupported(own: Tables, name: str) -> Iterator[LintRemark]:
-    framework = get_framework(name)
-    if "allocator" in own.gpu and "allocator" not in framework.supports:
-        yield LintRemark(own.gpu["allocator"].origin, "unsupported", describe_unsupported("allocator", framework.title))
-    for rule in list_device_rules(own.gpu):
-        if rule.logical_devices and "split" not in framework.supports:
-            yield LintRemark(rule.origin, "unsupported", describe_unsupported("split", framework.title))
+def _list_unsupported(own: Tables, named: Sequence[Framework]) -> Iterator[LintRemark]:
+    """Find keys that none of the frameworks keeps. One that keeps it is whom the key is for."""
+    origins: dict[Literal["allocator", "split"], list[Origin]] = {
+        "allocator": [own.gpu["allocator"].origin] if "allocator" in own.gpu else [],
+        "split": [rule.origin for rule in list_device_rules(own.gpu) if rule.logical_devices],
+    }
+    for capability, places in origins.items():
+        if any(capability in framework.supports for framework in named):
+            continue
+        for origin in places:
+            for framework in named:
+                yield LintRemark(origin, "unsupported", describe_unsupported(capability, framework.title))
 
 
 def _check_sum(

@@ -140,10 +140,13 @@ def test_a_table_for_people(tfgpu: Tfgpu, machine: Machine, framework: str) -> N
     assert len(machine.requests) == 2
 
 
-@with_one_framework
-def test_nothing_is_filled_where_nothing_limits(tfgpu: Tfgpu, machine: Machine, project: Path, framework: str) -> None:
-    """Without a limit the card is not filled. It is said that nothing limits the framework."""
-    (project / "tfgpu.toml").write_text("[gpu]\nvisible_devices = [3]\n")
+@pytest.mark.parametrize("limit", ["", 'memory_limit = "100GiB"'])
+@pytest.mark.parametrize("framework", [_mark("jax")])
+def test_nothing_is_filled_where_nothing_limits(
+    tfgpu: Tfgpu, machine: Machine, project: Path, framework: str, limit: str
+) -> None:
+    """Without a limit below its memory a card is not filled, not even by a framework that would. It is said."""
+    (project / "tfgpu.toml").write_text(f"[gpu]\nvisible_devices = [3]\n{limit}\n")
     made = verify(tfgpu, machine, framework, 0)
     assert [(gpu["limit_bytes"], gpu["verdict"], gpu["why"]) for gpu in made["gpus"]] == [
         (None, "none", "nothing limits it")
@@ -179,7 +182,8 @@ def test_a_framework_without_a_share_has_no_gpu(tfgpu: Tfgpu, machine: Machine, 
     """Where the shares of others are all of the limit, nothing is taken, and that is what was promised."""
     (project / "tfgpu.toml").write_text(f"{POLICY}\n[gpu.frameworks]\njax = '1000MiB'\n")
     made = verify(tfgpu, machine, "tensorflow", 0)
-    assert (made["version"] is not None, made["gpus"], made["visible"]["verdict"]) == (True, [], "kept")
+    assert {request.bytes for request in read_requests(machine.log) if request.op == "cuInit"} == {2}, "it lists none"
+    assert (made["gpus"], made["visible"]["verdict"]) == ([], "kept")
     assert not machine.requests
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tfenv.errors import Finding
 from tfenv.frameworks.registry import get_framework
-from tfenv.frameworks.torch import entry_points
+from tfenv.frameworks.torch import interception
 from tfenv.frameworks.torch.entry_points import EntryPointWrappers
 from tfenv.policy.model import Device, MemoryLimit, Origin, Outcome, Plan, PlannedDevice
 
@@ -87,13 +87,14 @@ class FakeCore(ModuleType):
     def __init__(self, count: int = 2) -> None:
         super().__init__("torch._C")
         self.count = count
+        self.fraction = 1.0
         self.fractions: dict[int, float] = {}
         self.reserved = 0
         self.initialised = False
 
     def _cuda_init(self) -> None:
         self.initialised = True
-        self.fractions = dict.fromkeys(range(self.count), 1.0)
+        self.fractions = dict.fromkeys(range(self.count), self.fraction)
 
     def _cuda_getDeviceCount(self) -> int:  # noqa: N802 - PyTorch's name
         return self.count
@@ -116,12 +117,13 @@ class NewerCore(FakeCore):
 
     def _accelerator_setAllocatorSettings(self, text: str) -> None:  # noqa: N802 - PyTorch's name
         self.settings.append(text)
+        self.fraction = float(text.partition(":")[2])
 
 
 @pytest.fixture(autouse=True)
 def _own_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test have a PyTorch of its own."""
-    monkeypatch.setattr(entry_points, "_installed", None)
+    monkeypatch.setattr(interception, "_installed", None)
     monkeypatch.setattr("os.register_at_fork", lambda **_: None)
 
 
@@ -147,8 +149,8 @@ def install(monkeypatch: pytest.MonkeyPatch, core: ModuleType, *, cuda: str | No
 
 def intercept(policy: FakePolicy) -> EntryPointWrappers:
     """Wrap the entry points, none of which is missing."""
-    assert entry_points.intercept(policy) == ()
-    installed = entry_points.get_installed()
+    assert interception.intercept(policy) == ()
+    installed = interception.get_installed()
     assert installed is not None
     return installed
 
@@ -160,8 +162,8 @@ def test_a_build_without_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     """Nothing is wrapped, missing or reported in a build for the CPU."""
     install(monkeypatch, ModuleType("torch._C"), cuda=None)
     policy = FakePolicy(make_plan(SIX_OF_24))
-    assert entry_points.intercept(policy) == ()
-    assert entry_points.get_installed() is None
+    assert interception.intercept(policy) == ()
+    assert interception.get_installed() is None
     assert not get_framework("torch").can_use_gpus()
     assert not get_framework("torch").release_memory()
 
@@ -279,7 +281,7 @@ def test_there_is_no_gpu_where_others_have_the_whole_limit(monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match=r"^No CUDA GPUs are available$"):
         core._cuda_init()
     assert not core.initialised
-    assert [outcome.status for outcome in policy.outcomes] == ["cpu"]
+    assert [outcome.status for outcome in policy.outcomes] == ["cpu", "cpu"]
 
 
 def test_a_fault_of_ours_is_reported_and_pytorch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +313,7 @@ def test_missing_entry_points_leave_what_public_calls_can_do(monkeypatch: pytest
     cuda = install(monkeypatch, core)
     monkeypatch.setattr(FakeCore, "_cuda_init", None)
     policy = FakePolicy(make_plan(SIX_OF_24, None))
-    assert entry_points.intercept(policy) == ("_cuda_init",)
+    assert interception.intercept(policy) == ("_cuda_init",)
 
     def initialise() -> None:
         core.initialised = True

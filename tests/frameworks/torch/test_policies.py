@@ -58,7 +58,6 @@ def read_peaks(report: Report) -> dict[int, float]:
         pytest.param(
             Case(make_world("[gpu]\nvisible_devices = [1, 3]\n"), ("pluggable",)), 2, {1: 3000}, id="no-limit"
         ),
-        pytest.param(Case(make_world(CHOICE), ("count", "fill")), 1, {0: 1000}, id="choice"),
     ],
 )
 def test_each_gpu_gets_what_the_policy_says(case: Case, count: int, peaks: dict[int, float], reports: Reports) -> None:
@@ -72,6 +71,7 @@ def test_each_gpu_gets_what_the_policy_says(case: Case, count: int, peaks: dict[
 @pytest.mark.parametrize(
     "case",
     [
+        pytest.param(Case(make_world(CHOICE), ("count", "fill")), id="plain"),
         pytest.param(Case(make_world(CHOICE), ("device_count", "variable:CUDA_VISIBLE_DEVICES=2", "fill")), id="late"),
         pytest.param(Case(make_world(CHOICE), ("spawn",)), id="spawn"),
         pytest.param(Case(make_world(CHOICE), ("device_count", "fork")), id="fork"),

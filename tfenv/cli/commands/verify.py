@@ -22,7 +22,7 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, print_renderable
-from tfenv.cli.verification.measure import MODEST_BYTES, measure_framework
+from tfenv.cli.verification.measure import MODEST_BYTES, is_unlimited, measure_framework
 from tfenv.cli.verification.measurement import FrameworkMeasurement, GpuMeasurement, Promise, Verdict, judge_gpu
 from tfenv.devices.usage import read_usage
 from tfenv.explanation import Explanation, explain
@@ -221,10 +221,10 @@ def describe_demand(plan: Plan) -> str:
 
 
 def _describe_size(device: PlannedDevice) -> str:
-    limit = None if device.limit is None else device.limit.on(device.total)
-    if limit is not None and (device.total is None or limit < device.total):
-        return f"up to {format_bytes(limit)}"
-    return f"up to {format_limit(device.limit)}" if device.limit and not device.total else format_bytes(MODEST_BYTES)
+    if device.limit is None or is_unlimited(device.limit, device.total):
+        return format_bytes(MODEST_BYTES)
+    size = device.limit.on(device.total)
+    return f"up to {format_limit(device.limit) if size is None else format_bytes(size)}"
 
 
 def _name_planned(device: PlannedDevice) -> str:

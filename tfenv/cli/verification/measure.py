@@ -15,7 +15,7 @@ from tfenv.devices import nvml
 from tfenv.devices.usage import GpuState, GpuUsage, describe_process, read_usage
 from tfenv.frameworks.registry import get_framework
 from tfenv.pipeline import current_start, load
-from tfenv.policy.model import Plan, PlannedDevice
+from tfenv.policy.model import MemoryLimit, Plan, PlannedDevice
 from tfenv.policy.units import MIB
 from tfenv.values import replace
 
@@ -52,7 +52,13 @@ def find_unlimited(plan: Plan) -> bool:
     """Return whether the process may see a GPU that nothing limits."""
     if plan.devices is None:
         return plan.limit is None
-    return any(device.limit is None for device in plan.devices)
+    return any(is_unlimited(device.limit, device.total) for device in plan.devices)
+
+
+def is_unlimited(limit: MemoryLimit | None, total: int | None) -> bool:
+    """Return whether a limit leaves a card of `total` bytes (None: unknown) whole."""
+    size = None if limit is None else limit.on(total)
+    return limit is None or limit.unlimited or (size is not None and total is not None and size >= total)
 
 
 def _measure_child(
@@ -123,10 +129,11 @@ def _promise(
     """Add the limit: the plan's, or what the process recorded if that is less."""
     planned, total = _find_planned(gpu.uuid, plan), shown["total"]
     limit = planned.limit if planned is not None else plan.limit
-    sizes = [None if limit is None else limit.on(total), *_list_recorded_limits(gpu, records, total)]
-    smallest = min((size for size in sizes if size is not None and size < total), default=None)
-    piece = MODEST_BYTES if smallest is None else max(MIB, smallest // _PIECES // MIB * MIB)
-    return replace(gpu, limit=smallest, piece=piece)
+    size = None if limit is None or is_unlimited(limit, total) else limit.on(total)
+    if size is None:  # a limit on record is the framework's own
+        return replace(gpu, piece=MODEST_BYTES)
+    size = min(size, *_list_recorded_limits(gpu, records, total), total)
+    return replace(gpu, limit=size, piece=max(MIB, size // _PIECES // MIB * MIB))
 
 
 def _list_recorded_limits(gpu: GpuMeasurement, records: Iterable[LoggedRecord], total: int) -> Iterable[int]:

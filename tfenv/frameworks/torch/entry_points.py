@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 #: The one that opens CUDA for nearly everything.
 INIT = "_cuda_init"
-_COUNT = "_cuda_getDeviceCount"
-_SET_FRACTION = "_cuda_setMemoryFraction"
-_SET_SETTINGS = "_accelerator_setAllocatorSettings"
-_CHANGE_ALLOCATOR = "_cuda_changeCurrentAllocator"
-_ENABLE_CACHING = "_cuda_cudaCachingAllocator_enable"
+COUNT = "_cuda_getDeviceCount"
+SET_FRACTION = "_cuda_setMemoryFraction"
+SET_SETTINGS = "_accelerator_setAllocatorSettings"
+CHANGE_ALLOCATOR = "_cuda_changeCurrentAllocator"
+ENABLE_CACHING = "_cuda_cudaCachingAllocator_enable"
 
 #: What the policy cannot do without.
-ENTRY_POINTS = (INIT, _COUNT, _SET_FRACTION)
+ENTRY_POINTS = (INIT, COUNT, SET_FRACTION)
 
 #: They open CUDA, too. Public functions reach them without `_cuda_init`.
-_OPENERS = (
+OPENERS = (
     "_accelerator_deviceCount",
     "_accelerator_hooks_device_count",
     "_cuda_hasPrimaryContext",
@@ -77,14 +77,15 @@ class EntryPointWrappers:
         self.is_closed = False
         self._notes: tuple[Finding, ...] = ()
         self._is_held = False  # by the setting: GPUs that allow more have to be told
+        self._is_made_early = False  # by C++, with the setting as it was then
         self._counted_by = 0  # pid: it knows whether it may use GPUs
         self._visible_at_import = os.environ.get(_VISIBLE)
         self._settled_early: tuple[str | None] | None = None  # the variable's value, until CUDA is opened
         self._reported: set[object] = set()
         self._init: Function = getattr(core, INIT)
-        self._count: Function = getattr(core, _COUNT)
-        self._set_fraction: Function = getattr(core, _SET_FRACTION)
-        self._set_settings: Function | None = getattr(core, _SET_SETTINGS, None)
+        self._count: Function = getattr(core, COUNT)
+        self._set_fraction: Function = getattr(core, SET_FRACTION)
+        self._set_settings: Function | None = getattr(core, SET_SETTINGS, None)
 
     @property
     def policy(self) -> PolicyCallbacks:
@@ -208,20 +209,26 @@ class EntryPointWrappers:
             self.settle()
             count = original()
             self._settled_early = None
-            with self.guard.lock:
-                if self._counted_by != os.getpid():
-                    self.guard.run_guarded(_COUNT, lambda: self._look_at(count))
-                    self._counted_by = os.getpid()
+            self._look_once(count)
             return 0 if self.policy.is_cpu_only() else count
 
         return count_devices
 
-    def _look_at(self, count: int) -> None:
-        """Find out whether PyTorch may use the GPUs that it lists. Say so where there are none."""
-        if count:
-            self.policy.identify_devices(range(count))
-        else:
-            self.policy.report(_make_outcome(_COUNT, self, (_make_no_gpu_finding(),)))
+    def _look_once(self, count: int) -> None:
+        """Find out whether PyTorch may use the GPUs that it lists, once per process. CUDA is open."""
+        with self.guard.lock:
+            if self._counted_by != os.getpid():
+                self.guard.run_guarded(COUNT, lambda: self._look(count))
+                self._counted_by = os.getpid()
+
+    def _look(self, count: int) -> None:
+        """Say so where there is no GPU: a program that counts none uses the CPU, and goes no further."""
+        if not count:
+            self.policy.report(_make_outcome(COUNT, self, (_make_no_gpu_finding(),)))
+            return
+        self.policy.identify_devices()
+        if self.policy.is_cpu_only():
+            self.policy.report(_make_outcome(COUNT, self, cpu_only=True))
 
     def wrap_count_by_nvml(self, original: Function) -> Function:
         """Wrap torch.cuda._device_count_nvml, which counts GPUs while CUDA is closed."""
@@ -229,6 +236,8 @@ class EntryPointWrappers:
         @wraps(original)
         def count_by_nvml() -> Any:
             self.settle_early()
+            if self.is_closed:
+                self._look_once(original())
             return 0 if self.is_closed or self.policy.is_cpu_only() else original()
 
         return count_by_nvml
@@ -257,7 +266,8 @@ class EntryPointWrappers:
         from tfenv.frameworks.torch.limits import find_smallest, make_limits
         from tfenv.frameworks.torch.settings import prepare_environment
 
-        opened_early = self._is_opened_early()
+        self._is_made_early = self.is_allocator_made()
+        opened_early = self.limited and not self._is_limited_early and self._is_made_early
         planned = self.policy.identify_devices()
         plan, shown = self.policy.get_plan(), self.policy.count_shown_devices()
         self.is_closed = self.policy.is_cpu_only()
@@ -277,10 +287,6 @@ class EntryPointWrappers:
             notes += (_make_no_gpu_finding(),)
         self.policy.report(_make_outcome(INIT, self, notes))
 
-    def _is_opened_early(self) -> bool:
-        """Return whether C++ made the allocator before, and nothing limited it."""
-        return self.limited and not self._is_limited_early and self.is_allocator_made()
-
     def _report_opened_early(self) -> None:
         from tfenv.errors import Finding
 
@@ -291,9 +297,13 @@ class EntryPointWrappers:
         """Set the fraction of each GPU, now that PyTorch has made its allocators."""
         if not (self.limited or self._is_held) or self._name_backend() == "pluggable":
             return
+        # To set a fraction may open a context on the GPU, which takes memory. The setting has done it for many.
+        is_done = self._is_limited_early and not self._is_made_early
         # The first GPU comes last: some versions of PyTorch make the one they set the current one.
         for gpu in reversed(self._measure_limits()):
-            self._set_fraction(min(self.asked, 1.0 if gpu.fraction is None else gpu.fraction), gpu.ordinal)
+            fraction = min(self.asked, 1.0 if gpu.fraction is None else gpu.fraction)
+            if not is_done or fraction != min(self.fraction, self.asked):
+                self._set_fraction(fraction, gpu.ordinal)
 
     def _measure_limits(self) -> tuple[GpuLimit, ...]:
         """Return the limits with the sizes that PyTorch tells, where nobody else did."""
@@ -331,7 +341,7 @@ class EntryPointWrappers:
             return fraction
         plan = self.policy.get_plan()
         where = "torch.cuda.set_per_process_memory_fraction"
-        self._report_clamp(_SET_FRACTION, report_fraction_clamp(where, fraction, allowed, plan))
+        self._report_clamp(SET_FRACTION, report_fraction_clamp(where, fraction, allowed, plan))
         return allowed
 
     def wrap_set_settings(self, original: Function) -> Function:
@@ -367,7 +377,7 @@ class EntryPointWrappers:
                 return original(value)
             from tfenv.frameworks.torch.settings import report_no_caching
 
-            self._report_clamp(_ENABLE_CACHING, report_no_caching(self.policy.get_plan()))
+            self._report_clamp(ENABLE_CACHING, report_no_caching(self.policy.get_plan()))
             return None
 
         return enable
@@ -393,7 +403,7 @@ class EntryPointWrappers:
 
         text = "the program's own allocator of GPU memory (CUDAPluggableAllocator) cannot be limited"
         unkept = Finding("unsupported", text)
-        self.guard.run_guarded(_CHANGE_ALLOCATOR, lambda: self.policy.report_unkept(unkept, _CHANGE_ALLOCATOR))
+        self.guard.run_guarded(CHANGE_ALLOCATOR, lambda: self.policy.report_unkept(unkept, CHANGE_ALLOCATOR))
         return not self.policy.is_cpu_only()
 
     def _report_clamp(self, entry_point: str, note: Finding) -> None:
@@ -462,88 +472,3 @@ def _make_outcome(
     clamped = any(finding.code == "clamped" for finding in findings)
     devices = describe_devices(wrappers.limits)
     return Outcome("clamped" if clamped else "applied", entry_point, devices, growth=True, findings=findings)
-
-
-# ---- intercepting
-
-_WRAPPERS: dict[str, Callable[[EntryPointWrappers, Function], Function]] = {
-    INIT: EntryPointWrappers.wrap_init,
-    _COUNT: EntryPointWrappers.wrap_count,
-    **dict.fromkeys(_OPENERS, EntryPointWrappers.wrap_opener),
-    _SET_FRACTION: EntryPointWrappers.wrap_set_fraction,
-    _SET_SETTINGS: EntryPointWrappers.wrap_set_settings,
-    "_cuda_cudaCachingAllocator_set_allocator_settings": EntryPointWrappers.wrap_set_settings,
-    _CHANGE_ALLOCATOR: EntryPointWrappers.wrap_change_allocator,
-    _ENABLE_CACHING: EntryPointWrappers.wrap_enable_caching,
-}
-
-_installed: EntryPointWrappers | None = None
-
-
-def is_built_with_cuda() -> bool:
-    """Return whether the PyTorch that is loaded can use GPUs of CUDA or ROCm at all."""
-    version = sys.modules.get("torch.version")
-    return bool(getattr(version, "cuda", None) or getattr(version, "hip", None))
-
-
-def intercept(policy: PolicyCallbacks) -> tuple[str, ...]:
-    """Wrap every entry point of the PyTorch that is loaded. A second call only changes the policy.
-
-    Returns:
-        The entry points that are not where they should be, in a PyTorch that this release does not know.
-    """
-    global _installed  # noqa: PLW0603 - PyTorch's own entry points are global
-    if not is_built_with_cuda():
-        return ()
-    core = sys.modules["torch._C"]
-    if _installed is not None:
-        _installed.guard.policy, _installed.guard.listed_by = policy, 0
-        _installed.limit_early()
-        return ()
-    missing = tuple(name for name in ENTRY_POINTS if not callable(getattr(core, name, None)))
-    if missing:
-        return missing
-    wrappers = EntryPointWrappers(policy, core)
-    for name, wrap in _WRAPPERS.items():
-        if callable(original := getattr(core, name, None)):
-            setattr(core, name, wrap(wrappers, original))
-    cuda: Any = sys.modules["torch.cuda"]
-    cuda._device_count_nvml = wrappers.wrap_count_by_nvml(cuda._device_count_nvml)  # noqa: SLF001
-    wrappers.guard.follow_forks()
-    _installed = wrappers
-    wrappers.limit_early()
-    return ()
-
-
-def get_installed() -> EntryPointWrappers | None:
-    """Return the entry points of this process. None: PyTorch has none, or they are not wrapped."""
-    return _installed
-
-
-#: What nearly all use of GPUs from Python goes through, once they are open.
-_USES = (
-    ("torch.cuda", ("_lazy_init", "device_count", "is_available")),
-    ("torch.nn.modules.module", ("Module.cuda", "Module.to")),
-)
-
-
-def watch_use(policy: PolicyCallbacks) -> None:
-    """Ask a policy from now on whenever the program uses torch.cuda or moves a module. A second call does nothing."""
-    for module_name, names in _USES:
-        for name in names:
-            holder: Any = sys.modules.get(module_name)
-            *path, leaf = name.split(".")
-            for part in path:
-                holder = getattr(holder, part, None)
-            original = getattr(holder, leaf, None)
-            if callable(original) and not hasattr(original, "__wrapped__"):
-                setattr(holder, leaf, _wrap_use(original, policy))
-
-
-def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
-    @wraps(original)
-    def use_devices(*args: Any, **kwargs: Any) -> Any:
-        policy.check_use()
-        return original(*args, **kwargs)
-
-    return use_devices

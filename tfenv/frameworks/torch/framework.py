@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tfenv.frameworks.torch.entry_points import INIT, get_installed, intercept, is_built_with_cuda, watch_use
+from tfenv.frameworks.torch.entry_points import INIT
+from tfenv.frameworks.torch.interception import get_installed, intercept, is_built_with_cuda, watch_use
 from tfenv.frameworks.torch.peaks import read_peaks  # at its exit a process may have another root
 from tfenv.frameworks.torch.settings import prepare_environment
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 #: The setting that limits memory.
 FRACTION = "per_process_memory_fraction"
 
-#: PyTorch leaves out white space wherever it is, and ends a word at these characters.
-_SPACE = re.compile(r"[ \t\n\v\f\r]+")
-_ENTRY = re.compile(rf"(?<![^,:\[\]]){FRACTION}:([^,:\[\]]*)")
-_NUMBER = re.compile(r"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+# Compiled when they are used: most programs set nothing. PyTorch leaves out white space wherever it is, and ends a word
+# at these characters.
+_SPACE = r"[ \t\n\v\f\r]+"
+_ENTRY = rf"(?<![^,:\[\]]){FRACTION}:([^,:\[\]]*)"
+_NUMBER = r"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 @frozen
@@ -48,8 +49,10 @@ def clamp_settings(text: str, fraction: float) -> ClampedSettings:
         The text with a smaller fraction, where it asks for more. Everything else stays as it is, also what PyTorch
         refuses.
     """
-    compact = _SPACE.sub("", text)
-    values = [_read_number(value) for value in _ENTRY.findall(compact)]
+    if not text:
+        return ClampedSettings(text)
+    compact = re.sub(_SPACE, "", text)
+    values = [_read_number(value) for value in re.findall(_ENTRY, compact)]
     if not values:
         return ClampedSettings(text)
     known = [value for value in values if value is not None]
@@ -61,12 +64,12 @@ def clamp_settings(text: str, fraction: float) -> ClampedSettings:
         # PyTorch refuses what is above 1, and says so itself.
         return f"{FRACTION}:{fraction!r}" if value is not None and fraction < value <= 1 else match[0]
 
-    narrowed = _ENTRY.sub(narrow, compact)
+    narrowed = re.sub(_ENTRY, narrow, compact)
     return ClampedSettings(text if narrowed == compact else narrowed, asked, certain)
 
 
 def _read_number(text: str) -> float | None:
-    return float(text) if _NUMBER.fullmatch(text) else None
+    return float(text) if re.fullmatch(_NUMBER, text, re.ASCII) else None
 
 
 def report_fraction_clamp(where: str, asked: float | None, given: float, plan: Plan) -> Finding:
