@@ -66,7 +66,7 @@ def test_a_key_is_described(server: LanguageServer, folder: Path) -> None:
     path.write_text(POLICY + 'memory_limit = "8GiB"\n')
     server.open(path)
     server.wait_for_diagnostics(path)
-    assert "allocator may take" in server.hover(path, 5, 3)
+    assert "may take together" in server.hover(path, 5, 3)
 
 
 def test_what_init_writes_has_no_mark(server: LanguageServer, folder: Path) -> None:
