@@ -72,11 +72,11 @@ $(VENV)/.demo: $(INSTALLED)
 .PRECIOUS: .venv-tf%/.installed
 
 # PyTorch depends on gigabytes of NVIDIA's libraries, which simulated GPUs do not need. So it comes without what it depends
-# on, and the group `torch` has the rest.
+# on, and the group `torch` has the rest. Newer ones may call what the simulated GPUs do not have.
 .venv-torch/.installed: $(INSTALLED)
 	$(call make_venv,.venv-torch)
 	.venv-torch/bin/python -m pip install --quiet --editable ".[tensorflow]" --group test --group jax --group torch
-	.venv-torch/bin/python -m pip install --quiet --no-deps "torch>=2.6"
+	.venv-torch/bin/python -m pip install --quiet --no-deps "torch>=2.6,<2.15"
 	@touch $@
 
 .venv-lowest/.installed: $(INSTALLED) .ci/lowest.txt
