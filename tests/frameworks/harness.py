@@ -30,7 +30,8 @@ from tfenv.simulate.driver_requests import (
 from tfenv.simulate.environment import build_environment, parse_gpus
 
 REPOSITORY = Path(__file__).parents[2]
-ZYGOTE = Path(__file__).with_name("zygote.py")
+#: Its folder is on the path of the programs, so nothing in it has the name of a framework.
+ZYGOTE = Path(__file__).parent / "programs" / "zygote.py"
 MIB = 1 << 20
 #: What lets a program without a policy take memory as it needs it.
 GROWING = ("TF_FORCE_GPU_ALLOW_GROWTH", "true")
