@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import wraps
 
 from tfenv.errors import PolicyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from tfenv.frameworks.base import PolicyCallbacks
 
 #: Where a fault is tfenv's own. An exception raised elsewhere is the program's: the handler of a signal raised it.
 _OURS = {"tfenv", "google", "jax", "jaxlib", "pynvml", "structlog", "tensorflow", "tomli", "torch", "jsonschema"}
+#: Marks a function that asks the policy.
+_CHECKS_USE = "checks_use"
 
 
 class EntryPointGuard:
@@ -89,6 +93,30 @@ class EntryPointGuard:
             if _is_from_program(error):
                 raise
             self.policy.report_fault(error, entry_point)
+
+
+def watch_function(holder: object, name: str, policy: PolicyCallbacks) -> None:
+    """Have a policy asked whenever the program calls a function. A second call, or one that is not there, does nothing.
+
+    Args:
+        holder: The module or class that the function is looked up in.
+        name: The function's name there.
+        policy: Refuses GPUs that are another task's by now.
+    """
+    original: Any = getattr(holder, name, None)
+    if not callable(original) or hasattr(original, _CHECKS_USE):
+        return
+
+    @wraps(original)
+    def use_devices(*args: Any, **kwargs: Any) -> Any:
+        policy.check_use()
+        return original(*args, **kwargs)
+
+    for attribute in ("cache_clear", "cache_info"):  # of a function that keeps its results: its callers clear them
+        if hasattr(original, attribute):
+            setattr(use_devices, attribute, getattr(original, attribute))
+    setattr(use_devices, _CHECKS_USE, True)
+    setattr(holder, name, use_devices)
 
 
 def _is_from_program(error: BaseException) -> bool:

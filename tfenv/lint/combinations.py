@@ -16,11 +16,11 @@ from tfenv.lint.frameworks import advise_on_frameworks
 from tfenv.lint.logs import advise_on_logs
 from tfenv.lint.reach import KeyPositions, LintRemark, advise_on_reach
 from tfenv.lint.shares import advise_on_shares
+from tfenv.policy.limits import is_sum_above
 from tfenv.policy.merge import combine, merge_groups, select_tables
 from tfenv.policy.model import (
     AutoChoice,
     Device,
-    DeviceRule,
     Inventory,
     Layer,
     LayerName,
@@ -398,27 +398,15 @@ def _check_splits(view: _TableView, cards: _MachineCards, positions: KeyPosition
         total = cards.find_largest_total(rule.match)
         limit = None if rule.memory_limit is not None else view.effective.gpu.get("memory_limit")
         for bound in (view.limit_ceiling, limit):
-            if bound is not None and _sum_is_above(rule, cast("MemoryLimit", bound.value), total):
+            if bound is not None and is_sum_above(rule.logical_devices, cast("MemoryLimit", bound.value), total):
                 message = (
                     f"the logical devices take more together than the {format_limit(cast('MemoryLimit', bound.value))} "
                     f"of {positions.describe(bound.origin, rule.origin)}: they will be scaled down; make them smaller"
                 )
                 yield LintRemark(rule.origin, "above-ceiling", message)
-        if total is not None and _sum_is_above(rule, MemoryLimit(bytes=total), total):
+        if total is not None and is_sum_above(rule.logical_devices, MemoryLimit(bytes=total), total):
             message = f"the logical devices take more together than the card's {format_bytes(total)}; make them smaller"
             yield LintRemark(rule.origin, "above-card", message)
-
-
-def _sum_is_above(rule: DeviceRule, bound: MemoryLimit, total: int | None) -> bool:
-    if bound.unlimited or bound.granted:
-        return False
-    sizes = sum(size.bytes for size in rule.logical_devices if size.bytes is not None)
-    shares = sum(size.fraction for size in rule.logical_devices if size.fraction is not None)
-    if total is not None:
-        return sizes + int(total * shares) > (bound.on(total) or 0)
-    return bool(bound.bytes is not None and sizes > bound.bytes) or bool(
-        bound.fraction is not None and shares > bound.fraction + _ROUNDING
-    )
 
 
 def _check_limits_by_cards(view: _TableView, cards: _MachineCards) -> Iterator[LintRemark]:

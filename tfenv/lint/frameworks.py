@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from tfenv.config.schema import list_device_rules
 from tfenv.frameworks.registry import get_framework
 from tfenv.lint.reach import LintRemark
+from tfenv.policy.limits import is_sum_above
 from tfenv.policy.model import MemoryLimit, Origin, Setting, Tables
 from tfenv.policy.supports import describe_unsupported
 from tfenv.policy.units import format_limit
@@ -52,15 +53,9 @@ def _check_sum(
     sharing: Setting, shares: Sequence[MemoryLimit], limit: MemoryLimit, totals: Sequence[int]
 ) -> Iterator[LintRemark]:
     """Find shares whose sum passes the limit, on every card. A size and a share compare only if the cards are known."""
-    if limit.unlimited or limit.granted:
-        return
-    if all(share.bytes is not None for share in shares) and limit.bytes is not None:
-        is_above = sum(share.bytes or 0 for share in shares) > limit.bytes
-    elif all(share.fraction is not None for share in shares) and limit.fraction is not None:
-        is_above = sum(share.fraction or 0 for share in shares) > limit.fraction + 1e-9
-    else:
-        sums = [(sum(share.on(total) or 0 for share in shares), limit.on(total) or 0) for total in totals]
-        is_above = bool(sums) and all(together > bound for together, bound in sums)
+    kinds = {amount.bytes is None for amount in (*shares, limit)}
+    bounds = (None,) if len(kinds) == 1 else totals
+    is_above = bool(bounds) and all(is_sum_above(shares, limit, total) for total in bounds)
     if is_above:
         text = f"the shares are larger together than memory_limit, {format_limit(limit)}"
         yield LintRemark(sharing.origin, "above-ceiling", f"{text}: the framework that comes last gets less; lower one")

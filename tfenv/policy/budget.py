@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from tfenv.errors import Finding
-from tfenv.policy.limits import fit_split
+from tfenv.policy.limits import find_tightest, fit_split
 from tfenv.policy.model import DeviceOutcome, EffectivePolicy, MemoryLimit, Origin, Plan, PlannedDevice, format_key
 from tfenv.policy.units import MIB, format_limit
 from tfenv.values import field, frozen, replace
@@ -156,8 +156,8 @@ class BudgetBook:
         if sharing.claimant.yields_to is not None and not sharing.origins:
             return _Left(_NOTHING, card.limited_by, (sharing.claimant.yields_to,))
         rest = _measure_rest(limit, tuple(taken.values()), card.total)
-        wanted = limit if own is None else _find_smaller(limit, own, card.total)
-        given = _find_smaller(rest, wanted, card.total)
+        bounds = [limit] if own is None else [limit, own]
+        wanted, given = find_tightest(bounds, card.total), find_tightest([rest, *bounds], card.total)
         limited_by = card.limited_by if given == limit else sharing.origins or card.limited_by
         return _Left(given, limited_by, tuple(taken) if taken and given != wanted else ())
 
@@ -220,15 +220,9 @@ def apply_framework_share(plan: Plan, policy: EffectivePolicy, name: str) -> Pla
         policy: Says how frameworks share a limit.
         name: The framework's top-level package.
     """
-    own, setting = get_framework_shares(policy).get(name), policy.settings.get("frameworks")
-    if own is None or setting is None:
+    if name not in get_framework_shares(policy):
         return plan
-    cards = _list_cards(plan, None)
-    left = {}
-    for card in cards:
-        limit = own if card.limit is None or card.limit.unlimited else _find_smaller(card.limit, own, card.total)
-        left[card.identity] = _Left(limit, card.limited_by if limit == card.limit else (setting.origin,))
-    return _limit_plan(plan, left)
+    return BudgetBook().fit(plan, None, policy, Claimant(name, name)).plan
 
 
 # ---- cards
@@ -238,9 +232,7 @@ def _list_cards(plan: Plan, devices: Mapping[int, PlannedDevice] | None) -> Sequ
     if devices is not None:
         return tuple(devices.values())
     # Of cards that nobody can name there is one limit for all.
-    return (
-        plan.devices if plan.devices is not None else (PlannedDevice("", limit=plan.limit, limited_by=plan.limited_by),)
-    )
+    return (plan.find_device(0),) if plan.devices is None else plan.devices
 
 
 def _limit_devices(
@@ -277,15 +269,6 @@ def _is_whole(limit: MemoryLimit, total: int | None) -> bool:
     if limit.bytes is None:
         return limit.fraction is not None and limit.fraction >= 1
     return total is not None and size is not None and size >= total
-
-
-def _find_smaller(one: MemoryLimit, other: MemoryLimit, total: int | None) -> MemoryLimit:
-    """Return what is within both limits. Where only the card can tell which one that is, it is both of them."""
-    sizes = [limit.bytes for limit in (one, other) if limit.bytes is not None]
-    fractions = [limit.fraction for limit in (one, other) if limit.fraction is not None]
-    both = MemoryLimit(bytes=min(sizes, default=None), fraction=min(fractions, default=None))
-    size = both.on(total)
-    return MemoryLimit(bytes=size) if both.mixed and total is not None else both
 
 
 def _measure_rest(limit: MemoryLimit, taken: Sequence[MemoryLimit], total: int | None) -> MemoryLimit:

@@ -25,11 +25,14 @@ from tfenv.policy.model import (
 from tfenv.policy.units import format_limit, format_requested_limit
 from tfenv.values import frozen
 
+#: Percentages are sums of binary fractions: 10% three times is a little more than 30%.
+_ROUNDING = 1e-9
+
 #: One limit, and where it was set.
 _Bound = tuple[MemoryLimit, Origin]
 
 
-def _find_tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit | None:
+def find_tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLimit | None:
     """Find the smallest limit. Bytes and fractions compare only where the card's total is known."""
     sizes = [limit.bytes for limit in limits if limit.bytes is not None]
     fractions = [limit.fraction for limit in limits if limit.fraction is not None]
@@ -42,6 +45,25 @@ def _find_tightest(limits: Sequence[MemoryLimit], total: int | None) -> MemoryLi
         # All of a card is no limit beside a size, whatever the card.
         return MemoryLimit(bytes=both.bytes) if both.fraction >= 1 else both
     return MemoryLimit(bytes=both.bytes) if both.on(total) == both.bytes else MemoryLimit(fraction=both.fraction)
+
+
+def is_sum_above(amounts: Sequence[MemoryLimit], bound: MemoryLimit, total: int | None) -> bool:
+    """Return whether amounts are together larger than a bound.
+
+    Args:
+        amounts: Sizes and shares.
+        bound: What they are to fit.
+        total: The card's memory in bytes. None: unknown, and sizes and shares are compared apart.
+    """
+    if bound.unlimited or bound.granted:
+        return False
+    sizes = sum(amount.bytes for amount in amounts if amount.bytes is not None)
+    shares = sum(amount.fraction for amount in amounts if amount.fraction is not None)
+    if total is not None:
+        return sizes + int(total * shares) > (bound.on(total) or 0)
+    return bool(bound.bytes is not None and sizes > bound.bytes) or bool(
+        bound.fraction is not None and shares > bound.fraction + _ROUNDING
+    )
 
 
 def _find_holders(limit: MemoryLimit, bounds: Sequence[_Bound]) -> tuple[Origin, ...]:
@@ -103,7 +125,7 @@ def compute_limit(
     """Compute the tightest limit on a GPU of `total` bytes (None: unknown), for which `rule` counts (None: no rule)."""
     requested = _get_requested_limit(policy, rule)
     bounds = [*_list_memory_ceilings(policy), *([requested] if requested is not None else [])]
-    limit = _find_tightest([bound for bound, _ in bounds], total)
+    limit = find_tightest([bound for bound, _ in bounds], total)
     if limit is None:
         return LimitOnGpu()
     holders = _find_holders(limit, bounds)
@@ -139,7 +161,7 @@ def _apply_allocation(
     totals = _list_bounds(policy, "memory_total")
     if allocation is None or allocation.limit is None or limit is None or not totals:
         return declared
-    left = _find_tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
+    left = find_tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
     if left is None or left.on(total) == limit.on(total):
         return declared
     holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
@@ -167,7 +189,7 @@ def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings
     declared = compute_limit(policy, rule, total, findings)
     found = _apply_allocation(declared, allocation, total, policy, findings)
     fitted, asked = _split(rule, found, total, findings)
-    user_total = _find_tightest([bound for bound, _ in _list_bounds(policy, "memory_total")], total)
+    user_total = find_tightest([bound for bound, _ in _list_bounds(policy, "memory_total")], total)
     return PlannedDevice(card.token, card.device, found.limit, fitted, found.limited_by, user_total, cuda_total, asked)
 
 

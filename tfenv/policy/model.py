@@ -632,6 +632,34 @@ class PlannedDevice:
         """Its memory in bytes, as NVML says or else CUDA. None: unknown."""
         return self.device.total if self.device is not None and self.device.total is not None else self.cuda_total
 
+    def describe(
+        self,
+        index: int,
+        total: int | None,
+        *,
+        limit: int | None,
+        fraction: float | None,
+        logical_devices: tuple[int, ...] = (),
+    ) -> DeviceOutcome:
+        """Describe what the card was given at an entry point.
+
+        Args:
+            index, limit, fraction, logical_devices: As in `DeviceOutcome`.
+            total: Its memory in bytes, where the framework had to tell it, too. None: unknown.
+        """
+        wish = self.asked
+        return DeviceOutcome(
+            index=index,
+            token=self.token,
+            uuid=self.device.uuid if self.device is not None else None,
+            name=self.device.name if self.device is not None else None,
+            limit=limit,
+            fraction=fraction,
+            logical_devices=logical_devices,
+            asked=None if wish is None else total if wish.unlimited else wish.on(total),
+            asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
+        )
+
 
 @frozen
 class Plan:
@@ -668,6 +696,12 @@ class Plan:
     choosing: AutoChoice | None = None
     asked: MemoryLimit | None = None
     share: Share | None = None
+
+    def find_device(self, ordinal: int) -> PlannedDevice:
+        """Return the card at a place in CUDA's order. One that the plan does not name has the limit of all such."""
+        if self.devices is not None and ordinal < len(self.devices):
+            return self.devices[ordinal]
+        return PlannedDevice(token="", limit=self.limit, limited_by=self.limited_by, asked=self.asked)
 
     @property
     def takes_leases(self) -> bool:

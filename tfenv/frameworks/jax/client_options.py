@@ -265,7 +265,7 @@ def _describe_devices(
     outcomes, promises = [], {}
     for place, ordinal in enumerate(ordinals):
         planned = view.devices[ordinal]
-        device, total, wish = planned.device, planned.total, planned.asked
+        total = planned.total
         limited = planned.limit is not None and not planned.limit.unlimited
         size = None
         if limited and total is not None:
@@ -273,15 +273,11 @@ def _describe_devices(
         if limited:
             promises[ordinal] = cap if size is None else float(size)
         outcomes.append(
-            DeviceOutcome(
-                index=place,
-                token=planned.token,
-                uuid=device.uuid if device is not None else None,
-                name=device.name if device is not None else None,
+            planned.describe(
+                place,
+                total,
                 limit=None if size is None else int(size + view.promised.get(ordinal, 0)),
                 fraction=cap if limited else None,
-                asked=None if wish is None else total if wish.unlimited else wish.on(total),
-                asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
             )
         )
     return tuple(outcomes), promises

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import wraps
 
-from tfenv.frameworks.guard import EntryPointGuard
+from tfenv.frameworks.guard import EntryPointGuard, watch_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -236,12 +236,8 @@ class EntryPointWrappers(EntryPointGuard):
 
 def _take_in_order(plan: Plan, shown: int | None) -> dict[int, PlannedDevice]:
     """Return the plan's GPUs by ordinal where they cannot be told apart."""
-    from tfenv.policy.model import PlannedDevice
-
-    planned = plan.devices or ()
-    others = PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by, asked=plan.asked)
-    count = len(planned) or 1 if shown is None else shown
-    return {ordinal: planned[ordinal] if ordinal < len(planned) else others for ordinal in range(count)}
+    count = len(plan.devices or ()) or 1 if shown is None else shown
+    return {ordinal: plan.find_device(ordinal) for ordinal in range(count)}
 
 
 def _read_version() -> tuple[int, ...]:
@@ -333,19 +329,4 @@ def apply_publicly(policy: PolicyCallbacks) -> None:
 def watch_use(policy: PolicyCallbacks) -> None:
     """Ask a policy from now on whenever the program asks JAX for devices. A second call does nothing."""
     for name in ("backends", "get_backend"):
-        if not hasattr(getattr(sys.modules.get(_BRIDGE), name, None), "checks_use"):
-            _replace(_BRIDGE, name, lambda original: _wrap_use(original, policy))
-
-
-def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
-    @wraps(original)
-    def use_devices(*args: Any, **kwargs: Any) -> Any:
-        policy.check_use()
-        return original(*args, **kwargs)
-
-    # JAX clears its cache of backends by attributes of the function.
-    for name in ("cache_clear", "cache_info"):
-        if hasattr(original, name):
-            setattr(use_devices, name, getattr(original, name))
-    use_devices.checks_use = True  # type: ignore[attr-defined]
-    return use_devices
+        watch_function(sys.modules.get(_BRIDGE), name, policy)

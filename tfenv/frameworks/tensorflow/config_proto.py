@@ -154,7 +154,7 @@ def make_view(
         cpu_only: No GPU may be created.
         shown: How many GPUs CUDA shows. None: unknown.
     """
-    known = {ordinal: _find_planned(plan, ordinal) for ordinal in ordinals} if planned is None else planned
+    known = {ordinal: plan.find_device(ordinal) for ordinal in ordinals} if planned is None else planned
     gpus = tuple(_make_gpu(ordinal, known[ordinal]) for ordinal in ordinals if ordinal in known)
     ignored = (ordinal for ordinal in range(shown or 0) if ordinal not in ordinals)
     return PolicyView(
@@ -163,14 +163,8 @@ def make_view(
         cpu_only,
         hidden=len(gpus) < len(ordinals),
         shown=shown,
-        ignored=tuple(_make_gpu(ordinal, _find_planned(plan, ordinal)) for ordinal in ignored),
+        ignored=tuple(_make_gpu(ordinal, plan.find_device(ordinal)) for ordinal in ignored),
     )
-
-
-def _find_planned(plan: Plan, ordinal: int) -> PlannedDevice:
-    if plan.devices is not None and ordinal < len(plan.devices):
-        return plan.devices[ordinal]
-    return PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by, asked=plan.asked)
 
 
 def _make_gpu(ordinal: int, planned: PlannedDevice) -> PolicyGpu:
@@ -538,21 +532,15 @@ def _describe_devices(
     outcomes = []
     for index, gpu in enumerate(wanted):
         parts = shares[index].parts if shares else []
-        device = gpu.planned.device
         whole = fraction * gpu.total if fraction and gpu.total else gpu.limit
         total = sum(parts) if parts else whole
-        wish = gpu.planned.asked
         outcomes.append(
-            DeviceOutcome(
-                index=index,
-                token=gpu.planned.token,
-                uuid=device.uuid if device is not None else None,
-                name=device.name if device is not None else None,
+            gpu.planned.describe(
+                index,
+                gpu.total,
                 limit=int(total) if total is not None and gpu.limited else None,
                 fraction=fraction if fraction is not None else gpu.fraction,
                 logical_devices=tuple(int(size) for size in parts) if len(parts) > 1 else (),
-                asked=None if wish is None else gpu.total if wish.unlimited else wish.on(gpu.total),
-                asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
             )
         )
     return tuple(outcomes)

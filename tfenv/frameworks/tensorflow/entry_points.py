@@ -11,7 +11,7 @@ import sys
 from functools import wraps
 
 from tfenv.errors import PolicyError
-from tfenv.frameworks.guard import EntryPointGuard
+from tfenv.frameworks.guard import EntryPointGuard, watch_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -307,18 +307,7 @@ def watch_use(policy: PolicyCallbacks) -> None:
     """Ask a policy from now on whenever eager execution uses its devices or lists them. A second call does nothing."""
     context = getattr(sys.modules.get("tensorflow.python.eager.context"), "Context", None)
     for name in _USES:
-        original = getattr(context, name, None)
-        if callable(original) and not hasattr(original, "__wrapped__"):
-            setattr(context, name, _wrap_use(original, policy))
-
-
-def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
-    @wraps(original)
-    def use_devices(*args: Any, **kwargs: Any) -> Any:
-        policy.check_use()
-        return original(*args, **kwargs)
-
-    return use_devices
+        watch_function(context, name, policy)
 
 
 def _has_entry_point(module_name: str, name: str) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from functools import wraps
 
+from tfenv.frameworks.guard import watch_function
 from tfenv.frameworks.torch.entry_points import (
     CHANGE_ALLOCATOR,
     COUNT,
@@ -96,15 +96,4 @@ def watch_use(policy: PolicyCallbacks) -> None:
             *path, leaf = name.split(".")
             for part in path:
                 holder = getattr(holder, part, None)
-            original = getattr(holder, leaf, None)
-            if callable(original) and not hasattr(original, "__wrapped__"):
-                setattr(holder, leaf, _wrap_use(original, policy))
-
-
-def _wrap_use(original: Function, policy: PolicyCallbacks) -> Function:
-    @wraps(original)
-    def use_devices(*args: Any, **kwargs: Any) -> Any:
-        policy.check_use()
-        return original(*args, **kwargs)
-
-    return use_devices
+            watch_function(holder, leaf, policy)

@@ -63,17 +63,11 @@ def make_limits(
         ordinals: The GPUs that PyTorch lists.
         planned: Which of them is which of the plan's. None: unknown, they are taken in their order.
     """
-    known = {ordinal: _find_planned(plan, ordinal) for ordinal in ordinals} if planned is None else planned
+    known = {ordinal: plan.find_device(ordinal) for ordinal in ordinals} if planned is None else planned
     return tuple(
         GpuLimit(ordinal, known.get(ordinal), known[ordinal].total if ordinal in known else None)
         for ordinal in ordinals
     )
-
-
-def _find_planned(plan: Plan, ordinal: int) -> PlannedDevice:
-    if plan.devices is not None and ordinal < len(plan.devices):
-        return plan.devices[ordinal]
-    return PlannedDevice(token="", limit=plan.limit, limited_by=plan.limited_by, asked=plan.asked)
 
 
 def describe_devices(limits: Iterable[GpuLimit]) -> tuple[DeviceOutcome, ...]:
@@ -82,14 +76,10 @@ def describe_devices(limits: Iterable[GpuLimit]) -> tuple[DeviceOutcome, ...]:
 
 
 def _describe_device(gpu: GpuLimit, planned: PlannedDevice) -> DeviceOutcome:
-    limit, wish, device = planned.limit, planned.asked, planned.device
-    return DeviceOutcome(
-        index=gpu.ordinal,
-        token=planned.token,
-        uuid=device.uuid if device is not None else None,
-        name=device.name if device is not None else None,
+    limit = planned.limit
+    return planned.describe(
+        gpu.ordinal,
+        gpu.total,
         limit=limit.on(gpu.total) if limit is not None else None,
         fraction=limit.fraction if limit is not None and limit.bytes is None else None,
-        asked=None if wish is None else gpu.total if wish.unlimited else wish.on(gpu.total),
-        asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
     )
