@@ -16,14 +16,16 @@ from tfenv.config.schema import validate
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import PROGRAM, Finding
 from tfenv.identity import find_home, find_outer_uid, find_user, identify
-from tfenv.policy.merge import merge
+from tfenv.policy.merge import merge, merge_observed, select_dated
 from tfenv.policy.model import (
     Allocation,
+    DatedTable,
     EffectivePolicy,
     Grant,
     Inventory,
     KeyPath,
     Layer,
+    ObservedPolicy,
     Origin,
     Plan,
     Source,
@@ -41,6 +43,10 @@ _REMEMBERED = (
 )  # fmt: skip
 
 
+#: Digits of a hash that name a version of the machine's file.
+_REVISION_DIGITS = 12
+
+
 @frozen
 class LoadedPolicy:
     """All files that count for a process, merged for one subject.
@@ -51,6 +57,8 @@ class LoadedPolicy:
         documents: What was read.
         layers: What of it is valid.
         policy: The merged policy.
+        observed: What the policy would be if the tables under `[observe]` were in force. None: there are none.
+        dated: The tables for this subject that have an end or a reason, the expired ones too.
         findings: What was wrong on the way, with positions.
         replaced: The path of the project's file that would count if TFGPU_CONFIG were not set. None: there is none.
     """
@@ -60,6 +68,8 @@ class LoadedPolicy:
     documents: tuple[Document, ...] = ()
     layers: tuple[Layer, ...] = ()
     policy: EffectivePolicy = field(default_factory=EffectivePolicy)
+    observed: ObservedPolicy | None = None
+    dated: tuple[DatedTable, ...] = ()
     findings: tuple[Finding, ...] = ()
     replaced: str | None = None
 
@@ -77,6 +87,22 @@ class LoadedPolicy:
     def hashes(self) -> Mapping[str, str]:
         """sha256 of each file that was read, by path."""
         return {document.source.path: document.sha256 for document in self.documents}
+
+    @property
+    def exceptions(self) -> tuple[DatedTable, ...]:
+        """The tables for this subject that have an end or a reason, and count."""
+        return tuple(dated for dated in self.dated if not dated.expired)
+
+    @property
+    def revision(self) -> str | None:
+        """The name of this version of the machine's policy: `[machine] revision`, or the first digits of the sha256.
+
+        None: there is no machine-wide file.
+        """
+        if self.policy.revision is not None:
+            return self.policy.revision
+        machine = (d for d in self.documents if d.source.layer == "machine" and d.source.scope is None)
+        return next((document.sha256[:_REVISION_DIGITS] for document in machine), None)
 
     def locate(self, finding: Finding) -> Finding:
         """Return the finding with line and column, if it names a key of one of the documents."""
@@ -172,6 +198,7 @@ def load(
     subject: Subject | None = None,
     machine_root: str = MACHINE_ROOT,
     machine_trust: Trust | None = None,
+    today: str | None = None,
 ) -> LoadedPolicy:
     """Find, read, check and merge all files.
 
@@ -180,6 +207,7 @@ def load(
         subject: For whom. None: for this process's own user.
         machine_root: Where the machine layer stands. It is another one only to check or try a policy.
         machine_trust: Whose machine layer counts. None: root's.
+        today: The day that tables with an end are compared with, as "2027-01-31". None: the machine's.
 
     Returns:
         Everything that could be understood, and a finding for each broken file. Never raises for a file's content.
@@ -187,7 +215,10 @@ def load(
     known = subject or identify(start.uid)
     sources, missing = discover(start, known, machine_root)
     machine = read_layers(
-        [s for s in sources if s.layer == "machine"], machine_trust or Trust(uid=start.uid), use_last_good=True
+        [s for s in sources if s.layer == "machine"],
+        machine_trust or Trust(uid=start.uid),
+        use_last_good=True,
+        today=today,
     )
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into
@@ -197,6 +228,7 @@ def load(
         trust,
         lambda passed_over: discover(start, known, machine_root, passed_over, trust.owners)[0],
         allow_project=_find_machine_value(machine.layers, "allow_project_files") is not False,
+        today=today,
     )
     subject = replace(known, project=_find_project(others.documents, start))
     layers = (*machine.layers, *others.layers)
@@ -206,6 +238,8 @@ def load(
         documents=(*machine.documents, *others.documents),
         layers=layers,
         policy=_place_default_log(merge(layers, subject), start),
+        observed=merge_observed(layers, subject),
+        dated=tuple(select_dated(layers, subject)),
         findings=(*missing, *machine.findings, *_name_variable(sources, others.findings)),
     )
     return _note_replaced_file(loaded, trust, machine_root) if start.config else loaded
@@ -250,6 +284,7 @@ def _read_others(
     find_again: Callable[[frozenset[str]], Sequence[Source]],
     *,
     allow_project: bool,
+    today: str | None,
 ) -> ReadLayers:
     """Read all layers above the machine's.
 
@@ -258,11 +293,12 @@ def _read_others(
         trust: Whose files count.
         find_again: Finds the files without these paths. The walk goes on above a stranger's file.
         allow_project: Whether a project's file counts.
+        today: As for `load`.
     """
     left_out = {"machine"} if allow_project else {"machine", "project"}
     planted: tuple[Finding, ...] = ()
     while True:
-        others = read_layers([source for source in sources if source.layer not in left_out], trust)
+        others = read_layers([source for source in sources if source.layer not in left_out], trust, today=today)
         stopped = _find_planted(sources, others)
         if not stopped:
             return replace(others, findings=(*planted, *others.findings))
@@ -292,13 +328,16 @@ class ReadLayers:
     findings: tuple[Finding, ...] = ()
 
 
-def read_layers(sources: Iterable[Source], trust: Trust, *, use_last_good: bool = False) -> ReadLayers:
+def read_layers(
+    sources: Iterable[Source], trust: Trust, *, use_last_good: bool = False, today: str | None = None
+) -> ReadLayers:
     """Read and validate files. Never raises for what is written in them.
 
     Args:
         sources: The files.
         trust: Whose files count.
         use_last_good: Of a machine file that is left out the last good copy stays in force.
+        today: The day that tables with an end are compared with, as "2027-01-31". None: the machine's.
     """
     documents: list[Document] = []
     layers: list[Layer] = []
@@ -315,7 +354,7 @@ def read_layers(sources: Iterable[Source], trust: Trust, *, use_last_good: bool 
             since = format_copy_time(document.source.path)
             text = f"{error.finding.message}; the last good copy, of {since}, stays in force"
             findings.append(replace(error.finding, message=text, severity="warning"))
-        layer, wrong = validate(document)
+        layer, wrong = validate(document, today)
         documents.append(document)
         layers.append(layer)
         findings.extend(wrong)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from tfenv.policy.model import Grant
+from tfenv.policy.model import Grant, format_key, format_origins
 from tfenv.values import as_dict, field, frozen
 
 TYPE_CHECKING = False
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfenv.errors import Finding
     from tfenv.policy.model import (
         Choice,
+        DatedTable,
         DeviceOutcome,
         EffectivePolicy,
         MemoryLimit,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         Share,
         Source,
         Subject,
+        WouldClamp,
     )
 
     EventName = Literal[
@@ -59,10 +61,11 @@ JOB_FIELDS = (
 
 # "timestamp" comes first: a reader finds the beginning of a record inside a damaged line by it.
 _ORDER = (
-    "timestamp", "event", "level", "host", "user", "uid", "pid", "ppid", "start_ticks", "script", "python", "framework",
-    "framework_version", "project", "status", "entry_point", "on_error", "visible", "launcher", "grant", "devices",
-    "limit_bytes", "limit_fraction", "share", "growth", "repeats", "choice", "cut", "asked", "given", "changes",
-    "sources", "findings", "job", "duration_ms", "lost", "truncated", "dropped",
+    "timestamp", "event", "level", "host", "user", "uid", "groups", "pid", "ppid", "start_ticks", "script",
+    "python", "framework", "framework_version", "project", "status", "entry_point", "on_error", "visible",
+    "launcher", "grant", "devices", "limit_bytes", "limit_fraction", "share", "growth", "repeats", "choice", "cut",
+    "asked", "given", "would_clamp", "changes", "policy_revision", "exceptions", "sources", "findings", "job",
+    "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -158,6 +161,8 @@ class RecordContext:
         grant: What the scheduler or the parent gave, and in which job.
         sources: The files that were read.
         sha256: For each path in `sources` the hash of the bytes that were read, in hex.
+        revision: The name of this version of the machine's policy. None: there is no machine-wide file.
+        exceptions: The tables with an end or a reason that count for this subject.
     """
 
     process: ProcessFacts
@@ -165,6 +170,8 @@ class RecordContext:
     grant: Grant = field(default_factory=Grant)
     sources: tuple[Source, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    exceptions: tuple[DatedTable, ...] = ()
 
 
 @frozen
@@ -333,6 +340,7 @@ def _describe_context(context: RecordContext) -> dict[str, Any]:
         "host": process.host,
         "user": subject.user,
         "uid": subject.uid,
+        "groups": list(subject.groups),
         "pid": process.pid,
         "ppid": process.ppid,
         **({} if process.start_ticks is None else {"start_ticks": process.start_ticks}),
@@ -347,7 +355,18 @@ def _describe_context(context: RecordContext) -> dict[str, Any]:
             {"layer": source.layer, "path": source.path, "sha256": context.sha256.get(source.path)}
             for source in context.sources
         ],
+        **({} if context.revision is None else {"policy_revision": context.revision}),
+        **({"exceptions": list(map(_describe_exception, context.exceptions))} if context.exceptions else {}),
         **({"job": job} if job else {}),
+    }
+
+
+def _describe_exception(dated: DatedTable) -> dict[str, Any]:
+    return {
+        "table": format_key(dated.origin.key),
+        "path": dated.origin.path,
+        **({} if dated.expires is None else {"expires": dated.expires}),
+        **({"reason": dated.reason} if dated.reason else {}),
     }
 
 
@@ -375,6 +394,19 @@ def _describe_outcome(outcome: Outcome) -> dict[str, Any]:
         **({} if outcome.choice is None else {"choice": _describe_choice(outcome.choice)}),
         "asked": outcome.asked,
         "given": outcome.given,
+        **({"would_clamp": list(map(_describe_would_clamp, outcome.would_clamp))} if outcome.would_clamp else {}),
+    }
+
+
+def _describe_would_clamp(lost: WouldClamp) -> dict[str, Any]:
+    return {
+        "key": lost.key,
+        "gpu": lost.gpu,
+        "asked": lost.asked,
+        "given": lost.given,
+        **({} if lost.asked_bytes is None else {"asked_bytes": lost.asked_bytes}),
+        **({} if lost.given_bytes is None else {"given_bytes": lost.given_bytes}),
+        "held_by": format_origins(lost.held_by),
     }
 
 
@@ -394,6 +426,7 @@ def _describe_device_outcome(device: DeviceOutcome) -> dict[str, Any]:
         "name": device.name,
         "limit_bytes": device.limit,
         "limit_fraction": device.fraction,
+        **({} if device.total is None else {"total_bytes": device.total}),
         "logical_bytes": list(device.logical_devices),
         **({} if device.asked is None else {"asked_bytes": device.asked}),
         **({} if device.asked_fraction is None else {"asked_fraction": device.asked_fraction}),
@@ -408,6 +441,7 @@ def _describe_planned_devices(devices: Iterable[PlannedDevice]) -> list[dict[str
             "token": planned.token,
             "uuid": planned.device.uuid if planned.device else None,
             "name": planned.device.name if planned.device else None,
+            **({} if planned.total is None else {"total_bytes": planned.total}),
             **_describe_limit(planned.limit),
         }
         for index, planned in enumerate(devices)
@@ -525,15 +559,23 @@ _SHRINKING: tuple[tuple[Any, ...], ...] = (
     (_clip_texts, 256),
     (_clip_entries, "sources", 128),
     (_clip_entries, "findings", 128),
+    (_keep_first, "groups", 16),
     (_keep_first, "grant", 16),
     (_keep_first, "devices", 8),
     (_clip_entries, "devices", 64),
+    (_keep_first, "would_clamp", 8),
+    (_clip_entries, "would_clamp", 128),
+    (_keep_first, "exceptions", 4),
+    (_clip_entries, "exceptions", 128),
     (_keep_first, "sources", 0),
     (_keep_first, "findings", 1),
     (_keep_first, "grant", 0),
+    (_keep_first, "groups", 0),
+    (_keep_first, "exceptions", 0),
     (_keep_first, "changes", 0),
     (_clip_texts, 80),
     (_keep_first, "cut", 0),
+    (_keep_first, "would_clamp", 0),
     (_keep_first, "devices", 0),
     (_keep_first, "findings", 0),
 )

@@ -105,6 +105,74 @@ def validate_urn_tfenv_schema_tfgpu_1(data, custom_formats={}, name_prefix=None)
                         validate___definitions_subject(data__project_val, custom_formats, (name_prefix or "data") + ".project.{data__project_key}".format(**locals()))
                 if data__project_keys:
                     raise JsonSchemaValueException("" + (name_prefix or "data") + ".project must not contain "+str(data__project_keys)+" properties")
+        if "observe" in data_keys:
+            data_keys.remove("observe")
+            data__observe = data["observe"]
+            if not isinstance(data__observe, (dict)):
+                raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe must be object")
+            data__observe_is_dict = isinstance(data__observe, dict)
+            if data__observe_is_dict:
+                data__observe_keys = set(data__observe.keys())
+                if "tell" in data__observe_keys:
+                    data__observe_keys.remove("tell")
+                    data__observe__tell = data__observe["tell"]
+                    if not isinstance(data__observe__tell, (bool)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.tell must be boolean")
+                if "gpu" in data__observe_keys:
+                    data__observe_keys.remove("gpu")
+                    data__observe__gpu = data__observe["gpu"]
+                    validate___definitions_gpu(data__observe__gpu, custom_formats, (name_prefix or "data") + ".observe.gpu")
+                if "ceiling" in data__observe_keys:
+                    data__observe_keys.remove("ceiling")
+                    data__observe__ceiling = data__observe["ceiling"]
+                    validate___definitions_ceiling(data__observe__ceiling, custom_formats, (name_prefix or "data") + ".observe.ceiling")
+                if "user" in data__observe_keys:
+                    data__observe_keys.remove("user")
+                    data__observe__user = data__observe["user"]
+                    if not isinstance(data__observe__user, (dict)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.user must be object")
+                    data__observe__user_is_dict = isinstance(data__observe__user, dict)
+                    if data__observe__user_is_dict:
+                        data__observe__user_keys = set(data__observe__user.keys())
+                        for data__observe__user_key, data__observe__user_val in data__observe__user.items():
+                            if REGEX_PATTERNS['^[^/]+$'].search(data__observe__user_key):
+                                if data__observe__user_key in data__observe__user_keys:
+                                    data__observe__user_keys.remove(data__observe__user_key)
+                                validate___definitions_subject(data__observe__user_val, custom_formats, (name_prefix or "data") + ".observe.user.{data__observe__user_key}".format(**locals()))
+                        if data__observe__user_keys:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.user must not contain "+str(data__observe__user_keys)+" properties")
+                if "group" in data__observe_keys:
+                    data__observe_keys.remove("group")
+                    data__observe__group = data__observe["group"]
+                    if not isinstance(data__observe__group, (dict)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.group must be object")
+                    data__observe__group_is_dict = isinstance(data__observe__group, dict)
+                    if data__observe__group_is_dict:
+                        data__observe__group_keys = set(data__observe__group.keys())
+                        for data__observe__group_key, data__observe__group_val in data__observe__group.items():
+                            if REGEX_PATTERNS['^[^/]+$'].search(data__observe__group_key):
+                                if data__observe__group_key in data__observe__group_keys:
+                                    data__observe__group_keys.remove(data__observe__group_key)
+                                validate___definitions_subject(data__observe__group_val, custom_formats, (name_prefix or "data") + ".observe.group.{data__observe__group_key}".format(**locals()))
+                        if data__observe__group_keys:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.group must not contain "+str(data__observe__group_keys)+" properties")
+                if "project" in data__observe_keys:
+                    data__observe_keys.remove("project")
+                    data__observe__project = data__observe["project"]
+                    if not isinstance(data__observe__project, (dict)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.project must be object")
+                    data__observe__project_is_dict = isinstance(data__observe__project, dict)
+                    if data__observe__project_is_dict:
+                        data__observe__project_keys = set(data__observe__project.keys())
+                        for data__observe__project_key, data__observe__project_val in data__observe__project.items():
+                            if REGEX_PATTERNS['^/'].search(data__observe__project_key):
+                                if data__observe__project_key in data__observe__project_keys:
+                                    data__observe__project_keys.remove(data__observe__project_key)
+                                validate___definitions_subject(data__observe__project_val, custom_formats, (name_prefix or "data") + ".observe.project.{data__observe__project_key}".format(**locals()))
+                        if data__observe__project_keys:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe.project must not contain "+str(data__observe__project_keys)+" properties")
+                if data__observe_keys:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".observe must not contain "+str(data__observe_keys)+" properties")
         if "audit" in data_keys:
             data_keys.remove("audit")
             data__audit = data["audit"]
@@ -181,6 +249,17 @@ def validate_urn_tfenv_schema_tfgpu_1(data, custom_formats={}, name_prefix=None)
                     if isinstance(data__machine__processoverhead, str):
                         if not REGEX_PATTERNS['^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb])$'].search(data__machine__processoverhead):
                             raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.process_overhead must match pattern ^(?:[Nn][Oo][Nn][Ee]|[0-9]{1,15}(?:\\.[0-9]{1,6})? ?[KkMmGgTt][Ii]?[Bb])$")
+                if "revision" in data__machine_keys:
+                    data__machine_keys.remove("revision")
+                    data__machine__revision = data__machine["revision"]
+                    if not isinstance(data__machine__revision, (str)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.revision must be string")
+                    if isinstance(data__machine__revision, str):
+                        data__machine__revision_len = len(data__machine__revision)
+                        if data__machine__revision_len < 1:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.revision must be longer than or equal to 1 characters")
+                        if data__machine__revision_len > 64:
+                            raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.revision must be shorter than or equal to 64 characters")
                 if "shards_per_gpu" in data__machine_keys:
                     data__machine_keys.remove("shards_per_gpu")
                     data__machine__shardspergpu = data__machine["shards_per_gpu"]
@@ -203,6 +282,25 @@ def validate___definitions_subject(data, custom_formats={}, name_prefix=None):
     data_is_dict = isinstance(data, dict)
     if data_is_dict:
         data_keys = set(data.keys())
+        if "expires" in data_keys:
+            data_keys.remove("expires")
+            data__expires = data["expires"]
+            if not isinstance(data__expires, (str)):
+                raise JsonSchemaValueException("" + (name_prefix or "data") + ".expires must be string")
+            if isinstance(data__expires, str):
+                if not REGEX_PATTERNS['^[0-9]{4}-[0-9]{2}-[0-9]{2}$'].search(data__expires):
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".expires must match pattern ^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
+        if "reason" in data_keys:
+            data_keys.remove("reason")
+            data__reason = data["reason"]
+            if not isinstance(data__reason, (str)):
+                raise JsonSchemaValueException("" + (name_prefix or "data") + ".reason must be string")
+            if isinstance(data__reason, str):
+                data__reason_len = len(data__reason)
+                if data__reason_len < 1:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".reason must be longer than or equal to 1 characters")
+                if data__reason_len > 200:
+                    raise JsonSchemaValueException("" + (name_prefix or "data") + ".reason must be shorter than or equal to 200 characters")
         if "gpu" in data_keys:
             data_keys.remove("gpu")
             data__gpu = data["gpu"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tfenv.config import _validator
 from tfenv.config.values import (
@@ -17,6 +17,7 @@ from tfenv.config.values import (
     WrongValueError,
     check_split,
     quote_value,
+    read_date,
     read_overhead,
     read_process_limit,
     read_selector,
@@ -27,7 +28,21 @@ from tfenv.config.values import (
     read_visible_devices,
 )
 from tfenv.errors import Finding
-from tfenv.policy.model import DeviceRule, KeyPath, Layer, MemoryLimit, Origin, Selector, Setting, Source, Table, Tables
+from tfenv.machine_date import find_today
+from tfenv.policy.model import (
+    DatedTable,
+    DeviceRule,
+    KeyPath,
+    Layer,
+    MemoryLimit,
+    Origin,
+    Selector,
+    Setting,
+    Source,
+    Table,
+    Tables,
+)
+from tfenv.values import replace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +52,11 @@ if TYPE_CHECKING:
 
 _RawTable = Mapping[str, object]
 _MACHINE_ONLY = ("project", "machine")
+#: Whose files may have `[observe]`.
+_OBSERVERS = ("machine", "site", "user")
+_SUBJECTS = ("user", "group", "project")
+#: Keys beside the tables of a user, group or project.
+_TERMS = ("expires", "reason")
 _NEWEST_VERSION = 1
 _NO_FILE = "none"
 
@@ -76,35 +96,74 @@ def load_schema() -> dict[str, Any]:
 # ---- validate
 
 
-def validate(document: Document) -> tuple[Layer, tuple[Finding, ...]]:
+def validate(document: Document, today: str | None = None) -> tuple[Layer, tuple[Finding, ...]]:
     """Turn a document into a layer of typed values.
 
     Never raises for what a file contains.
 
     Args:
         document: Parsed. It may hold anything TOML can.
+        today: The day that tables with an end are compared with, as "2027-01-31". None: the machine's.
 
     Returns:
         What is right in it, and a finding with file:line:column for each thing that is wrong, in the order of the
-        file. If there are very many, the last finding says how many more there are.
+        file. If there are very many, the last finding says how many more there are. What is wrong under `[observe]`
+        comes after all others, and is a warning: nothing of it is in force.
     """
-    policy, foreign = _split_machine_tables(document)
-    reader = _DocumentReader(document.source)
+    policy, foreign = _split_foreign_tables(document)
+    observed = policy.pop("observe", None)
+    reader = _DocumentReader(document.source, today)
     try:
         layer = reader.read(policy)
-        return layer, _explain(document, [*foreign, *reader.faults], reader.lookup)
+        findings = _explain(document, [*foreign, *reader.faults], reader.lookup)
     except (ImportError, FileNotFoundError) as missing:
         foreign.append(DocumentFault((), str(missing), "incomplete-install"))
-        return reader.read({}), _explain(document, foreign, None)
+        layer, findings = reader.read({}), _explain(document, foreign, None)
+    if observed is None:
+        return layer, findings
+    tried, wrong = _validate_observed(document, observed, today)
+    return replace(layer, observed=tried), (*findings, *wrong)
 
 
-def _split_machine_tables(document: Document) -> tuple[_RawTable, list[DocumentFault]]:
-    """Take out the tables that only an administrator's file may have."""
-    policy, source = document.data, document.source
-    if source.layer == "machine":
-        return policy, []
-    foreign = [DocumentFault((name,), policy[name], "machine-layer-only") for name in _MACHINE_ONLY if name in policy]
-    return {name: value for name, value in policy.items() if name not in _MACHINE_ONLY}, foreign
+def _validate_observed(document: Document, table: object, today: str | None) -> tuple[Layer, tuple[Finding, ...]]:
+    """Read the tables under `[observe]` apart from all others. Whatever is wrong with them changes nothing else."""
+    reader = _DocumentReader(document.source, today)
+    try:
+        layer = reader.read_observed(table)
+        findings = _explain(document, reader.faults, reader.lookup)
+    except (ImportError, FileNotFoundError) as missing:
+        layer = Layer(document.source.layer)
+        findings = _explain(document, [DocumentFault(("observe",), str(missing), "incomplete-install")], None)
+    return layer, tuple(replace(f, severity="warning") if f.severity == "error" else f for f in findings)
+
+
+def _split_foreign_tables(document: Document) -> tuple[dict[str, object], list[DocumentFault]]:
+    """Take out the tables that a file of this layer may not have."""
+    policy, layer = dict(_spell_dates(document.data)), document.source.layer
+    foreign: list[DocumentFault] = []
+    if layer != "machine":
+        found = [name for name in _MACHINE_ONLY if name in policy]
+        foreign += [DocumentFault((name,), policy.pop(name), "machine-layer-only") for name in found]
+    if layer not in _OBSERVERS and "observe" in policy:
+        foreign.append(DocumentFault(("observe",), policy.pop("observe"), "observe-not-here"))
+    return policy, foreign
+
+
+def _spell_dates(policy: _RawTable) -> _RawTable:
+    """Return the policy with TOML's dates as text, where the schema has a date. JSON has no dates."""
+    changed: dict[str, object] = {}
+    for name in (*_SUBJECTS, "observe"):
+        table = policy.get(name)
+        if isinstance(table, Mapping):
+            spelled = {key: _spell_date(inner) for key, inner in table.items()}
+            changed[name] = _spell_dates(table) if name == "observe" else spelled
+    return {**policy, **changed} if changed else policy
+
+
+def _spell_date(table: object) -> object:
+    if isinstance(table, Mapping) and type(table.get("expires")).__name__ == "date":
+        return {**table, "expires": str(table["expires"])}
+    return table
 
 
 def _explain(document: Document, faults: list[DocumentFault], lookup: SchemaLookup | None) -> tuple[Finding, ...]:
@@ -127,8 +186,10 @@ class _DocumentReader:
         lookup: Answers what the schema says of single keys. None if it accepts the whole table.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, today: str | None = None) -> None:
         self._source = source
+        self._today = today
+        self._dated: list[DatedTable] = []
         self.faults: list[DocumentFault] = []
         self.lookup: SchemaLookup | None = None
         self._converters: Mapping[str, Callable[[Any], object]] = {**_CONVERTERS, "file": self._check_log_file}
@@ -139,13 +200,30 @@ class _DocumentReader:
         Raises:
             FileNotFoundError: Something is wrong, and the schema that would say what is not installed.
         """
+        self._check_all(policy)
+        return self._read_layer(policy, ())
+
+    def read_observed(self, table: object) -> Layer:
+        """Return the layer of all that is right under `[observe]`.
+
+        Raises:
+            FileNotFoundError: Something is wrong, and the schema that would say what is not installed.
+        """
+        self._check_all({"observe": table})
+        return self._read_layer(table, ("observe",))
+
+    def _check_all(self, policy: _RawTable) -> None:
         self.lookup = None
         if not _validator.is_valid(policy):
             from tfenv.config.schema_lookup import SchemaLookup
 
             self.lookup = SchemaLookup(load_schema())
-        parts = {name: self._read_part(name, value) for name, value in self._open_table(policy, ())}
-        base = self._make_tables(parts, ())
+
+    def _read_layer(self, policy: object, path: KeyPath) -> Layer:
+        """Return the layer of the tables that stand at a path."""
+        self._dated = []
+        parts = {name: self._read_part(name, value, path) for name, value in self._open_table(policy, path)}
+        base = self._make_tables(parts, path)
         groups, users = parts.get("group", {}), parts.get("user", {})
         if self._source.scope is not None:
             kind, name = self._source.scope
@@ -154,7 +232,7 @@ class _DocumentReader:
             base = Tables()
         return Layer(
             name=self._source.layer,
-            top=parts.get("on_error", {}),
+            top=parts.get("tell" if path else "on_error", {}),
             base=base,
             groups=tuple(groups.items()),
             users=users,
@@ -162,17 +240,18 @@ class _DocumentReader:
             audit=(parts["audit"],) if parts.get("audit") else (),
             machine=parts.get("machine", {}),
             paths=(self._source.path,),
+            dated=tuple(self._dated),
         )
 
-    def _read_part(self, name: str, value: object) -> Any:
-        """Return what stands under a name at the top: a table, or for users, groups and projects one for each."""
+    def _read_part(self, name: str, value: object, path: KeyPath) -> Any:
+        """Return what stands under a name: a table, or for users, groups and projects one for each."""
         if name == "version":
             return self._check_version(value)
-        if name == "on_error":
-            return self._read_table({name: value}, ())
-        if name in ("user", "group", "project"):
-            return self._read_named(value, name)
-        return self._read_table(value, (name,))
+        if name in ("on_error", "tell"):
+            return self._read_table({name: value}, path)
+        if name in _SUBJECTS:
+            return self._read_named(value, (*path, name))
+        return self._read_table(value, (*path, name))
 
     def _check_version(self, version: object) -> None:
         if self._accepts(("version",), version):
@@ -211,20 +290,32 @@ class _DocumentReader:
             table["device"] = table.pop("device")
         return table
 
-    def _read_named(self, raw: object, kind: str) -> dict[str, Tables]:
-        """Return [user.NAME.*], [group.NAME.*] or [project."PATH".*], by name."""
+    def _read_named(self, raw: object, kind: KeyPath) -> dict[str, Tables]:
+        """Return [user.NAME.*], [group.NAME.*] or [project."PATH".*], by name. Leave out what has expired."""
         named: dict[str, Tables] = {}
-        for name, value in self._open_table(raw, (kind,)):
-            path, before = (kind, name), len(self.faults)
-            parts = {table: self._read_table(inner, (*path, table)) for table, inner in self._open_table(value, path)}
+        for name, value in self._open_table(raw, kind):
+            path, before = (*kind, name), len(self.faults)
+            content = dict(self._open_table(value, path))
+            terms = self._read_table({key: content.pop(key) for key in _TERMS if key in content}, path)
+            parts = {table: self._read_table(inner, (*path, table)) for table, inner in content.items()}
             tables = self._make_tables(parts, path)
             if self._accepts(path, {}):
-                named[name] = tables
+                if not (terms and self._note_terms(terms, path)):
+                    named[name] = tables
             else:
                 # Nobody has this name, so that the values do not matter.
                 pruned = [fault for fault in self.faults[before:] if fault.pruned]
                 self.faults[before:] = [DocumentFault(path, {}), *pruned]
         return named
+
+    def _note_terms(self, terms: Table, path: KeyPath) -> bool:
+        """Note until when the table at a path counts, and why. Return whether it has expired."""
+        expires = cast("str | None", terms["expires"].value) if "expires" in terms else None
+        expired = expires is not None and (self._today or find_today()) >= expires
+        reason = str(terms["reason"].value) if "reason" in terms else ""
+        kind, name = cast("tuple[Literal['user', 'group', 'project'], str]", path[-2:])
+        self._dated.append(DatedTable(kind, name, self._make_origin(path), expires, reason, expired))
+        return expired
 
     def _make_tables(self, parts: Mapping[str, Any], path: KeyPath) -> Tables:
         tables = Tables(gpu=parts.get("gpu", {}), ceiling=parts.get("ceiling", {}))
@@ -359,6 +450,7 @@ _CONVERTERS: Mapping[str, Callable[[Any], object]] = {
     "shards_per_gpu": _make_whole,
     "match": read_selector,
     "logical_devices": read_sizes,
+    "expires": read_date,
     "trusted_owners": lambda owners: tuple(owners) if isinstance(owners, list) else owners,
 }
 #: Lists that lose their wrong entries and keep the others.

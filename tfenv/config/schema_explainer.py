@@ -22,10 +22,11 @@ from tfenv.policy.model import KeyPath, format_key
 _MOST_FINDINGS = 100
 #: Unknown keys that are compared with the known ones, in one file: comparing takes the time.
 _MOST_COMPARED = 20
-_WARNINGS = ("unknown-key", "newer-version", "allocator-without-limit")
+_WARNINGS = ("unknown-key", "newer-version", "allocator-without-limit", "observe-not-here")
 #: What is said of faults that neither the schema nor the reader of a value explains.
 _MESSAGES = {
     "machine-layer-only": "[{key}] counts only in the machine's file, /etc/tfgpu/tfgpu.toml; remove it from this file",
+    "observe-not-here": "[observe] counts only in the machine's, the site's and your own file; remove it here",
     "incomplete-install": "wrong, but tfenv is incomplete and cannot explain why; install tfenv again ({value})",
     "allocator-without-limit": '"{value}" does not keep a memory limit; write allocator = "bfc", which is used instead',
 }

@@ -206,6 +206,18 @@ def _explain_selector(value: object, text: str) -> str:
     return f"{quote_value(value)} is not a GPU; write {_A_DEVICE}"
 
 
+def read_date(value: object) -> str:
+    """Read a day, as "2027-01-31"."""
+    # Late: few tables have one.
+    from datetime import date
+
+    try:
+        return date.fromisoformat(value if isinstance(value, str) else "").isoformat()
+    except ValueError:
+        text = str(value) if hasattr(value, "isoformat") else quote_value(value)
+        raise WrongValueError(f"{text} is not a day; write a date without a time, as in 2027-01-31") from None
+
+
 def read_selectors(value: object) -> tuple[Selector, ...]:
     """Read a list of devices, or "none". A device that is named twice counts once."""
     if value == "none":

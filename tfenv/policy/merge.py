@@ -15,14 +15,17 @@ from tfenv.policy.model import (
     AuditSinks,
     Ceiling,
     CeilingKey,
+    DatedTable,
     EffectivePolicy,
     Layer,
+    ObservedPolicy,
     OnError,
     Setting,
     Subject,
     Table,
     Tables,
 )
+from tfenv.values import replace
 
 #: `file = "none"`: no log of this layer, and from machine, site or user no default log either.
 _NO_FILE = "none"
@@ -53,6 +56,7 @@ def _combine_parts(parts: Sequence[Layer]) -> Layer:
         audit=tuple(table for part in parts for table in part.audit),
         machine=_replace(part.machine for part in parts),
         paths=tuple(path for part in parts for path in part.paths),
+        dated=tuple(dated for part in parts for dated in part.dated),
     )
 
 
@@ -106,7 +110,58 @@ def select_tables(layer: Layer, subject: Subject) -> Iterator[Tables]:
             yield layer.projects[root]
 
 
+def select_dated(layers: Iterable[Layer], subject: Subject) -> Iterator[DatedTable]:
+    """Yield the tables with an end or a reason that are for the subject, the expired ones too."""
+    users = (f"uid:{subject.uid}", subject.user)
+    for layer in layers:
+        for dated in layer.dated:
+            if dated.kind == "project":
+                matches = subject.project is not None and contains_project(dated.name, subject.project)
+            else:
+                matches = dated.name in (users if dated.kind == "user" else subject.groups)
+            if matches:
+                yield dated
+
+
 # ---- all layers
+
+
+def merge_observed(layers: Iterable[Layer], subject: Subject) -> ObservedPolicy | None:
+    """Merge all layers as if `observe.` were removed from the names of their tables.
+
+    Args:
+        layers: As read, one a file.
+        subject: The user and the project.
+
+    Returns:
+        None: no layer has such tables.
+    """
+    layers = tuple(layers)
+    observed = [layer.observed for layer in layers if layer.observed is not None]
+    if not observed:
+        return None
+    tell = any(layer.top["tell"].value is True for layer in observed if "tell" in layer.top)
+    return ObservedPolicy(merge(map(_apply_observed, layers), subject), tell)
+
+
+def _apply_observed(layer: Layer) -> Layer:
+    """Return a layer with its observed tables in force. They replace its own, key by key."""
+    observed = layer.observed
+    if observed is None:
+        return layer
+    names = [name for name, _ in layer.groups]
+    replacing = dict(observed.groups)
+    return replace(
+        layer,
+        base=_replace_tables((layer.base, observed.base)),
+        groups=(
+            *((name, _replace_tables((tables, replacing.get(name, Tables())))) for name, tables in layer.groups),
+            *((name, tables) for name, tables in observed.groups if name not in names),
+        ),
+        users=_replace_named((layer.users, observed.users)),
+        projects=_replace_named((layer.projects, observed.projects)),
+        observed=None,
+    )
 
 
 def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
@@ -139,6 +194,7 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
         ),
         process_overhead=cast(int, _find_machine_value(ordered, "process_overhead", DEFAULT_OVERHEAD)),
         shards_per_gpu=cast("int | None", _find_machine_value(ordered, "shards_per_gpu", None)),
+        revision=cast("str | None", _find_machine_value(ordered, "revision", None)),
         paths=tuple(dict.fromkeys(path for layer in ordered for path in layer.paths)),
     )
 

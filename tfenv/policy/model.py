@@ -137,6 +137,27 @@ class Tables:
 
 
 @frozen
+class DatedTable:
+    """A table of one user, group or project that has an end or a reason.
+
+    Attributes:
+        kind: Whose it is.
+        name: The user's or group's name, or the project's path.
+        origin: The table.
+        expires: The day from which it does not count, as "2027-01-31". None: it has no end.
+        reason: Why it exists. "": nobody says.
+        expired: That day has come, so the layer is without the table's values.
+    """
+
+    kind: Literal["user", "group", "project"]
+    name: str
+    origin: Origin
+    expires: str | None = None
+    reason: str = ""
+    expired: bool = False
+
+
+@frozen
 class Layer:
     """A validated layer: one file, or the several files of the machine layer's one author.
 
@@ -149,6 +170,8 @@ class Layer:
         audit: `[audit]`, one table per file of the layer. Their sinks add up.
         machine: `[machine]`, machine layer only.
         paths: The files it was read from.
+        dated: The tables of users, groups and projects that have an end or a reason.
+        observed: The tables under `[observe]`, with `tell` at the top. None: there are none.
     """
 
     name: LayerName
@@ -160,6 +183,8 @@ class Layer:
     audit: tuple[Table, ...] = ()
     machine: Table = field(default_factory=dict)
     paths: tuple[str, ...] = ()
+    dated: tuple[DatedTable, ...] = ()
+    observed: Layer | None = None
 
 
 @frozen
@@ -342,6 +367,7 @@ class EffectivePolicy:
         paths: Every file that was merged.
         process_overhead: Bytes that a process takes of a GPU beside its limit.
         shards_per_gpu: How many shards Slurm splits a GPU into. None: the machine layer does not say.
+        revision: What the machine layer calls this version of itself. None: it does not say.
     """
 
     settings: Table = field(default_factory=dict)
@@ -353,6 +379,7 @@ class EffectivePolicy:
     paths: tuple[str, ...] = ()
     process_overhead: int = DEFAULT_OVERHEAD
     shards_per_gpu: int | None = None
+    revision: str | None = None
 
     @property
     def silent(self) -> bool:
@@ -366,6 +393,42 @@ class EffectivePolicy:
             return LAYER_ORDER.index(ceiling.origin.layer), ceiling.origin.path, format_key(ceiling.origin.key)
 
         return sorted((ceiling for ceiling in self.ceilings if ceiling.key in keys), key=get_sort_key)
+
+
+@frozen
+class ObservedPolicy:
+    """What the policy would be if the tables under `[observe]` were in force. Nothing of it is applied.
+
+    Attributes:
+        policy: All layers merged so.
+        tell: The line on stderr says what the process would lose.
+    """
+
+    policy: EffectivePolicy
+    tell: bool = False
+
+
+@frozen
+class WouldClamp:
+    """What a process has at an entry point and would not have under the observed policy.
+
+    Attributes:
+        key: The key that would take it away: "memory_limit", "visible_devices", "memory_growth".
+        asked: What the process has now: "8.0 GiB", "no limit", "on".
+        given: What it would have: "4.0 GiB".
+        gpu: UUID of the GPU, or its token. "": it is about no single GPU.
+        asked_bytes: `asked` in bytes. None: it is no size, or the card's size is not known.
+        given_bytes: `given` in bytes, likewise.
+        held_by: The keys that would hold.
+    """
+
+    key: str
+    asked: str
+    given: str
+    gpu: str = ""
+    asked_bytes: int | None = None
+    given_bytes: int | None = None
+    held_by: tuple[Origin, ...] = ()
 
 
 # ---- the machine
@@ -656,6 +719,7 @@ class PlannedDevice:
             limit=limit,
             fraction=fraction,
             logical_devices=logical_devices,
+            total=total if total is not None else self.total,
             asked=None if wish is None else total if wish.unlimited else wish.on(total),
             asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
         )
@@ -747,6 +811,7 @@ class DeviceOutcome:
         logical_devices: Sizes in bytes of the logical GPUs it was split into. (): it was not split.
         asked: Bytes that a file of a user or project asked for, if that is more than the limit. None: no file did.
         asked_fraction: The same as a fraction of the total, where it was written so.
+        total: The card's memory in bytes. None: unknown.
     """
 
     index: int
@@ -758,6 +823,7 @@ class DeviceOutcome:
     logical_devices: tuple[int, ...] = ()
     asked: int | None = None
     asked_fraction: float | None = None
+    total: int | None = None
 
     @property
     def identity(self) -> str:
@@ -778,6 +844,7 @@ class Outcome:
         given: What the framework was given instead, in the same terms.
         findings: What was clamped, and what could not be applied.
         choice: The GPUs that were chosen for it. None: nothing was to be chosen.
+        would_clamp: What the process would lose under the observed policy.
     """
 
     status: OutcomeStatus
@@ -788,3 +855,4 @@ class Outcome:
     given: Mapping[str, object] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     choice: Choice | None = None
+    would_clamp: tuple[WouldClamp, ...] = ()

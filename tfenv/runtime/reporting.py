@@ -238,7 +238,16 @@ class Reporter:
 
         name, version = (None, None) if framework is None else (framework.name, framework.version())
         process = ProcessFacts.collect(name, version)
-        return RecordContext(process, self.loaded.subject, self.grant, self.loaded.sources, self.loaded.hashes)
+        loaded = self.loaded
+        return RecordContext(
+            process,
+            loaded.subject,
+            self.grant,
+            loaded.sources,
+            loaded.hashes,
+            loaded.revision,
+            loaded.exceptions,
+        )
 
 
 def _add_findings(outcome: Outcome, pending: tuple[Finding, ...], plan: Plan) -> Outcome:

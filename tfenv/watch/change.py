@@ -274,6 +274,14 @@ def _join_sinks(old: AuditSinks, new: AuditSinks) -> AuditSinks:
 def _make_change_record(change: PolicyChange) -> record.AuditRecord:
     state, loaded = change.after, change.after.loaded
     process = record.ProcessFacts.collect()
-    context = record.RecordContext(process, loaded.subject, state.grant, loaded.sources, dict(loaded.hashes))
+    context = record.RecordContext(
+        process,
+        loaded.subject,
+        state.grant,
+        loaded.sources,
+        dict(loaded.hashes),
+        loaded.revision,
+        loaded.exceptions,
+    )
     differences = [difference.as_dict() for difference in change.differences]
     return record.make_changed_record(context, loaded.policy, state.decision.plan, differences, state.findings)
