@@ -74,6 +74,15 @@ def format_policy_line(
     return escape_for_terminal(f"tfgpu: {text}")
 
 
+def format_losses(outcome: Outcome) -> str:
+    """Say what the process would lose under the observed policy, as the end of its line. "": nothing."""
+    names = {"memory_growth": "growth "}
+    texts = dict.fromkeys(
+        f"{names.get(lost.key, '')}{lost.given} instead of {_shorten_uuid(lost.asked)}" for lost in outcome.would_clamp
+    )
+    return escape_for_terminal(f"; under [observe] it would be {', '.join(texts)}") if texts else ""
+
+
 def _format_effect(
     plan: Plan,
     outcome: Outcome | None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfenv.devices.cuda import CudaDevice
     from tfenv.frameworks.base import Framework
     from tfenv.policy.budget import Budget, Claimant
-    from tfenv.policy.model import DeviceOutcome, MemoryLimit, Outcome, PlannedDevice
+    from tfenv.policy.model import DeviceOutcome, MemoryLimit, Outcome, PlannedDevice, WouldClamp
     from tfenv.runtime.process_policy import ProcessPolicy
 
 
@@ -236,7 +236,10 @@ class FrameworkPolicy:
         findings = (*wanted, *shared, *process.find_late_visibility())
         # Without a GPU because others have the budget: nothing failed.
         status = "clamped" if outcome.status == "cpu" and not process.no_gpu else outcome.status
-        outcome = replace(outcome, status=status, findings=findings, choice=process.choice)
+        lost, faults = self._find_losses(outcome)
+        outcome = replace(
+            outcome, status=status, findings=(*findings, *faults), choice=process.choice, would_clamp=lost
+        )
         pending, self.pending = self.pending, ()
         with Inside():
             with process.lock:
@@ -245,6 +248,25 @@ class FrameworkPolicy:
         errors = pipeline.select_errors(wanted)
         if errors and process.loaded.policy.on_error == "fail":
             raise PolicyError(errors)
+
+    def _find_losses(self, outcome: Outcome) -> tuple[tuple[WouldClamp, ...], tuple[Finding, ...]]:
+        """Return what the process would lose under the observed policy. A fault in this is a note, and no more."""
+        process = self.process
+        observed = process.loaded.observed
+        if observed is None or not outcome.devices:
+            return (), ()
+        try:
+            from tfenv.policy.budget import apply_framework_share
+            from tfenv.policy.observe import find_losses
+
+            loaded, policy = replace(process.loaded, policy=observed.policy), observed.policy
+            plan = pipeline.decide(loaded, process.grant, process.inventory, process.program_request).plan
+            framework = self.framework
+            plan = drop_unsupported(plan, policy, framework.supports, framework.title)
+            return find_losses(outcome, apply_framework_share(plan, policy, framework.name), policy), ()
+        except Exception as error:  # noqa: BLE001 - nothing under [observe] may touch the program
+            text = f"tfenv could not tell what [observe] would take: {type(error).__name__}: {error}"
+            return (), (Finding("not-observed", text, "note"),)
 
     def report_unkept(self, finding: Finding, entry_point: str) -> None:
         """Write down that an entry point passes what the policy does not allow, and do what `on_error` says of it."""
