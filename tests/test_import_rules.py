@@ -42,6 +42,7 @@ OWNERS = {
     "pynvml": ("devices",),
     "watchdog": ("watch",),
     "msgspec": ("audit",),
+    "vl_convert": ("audit",),
     "backports": ("audit",),
     "shtab": ("cli",),
 }

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfenv.audit import gpu_totals
+from tfenv.audit import gpu_totals, log_parts
 from tfenv.audit.gpu_totals import summarize_logs, summarize_records
 from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery
 
@@ -188,9 +188,9 @@ def read_all_ways(log: Path, query: RecordQuery) -> Iterator[tuple[list[dict[str
     """Yield the rows, and how many lines are no records: with msgspec, without, and with it in parts of the log."""
     for absent, part_bytes in ((False, 1 << 30), (True, 1 << 30), (False, 777)):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(gpu_totals, "_SMALLEST_PART_BYTES", part_bytes)
-            monkeypatch.setattr(gpu_totals, "_count_cores", lambda: 1 << 20)
-            monkeypatch.setattr(gpu_totals, "_make_pool", lambda _: None)
+            monkeypatch.setattr(log_parts, "_SMALLEST_PART_BYTES", part_bytes)
+            monkeypatch.setattr(log_parts, "_count_cores", lambda: 1 << 20)
+            monkeypatch.setattr(log_parts, "_make_pool", lambda _: None)
             if absent:
                 monkeypatch.setitem(sys.modules, "msgspec", None)
             tally = LineTally()
@@ -362,8 +362,8 @@ def test_a_log_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_long_log_is_read_by_several_processes(long_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line is counted once, whatever the place where one process's part of the log ends, and in what order."""
     whole, tally = summarize_logs([long_log], RecordQuery(), LineTally()), LineTally()
-    monkeypatch.setattr(gpu_totals, "_SMALLEST_PART_BYTES", 9000)
-    monkeypatch.setattr(gpu_totals, "_count_cores", lambda: 3)
+    monkeypatch.setattr(log_parts, "_SMALLEST_PART_BYTES", 9000)
+    monkeypatch.setattr(log_parts, "_count_cores", lambda: 3)
     long_log.write_bytes(long_log.read_bytes() + b"junk\n")
     assert summarize_logs([long_log], RecordQuery(), tally) == whole
     assert tally.unreadable == 1
@@ -373,8 +373,8 @@ def test_a_log_that_cannot_be_read_is_an_error_in_another_process_too(
     long_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What goes wrong in a process that helps is said in the same words."""
-    monkeypatch.setattr(gpu_totals, "_SMALLEST_PART_BYTES", 9000)
-    monkeypatch.setattr(gpu_totals, "_count_cores", lambda: 3)
+    monkeypatch.setattr(log_parts, "_SMALLEST_PART_BYTES", 9000)
+    monkeypatch.setattr(log_parts, "_count_cores", lambda: 3)
 
     def fail(*_: object) -> Iterator[bytes]:
         raise PermissionError(13, "Permission denied", str(long_log))

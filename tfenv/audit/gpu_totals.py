@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from signal import SIG_DFL, SIGINT, signal
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from tfenv.audit.job_names import format_job, read_job
+from tfenv.audit.log_parts import LogPart, map_parts, split_logs
 from tfenv.audit.query import (
     LineTally,
     LoggedRecord,
@@ -19,27 +18,20 @@ from tfenv.audit.query import (
     count_times,
     decode_json,
     get_gpu_id,
-    is_worth_reading,
     list_logged_devices,
     parse_line,
     read_lines,
 )
 from tfenv.audit.record import MAX_RECORD_BYTES
-from tfenv.audit.rotation import COMPRESSED, LogOrigin
+from tfenv.audit.rotation import LogOrigin
 from tfenv.dependencies import import_dependency
-from tfenv.values import frozen, replace
-
-if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
+from tfenv.values import replace
 
 _Number = TypeVar("_Number", int, float)
 
 #: The events of a use. Plans (policy_loaded, policy_changed) are none.
 _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 _MIB = 1 << 20
-#: Of a log, for a process of its own. Below that it is read before others have started.
-_SMALLEST_PART_BYTES = 16 << 20
-_MOST_PROCESSES = 16
 #: Different records that are remembered at a time.
 _MOST_KNOWN = 10_000
 _LONGEST_PID = 18
@@ -86,15 +78,6 @@ class UserGpuTotals:
         return {name: value for name, value in totals.items() if name != "job" or value is not None}
 
 
-@frozen
-class _LogPart:
-    """A part of a log. Of one that is compressed, or a pipe, the whole."""
-
-    path: Path
-    begin: int = 0
-    stop: int | None = None
-
-
 def summarize_logs(
     logs: Sequence[Path], query: RecordQuery, tally: LineTally, *, by_job: bool = False
 ) -> list[UserGpuTotals]:
@@ -113,56 +96,19 @@ def summarize_logs(
     if not events:
         return []
     query = replace(query, events=events)
-    logs = [log for log in logs if is_worth_reading(log, query.since)]
-    size = sum(log.stat().st_size for log in logs) // _count_cores() + 1
-    parts = [part for log in logs for part in _split_log(log, max(size, _SMALLEST_PART_BYTES))]
+    parts = split_logs(logs, query.since)
     summarizer = _Summarizer(query, by_job=by_job)
-    for rows, part_tally in _map_in_processes(partial(_summarize_part, query, tally.origin, by_job), parts):
+    for rows, part_tally in map_parts(partial(_summarize_part, query, tally.origin, by_job), parts):
         summarizer.add_rows(rows)
         tally.add(part_tally)
     return summarizer.list_rows()
-
-
-def _count_cores() -> int:
-    return min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
-
-
-def _split_log(log: Path, size: int) -> list[_LogPart]:
-    if log.suffix in COMPRESSED or not log.is_file():
-        return [_LogPart(log)]
-    *begins, last = range(0, max(1, log.stat().st_size), size)
-    return [*(_LogPart(log, begin, begin + size) for begin in begins), _LogPart(log, last)]
-
-
-def _map_in_processes(
-    summarize: Callable[[_LogPart], tuple[list[UserGpuTotals], LineTally]], parts: Sequence[_LogPart]
-) -> Iterator[tuple[list[UserGpuTotals], LineTally]]:
-    """Yield what comes of each part. In this process where there is one part or core, or no way to share the work."""
-    count = min(len(parts), _count_cores())
-    pool = _make_pool(count) if count > 1 else None
-    if pool is None:
-        yield from map(summarize, parts)
-        return
-    with pool:
-        yield from pool.map(summarize, parts)
-
-
-def _make_pool(count: int) -> ProcessPoolExecutor | None:
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    try:
-        # Ctrl-C ends the others without a word.
-        return ProcessPoolExecutor(count, get_context("fork"), signal, (SIGINT, SIG_DFL))
-    except (ImportError, OSError):  # a machine without semaphores, as some sandboxes are
-        return None
 
 
 def _summarize_part(
     query: RecordQuery,
     origin: LogOrigin,
     by_job: bool,
-    part: _LogPart,
+    part: LogPart,
 ) -> tuple[list[UserGpuTotals], LineTally]:
     tally = LineTally(origin=origin)
     summarizer = _Summarizer(query, by_job=by_job)

@@ -21,12 +21,13 @@ from tfenv.audit.query import (
     get_gpu_id,
     list_asked,
     list_logged_devices,
-    parse_moment,
     read_newest,
     read_records,
     select_records,
 )
 from tfenv.audit.rotation import LogTail, find_all_log_files
+from tfenv.cli.audit import report
+from tfenv.cli.audit.options import add_files, parse_time
 from tfenv.cli.job_table import build_job_report
 from tfenv.cli.output import FINDINGS, OK, USAGE, add_description, print_json_line, print_message
 from tfenv.cli.own_logs import find_logs, find_named_logs
@@ -49,7 +50,8 @@ _SUMMARY_COLUMNS = ("user", "job", "GPU", "processes", "asked", "given", "clampe
 _USAGE = """%(prog)s [options]
        %(prog)s job ID [options]
        %(prog)s summary [options]
-       %(prog)s export --prometheus FILE [options]"""
+       %(prog)s export --prometheus FILE [options]
+       %(prog)s report --html FILE [options]"""
 _JOB = "Show what a job did with its GPUs: each process with its limits, its peaks and its time."
 _JOB_ID = (
     "It is named by the number of the job or array (14), by a task of the array (14_0) or a step (14.0), by a job, "
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # What is not given is not set, so that `tfgpu audit --user alice summary` keeps alice.
     parser.argument_default = argparse.SUPPRESS
     _add_filters(parser)
-    _add_files(parser)
+    add_files(parser)
     parser.add_argument(
         "-n", "--lines", type=_parse_lines, metavar="N", help="Show only the newest N (table: 20, json: all)."
     )
@@ -86,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(summary)
     summary.add_argument("--by-job", action="store_true", help="Count each job by itself.")
-    _add_files(summary)
+    add_files(summary)
     _add_format(summary)
     export_totals = actions.add_parser(
         "export",
@@ -106,7 +108,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Count each job by itself, in a label. There are as many series as jobs, so the file must be a new one.",
     )
-    _add_files(export_totals)
+    add_files(export_totals)
+    _add_report(actions)
+
+
+def _add_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    page = actions.add_parser(
+        "report",
+        help=report.PURPOSE,
+        description=f"{report.PURPOSE} {_EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    report.add_arguments(page)
 
 
 def _add_job_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -118,7 +131,7 @@ def _add_job_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     job.add_argument("job", action="append", metavar="ID", help=f"Show this job. {_JOB_ID}")
     _add_filters(job, has_job=False)
-    _add_files(job)
+    add_files(job)
     _add_format(job)
 
 
@@ -150,22 +163,11 @@ def _add_filters(parser: argparse.ArgumentParser, *, has_job: bool = True) -> No
     )
     filters.add_argument(
         "--since",
-        type=_parse_time,
+        type=parse_time,
         metavar="WHEN",
         help='Show only records since this time: "2h", "7d" or an ISO 8601 time.',
     )
-    filters.add_argument("--until", type=_parse_time, metavar="WHEN", help="Show only records before this time.")
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--file",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="Read these logs and their rotated files (.1, .2.gz, …). Default: the log that the policy here names.",
-    )
+    filters.add_argument("--until", type=parse_time, metavar="WHEN", help="Show only records before this time.")
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
@@ -183,14 +185,6 @@ def _parse_event(text: str) -> str:
     if name not in EVENTS:
         raise argparse.ArgumentTypeError(f'"{text}" is not an event; the events are {", ".join(EVENTS)}')
     return f"policy_{name}"
-
-
-def _parse_time(text: str) -> str:
-    try:
-        # "5m" is what everybody types. In a policy it would be ambiguous.
-        return parse_moment(re.sub(r"^(\d+)m$", r"\1min", text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parse_lines(text: str) -> int:
@@ -211,6 +205,8 @@ def run(arguments: argparse.Namespace) -> int:
             return export_figures(arguments.prometheus, files, by_job="by_job" in given)
         if arguments.action == "summary":
             return print_summary(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
+        if arguments.action == "report":
+            return report.run(arguments)
         if arguments.action == "job":
             return print_job(given["job"][-1], _build_query(given), files, is_json=is_json)
         show = follow_records if "follow" in given else print_records
