@@ -21,7 +21,9 @@ def format_junit(suites: Sequence[Suite], result: RunResult) -> str:
     for path in dict.fromkeys(finding.path or "" for finding in others):
         _add_suite(root, Suite(path), [], [finding for finding in others if (finding.path or "") == path])
     ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    # In ASCII it is right in whatever encoding it is printed.
+    text: bytes = ET.tostring(root, encoding="us-ascii", xml_declaration=True)
+    return text.decode() + "\n"
 
 
 def _add_suite(root: ET.Element, suite: Suite, cases: Sequence[CaseResult], findings: Sequence[Finding]) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
-from tfenv.config.schema import schema_path
+from tfenv.config.schema import load_schema
+from tfenv.config.schema_copy import TEST_COPY_NAME
 from tfenv.config.values import quote_value
 from tfenv.dependencies import import_dependency
 from tfenv.identity import suggest_name
 from tfenv.policy.model import KeyPath
-
-SCHEMA_NAME = "tfgpu-test.schema.json"
 
 #: What is said of a key that is missing.
 _MISSING = {
@@ -25,21 +24,10 @@ _EMPTY = "expects nothing; write what the process gets, as in devices = 1"
 
 
 @cache
-def load_test_schema() -> Mapping[str, Any]:
-    """Return the JSON Schema (draft-07) of *.test.toml. It is read once per process.
-
-    Raises:
-        FileNotFoundError: It is not installed.
-    """
-    path = schema_path().with_name(SCHEMA_NAME)
-    return cast("Mapping[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-
-
-@cache
 def _list_entries() -> Mapping[str, Mapping[str, Any]]:
     """Return what the schema says of each key, by its name. A name means the same wherever it stands."""
     entries: dict[str, Mapping[str, Any]] = {}
-    waiting: list[Any] = [load_test_schema()]
+    waiting: list[Any] = [load_schema(TEST_COPY_NAME)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, Mapping):
@@ -53,7 +41,7 @@ def _list_entries() -> Mapping[str, Mapping[str, Any]]:
 
 @cache
 def _make_validator() -> Any:
-    return import_dependency("jsonschema").Draft7Validator(load_test_schema())
+    return import_dependency("jsonschema").Draft7Validator(load_schema(TEST_COPY_NAME))
 
 
 def find_errors(table: object) -> Iterator[tuple[KeyPath, str]]:

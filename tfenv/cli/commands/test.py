@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "paths", nargs="*", metavar="FILE",
-        help=f"Run the cases of this file, or of every *{TEST_SUFFIX} in this directory and below it (default: those in "
-             f"this directory, in the project's, and for root in {MACHINE_ROOT}).",
+        help=f"Run the cases of this file, or of every *{TEST_SUFFIX} in this directory and below it (default: those "
+             f"in this directory, in the project's, and for root in {MACHINE_ROOT}).",
     )  # fmt: skip
     parser.add_argument(
         "-k", dest="pattern", metavar="PATTERN", help="Run only cases whose names contain this text. * is any text."
