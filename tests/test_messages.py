@@ -235,6 +235,10 @@ RUNS = {
     "wrong-type": check("[tool]\ntfgpu = 1\n", "pyproject.toml", arguments=("check", "pyproject.toml")),
     "insecure-permissions": check("", prepare="chmod a+w tfgpu.toml"),
     "untrusted-owner": check("", prepare="chown nobody tfgpu.toml", names={"nobody": "bob", "root)": "alice)"}),
+    "invalid-test": Run(
+        {"tfgpu.toml": "", "tfgpu.test.toml": '[[case]]\nname = "a"\ngpus = "2x24GiB"\n[case.expect]\ndevice = 1\n'},
+        ("test",),
+    ),
     "newer-version": check("version = 2\n"),
     "hidden": Run({"tfgpu.toml": "", "pyproject.toml": "[tool.tfgpu.gpu]\n"}),
     "project-replaced": Run(

@@ -227,27 +227,47 @@ def load(
         sources,
         trust,
         lambda passed_over: discover(start, known, machine_root, passed_over, trust.owners)[0],
-        allow_project=_find_machine_value(machine.layers, "allow_project_files") is not False,
+        allow_project=allows_project_files(machine.layers),
         today=today,
     )
     subject = replace(known, project=_find_project(others.documents, start))
-    layers = (*machine.layers, *others.layers)
-    loaded = LoadedPolicy(
-        start=start,
-        subject=subject,
+    read_files = ReadLayers(
         documents=(*machine.documents, *others.documents),
-        layers=layers,
-        policy=_place_default_log(merge(layers, subject), start),
-        observed=merge_observed(layers, subject),
-        dated=tuple(select_dated(layers, subject)),
+        layers=(*machine.layers, *others.layers),
         findings=(*missing, *machine.findings, *_name_variable(sources, others.findings)),
     )
+    loaded = merge_files(start, subject, read_files)
     return _note_replaced_file(loaded, trust, machine_root) if start.config else loaded
+
+
+def merge_files(start: Start, subject: Subject, files: ReadLayers) -> LoadedPolicy:
+    """Merge files that were read.
+
+    Args:
+        start: The process to do it for.
+        subject: For whom, and the project.
+        files: What the files of all layers hold, the machine's first.
+    """
+    return LoadedPolicy(
+        start=start,
+        subject=subject,
+        documents=files.documents,
+        layers=files.layers,
+        policy=_place_default_log(merge(files.layers, subject), start),
+        observed=merge_observed(files.layers, subject),
+        dated=tuple(select_dated(files.layers, subject)),
+        findings=files.findings,
+    )
+
+
+def allows_project_files(machine_layers: Iterable[Layer]) -> bool:
+    """Return whether the machine layer lets the files of projects count."""
+    return _find_machine_value(machine_layers, "allow_project_files") is not False
 
 
 def _note_replaced_file(loaded: LoadedPolicy, trust: Trust, machine_root: str) -> LoadedPolicy:
     """Note at the file that TFGPU_CONFIG names which project's file does not count because of it."""
-    if _find_machine_value(loaded.layers, "allow_project_files") is False:
+    if not allows_project_files(loaded.layers):
         return loaded
     # Late: most processes have no TFGPU_CONFIG.
     from tfenv.config.hidden import find_replaced_file

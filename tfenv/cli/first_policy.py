@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from tfenv.cli.output import format_toml, shorten_path
 from tfenv.config.presence import FILE_NAME
-from tfenv.config.schema_copy import SCHEMA_LINE
+from tfenv.config.schema_copy import SCHEMA_LINE, TEST_SCHEMA_LINE
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import escape_for_terminal
 from tfenv.pipeline import current_start, load
@@ -16,12 +17,16 @@ from tfenv.policy.merge import merge
 from tfenv.policy.model import Device, EffectivePolicy, Grant, Inventory, Origin, PlannedDevice, Selector, Setting
 from tfenv.policy.resolve import resolve
 from tfenv.policy.units import format_bytes
+from tfenv.simulate.environment import parse_gpus
+from tfenv.simulate.inventory import list_devices
 from tfenv.values import frozen, replace
 
 _GIB, _MIB = 1 << 30, 1 << 20
 #: GPUs that are listed one by one.
 _MOST_LISTED = 8
 _FALLBACK_LIMIT = "45%"
+#: What tests describe where no GPU is known.
+_EXAMPLE_GPUS = "4x80GiB"
 
 _TEMPLATE = """\
 {schema}
@@ -142,6 +147,45 @@ memory_growth = true
 
 # How many shards a GPU has in Slurm. memory_limit = "granted" needs it: no process takes more than its job's shards.
 # shards_per_gpu = 4
+"""
+
+_TESTS_TEMPLATE = """\
+{schema}
+
+# What the policy beside this file is to give to whom. Run `tfgpu test` with this directory after each change. It needs
+# no GPU. What is not named in [case.expect] is not compared.
+
+version = 1
+
+[defaults]
+{gpus}
+
+[[case]]
+name = "everybody has all GPUs, and memory grows on demand"
+
+[case.expect]
+devices = {count}
+memory_growth = true
+memory_limit = "none"
+findings = []
+
+# Change what is expected here when you uncomment [group.students.ceiling] in the policy: to "25%", for one.
+[[case]]
+name = "a student has no limit"
+user = "sam"
+groups = ["students"]
+
+[case.expect]
+memory_limit = "none"
+
+# And here, when you uncomment [user.alice.gpu], or write users/alice.toml.
+[[case]]
+name = "alice is an exception among the students"
+user = "alice"
+groups = ["students"]
+
+[case.expect]
+memory_limit = "none"
 """
 
 
@@ -388,3 +432,44 @@ def explain_no_gpu(inventory: Inventory) -> str:
     """Return why no GPU is known, and how to find the UUIDs."""
     problem = "NVML lists none" if inventory.devices is not None else inventory.problem or "NVML did not answer"
     return f"{escape_for_terminal(problem)}; `nvidia-smi -L` shows UUIDs"
+
+
+def format_machine_tests(inventory: Inventory) -> str:
+    """Return the text of the tests of a machine's first policy. They pass, and describe this machine's GPUs.
+
+    Args:
+        inventory: The machine's GPUs.
+    """
+    described = _describe_gpus(inventory)
+    known = inventory.devices if described is not None else None
+    lines = ["# The GPUs of the machine, as `tfgpu simulate` takes them.", f'gpus = "{described or _EXAMPLE_GPUS}"']
+    if known is not None:
+        lines += ["uuids = [", *(f'  "{card.uuid}", # {card.label}: {_describe(card)}' for card in known), "]"]
+    cards = list_devices(parse_gpus(_EXAMPLE_GPUS)) if known is None else inventory
+    plan = resolve(EffectivePolicy(), Grant(), cards)
+    count = len(cards.devices or ()) if plan.devices is None else len(plan.devices)
+    return _TESTS_TEMPLATE.format(schema=TEST_SCHEMA_LINE, gpus="\n".join(lines), count=count)
+
+
+def _describe_gpus(inventory: Inventory) -> str | None:
+    """Return the machine's GPUs as `tfgpu simulate` takes them. None: they are not known, or cannot be simulated."""
+    cards: dict[int, list[Device]] = {}
+    for card in inventory.devices or ():
+        cards.setdefault(card.index, []).append(card)
+    groups = (f"{len(list(same))}x{text}" for text, same in groupby(map(_describe_gpu, cards.values())))
+    text = ",".join(groups)
+    try:
+        return text if len(list_devices(parse_gpus(text)).devices or ()) == len(inventory.devices or ()) else None
+    except ValueError:
+        return None
+
+
+def _describe_gpu(parts: Sequence[Device]) -> str:
+    """Return a GPU, of which these are the MIG instances if there are several or it is split."""
+    sizes = [(part.total or 0) // _MIB for part in parts]
+    split = "" if parts[0].instance is None else f"/mig={'+'.join(map(_format_mib, sizes))}"
+    return f"{_format_mib(sum(sizes))}{split}:{parts[0].name.partition(' MIG ')[0]}"
+
+
+def _format_mib(size: int) -> str:
+    return f"{size}MiB" if size % 1024 else f"{size // 1024}GiB"

@@ -59,13 +59,17 @@ _SUBJECTS = ("user", "group", "project")
 _TERMS = ("expires", "reason")
 _NEWEST_VERSION = 1
 _NO_FILE = "none"
+_SCHEMA_NAME = "tfgpu.schema.json"
 
 
 # ---- the schema itself
 
 
-def schema_path() -> Path:
-    """Return where schemas/tfgpu.schema.json is: inside the installed package, or beside it in a checkout.
+def schema_path(name: str = _SCHEMA_NAME) -> Path:
+    """Return where a file of schemas/ is: inside the installed package, or beside it in a checkout.
+
+    Args:
+        name: The file.
 
     Raises:
         FileNotFoundError: It is in neither place.
@@ -75,22 +79,22 @@ def schema_path() -> Path:
 
     package = Path(__file__).resolve().parent.parent
     for folder in (package, package.parent):
-        path = folder / "schemas" / "tfgpu.schema.json"
+        path = folder / "schemas" / name
         if path.is_file():
             return path
-    raise FileNotFoundError(f"tfgpu.schema.json is missing from {package / 'schemas'}; install tfenv again")
+    raise FileNotFoundError(f"{name} is missing from {package / 'schemas'}; install tfenv again")
 
 
 @cache
-def load_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft-07) of tfgpu.toml. It is read once per process.
+def load_schema(name: str = _SCHEMA_NAME) -> dict[str, Any]:
+    """Return a JSON Schema (draft-07), by default that of tfgpu.toml. It is read once per process.
 
     Raises:
         FileNotFoundError: It is not installed.
     """
     import json
 
-    return cast("dict[str, Any]", json.loads(schema_path().read_text(encoding="utf-8")))
+    return cast("dict[str, Any]", json.loads(schema_path(name).read_text(encoding="utf-8")))
 
 
 # ---- validate

@@ -1,4 +1,4 @@
-"""The copy of the schema that stands beside a tfgpu.toml, for editors.
+"""The copies of schemas that stand beside a tfgpu.toml and its tests, for editors.
 
 The line `#:schema ./tfgpu.schema.json` leads to it. It is the same for everybody who checks the project out. It needs
 no network, and an upgrade of tfenv does not change it. Python processes never read it.
@@ -16,7 +16,10 @@ from typing import Any, Literal, cast
 from tfenv.files import replace_file
 
 COPY_NAME = "tfgpu.schema.json"
+#: The copy for files of tests, *.test.toml.
+TEST_COPY_NAME = "tfgpu-test.schema.json"
 SCHEMA_LINE = f"#:schema ./{COPY_NAME}"
+TEST_SCHEMA_LINE = f"#:schema ./{TEST_COPY_NAME}"
 #: Bytes of a copy that are read, at most. One of ours has about 60,000.
 _MOST_BYTES = 1 << 20
 _VERSION = re.compile(r"tfenv (\d{1,6}(?:\.\d{1,6}){0,4})", re.ASCII)
@@ -48,21 +51,22 @@ def _flatten(node: Any, definitions: Mapping[str, Any]) -> Any:
     return {key: _flatten(value, definitions) for key, value in node.items()}
 
 
-def format_copy() -> str:
+def format_copy(name: str = COPY_NAME) -> str:
     """Return the text of a copy. Its comment names the version of tfenv that it is from."""
     from tfenv import __version__
     from tfenv.config.schema import load_schema
 
     comment = f"Copied from tfenv {__version__} for editors. Do not edit it: `tfgpu init --schema` writes it again."
-    return json.dumps({**flatten_schema(load_schema()), "$comment": comment}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({**flatten_schema(load_schema(name)), "$comment": comment}, indent=1, ensure_ascii=False) + "\n"
 
 
-def write_copy(folder: str, mode: int | None = None) -> bool:
+def write_copy(folder: str, mode: int | None = None, name: str = COPY_NAME) -> bool:
     """Write the copy into a directory. One that is current or newer stays as it is.
 
     Args:
         folder: The directory of the tfgpu.toml.
         mode: Permission bits. None: those that the umask leaves.
+        name: The schema.
 
     Returns:
         Whether it was written.
@@ -71,17 +75,17 @@ def write_copy(folder: str, mode: int | None = None) -> bool:
         FileExistsError: The file that has its name is something else.
         OSError: It cannot be written.
     """
-    path = os.path.join(folder, COPY_NAME)
-    state = "foreign" if os.path.islink(path) else compare_copy(path)
+    path = os.path.join(folder, name)
+    state = "foreign" if os.path.islink(path) else compare_copy(path, name)
     if state == "foreign":
         raise FileExistsError(f"{path} is not a schema that tfenv wrote")
     if state in ("current", "newer"):
         return False
-    replace_file(path, format_copy(), mode, overwrite=state == "older")
+    replace_file(path, format_copy(name), mode, overwrite=state == "older")
     return True
 
 
-def compare_copy(path: str) -> CopyState:
+def compare_copy(path: str, name: str = COPY_NAME) -> CopyState:
     """Compare a file with the schema of this tfenv. Never raises."""
     # Late: tools/generate.py imports this module, and writes the validator that `schema` imports.
     from tfenv.config.schema import load_schema
@@ -92,7 +96,7 @@ def compare_copy(path: str) -> CopyState:
         return "missing"
     except (OSError, ValueError, RecursionError):
         return "foreign"
-    ours = load_schema()
+    ours = load_schema(name)
     if not isinstance(found, dict) or found.get("$id") != ours["$id"]:
         return "foreign"
     try:

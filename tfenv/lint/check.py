@@ -21,6 +21,8 @@ from tfenv.policy.merge import merge_groups
 from tfenv.policy.model import Layer, Source, Tables
 from tfenv.values import frozen, replace
 
+#: How the name of a file with tests of a policy ends. `policy_tests` reads it.
+TEST_SUFFIX = ".test.toml"
 _SCOPES: dict[str, Literal["group", "user"]] = {"groups": "group", "users": "user"}
 
 
@@ -79,7 +81,7 @@ def check_path(path: str, *, table_optional: bool = False) -> CheckResult:
         start = replace(current_start(folder), config=None)
         layers = read_layers(sources[:1], _choose_trust(sources[0])).layers
         checked += CheckResult((), tuple(advise_on_hidden(start, layers)))
-    if _is_machine_root(full):
+    if is_machine_root(full):
         if full == MACHINE_ROOT and os.geteuid() == 0:
             forget_copies(checked.files)
         return checked + CheckResult((), (*_check_listable(full), *_check_never_read(full)))
@@ -174,7 +176,7 @@ def _list_sources(folder: str) -> Iterator[Source]:
         if os.path.lexists(os.path.join(folder, name)):
             yield _make_source(os.path.join(folder, name))
     pyproject = os.path.join(folder, PYPROJECT)
-    if os.path.lexists(pyproject) and not _is_machine_root(folder):
+    if os.path.lexists(pyproject) and not is_machine_root(folder):
         yield Source("project", pyproject, table=PYPROJECT_TABLE, start_owner=_find_folder_owner(folder))
 
 
@@ -197,7 +199,8 @@ def _check_never_read(root: str) -> Iterator[Finding]:
     message = f"is never read; tfenv reads only {FILE_NAME}, groups/NAME.toml and users/NAME.toml"
     for folder in (root, *_list_misnamed_folders(root)):
         for name in _list_toml_files(folder):
-            if folder != root or name not in (FILE_NAME, PYPROJECT):
+            beside = name in (FILE_NAME, PYPROJECT) or name.endswith(TEST_SUFFIX)
+            if folder != root or not beside:
                 yield Finding("never-read", message, "warning", os.path.join(folder, name))
     for folder, scope in _SCOPES.items():
         for name in _list_names(os.path.join(root, folder)):
@@ -231,9 +234,9 @@ def _make_source(path: str, *, table_optional: bool = False) -> Source:
     """Return a file as a source of the layer that it belongs to where it stands."""
     folder, name = os.path.split(path)
     root, scope = os.path.split(folder)
-    if scope in _SCOPES and _is_machine_root(root):
+    if scope in _SCOPES and is_machine_root(root):
         return Source("machine", path, scope=(_SCOPES[scope], name.removesuffix(".toml")))
-    if _is_machine_root(folder):
+    if is_machine_root(folder):
         return Source("machine", path)
     start = current_start()
     if path == os.path.join(start.config_home or "", "tfgpu", FILE_NAME):
@@ -246,7 +249,7 @@ def _make_source(path: str, *, table_optional: bool = False) -> Source:
     return Source("project", path, table=table, start_owner=_find_folder_owner(folder), required=not table_optional)
 
 
-def _is_machine_root(folder: str) -> bool:
+def is_machine_root(folder: str) -> bool:
     """Return whether a folder is a machine layer. A draft is known by files for groups or users, or by both folders."""
     scopes = [os.path.join(folder, scope) for scope in _SCOPES]
     return folder == MACHINE_ROOT or any(map(_list_toml_files, scopes)) or all(map(os.path.isdir, scopes))

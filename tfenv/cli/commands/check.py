@@ -17,7 +17,7 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.errors import Finding
-from tfenv.lint.check import CheckResult, check_here, check_path
+from tfenv.lint.check import TEST_SUFFIX, CheckResult, check_here, check_path
 from tfenv.values import as_dict
 
 #: Files that are told by name when all is well.
@@ -58,7 +58,7 @@ def check_files(paths: Sequence[str], output_format: str, *, table_optional: boo
     Returns:
         The exit code: 1 if there is an error or a warning, 2 if one of the paths does not exist.
     """
-    results = [check_path(path, table_optional=table_optional) for path in paths]
+    results = [_check(path, table_optional=table_optional) for path in paths]
     result = sum(results, CheckResult()) if paths else check_here()
     if output_format == "json":
         print_json(as_dict({"files": result.files, "findings": result.findings}))
@@ -66,6 +66,20 @@ def check_files(paths: Sequence[str], output_format: str, *, table_optional: boo
         _print_text(result)
     missing = any(not os.path.lexists(path) for path in paths)
     return USAGE if missing else get_exit_code(result.findings)
+
+
+def _check(path: str, *, table_optional: bool) -> CheckResult:
+    """Check a policy, or a directory of policies with the tests beside them, or a file of tests."""
+    # Late: it loads what simulates GPUs.
+    from tfenv.policy_tests.read import list_tests_beside, read_suite
+
+    if path.endswith(TEST_SUFFIX):
+        tests, result = [os.path.abspath(path)], CheckResult()
+    else:
+        tests = list_tests_beside(os.path.abspath(path)) if os.path.isdir(path) else []
+        result = check_path(path, table_optional=table_optional)
+    suites = map(read_suite, tests)
+    return sum((CheckResult((suite.path,), suite.findings) for suite in suites), result)
 
 
 def _print_text(result: CheckResult) -> None:

@@ -7,7 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfenv.cli.first_policy import explain_no_gpu, format_machine_policy, format_project_policy, survey
+from tfenv.cli.first_policy import (
+    explain_no_gpu,
+    format_machine_policy,
+    format_machine_tests,
+    format_project_policy,
+    survey,
+)
 from tfenv.cli.output import (
     FINDINGS,
     OK,
@@ -19,10 +25,10 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT
-from tfenv.config.schema_copy import COPY_NAME, SCHEMA_LINE, write_copy
+from tfenv.config.schema_copy import COPY_NAME, SCHEMA_LINE, TEST_COPY_NAME, write_copy
 from tfenv.devices.inventory import read_inventory
 from tfenv.files import replace_file
-from tfenv.lint.check import check_path
+from tfenv.lint.check import TEST_SUFFIX, check_path
 from tfenv.policy.model import DEFAULT_OVERHEAD
 
 _Steps = Sequence[tuple[str, str]]
@@ -34,6 +40,8 @@ _PROJECT_STEPS: _Steps = (
     ("python train.py", "start your program as usual"),
 )
 
+#: The first tests of a machine's policy.
+_TESTS_NAME = f"tfgpu{TEST_SUFFIX}"
 _WORLD_READABLE, _PUBLIC_FOLDER = 0o644, 0o755
 
 
@@ -42,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_description(
         parser,
         "The file fits the GPUs of this machine. A copy of the schema for editors is written beside it. "
-        f"With --machine, the file is the administrator's policy, {MACHINE_ROOT}/{FILE_NAME}. "
+        f"With --machine, the file is the administrator's policy, {MACHINE_ROOT}/{FILE_NAME}, and {_TESTS_NAME} beside "
+        "it has first tests. "
         "Exit codes: 0 written, 1 there is a policy already, 2 wrong usage.",
     )
     parser.add_argument("--machine", action="store_true", help="Write the policy of this machine. You must be root.")
@@ -129,6 +138,8 @@ def init_machine(path: str | None, *, force: bool = False) -> int:
     inventory = read_inventory()
     text = format_machine_policy(inventory, DEFAULT_OVERHEAD)
     steps = _list_machine_steps(shorten_path(str(folder)), is_draft=is_draft)
+    if not _write_tests(folder / _TESTS_NAME, format_machine_tests(inventory)):
+        return FINDINGS
     code = _write_policy(file, text, steps, overwrite=force, mode=_WORLD_READABLE)
     if not inventory.devices:
         print_message("init", f"the file names no GPU: {explain_no_gpu(inventory)}")
@@ -140,6 +151,7 @@ def _list_machine_steps(folder: str, *, is_draft: bool) -> _Steps:
     return (
         (f"edit {folder}/{FILE_NAME}", "uncomment what you need; put exceptions into groups/ and users/"),
         (f"tfgpu check {folder}", "find mistakes"),
+        (f"tfgpu test {folder}", f"compare it with what you expect in {_TESTS_NAME}"),
         *install,
         ("tfgpu explain --user NAME", "see the effect for a user"),
         ("tfgpu install --system", "apply it in every environment of an interpreter"),
@@ -184,12 +196,25 @@ def _write_policy(path: Path, text: str, steps: _Steps, *, overwrite: bool, mode
     return get_exit_code(findings)
 
 
-def _write_schema(folder: Path, mode: int | None) -> bool | None:
-    """Write the copy of the schema. Return whether it had to be written. None: another file is in the way."""
+def _write_tests(path: Path, text: str) -> bool:
+    """Write first tests of a machine's policy, and their schema. Tests that are there stay.
+
+    Returns:
+        Whether they are there. False: another file is in the way of the schema.
+    """
+    if _write_schema(path.parent, _WORLD_READABLE, TEST_COPY_NAME) is None:
+        return False
+    if not os.path.lexists(path):
+        replace_file(path, text, _WORLD_READABLE, overwrite=False)
+    return True
+
+
+def _write_schema(folder: Path, mode: int | None, name: str = COPY_NAME) -> bool | None:
+    """Write the copy of a schema. Return whether it had to be written. None: another file is in the way."""
     try:
-        return write_copy(str(folder), mode)
+        return write_copy(str(folder), mode, name)
     except FileExistsError:
-        place = shorten_path(str(folder / COPY_NAME))
+        place = shorten_path(str(folder / name))
         print_message("init", f"{place} is not a schema that tfenv wrote; rename it and try again")
         return None
 
@@ -200,10 +225,15 @@ def refresh_schema(path: str) -> int:
     if not folder.is_dir():
         print_message("init", f"{path} is not a directory; create it first")
         return USAGE
-    written = _write_schema(folder, _WORLD_READABLE if str(folder) == MACHINE_ROOT else None)
-    if written is None:
+    mode = _WORLD_READABLE if str(folder) == MACHINE_ROOT else None
+    written = _write_schema(folder, mode)
+    if written is None or (_has_tests(folder) and _write_schema(folder, mode, TEST_COPY_NAME) is None):
         return FINDINGS
     place = shorten_path(str(folder / COPY_NAME))
     done = f"Wrote {place}" if written else f"{place} is up to date"
     print(f"{done}. Begin {FILE_NAME} with this line:\n{SCHEMA_LINE}")
     return OK
+
+
+def _has_tests(folder: Path) -> bool:
+    return any(path.name.endswith(TEST_SUFFIX) for path in folder.iterdir())

@@ -10,7 +10,7 @@ from PyInstaller.utils.hooks import collect_submodules
 from tfenv.config.schema import schema_path
 
 #: What is for people, and not part of a program.
-_LEFT_OUT = ("tfenv.cli", "tfenv.deploy", "tfenv.simulate", "tfenv.watch")
+_LEFT_OUT = ("tfenv.cli", "tfenv.deploy", "tfenv.policy_tests", "tfenv.simulate", "tfenv.watch")
 
 hiddenimports = [
     *collect_submodules("tfenv", filter=lambda name: not name.startswith(_LEFT_OUT)),
