@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "devices", "launchers", "sharing", "frameworks", "audit", "simulate"),
     ("pipeline",),
     ("runtime", "explanation", "lint", "watch", "deploy"),
-    ("api", "jupyterhub", "policy_tests"),
+    ("api", "jupyterhub", "policy_tests", "replay"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
