@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import cast
 
 from tfenv.config.discover import discover
-from tfenv.config.document import Document, DocumentError, Trust
+from tfenv.config.document import Document, DocumentError, Trust, peek_text
 from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.pipeline import LoadedPolicy, ReadLayers, allows_project_files, merge_files, read_layers
 from tfenv.policy.model import Source, Start
 from tfenv.policy_tests.model import Case, CaseFile, Suite
-from tfenv.policy_tests.read import get_policy_table, read_bytes_as_text
+from tfenv.policy_tests.read import get_policy_table
 from tfenv.values import replace
 
 _Key = tuple[object, ...]
@@ -85,7 +85,7 @@ class PolicyLoader:
     def _read_text(self, path: str) -> str | DocumentError:
         if path not in self._texts:
             try:
-                self._texts[path] = read_bytes_as_text(path)
+                self._texts[path] = peek_text(path)
             except DocumentError as error:
                 self._texts[path] = error
         return self._texts[path]

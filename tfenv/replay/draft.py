@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from typing import Literal
 
-from tfenv.config.document import Document, Trust
+from tfenv.config.document import Document, DocumentError, Trust, peek_text
 from tfenv.config.presence import FILE_NAME
 from tfenv.errors import Finding
 from tfenv.pipeline import read_layers
 from tfenv.policy.merge import merge, merge_observed
 from tfenv.policy.model import EffectivePolicy, Layer, Origin, Source, Subject
-from tfenv.values import frozen
+from tfenv.values import frozen, replace
 
 _SCOPES: dict[str, Literal["group", "user"]] = {"groups": "group", "users": "user"}
 
@@ -63,26 +63,28 @@ def _is_for(source: Source, subject: Subject) -> bool:
 def read_draft(path: str, today: str | None = None) -> DraftPolicy:
     """Read a directory that is, or is to be, /etc/tfgpu, or a single file.
 
-    Whoever owns it counts as the administrator. What stands above it does not matter yet.
+    Whose the files are and who may write them does not matter: they are in force for nobody yet.
 
     Args:
         path: The directory, or a tfgpu.toml.
         today: The day that tables with an end are compared with, as "2027-01-31". None: the machine's.
     """
     full = os.path.abspath(path)
-    root = full if os.path.isdir(full) else os.path.dirname(full)
-    sources = list(_list_sources(full)) if os.path.isdir(full) else [Source("machine", full)]
-    try:
-        owner = os.stat(root).st_uid
-    except OSError:
-        owner = 0
-    found = read_layers(sources, Trust(os.geteuid(), administrator=owner, checked_from=root), today=today)
-    return DraftPolicy(found.documents, found.layers, found.findings)
+    sources: list[Source] = []
+    findings: list[Finding] = []
+    for source in _list_sources(full) if os.path.isdir(full) else [Source("machine", full)]:
+        try:
+            sources.append(replace(source, text=peek_text(source.path)))
+        except DocumentError as error:
+            findings.append(error.finding)
+    found = read_layers(sources, Trust(os.geteuid()), today=today)
+    return DraftPolicy(found.documents, found.layers, (*findings, *found.findings))
 
 
 def _list_sources(root: str) -> Iterator[Source]:
     """List the files of everybody in the order in which later ones replace earlier ones."""
-    yield Source("machine", os.path.join(root, FILE_NAME))
+    if os.path.lexists(os.path.join(root, FILE_NAME)):
+        yield Source("machine", os.path.join(root, FILE_NAME))
     for folder, scope in _SCOPES.items():
         try:
             names = sorted(os.listdir(os.path.join(root, folder)))

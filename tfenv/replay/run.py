@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -23,18 +24,18 @@ from tfenv.audit.rotation import LogOrigin
 from tfenv.identity import find_subject
 from tfenv.policy.model import EffectivePolicy, Origin, Subject
 from tfenv.replay.draft import DraftPolicy
-from tfenv.replay.verdict import FIELDS, Change, Gap, Kind, Verdict, judge
+from tfenv.replay.verdict import Change, Gap, Kind, Verdict, choose_fields, judge
 from tfenv.values import replace
 
 #: Where devices are created.
 _CREATES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 #: Different records that are remembered at a time.
-_MOST_KNOWN = 10_000
+_MOST_KNOWN = 20_000
 #: Beyond that no more sizes of cards are remembered.
 _MOST_CARDS = 100_000
 
-#: A program: host and pid. A pid that is used again counts as the same.
-_Program = tuple[str, str]
+#: A program: host and pid, as the log spells them. A pid that is used again counts as the same.
+_Program = tuple[object, object]
 
 
 @dataclass
@@ -159,7 +160,7 @@ class _KnownRecord:
 
     Attributes:
         fields: What they say alike.
-        programs: Whose they are, by pid.
+        programs: Whose they are.
         newest: The line of the newest.
         timestamp: When that was.
     """
@@ -168,13 +169,13 @@ class _KnownRecord:
 
     def __init__(self, fields: LoggedRecord) -> None:
         self.fields = fields
-        self.programs: set[str] = set()
+        self.programs: set[_Program] = set()
         self.newest = b""
         self.timestamp = ""
 
-    def count(self, timestamp: str, pid: str, line: bytes) -> None:
+    def count(self, timestamp: str, program: _Program, line: bytes) -> None:
         """Count one of them."""
-        self.programs.add(pid)
+        self.programs.add(program)
         if timestamp > self.timestamp:
             self.timestamp, self.newest = timestamp, line
 
@@ -184,13 +185,13 @@ class _Replayer:
 
     def __init__(self, query: RecordQuery, policy: DraftPolicy, *, observed: bool) -> None:
         self._query = query
-        self._timeless = replace(query, since="", until="", pids=frozenset())
+        self._timeless = replace(query, since="", until="")
         self._known: dict[object, _KnownRecord] = {}
         self._sizes: dict[str, int] = {}
         self._result = ReplayResult()
-        self._fields = tuple(
-            dict.fromkeys((*FIELDS, "status", "script", "job", "scheduler") if _needs_all(query) else FIELDS)
-        )
+        # The host comes last: it tells programs apart, and no answer depends on it.
+        self._fields = (*dict.fromkeys((*choose_fields(policy.layers), *_list_filtered(query))), "host")
+        self._events = frozenset(json.dumps(event).encode() for event in query.events)
 
         @cache
         def merge_for(subject: Subject) -> EffectivePolicy:
@@ -201,22 +202,30 @@ class _Replayer:
 
     def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> None:
         """Count the records in the lines, and in the tally what is none."""
-        decode = choose_decoder(self._fields)
-        fields = ("timestamp", "pid", *self._fields)
+        decode, events = choose_decoder(self._fields), self._events
+        has_limits = bool(self._query.since or self._query.until)
         for line in lines:
-            key: object
             try:
-                timestamp, pid, key = decode(line)
-                known = self._known.get(key) or self._learn(key, self._decode_fields(key))
-            except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
-                record = parse_line(line, tally, fields)
-                if record is None:
+                timestamp, pid, texts = decode(line)
+                if texts[0] not in events:
                     continue
-                timestamp, pid = record["timestamp"], str(record.get("pid"))
-                key = repr([record.get(name) for name in self._fields])
-                known = self._known.get(key) or self._learn(key, record)
-            if self._query.is_in_time(timestamp):
-                known.count(timestamp, pid if isinstance(pid, str) else pid.decode(), line)
+                key = texts[:-1]
+                known = self._known.get(key) or self._learn(key, self._decode_fields(texts))
+            except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
+                self._add_slowly(line, tally)
+                continue
+            if not has_limits or self._query.is_in_time(timestamp):
+                known.count(timestamp, (texts[-1], pid), line)
+
+    def _add_slowly(self, line: bytes, tally: LineTally) -> None:
+        record = parse_line(line, tally, ("timestamp", "pid", *self._fields))
+        if record is None or record["event"] not in self._query.events:
+            return
+        key = repr([record.get(name) for name in self._fields[:-1]])
+        known = self._known.get(key) or self._learn(key, record)
+        if self._query.is_in_time(record["timestamp"]):
+            program = json.dumps(record.get("host")).encode(), str(record.get("pid")).encode()
+            known.count(record["timestamp"], program, line)
 
     def _decode_fields(self, texts: Iterable[bytes]) -> LoggedRecord:
         return {name: decode_json(text) for name, text in zip(self._fields, texts, strict=True) if text}
@@ -245,8 +254,8 @@ class _Replayer:
 
     def _count(self, known: _KnownRecord, record: LoggedRecord) -> None:
         verdict = judge(record, self._merge_for, self._find_subject, self._sizes)
-        host, user = str(record.get("host")), str(record.get("user"))
-        programs = {(host, pid) for pid in known.programs}
+        user = str(record.get("user"))
+        programs = known.programs
         for gap in verdict.gaps:
             self._result.gaps.setdefault(gap, set()).update(programs)
         if not verdict.is_known:
@@ -255,7 +264,7 @@ class _Replayer:
         self._result.programs |= programs
         self._result.users.add(user)
         for row in self._list_rows(known, verdict, user):
-            row.programs = programs
+            row.programs = set(programs)
             self._result.add_row(row)
 
     def _list_rows(self, known: _KnownRecord, verdict: Verdict, user: str) -> Iterator[ReplayRow]:
@@ -268,6 +277,13 @@ class _Replayer:
             yield ReplayRow(user, change.gpu, change.kind, change.key, set(), change, record, set(change.held_by))
 
 
-def _needs_all(query: RecordQuery) -> bool:
-    """Return whether filters look at fields that the answer does not depend on."""
-    return bool(query.outcomes or query.jobs or query.script is not None or query.project is not None)
+def _list_filtered(query: RecordQuery) -> list[str]:
+    """Name the fields that the query's filters need. Others would make more records different."""
+    needed = {
+        "status": bool(query.outcomes),
+        "project": query.project is not None,
+        "script": query.script is not None or query.project is not None,
+        "job": bool(query.jobs),
+        "scheduler": bool(query.jobs),  # of older versions
+    }
+    return [name for name in needed if needed[name]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from tfenv.audit.gpu_totals import read_use
@@ -13,6 +13,7 @@ from tfenv.policy.model import (
     EffectivePolicy,
     Grant,
     Inventory,
+    Layer,
     MemoryLimit,
     Origin,
     Outcome,
@@ -29,10 +30,9 @@ Kind = Literal["less", "more", "nothing"]
 #: What a log can lack, and what is said of it.
 Gap = Literal["groups-as-now", "no-groups", "no-size", "no-number", "own-settings", "cut-short"]
 
-#: Fields of a record that the answer depends on. Records that are equal in them have one answer.
-FIELDS = (
-    "event", "user", "uid", "groups", "host", "project", "devices", "growth", "grant", "launcher", "asked", "sources",
-    "truncated", "dropped",
+#: Fields of a record that every answer depends on.
+_FIELDS = (
+    "event", "user", "uid", "groups", "devices", "growth", "grant", "launcher", "asked", "truncated", "dropped",
 )  # fmt: skip
 #: A smaller difference comes of rounding.
 _ROUNDING = 2 * MIB
@@ -116,6 +116,20 @@ def judge(
     outcome = Outcome("applied", devices=tuple(devices), growth=_check_flag(record.get("growth")))
     losses = find_losses(outcome, plan, policy)
     return Verdict((*_tell_losses(losses, devices), *_find_gains(record, devices, plan)), tuple(gaps))
+
+
+def choose_fields(layers: Iterable[Layer]) -> tuple[str, ...]:
+    """Return the fields of a record that its answer depends on. Records that are equal in them have one answer.
+
+    Args:
+        layers: Of the policy. The project's path counts only if it has tables of projects, and whether the process
+            had files of its own only if it has settings.
+    """
+    layers = [each for layer in layers for each in (layer, layer.observed) if each is not None]
+    tables = [t for each in layers for t in (each.base, *dict(each.groups).values(), *each.users.values())]
+    has_projects = any(each.projects for each in layers)
+    has_settings = any(t.gpu for t in tables) or has_projects
+    return (*_FIELDS, *(["project"] if has_projects else ()), *(["sources"] if has_settings else ()))
 
 
 # ---- what the record says
