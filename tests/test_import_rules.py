@@ -18,7 +18,7 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - TEXTS - FOR_PYINSTALLER)
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("values", "dependencies", "files", "jobs"),
+    ("values", "dependencies", "files", "jobs", "machine_date"),
     ("errors",),
     ("policy",),
     ("identity",),
