@@ -24,7 +24,7 @@ def timestamp(moment: int) -> str:
 
 
 def make_record(event: str, moment: int, **fields: Any) -> dict[str, Any]:
-    """Make a record. What is not given is as of one process of alice on one GPU. None as `start_ticks` leaves it out."""
+    """Make a record. What is not given is as of one process of alice. None as `start_ticks` leaves it out."""
     record = {
         "timestamp": timestamp(moment),
         "event": f"policy_{event}",
@@ -42,7 +42,14 @@ def make_record(event: str, moment: int, **fields: Any) -> dict[str, Any]:
 
 def make_device(uuid: str = CARD, limit: int | None = 8 * GIB, peak: int | None = None, **more: Any) -> dict[str, Any]:
     """Make an entry of a record's `devices`."""
-    device = {"index": 0, "token": "0", "uuid": uuid, "name": "NVIDIA A10", "limit_bytes": limit, "limit_fraction": None}
+    device = {
+        "index": 0,
+        "token": "0",
+        "uuid": uuid,
+        "name": "NVIDIA A10",
+        "limit_bytes": limit,
+        "limit_fraction": None,
+    }
     return {**device, **({} if peak is None else {"peak_bytes": peak}), **more}
 
 
@@ -67,7 +74,9 @@ class Run:
         who = {"pid": self.pid, "start_ticks": self.ticks, "user": self.user, "host": self.host}
         began, ended = MONDAY + self.begin, MONDAY + self.begin + self.length
         devices = [make_device(uuid) for uuid in self.gpus]
-        choice = {} if self.waited_ms is None else {"choice": {"waited_ms": self.waited_ms, "lease": "x", "allocations": []}}
+        choice = (
+            {} if self.waited_ms is None else {"choice": {"waited_ms": self.waited_ms, "lease": "x", "allocations": []}}
+        )
         clamp = {"cut": ["memory_limit"], **({"repeats": self.clamps} if self.clamps > 1 else {})}
         records = [make_record("loaded", began, **who), make_record("applied", began, devices=devices, **who, **choice)]
         if self.clamps:

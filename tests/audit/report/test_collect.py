@@ -55,8 +55,19 @@ def describe(collection: Collection) -> Any:
     view = make_view(collection, LocalClock())
     totals = collection.totals
     return {
-        "view": [view.begin, view.end, view.heat, view.peaks, view.events, view.waits_by_day, view.waits_by_user, view.idle],
-        "gpus": [(row.host, row.gpu, row.lanes, row.rest, row.rest_ms, row.totals.bins.list_bins()) for row in view.gpus],
+        "view": [
+            view.begin,
+            view.end,
+            view.heat,
+            view.peaks,
+            view.events,
+            view.waits_by_day,
+            view.waits_by_user,
+            view.idle,
+        ],
+        "gpus": [
+            (row.host, row.gpu, row.lanes, row.rest, row.rest_ms, row.totals.bins.list_bins()) for row in view.gpus
+        ],
         "counts": [totals.processes, totals.still_open, totals.without_gpu, totals.idle_count, totals.idle_ms],
     }
 
@@ -86,7 +97,10 @@ def test_sums_are_those_of_the_records(
     view = make_view(shuffled, LocalClock())
     assert sum(map(sum, view.heat)) == sum(lengths)
     assert sum(row.rest_ms + sum(bar.ms for _, bar in row.lanes) for row in view.gpus) == sum(lengths)
-    assert sum(sum(by_cause.values()) for by_cause in view.events["clamped"].counts.values()) == view.events["clamped"].total
+    assert (
+        sum(sum(by_cause.values()) for by_cause in view.events["clamped"].counts.values())
+        == view.events["clamped"].total
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 50 * BIN_MS), st.integers(0, 50 * BIN_MS)), max_size=10))
@@ -135,7 +149,10 @@ def test_users_and_times(tmp_path: Path) -> None:
         {"devices": "x", "choice": [], "cut": 7, "findings": {}, "would_clamp": 1, "job": 9},
         {"repeats": -5, "duration_ms": -1, "lost": "many", "script": ["x"]},
         {"repeats": 1 << 80, "duration_ms": 1e300, "pid": 1 << 70, "start_ticks": 1 << 70},
-        {"devices": [{"uuid": {"a": 1}, "limit_bytes": 1e300, "peak_bytes": -3, "name": 5}], "choice": {"waited_ms": "x"}},
+        {
+            "devices": [{"uuid": {"a": 1}, "limit_bytes": 1e300, "peak_bytes": -3, "name": 5}],
+            "choice": {"waited_ms": "x"},
+        },
         {"would_clamp": [{"key": 5}, 7], "cut": [None], "framework": 3},
     ],
 )

@@ -85,7 +85,7 @@ def test_a_killed_process_before_one_of_the_same_number() -> None:
 def test_two_frameworks_end_one_process() -> None:
     """Each framework records the end: it is one process all the same."""
     uses = list(merge_records([begin(10_000), end(20_000, 11_000), end(20_004, 11_004, "torch")]))
-    assert [(use.ended, use.ended_in) for use in uses] == [(20_004, {"tensorflow", "torch"})]
+    assert [(use.ended, use.ended_in) for use in uses] == [(20_004, frozenset({"tensorflow", "torch"}))]
 
 
 def test_frameworks_share_a_card() -> None:
