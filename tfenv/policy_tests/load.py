@@ -110,11 +110,17 @@ def _join(parts: Iterable[ReadLayers]) -> ReadLayers:
     )
 
 
-def find_faults(suite: Suite, loaded: LoadedPolicy) -> Iterator[Finding]:
-    """Yield the errors in the files of the policy that is tested. What a case brings itself is what it is about."""
-    policy = suite.policy
+def find_faults(suite: Suite, case: Case, loaded: LoadedPolicy) -> Iterator[Finding]:
+    """Yield what is wrong with files that a case does not say anything of.
+
+    That are the errors in the files of the policy that is tested, and all mistakes in the files that the case brings,
+    unless it names the findings that it expects.
+    """
+    policy, brought = suite.policy, {file.path for file in case.files}
     for finding in loaded.findings:
         path = finding.path or ""
-        of_policy = policy is not None and (path == policy.path or path.startswith(f"{policy.path}/"))
-        if of_policy and finding.severity == "error":
+        if path in brought:
+            if case.expect.findings is None and finding.severity != "note":
+                yield finding
+        elif policy is not None and finding.severity == "error" and f"{path}/".startswith(f"{policy.path}/"):
             yield finding

@@ -118,7 +118,7 @@ class _SuiteReader:
 
     def _find_policy(self, data: Mapping[str, Any]) -> PolicyUnderTest | None:
         written = str(data.get("policy", "."))
-        path = os.path.normpath(os.path.join(self._folder, written))
+        path = os.path.normpath(os.path.join(self._folder, written.replace("\0", "")))
         layer = cast("LayerName | None", data.get("layer"))
         if os.path.isfile(path):
             folder = os.path.dirname(path)
@@ -198,6 +198,8 @@ class _SuiteReader:
                 raise _CaseError((name,), f"the policy that is tested is the {layer}'s file itself; leave {name} out")
             if isinstance(value, str):
                 path = os.path.normpath(os.path.join(self._folder, value))
+                if "\0" in path or not os.path.lexists(path):
+                    raise _CaseError((name,), f"there is no {quote_value(value)}; correct the path")
                 yield CaseFile(layer, path)
             else:
                 yield CaseFile(layer, f"<{name}>", value, (*holder, name))
