@@ -239,13 +239,13 @@ def test_a_loader_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     suite = read(tmp_path, GOOD + "".join(GOOD.replace('"a"', f'"{n}"\nuser = "u{n}"') for n in range(50)))
     opened: list[str] = []
-    original = module.read_bytes_as_text
+    original = module.peek_text
 
     def note(path: str) -> str:
         opened.append(path)
         return original(path)
 
-    monkeypatch.setattr(module, "read_bytes_as_text", note)
+    monkeypatch.setattr(module, "peek_text", note)
     loader = PolicyLoader()
     for case in suite.cases:
         loader.load(suite, case)
