@@ -89,7 +89,6 @@ def test_what_is_committed_is_checked(tmp_path: Path) -> None:
     assert table.returncode == 1
     assert "pyproject.toml:4:1: gpu.memory_growth: " in table.stderr
 
-
     (project / "pyproject.toml").write_text(PYPROJECT)
     etc = project / "etc"
     (etc / "groups").mkdir(parents=True)

@@ -356,8 +356,11 @@ def test_a_machines_policy_offers_every_key(project: Path, tfgpu: Tfgpu) -> None
     keys = set(list_keys(flatten_schema(load_schema())))
     # [user.NAME], [group.NAME] and [project."PATH"] have the keys of [gpu] and [ceiling]. One of each is shown.
     tables = {key for key in keys if len(key) > 1 and key[0] in ("user", "group", "project")}
+    # [observe] has the tables of the top of the file once more.
+    tables |= {key for key in keys if len(key) > 1 and key[0] == "observe"} - {("observe", "tell")}
     assert keys - tables - offered == set()
     assert {(table, "*") for table in ("user", "group", "project")} <= offered
+    assert {("user", "*", "expires"), ("user", "*", "reason"), ("observe", "ceiling", "memory_limit")} <= offered
     guide = (REPOSITORY / "docs" / "administrators.md").read_text().partition("## Decide")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z_]+)(?: = [^`]*)?`", guide))
     assert len(named) >= 10
@@ -468,7 +471,8 @@ def test_who_is_not_root_is_told_what_to_do(server: SharedMachine) -> None:
     drafted = server.tfgpu("init", "--machine", "--path", "draft", cwd="/home/alice", user=ALICE)
     assert drafted.returncode == 0
     server.run(ROOT, "cp", "-r", "/home/alice/draft/.", "/etc/tfgpu")
-    assert server.tfgpu("check", "/etc/tfgpu").stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
+    checked = server.tfgpu("check", "/etc/tfgpu").stdout
+    assert checked == "ok: /etc/tfgpu/tfgpu.toml, /etc/tfgpu/tfgpu.test.toml\n"
 
 
 def test_roots_draft_in_somebodys_folder(server: SharedMachine) -> None:
