@@ -73,6 +73,7 @@ def test_what_is_committed_is_checked(tmp_path: Path) -> None:
     (project / "other.toml").write_text("[gpu\n")
     policy = project / "deep" / "er" / "tfgpu.toml"
     policy.write_text('[gpu]\nmemory_limit = "8 gigs"\n')
+    policy.with_name("a.test.toml").write_text(TESTS)
 
     failed = commit(project)
     assert failed.returncode == 1, failed.stderr
