@@ -99,8 +99,9 @@ import resource, sys
 from tfenv.cli.main import main
 sys.argv[1:] = ["audit", "report", "--html", sys.argv[2], "--file", sys.argv[1]]
 code = main()
-own, others = (resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(own, others)
+with open("/proc/self/status") as file:
+    own = next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM:"))
+print(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)
 sys.exit(code)
 """
 

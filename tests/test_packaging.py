@@ -86,7 +86,7 @@ def test_package_is_complete(wheel: zipfile.ZipFile) -> None:
 def test_nothing_else_in_the_package(wheel: zipfile.ZipFile) -> None:
     """No bytecode, no shared library, no test, no editor's leavings."""
     inside = [name for name in wheel.namelist() if name.startswith("tfenv/")]
-    assert {Path(name).suffix for name in inside} <= {".py", ".c", ".h", ".json", ".typed", ".dat"}, inside
+    assert {Path(name).suffix for name in inside} <= {".py", ".c", ".h", ".json", ".typed", ".dat", ".css"}, inside
 
 
 def test_no_sitecustomize_where_python_looks(wheel: zipfile.ZipFile) -> None:
@@ -126,8 +126,10 @@ def test_dependencies(wheel: zipfile.ZipFile) -> None:
     assert extras == [
         "backports-zstd>=1.0; (python_version < '3.14') and extra == 'audit'",
         "msgspec>=0.19; extra == 'audit'",
+        "msgspec>=0.19; extra == 'report'",
         "tensorflow>=2.16; extra == 'tensorflow'",
         "tensorflow[and-cuda]>=2.16; extra == 'cuda'",
+        "vl-convert-python>=1.7; extra == 'report'",
     ]
 
 

@@ -8,7 +8,6 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from tfenv.audit.query import get_gpu_id
-from tfenv.values import frozen
 
 #: How far the time from the start of a process to its end may differ from what it measured itself.
 _SLACK_MS = 2000
@@ -123,10 +122,26 @@ class ProcessUse:
         self.ran_ms = _choose(max, self.ran_ms, other.ran_ms)
         self.waited_ms = _choose(max, self.waited_ms, other.waited_ms)
         self.has_lease = self.has_lease or other.has_lease
-        if other.gpus is not self.gpus and other.gpus != self.gpus:
-            self.gpus = _merge_gpus((*self.gpus, *other.gpus))
+        self.add_gpus(other.gpus)
         self.begun_in |= other.begun_in
         self.ended_in |= other.ended_in
+
+    def note_end(self, moment: int, ran_ms: int | None, framework: frozenset[str]) -> None:
+        """Add an end, which is the last that is heard of most processes. It was not before the first record."""
+        self.last = max(self.last, moment)
+        self.ended = moment if self.ended is None or moment > self.ended else self.ended
+        self.ran_ms = _choose(max, self.ran_ms, ran_ms)
+        self.ended_in = self.ended_in | framework if self.ended_in else framework
+
+    def add_gpus(self, gpus: tuple[FrameworkGpu, ...]) -> None:
+        """Add what a record says of GPUs."""
+        known = self.gpus
+        if gpus is known or not gpus:
+            return
+        if len(gpus) == len(known) == 1 and gpus[0][:-1] == known[0][:-1]:  # most of them: only the peak is new
+            self.gpus = gpus if gpus[0].peak > known[0].peak else known
+        elif gpus != known:
+            self.gpus = _merge_gpus((*known, *gpus))
 
 
 def _choose(which: Any, one: int | None, other: int | None) -> int | None:
@@ -176,8 +191,7 @@ def _merge_all(uses: Sequence[ProcessUse]) -> ProcessUse:
 # ---- when it had its GPUs
 
 
-@frozen
-class Interval:
+class Interval(NamedTuple):
     """When a process had its GPUs, as far as the records tell.
 
     Attributes:

@@ -31,9 +31,9 @@ class TimestampReader:
         begin = self._minutes.get(head)
         if begin is None:
             begin = self._learn(head)
-        if not timestamp.endswith("Z"):
+        if timestamp[-1:] != "Z":
             return _read_other(timestamp)
-        return begin + int(float(timestamp[_SECONDS] or "0") * 1000 + 0.5)
+        return begin + int(float(timestamp[_SECONDS] or 0) * 1000 + 0.5)
 
     def _learn(self, head: str) -> int:
         if len(self._minutes) >= _MOST_MINUTES:

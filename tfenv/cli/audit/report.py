@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     for log, why in tally.left_out.items():
         print_message("audit", f"skipped {log}: {why}")
     if tally.unreadable:
-        print_message("audit", f"{tally.unreadable} lines are not audit records; the page says so")
+        count = tally.unreadable
+        text = "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records"
+        print_message("audit", text)
     return FINDINGS if tally.unreadable or tally.left_out else OK
 
 
