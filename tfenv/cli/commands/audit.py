@@ -88,6 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_filters(summary)
     summary.add_argument("--by-job", action="store_true", help="Count each job by itself.")
+    summary.add_argument(
+        "--observed", action="store_true", help="Count what programs would have lost under the tables in [observe]."
+    )
     add_files(summary)
     _add_format(summary)
     export_totals = actions.add_parser(
@@ -204,7 +207,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.action == "export":
             return export_figures(arguments.prometheus, files, by_job="by_job" in given)
         if arguments.action == "summary":
-            return print_summary(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
+            summarize = print_observed_summary if "observed" in given else print_summary
+            return summarize(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
         if arguments.action == "report":
             return report.run(arguments)
         if arguments.action == "job":
@@ -329,6 +333,15 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: b
         print_table(*hide_empty_column("job", _SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows]))
     else:
         _print_nothing(query)
+    return _report_unreadable(tally)
+
+
+def print_observed_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: bool, is_json: bool) -> int:
+    """Print what programs would have lost under `[observe]`. Arguments, exit code and errors as of `print_summary`."""
+    from tfenv.cli.audit.observed import print_observed
+
+    logs, tally = find_logs(files)
+    print_observed(query, logs, tally, by_job=by_job, is_json=is_json)
     return _report_unreadable(tally)
 
 

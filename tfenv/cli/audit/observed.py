@@ -1,0 +1,64 @@
+"""`tfgpu audit summary --observed`: whom the tables under `[observe]` would hit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tfenv.audit.observed_totals import ObservedTotals, summarize_observed
+from tfenv.audit.query import LineTally, RecordQuery
+from tfenv.cli.output import print_json_line
+from tfenv.cli.tables import hide_empty_column, is_wide, print_table
+from tfenv.errors import escape_for_terminal
+
+_COLUMNS = ("user", "job", "key", "GPU", "programs", "has", "would have", "held by", "last (UTC)")
+#: What fits on a line of a terminal of 80 characters, each column with its widest cell.
+_NARROW_COLUMNS = {"user": 10, "job": 8, "key": 15, "GPU": 12, "programs": 8, "has": 9, "would have": 10}
+
+
+def print_observed(query: RecordQuery, logs: Sequence[Path], tally: LineTally, *, by_job: bool, is_json: bool) -> None:
+    """Print how many programs of how many people would have got less, and what of.
+
+    Args:
+        query: Which records are wanted.
+        logs: The logs.
+        tally: Counts what is no record.
+        by_job: Whether each job has rows of its own.
+        is_json: Whether to print one JSON value a line, or else a sentence and a table.
+
+    Raises:
+        OSError: A log cannot be read.
+    """
+    rows = summarize_observed(logs, query, tally, by_job=by_job)
+    if is_json:
+        for row in rows:
+            print_json_line(row.as_dict())
+        return
+    if not rows:
+        print("No record says that a program would have got less under [observe].")
+        return
+    programs = len(set().union(*(row.processes for row in rows)))
+    print(f"{format_people(programs, len({row.user for row in rows}))} would have got less.\n")
+    if is_wide():
+        print_table(*hide_empty_column("job", _COLUMNS, [_format_row(row) for row in rows]))
+    else:
+        cells = [_clip(_format_row(row)[: len(_NARROW_COLUMNS)]) for row in rows]
+        print_table(*hide_empty_column("job", tuple(_NARROW_COLUMNS), cells))
+
+
+def format_people(programs: int, people: int) -> str:
+    """Return "12 programs of 3 people"."""
+    return f"{programs} program{'' if programs == 1 else 's'} of {people} {'person' if people == 1 else 'people'}"
+
+
+def _clip(cells: Iterable[str]) -> tuple[str, ...]:
+    pairs = zip(cells, _NARROW_COLUMNS.values(), strict=True)
+    return tuple(cell if len(cell) <= widest else f"{cell[: widest - 1]}…" for cell, widest in pairs)
+
+
+def _format_row(row: ObservedTotals) -> tuple[str, ...]:
+    cells = (
+        row.user, row.job or "", row.key, row.gpu or "-", str(len(row.processes)), row.has, row.would_have,
+        ", ".join(sorted(row.held_by)) or "-", row.last[:19].replace("T", " "),
+    )  # fmt: skip
+    return tuple(escape_for_terminal(cell) for cell in cells)
