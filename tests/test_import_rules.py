@@ -18,14 +18,14 @@ MODULES = sorted({*(ROOT / "tfenv").rglob("*.py")} - TEXTS - FOR_PYINSTALLER)
 
 #: The rooms of the package from the ground up. A room may use those on lower floors; on one floor they are strangers.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("values", "dependencies", "files", "jobs"),
+    ("values", "dependencies", "files", "jobs", "machine_date"),
     ("errors",),
     ("policy",),
     ("identity",),
     ("config", "devices", "launchers", "sharing", "frameworks", "audit", "simulate"),
     ("pipeline",),
     ("runtime", "explanation", "lint", "watch", "deploy"),
-    ("api", "jupyterhub", "policy_tests"),
+    ("api", "jupyterhub", "policy_tests", "replay"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

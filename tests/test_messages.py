@@ -257,6 +257,11 @@ RUNS = {
     "closed": check_machine("", prepare="chmod go-r etc/tfgpu.toml"),
     "unknown-key": check('[gpu]\nmemory_limt = "8GiB"\n'),
     "invalid-value": check("[gpu]\nmemory_limit = 8\n"),
+    "observe-not-here": check('[observe.ceiling]\nmemory_limit = "8GiB"\n'),
+    "nothing-to-observe": check_machine(
+        '[ceiling]\nmemory_limit = "8GiB"\n[observe.ceiling]\nmemory_limit = "8GiB"\n'
+    ),
+    "expired": check_machine('[user.root]\nexpires = 2026-01-31\nreason = "thesis"\n', names={"root": "alice"}),
     "too-many": check(f"[ceiling]\nallowed_devices = {list(range(2000))}\n"),
     "more-findings": check("".join(f"key{number} = 1\n" for number in range(150))),
     "machine-layer-only": check("[machine]\nallow_disable = true\n"),
@@ -496,12 +501,21 @@ def run_beside_our_name(tmp_path: Path) -> list[str]:
     return run(tmp_path).stderr.replace(str(tmp_path), "/home/alice/project").splitlines()
 
 
+def come_near_to_an_end() -> list[str]:
+    """Check a table ten days before its end."""
+    source = Source("machine", "/etc/tfgpu/tfgpu.toml", text='[user.alice]\nexpires = 2027-01-31\nreason = "thesis"\n')
+    document = read(source, Trust(0))
+    layer, _ = validate(document, "2027-01-21")
+    return format_example(advise([layer], [document], today="2027-01-21"))
+
+
 LIVE: dict[str, Callable[[Path], list[str]]] = {
     "incomplete-install": lambda _: find_mistake_without_jsonschema(),
     "no-syslog": lambda _: require_syslog(),
     "waiting": lambda _: wait_for_gpu(),
     "name-taken": run_beside_our_name,
     "degraded": import_another_tensorflow,
+    "expires-soon": lambda _: come_near_to_an_end(),
     "no-free-gpu": lambda _: find_busy_gpus("cpu"),
     "shared-gpu": lambda _: find_busy_gpus("share"),
     "no-lease": go_without_lease,

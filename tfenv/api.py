@@ -258,7 +258,8 @@ def explain(project: str | os.PathLike[str] | None = None, user: str | None = No
     if process is None:
         return explain_start(*_read_own_start())
     plan, inventory = _find_plan(process)
-    return explain_applied(process.loaded, process.grant, inventory, plan, _list_findings(process, plan))
+    findings = _list_findings(process, plan)
+    return explain_applied(process.loaded, process.grant, inventory, plan, findings, process.program_request)
 
 
 def check(path: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:

@@ -25,7 +25,7 @@ from tfenv.identity import UserAccount, call_as, find_account, find_user, identi
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import LoadedPolicy, check_disable_switch, current_start, decide, load
 from tfenv.policy.budget import get_framework_shares
-from tfenv.policy.merge import contains_project, select_tables
+from tfenv.policy.merge import apply_observed, contains_project, select_dated, select_tables
 from tfenv.policy.model import (
     LAYER_ORDER,
     Grant,
@@ -63,6 +63,8 @@ class ExplainedValue:
         path: The file, or "<tfgpu run>" for options on a command line.
         line: 1-based. None when unknown.
         column: 1-based, in characters. None when unknown.
+        expires: The day from which its table does not count, as "2027-01-31". None: it has no end.
+        reason: Why its table exists. "": nobody says.
     """
 
     key: str
@@ -71,6 +73,8 @@ class ExplainedValue:
     path: str
     line: int | None = None
     column: int | None = None
+    expires: str | None = None
+    reason: str = ""
 
 
 @frozen
@@ -100,6 +104,58 @@ class ExplainedSetting:
     chosen: ExplainedValue
     overrides: tuple[ExplainedValue, ...] = ()
     clamps: tuple[Finding, ...] = ()
+
+
+@frozen
+class ExplainedException:
+    """A table for this user, one of the groups or the project that has an end or a reason.
+
+    Attributes:
+        table: Dotted, inside its file: "user.alice".
+        path: The file.
+        line: 1-based. None when unknown.
+        expires: The day from which it does not count, as "2027-01-31". None: it has no end.
+        reason: Why it exists. "": nobody says.
+        expired: That day has come.
+        text: All of this in words: "expires on 2027-01-31 (thesis)".
+    """
+
+    table: str
+    path: str
+    line: int | None = None
+    expires: str | None = None
+    reason: str = ""
+    expired: bool = False
+    text: str = ""
+
+
+@frozen
+class ExplainedObserved:
+    """What would follow if the tables under `[observe]` were in force. Nothing of it is applied.
+
+    Attributes:
+        settings: The settings that would be others, with their origins.
+        ceilings: The ceilings that would be others.
+        plan: What would be applied when a framework is imported.
+        refused: The import of a framework would raise PolicyError.
+        tell: The line on stderr says what the process would lose.
+        findings: What would be wrong, with positions, beside what is wrong now.
+    """
+
+    settings: tuple[ExplainedSetting, ...] = ()
+    ceilings: tuple[ExplainedCeiling, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    refused: bool = False
+    tell: bool = False
+    findings: tuple[Finding, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Return all of it as values that JSON knows."""
+        return {
+            **as_dict(self),
+            "settings": {setting.name: _setting_as_dict(setting) for setting in self.settings},
+            "plan": plan_as_dict(self.plan),
+        }
 
 
 @frozen
@@ -157,6 +213,8 @@ class Explanation:
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
         plan: What is applied when a framework is imported.
         choosing: The choice among the plan's GPUs. None if all of them are used.
+        exceptions: The tables for this subject that have an end or a reason, the expired ones too.
+        observed: What would follow from the tables under `[observe]`. None: there are none.
         findings: What is wrong, with positions. Clamps are notes.
     """
 
@@ -175,6 +233,8 @@ class Explanation:
     inventory: Inventory = field(default_factory=Inventory)
     plan: Plan = field(default_factory=Plan)
     choosing: ExplainedChoice | None = None
+    exceptions: tuple[ExplainedException, ...] = ()
+    observed: ExplainedObserved | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -189,6 +249,7 @@ class Explanation:
             "settings": {setting.name: _setting_as_dict(setting) for setting in self.settings},
             "inventory": {"devices": as_dict(self.inventory.devices), "problem": self.inventory.problem},
             "plan": plan_as_dict(self.plan),
+            "observed": None if self.observed is None else self.observed.as_dict(),
         }
 
 
@@ -267,7 +328,12 @@ def explain_start(start: Start, grant: Grant, request: tuple[str, ...] | None) -
 
 
 def explain_applied(
-    loaded: LoadedPolicy, grant: Grant, inventory: Inventory, plan: Plan, findings: tuple[Finding, ...]
+    loaded: LoadedPolicy,
+    grant: Grant,
+    inventory: Inventory,
+    plan: Plan,
+    findings: tuple[Finding, ...],
+    request: tuple[str, ...] | None = None,
 ) -> Explanation:
     """Explain the policy that a process is under.
 
@@ -277,8 +343,9 @@ def explain_applied(
         inventory: The machine's GPUs.
         plan: What is applied.
         findings: All that was found so far.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself. None: nothing.
     """
-    return _make_explanation(loaded, grant, inventory, plan, findings)
+    return _make_explanation(loaded, grant, inventory, plan, findings, request)
 
 
 def _find_uid(user: str) -> int:
@@ -330,7 +397,7 @@ def _explain_loaded(
     hidden = () if obstacle else advise_on_hidden(loaded.start, loaded.layers)
     unsupported = tuple(_find_unsupported(loaded, plan))
     findings = (*loaded.findings, *remarks, *plan.findings, *unsupported, *hidden)
-    made = _make_explanation(loaded, grant, inventory, plan, findings, obstacle)
+    made = _make_explanation(loaded, grant, inventory, plan, findings, request, obstacle)
     return replace(made, disabled=disabled, refused=decision.refused and not disabled)
 
 
@@ -352,6 +419,7 @@ def _make_explanation(
     inventory: Inventory,
     plan: Plan,
     findings: tuple[Finding, ...],
+    request: tuple[str, ...] | None,
     obstacle: str | None = None,
 ) -> Explanation:
     return Explanation(
@@ -367,7 +435,55 @@ def _make_explanation(
         inventory=inventory,
         plan=plan,
         choosing=_explain_choice(plan, loaded.subject.uid, loaded.policy.process_overhead),
-        findings=findings,
+        exceptions=tuple(_explain_exceptions(loaded)),
+        observed=_explain_observed(loaded, grant, inventory, request),
+        findings=tuple(map(loaded.locate, findings)),
+    )
+
+
+def _explain_exceptions(loaded: LoadedPolicy) -> Iterator[ExplainedException]:
+    for dated in loaded.dated:
+        _, position = loaded.find_value(dated.origin)
+        yield ExplainedException(
+            format_key(dated.origin.key),
+            dated.origin.path,
+            position and position[0],
+            dated.expires,
+            dated.reason,
+            dated.expired,
+            dated.describe_end(),
+        )
+
+
+def _explain_observed(
+    loaded: LoadedPolicy, grant: Grant, inventory: Inventory, request: tuple[str, ...] | None
+) -> ExplainedObserved | None:
+    """Return what would follow if the tables under `[observe]` were in force."""
+    if loaded.observed is None:
+        return None
+    observed = [layer.observed for layer in loaded.layers if layer.observed is not None]
+    tried = replace(
+        loaded,
+        policy=loaded.observed.policy,
+        layers=tuple(map(apply_observed, loaded.layers)),
+        dated=tuple(select_dated(observed, loaded.subject)),
+    )
+    decision = decide(tried, grant, inventory, request)
+    found = tuple(map(loaded.locate, decision.plan.findings))
+    now = tuple(map(loaded.locate, decide(loaded, grant, inventory, request).plan.findings))
+    in_force = {setting.origin for setting in loaded.policy.settings.values()}
+    in_force |= {ceiling.origin for ceiling in loaded.policy.ceilings}
+    settings = {name: value for name, value in tried.policy.settings.items() if value.origin not in in_force}
+    ceilings = tuple(ceiling for ceiling in tried.policy.ceilings if ceiling.origin not in in_force)
+    shown = replace(tried, policy=replace(tried.policy, settings=settings, ceilings=ceilings))
+    plan = replace(decision.plan, findings=found)
+    return ExplainedObserved(
+        settings=tuple(_explain_settings(shown, plan)),
+        ceilings=tuple(_explain_ceilings(shown)),
+        plan=plan,
+        refused=decision.refused,
+        tell=loaded.observed.tell,
+        findings=tuple(finding for finding in found if finding not in now),
     )
 
 
@@ -432,7 +548,10 @@ def _is_about(finding: Finding, origin: Origin) -> bool:
 
 def _explain_value(loaded: LoadedPolicy, origin: Origin) -> ExplainedValue:
     value, position = loaded.find_value(origin)
-    return ExplainedValue(format_key(origin.key), value, origin.layer, origin.path, *(position or (None, None)))
+    line, column = position or (None, None)
+    dated = next((dated for dated in loaded.dated if dated.holds(origin)), None)
+    expires, reason = (None, "") if dated is None else (dated.expires, dated.reason)
+    return ExplainedValue(format_key(origin.key), value, origin.layer, origin.path, line, column, expires, reason)
 
 
 # ---- files

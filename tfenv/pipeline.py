@@ -248,6 +248,7 @@ def merge_files(start: Start, subject: Subject, files: ReadLayers) -> LoadedPoli
         subject: For whom, and the project.
         files: What the files of all layers hold, the machine's first.
     """
+    dated = tuple(select_dated(files.layers, subject))
     return LoadedPolicy(
         start=start,
         subject=subject,
@@ -255,14 +256,22 @@ def merge_files(start: Start, subject: Subject, files: ReadLayers) -> LoadedPoli
         layers=files.layers,
         policy=_place_default_log(merge(files.layers, subject), start),
         observed=merge_observed(files.layers, subject),
-        dated=tuple(select_dated(files.layers, subject)),
-        findings=files.findings,
+        dated=dated,
+        findings=(*files.findings, *_note_expired(dated)),
     )
 
 
 def allows_project_files(machine_layers: Iterable[Layer]) -> bool:
     """Return whether the machine layer lets the files of projects count."""
     return _find_machine_value(machine_layers, "allow_project_files") is not False
+
+
+def _note_expired(dated: Iterable[DatedTable]) -> Iterator[Finding]:
+    """Note which tables for this subject do not count any more. They are found in the file only when somebody asks."""
+    for table in dated:
+        if table.expired:
+            message = f"{table.describe_end()}, so this table does not count"
+            yield Finding("expired", message, "note", table.origin.path, key=format_key(table.origin.key))
 
 
 def _note_replaced_file(loaded: LoadedPolicy, trust: Trust, machine_root: str) -> LoadedPolicy:

@@ -30,11 +30,13 @@ from tfenv.audit.record import (
 )
 from tfenv.errors import Finding
 from tfenv.policy.model import (
+    DatedTable,
     Device,
     DeviceOutcome,
     EffectivePolicy,
     Grant,
     MemoryLimit,
+    Origin,
     Outcome,
     OutcomeStatus,
     Plan,
@@ -42,6 +44,7 @@ from tfenv.policy.model import (
     Share,
     Source,
     Subject,
+    WouldClamp,
 )
 from tfenv.values import replace
 
@@ -301,7 +304,8 @@ devices_ = st.builds(
 )
 
 
-@settings(suppress_health_check=list(HealthCheck))
+# An example takes 80 ms.
+@settings(suppress_health_check=list(HealthCheck), max_examples=min(settings.default.max_examples, 500))
 @given(
     texts,
     st.builds(lambda tokens, times: tokens * times, st.lists(texts, max_size=9), st.integers(1, 22)),
@@ -320,8 +324,19 @@ def test_a_record_of_anything_is_one_valid_line_of_at_most_4_kib(
     """Whatever the names, findings and wishes are: one line, valid JSON, valid against the schema, at most 4 KiB."""
     grant = Grant(tuple(tokens), job=dict.fromkeys(JOB_FIELDS, text))
     process = ProcessFacts(1, 2, text, text, text, text, text)
-    context = RecordContext(process, Subject(text, 3, project=text), grant, (Source("user", text),) * 9)
-    outcome = Outcome("clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings))
+    origin = Origin("machine", text, ("user", text))
+    context = RecordContext(
+        process,
+        Subject(text, 3, tuple(tokens), project=text),
+        grant,
+        (Source("user", text),) * 9,
+        revision=text,
+        exceptions=(DatedTable("user", text, origin, "2027-01-31", text),) * len(findings),
+    )
+    lost = tuple(WouldClamp(text, text, text, text, device.asked, device.limit, (origin,)) for device in devices)
+    outcome = Outcome(
+        "clamped", text, tuple(devices), asked=asked, given=asked, findings=tuple(findings), would_clamp=lost
+    )
     full = make_outcome_record(context, outcome)
     assert len(encode_as_line(full)) <= MAX_RECORD_BYTES
     check_line(encode_as_line(full))

@@ -60,13 +60,24 @@ def list_settings(layer: Layer) -> Iterator[Setting]:
 
 
 def list_kept(layer: Layer) -> list[str]:
-    return sorted(format_key(setting.origin.key) for setting in list_settings(layer))
+    return sorted(format_key(setting.origin.key) for setting in list_settings(layer)) + sorted(list_terms(layer))
+
+
+def list_terms(layer: Layer) -> Iterator[str]:
+    """List the ends and reasons that were kept, and what stands under `[observe]`."""
+    for dated in layer.dated:
+        terms = {"expires": dated.expires, "reason": dated.reason}
+        yield from (format_key((*dated.origin.key, name)) for name, value in terms.items() if value)
+    if layer.observed is not None:
+        yield from list_kept(layer.observed)
 
 
 def list_keys(table: dict[str, object]) -> Iterator[KeyPath]:
     """List the keys of a document that hold a value: what a layer should have kept of a right one."""
     for name, value in table.items():
-        if name in ("gpu", "ceiling", "audit", "machine") and isinstance(value, dict):
+        if name == "observe" and isinstance(value, dict):
+            yield from ((name, *rest) for rest in list_keys(value))
+        elif name in ("gpu", "ceiling", "audit", "machine") and isinstance(value, dict):
             yield from ((name, key) for key in value)
         elif name in ("user", "group", "project") and isinstance(value, dict):
             for who, tables in value.items():
@@ -84,7 +95,7 @@ def test_right_files_are_kept_whole(path: Path) -> None:
     """A right file gives no finding and loses no key."""
     layer, findings = validate(read_example(path))
     assert findings == ()
-    assert list_kept(layer) == sorted(format_key(key) for key in list_keys(read_example(path).data))
+    assert sorted(list_kept(layer)) == sorted(format_key(key) for key in list_keys(read_example(path).data))
 
 
 @pytest.mark.parametrize("path", NEGATIVE, ids=lambda path: path.stem)
@@ -101,7 +112,7 @@ def test_wrong_files_lose_only_what_is_wrong(path: Path) -> None:
     for finding, line in zip(findings, expected, strict=True):
         assert line[5] in finding.message
         assert finding.path == str(path)
-    assert list_kept(layer) == sorted(keeps[1].split())
+    assert sorted(list_kept(layer)) == sorted(keeps[1].split())
 
 
 def test_messages_are_one_sentence_on_one_line() -> None:
@@ -369,7 +380,7 @@ LAYERS: st.SearchStrategy[LayerName] = st.sampled_from(LAYER_ORDER)
 def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> None:
     """Whatever a document holds, the result is a layer and findings. What was not kept is in a finding."""
     read = Document(Source(layer, "/srv/vision/tfgpu.toml"), data, "0" * 64, "", 0)
-    validated, findings = validate(read)
+    validated, findings = validate(read, today="0000-00-00")
     assert isinstance(validated, Layer)
     assert all(isinstance(finding, Finding) for finding in findings)
     found = [finding.key or "" for finding in findings]

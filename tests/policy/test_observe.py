@@ -47,7 +47,12 @@ def observe(text: str, *, growth: bool | None = None, limit: int | None = None) 
     layer = read_layer(text)
     plan = resolve(merge([layer], ALICE), Grant(), INVENTORY)
     devices = tuple(
-        planned.describe(index, None, limit=limit or (planned.limit and planned.limit.on(planned.total)), fraction=None)
+        planned.describe(
+            index,
+            None,
+            limit=limit or (None if planned.limit is None else planned.limit.on(planned.total)),
+            fraction=None,
+        )
         for index, planned in enumerate(plan.devices or ())
     )
     observed = merge_observed([layer], ALICE)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tfenv.audit.job_names import format_job, read_job
+from tfenv.audit.line_decoder import choose_decoder
 from tfenv.audit.log_parts import LogPart, map_parts, split_logs
 from tfenv.audit.query import (
     LineTally,
@@ -22,9 +22,7 @@ from tfenv.audit.query import (
     parse_line,
     read_lines,
 )
-from tfenv.audit.record import MAX_RECORD_BYTES
 from tfenv.audit.rotation import LogOrigin
-from tfenv.dependencies import import_dependency
 from tfenv.values import replace
 
 _Number = TypeVar("_Number", int, float)
@@ -34,7 +32,6 @@ _USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 _MIB = 1 << 20
 #: Different records that are remembered at a time.
 _MOST_KNOWN = 10_000
-_LONGEST_PID = 18
 #: What a summary asks of a record, beside its time and process.
 _SUMMARIZED = ("event", "user", "host", "devices", "cut", "asked", "repeats")
 
@@ -175,7 +172,7 @@ class _Summarizer:
 
     def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> None:
         """Count the records in the lines, and in the tally what is none."""
-        decode = _choose_decoder(self._fields)
+        decode = choose_decoder(self._fields)
         fields = ("timestamp", "pid", *self._fields)
         for line in lines:
             try:
@@ -248,40 +245,6 @@ def list_filtered(query: RecordQuery, *, by_job: bool) -> list[str]:
         "scheduler": by_job or bool(query.jobs),  # of older versions
     }
     return [name for name in needed if needed[name]]
-
-
-def _choose_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, str | bytes, tuple[bytes, ...]]]:
-    """Return what reads of a line its time, its process and the JSON of these fields, and raises where it is in doubt.
-
-    msgspec makes no values of what is not asked for: ten times as fast as `parse_line`. It takes nothing that is not
-    JSON, but for bytes that are no text, and numbers that are not finite.
-    """
-    try:
-        msgspec = import_dependency("msgspec")
-    except ImportError:  # an optional library: tfenv[audit]
-        return _refuse_line
-    shape = [("timestamp", str), *((name, msgspec.Raw, msgspec.Raw()) for name in ("pid", *fields))]
-    load = msgspec.json.Decoder(msgspec.defstruct("Line", shape, gc=False)).decode
-    get_fields = attrgetter(*fields)
-
-    def decode(line: bytes) -> tuple[str, str | bytes, tuple[bytes, ...]]:
-        if len(line) > MAX_RECORD_BYTES:
-            raise ValueError("it is longer than a record")
-        found = load(line)
-        if not line.isascii():
-            line.decode()
-        return found.timestamp, _check_pid(bytes(found.pid)), tuple(map(bytes, get_fields(found)))
-
-    return decode
-
-
-def _refuse_line(_: bytes) -> NoReturn:
-    raise ValueError("msgspec is not installed")
-
-
-def _check_pid(text: bytes) -> str | bytes:
-    """Return the text of a process's number. As it is, in bytes, where it is plainly one."""
-    return text if text.isdigit() and len(text) <= _LONGEST_PID else str(decode_json(text or b"null"))
 
 
 class GpuUse(NamedTuple):

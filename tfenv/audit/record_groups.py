@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
+from tfenv.audit.line_decoder import choose_decoder
 from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, decode_json, parse_line
-from tfenv.audit.record import MAX_RECORD_BYTES
-from tfenv.dependencies import import_dependency
 from tfenv.values import replace
 
 #: What tells processes apart, and an example of them.
@@ -96,14 +94,14 @@ class GroupedRecords:
 
     def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> Iterator[None]:
         """Add the records in the lines, and count in the tally what is none. Yield whenever a group is new."""
-        decode = _make_decoder((*_PROCESS_FIELDS, *self._fields))
+        decode = choose_decoder((*_PROCESS_FIELDS, *self._fields))
         names = ("timestamp", *_PROCESS_FIELDS, *self._fields)
         split = len(_PROCESS_FIELDS)
         for line in lines:
             if self._needle and self._needle not in line and b"\\" not in line and line.endswith(b"}"):
                 continue
             try:
-                timestamp, texts = decode(line)
+                timestamp, _, texts = decode(line)
                 is_new = self._learn(texts[split:])
             except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
                 record = parse_line(line, tally, names)
@@ -145,28 +143,3 @@ def _encode(value: object) -> bytes:
     import json
 
     return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def _make_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, _Texts]]:
-    """Return what reads the time of a line and the JSON of these fields, and raises where it is in doubt."""
-    try:
-        msgspec = import_dependency("msgspec")
-    except ImportError:  # an optional library: tfenv[audit]
-        return _refuse_line
-    shape = [("timestamp", str), *((name, msgspec.Raw, msgspec.Raw()) for name in dict.fromkeys(fields))]
-    load = msgspec.json.Decoder(msgspec.defstruct("Line", shape, gc=False)).decode
-    get_fields = attrgetter(*fields)
-
-    def decode(line: bytes) -> tuple[str, _Texts]:
-        if len(line) > MAX_RECORD_BYTES:
-            raise ValueError("it is longer than a record")
-        found = load(line)
-        if not line.isascii():
-            line.decode()
-        return found.timestamp, tuple(map(bytes, get_fields(found)))
-
-    return decode
-
-
-def _refuse_line(_: bytes) -> tuple[str, _Texts]:
-    raise ValueError("msgspec is not installed")

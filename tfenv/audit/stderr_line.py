@@ -74,13 +74,20 @@ def format_policy_line(
     return escape_for_terminal(f"tfgpu: {text}")
 
 
-def format_losses(outcome: Outcome) -> str:
-    """Say what the process would lose under the observed policy, as the end of its line. "": nothing."""
+def add_losses(line: str, outcome: Outcome) -> str:
+    """Say at the end of a line what the process would lose under the observed policy.
+
+    Args:
+        line: As `format_policy_line` gives it. "": nothing is declared.
+        outcome: What happened at the entry point.
+    """
     names = {"memory_growth": "growth "}
     texts = dict.fromkeys(
         f"{names.get(lost.key, '')}{lost.given} instead of {_shorten_uuid(lost.asked)}" for lost in outcome.would_clamp
     )
-    return escape_for_terminal(f"; under [observe] it would be {', '.join(texts)}") if texts else ""
+    if not texts:
+        return line
+    return f"{line or 'tfgpu: no limits yet'}; under [observe] it would be {escape_for_terminal(', '.join(texts))}"
 
 
 def _format_effect(

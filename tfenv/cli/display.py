@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from tfenv.cli.output import add_format_option, print_json, print_json_line
 from tfenv.cli.tables import make_console, print_renderable
+from tfenv.cli.trends import Trends, choose_levels
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,8 +23,12 @@ _FEWEST_SECONDS = 0.1
 class Snapshot(Protocol):
     """What was seen at one moment."""
 
-    def render(self) -> RenderableType:
-        """Return it for people."""
+    def render(self, trends: Trends | None = None) -> RenderableType:
+        """Return it for people, with sparklines if it is watched on a terminal."""
+        ...
+
+    def list_samples(self) -> Mapping[str, float | None]:
+        """Return the values that have a sparkline, each as a part of its whole. None: it is not told."""
         ...
 
     def as_dict(self) -> dict[str, object]:
@@ -108,8 +113,15 @@ def _print_block(snapshot: Snapshot) -> None:
 def _show_in_place(look: Callable[[], Snapshot], seconds: float) -> NoReturn:
     from rich.live import Live
 
-    with Live(look().render(), console=make_console(sys.stdout), auto_refresh=False) as live:
+    trends = Trends(choose_levels(sys.stdout))
+
+    def draw() -> RenderableType:
+        snapshot = look()
+        trends.add(snapshot.list_samples())
+        return snapshot.render(trends)
+
+    with Live(draw(), console=make_console(sys.stdout), auto_refresh=False) as live:
         while True:
             live.refresh()
             time.sleep(seconds)
-            live.update(look().render())
+            live.update(draw())

@@ -21,8 +21,8 @@ from tfenv.errors import TfenvError, escape_for_terminal
 COMMANDS = {
     "init": "Write a first tfgpu.toml for a project or a machine.",
     "check": "Find mistakes in policy files.",
-    "test": "Compare a policy with what you expect of it, without a GPU.",
     "explain": "Show which values apply here, who set them, and what they do.",
+    "test": "Check that a policy gives what you expect of it, without a GPU.",
     "run": "Run a command under the policy, or under options that you give.",
     "doctor": "Find out why a GPU or a policy does not work here.",
     "verify": "Prove on this machine that each framework keeps to the policy.",

@@ -142,6 +142,17 @@ def peek(path: str) -> tuple[bytes, int]:
         os.close(descriptor)
 
 
+def peek_text(path: str) -> str:
+    """Return a file's text, whoever owns it, to read a policy that is in force for nobody yet: a draft, a checkout.
+
+    What is no UTF-8 is left in it as surrogates, for `read` to report.
+
+    Raises:
+        DocumentError: As `peek`.
+    """
+    return peek(path)[0].decode("utf-8-sig", "surrogateescape")
+
+
 def _read_trusted_bytes(source: Source, trust: Trust) -> tuple[bytes, int | None]:
     if source.text is not None:
         # Bytes that were no UTF-8 in the environment arrive as surrogates: they fail to decode, as in a file.

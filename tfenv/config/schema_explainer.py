@@ -73,6 +73,8 @@ def _make_finding(
     path, message = fault.path, fault.message or ""
     if fault.kind in _MESSAGES:
         message = _MESSAGES[fault.kind].format(key=format_key(path), value=fault.value)
+    elif path in (("expires",), ("reason",)):
+        message = _explain_misplaced_term(document, str(path[0]))
     elif explainer is not None and fault.pruned:
         message = explainer.explain_pruned(fault, compare=compare)
     elif explainer is not None and (found := explainer.explain(path, fault.value)) is not None:
@@ -82,6 +84,14 @@ def _make_finding(
     severity: Severity = "warning" if fault.kind in _WARNINGS else "error"
     line, column = document.find_position(path) or (None, None)
     return Finding(fault.kind, message, severity, document.source.path, line, column, format_key(path) or None)
+
+
+def _explain_misplaced_term(document: Document, name: str) -> str:
+    """Return where the end or the reason of a table belongs that somebody wrote at the top of a file."""
+    scope = document.source.scope
+    table = "user.NAME" if scope is None else format_key(scope)
+    tables = f"[{table}], and the keys that are to end under [{table}.gpu] and [{table}.ceiling]"
+    return f"a file has no {'end' if name == 'expires' else 'reason'}; write {name} under {tables}"
 
 
 def _add_odd_character(fault: DocumentFault, message: str) -> str:

@@ -50,7 +50,8 @@ def check_here() -> CheckResult:
     read_files = [document.source.path for document in loaded.documents]
     dropped = [finding.path for finding in loaded.findings if finding.path is not None]
     hidden = advise_on_hidden(loaded.start, loaded.layers)
-    findings = (*loaded.findings, *_advise_with_cards(loaded.layers, loaded.documents), *hidden)
+    found = (finding for finding in loaded.findings if finding.code != "expired")  # said below, with its place
+    findings = (*found, *_advise_with_cards(loaded.layers, loaded.documents), *hidden)
     keep_valid(loaded.documents, loaded.findings)
     return CheckResult(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
@@ -126,6 +127,8 @@ def _list_tables(layer: Layer) -> Iterator[Tables]:
     yield layer.base
     for named in (merge_groups(layer), layer.users, layer.projects):
         yield from named.values()
+    if layer.observed is not None:
+        yield from _list_tables(layer.observed)
 
 
 # ---- who can read it

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, cast
 from tfenv.config.schema import list_device_rules
 from tfenv.errors import Finding
 from tfenv.identity import find_subject
+from tfenv.lint.exceptions import advise_on_exceptions
 from tfenv.lint.frameworks import advise_on_frameworks
 from tfenv.lint.logs import advise_on_logs
+from tfenv.lint.observed import advise_on_observed
 from tfenv.lint.reach import KeyPositions, LintRemark, advise_on_reach
 from tfenv.lint.shares import advise_on_shares
 from tfenv.policy.limits import is_sum_above
-from tfenv.policy.merge import combine, merge_groups, select_tables
+from tfenv.policy.merge import apply_observed, combine, merge_groups, select_tables
 from tfenv.policy.model import (
     AutoChoice,
     Device,
@@ -44,7 +46,10 @@ _ROUNDING = 1e-9
 
 
 def advise(
-    layers: Iterable[Layer], documents: Sequence[Document] = (), inventory: Inventory | None = None
+    layers: Iterable[Layer],
+    documents: Sequence[Document] = (),
+    inventory: Inventory | None = None,
+    today: str | None = None,
 ) -> tuple[Finding, ...]:
     """Say what is right, but probably not what was meant.
 
@@ -52,6 +57,7 @@ def advise(
         layers: Validated, one a file.
         documents: Those they were read from, for lines and columns, and for whom a file is.
         inventory: The machine's GPUs. None: nothing is said of cards.
+        today: The day that ends of tables are compared with, as "2027-01-31". None: the machine's.
 
     Returns:
         Warnings and notes, in the order of the documents and their lines.
@@ -64,7 +70,11 @@ def advise(
     found = [
         remark
         for name, parts in layers_by_name.items()
-        for remark in _check_layer(name, parts, documents, _MachineCards(name, devices), positions)
+        for remark in (
+            *_check_layer(name, parts, documents, _MachineCards(name, devices), positions),
+            *_check_observed(parts, documents, _MachineCards(name, devices), positions),
+            *advise_on_exceptions(parts, today),
+        )
     ]
     ordered = sorted(dict.fromkeys(found), key=lambda remark: positions.find_sort_key(remark.origin))
     return tuple(_make_finding(remark, positions) for remark in ordered)
@@ -84,8 +94,7 @@ def _check_layer(
     cards: _MachineCards,
     positions: KeyPositions,
 ) -> Iterator[LintRemark]:
-    scopes = {document.source.path: document.source.scope for document in documents}
-    split = [_split_by_scope(part, scopes.get(part.paths[0]) if part.paths else None) for part in parts]
+    split = _split_parts(parts, documents)
     own = [own for own, _ in split]
     (whole,) = combine(own)
     if name in ("machine", "site"):
@@ -94,8 +103,32 @@ def _check_layer(
         yield from advise_on_logs(parts)
     if name == "machine":
         yield from advise_on_shares(whole)
-    for view in (*_list_views(whole), *(_TableView(tables, tables) for _, others in split for tables in others)):
+    for view in _list_all_views(split):
         yield from _check_view(view, cards, positions)
+
+
+def _check_observed(
+    parts: Sequence[Layer], documents: Sequence[Document], cards: _MachineCards, positions: KeyPositions
+) -> Iterator[LintRemark]:
+    """Say of the tables under `[observe]` what would be said of them if they were in force."""
+    if all(part.observed is None for part in parts):
+        return
+    yield from advise_on_observed(parts, positions)
+    for view in _list_all_views(_split_parts(list(map(apply_observed, parts)), documents)):
+        found = _check_view(view, cards, positions)
+        yield from (remark for remark in found if remark.origin.key[0] == "observe")
+
+
+def _split_parts(parts: Sequence[Layer], documents: Sequence[Document]) -> list[tuple[Layer, list[Tables]]]:
+    scopes = {document.source.path: document.source.scope for document in documents}
+    return [_split_by_scope(part, scopes.get(part.paths[0]) if part.paths else None) for part in parts]
+
+
+def _list_all_views(split: Sequence[tuple[Layer, list[Tables]]]) -> Iterator[_TableView]:
+    """Yield the tables of a layer, and those that only the people of a single file can know of."""
+    (whole,) = combine([own for own, _ in split])
+    yield from _list_views(whole)
+    yield from (_TableView(tables, tables) for _, others in split for tables in others)
 
 
 def _split_by_scope(part: Layer, scope: tuple[str, str] | None) -> tuple[Layer, list[Tables]]:

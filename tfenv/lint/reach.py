@@ -109,7 +109,7 @@ class _NamedSubject:
     def text(self) -> str:
         if self.is_file:
             return f"the file of {self.kind} {quote_value(self.name)}"
-        return f"[{format_key((self.kind, self.name))}]"
+        return f"[{format_key(self.origin.key)}]"
 
     @cached_property
     def number(self) -> int | None:
@@ -121,9 +121,10 @@ def _list_named(document: Document) -> Iterator[_NamedSubject]:
     source = document.source
     if source.scope is not None:
         yield _NamedSubject(*source.scope, Origin(source.layer, source.path, ()))
-    for kind in ("user", "group"):
-        for name in _find_table(document.data, kind):
-            yield _NamedSubject(kind, name, Origin(source.layer, source.path, (kind, name)))
+    for path in ((), ("observe",)):
+        for kind in ("user", "group"):
+            for name in _find_table(document.data, *path, kind):
+                yield _NamedSubject(kind, name, Origin(source.layer, source.path, (*path, kind, name)))
 
 
 def _find_table(data: object, *path: str) -> Mapping[str, object]:
@@ -213,10 +214,11 @@ def _may_reach(named: _NamedSubject, kind: _SubjectKind, owner: str) -> bool:
 
 
 def _check_projects(document: Document) -> Iterator[LintRemark]:
-    for path in _find_table(document.data, "project"):
-        if path.startswith("/") and "\0" not in path and (message := _explain_no_project(path)) is not None:
-            origin = Origin(document.source.layer, document.source.path, ("project", path))
-            yield LintRemark(origin, "unreachable-table", message)
+    for key in (("project",), ("observe", "project")):
+        for path in _find_table(document.data, *key):
+            if path.startswith("/") and "\0" not in path and (message := _explain_no_project(path)) is not None:
+                origin = Origin(document.source.layer, document.source.path, (*key, path))
+                yield LintRemark(origin, "unreachable-table", message)
 
 
 def _explain_no_project(path: str) -> str | None:

@@ -141,10 +141,10 @@ def merge_observed(layers: Iterable[Layer], subject: Subject) -> ObservedPolicy 
     if not observed:
         return None
     tell = any(layer.top["tell"].value is True for layer in observed if "tell" in layer.top)
-    return ObservedPolicy(merge(map(_apply_observed, layers), subject), tell)
+    return ObservedPolicy(merge(map(apply_observed, layers), subject), tell)
 
 
-def _apply_observed(layer: Layer) -> Layer:
+def apply_observed(layer: Layer) -> Layer:
     """Return a layer with its observed tables in force. They replace its own, key by key."""
     observed = layer.observed
     if observed is None:

@@ -156,6 +156,17 @@ class DatedTable:
     reason: str = ""
     expired: bool = False
 
+    def holds(self, origin: Origin) -> bool:
+        """Return whether a value stands in this table."""
+        key = self.origin.key
+        return origin.path == self.origin.path and origin.key[: len(key)] == key
+
+    def describe_end(self) -> str:
+        """Return the end and the reason in words: "expires on 2027-01-31 (thesis)", "no end (thesis)"."""
+        verb = "expired" if self.expired else "expires"
+        end = "no end" if self.expires is None else f"{verb} on {self.expires}"
+        return f"{end} ({escape_for_terminal(self.reason)})" if self.reason else end
+
 
 @frozen
 class Layer:

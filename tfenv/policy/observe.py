@@ -38,6 +38,8 @@ def find_losses(outcome: Outcome, plan: Plan, policy: EffectivePolicy) -> tuple[
     losses: list[WouldClamp] = []
     for device in outcome.devices:
         planned = _find_planned(device, plan)
+        if planned is None and plan.choosing is not None and plan.devices:
+            continue  # it would have another one: the number counts
         if planned is None:
             holders = _find_device_keys(policy)
             losses.append(

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import cast
 
 from tfenv.config.discover import discover
-from tfenv.config.document import Document, DocumentError, Trust
+from tfenv.config.document import Document, DocumentError, Trust, peek_text
 from tfenv.config.schema import validate
 from tfenv.errors import Finding
 from tfenv.pipeline import LoadedPolicy, ReadLayers, allows_project_files, merge_files, read_layers
 from tfenv.policy.model import Source, Start
 from tfenv.policy_tests.model import Case, CaseFile, Suite
-from tfenv.policy_tests.read import get_policy_table, read_bytes_as_text
+from tfenv.policy_tests.read import get_policy_table
 from tfenv.values import replace
 
 _Key = tuple[object, ...]
@@ -85,7 +85,7 @@ class PolicyLoader:
     def _read_text(self, path: str) -> str | DocumentError:
         if path not in self._texts:
             try:
-                self._texts[path] = read_bytes_as_text(path)
+                self._texts[path] = peek_text(path)
             except DocumentError as error:
                 self._texts[path] = error
         return self._texts[path]
@@ -110,11 +110,17 @@ def _join(parts: Iterable[ReadLayers]) -> ReadLayers:
     )
 
 
-def find_faults(suite: Suite, loaded: LoadedPolicy) -> Iterator[Finding]:
-    """Yield the errors in the files of the policy that is tested. What a case brings itself is what it is about."""
-    policy = suite.policy
+def find_faults(suite: Suite, case: Case, loaded: LoadedPolicy) -> Iterator[Finding]:
+    """Yield what is wrong with files that a case does not say anything of.
+
+    That are the errors in the files of the policy that is tested, and all mistakes in the files that the case brings,
+    unless it names the findings that it expects.
+    """
+    policy, brought = suite.policy, {file.path for file in case.files}
     for finding in loaded.findings:
         path = finding.path or ""
-        of_policy = policy is not None and (path == policy.path or path.startswith(f"{policy.path}/"))
-        if of_policy and finding.severity == "error":
+        if path in brought:
+            if case.expect.findings is None and finding.severity != "note":
+                yield finding
+        elif policy is not None and finding.severity == "error" and f"{path}/".startswith(f"{policy.path}/"):
             yield finding

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from tfenv.config.discover import PYPROJECT_TABLE
-from tfenv.config.document import Document, DocumentError, Trust, peek, read
+from tfenv.config.document import Document, DocumentError, Trust, peek_text, read
 from tfenv.config.presence import FILE_NAME, PYPROJECT
 from tfenv.config.values import quote_value
 from tfenv.errors import Finding
@@ -28,15 +28,6 @@ _NOBODY = "somebody"
 _MOST_FINDINGS = 100
 #: Directories in which nobody has tests of a policy.
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
-
-
-def read_bytes_as_text(path: str) -> str:
-    """Return a file's text, whoever owns it. What is no UTF-8 is left in it as surrogates, for `read` to report.
-
-    Raises:
-        DocumentError: It cannot be read.
-    """
-    return peek(path)[0].decode("utf-8-sig", "surrogateescape")
 
 
 def list_test_files(folder: str) -> list[str]:
@@ -64,7 +55,7 @@ def read_suite(path: str) -> Suite:
         path: Its absolute path.
     """
     try:
-        source = Source("project", path, text=read_bytes_as_text(path))
+        source = Source("project", path, text=peek_text(path))
         document = read(source, Trust(os.geteuid()))
     except DocumentError as error:
         return Suite(path, findings=(error.finding,))
@@ -127,7 +118,7 @@ class _SuiteReader:
 
     def _find_policy(self, data: Mapping[str, Any]) -> PolicyUnderTest | None:
         written = str(data.get("policy", "."))
-        path = os.path.normpath(os.path.join(self._folder, written))
+        path = os.path.normpath(os.path.join(self._folder, written.replace("\0", "")))
         layer = cast("LayerName | None", data.get("layer"))
         if os.path.isfile(path):
             folder = os.path.dirname(path)
@@ -207,6 +198,8 @@ class _SuiteReader:
                 raise _CaseError((name,), f"the policy that is tested is the {layer}'s file itself; leave {name} out")
             if isinstance(value, str):
                 path = os.path.normpath(os.path.join(self._folder, value))
+                if "\0" in path or not os.path.lexists(path):
+                    raise _CaseError((name,), f"there is no {quote_value(value)}; correct the path")
                 yield CaseFile(layer, path)
             else:
                 yield CaseFile(layer, f"<{name}>", value, (*holder, name))

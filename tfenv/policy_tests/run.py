@@ -43,8 +43,8 @@ def run_suites(suites: Iterable[Suite], choose: Callable[[Case], bool] = lambda 
         findings |= dict.fromkeys(suite.findings)
         for case in filter(choose, suite.cases):
             loaded = loader.load(suite, case)
-            findings |= dict.fromkeys(find_faults(suite, loaded))
-            results.append(CaseResult(suite, case, tuple(_compare(suite, case, loaded))))
+            findings |= dict.fromkeys(_place(suite, find_faults(suite, case, loaded)))
+            results.append(CaseResult(suite, case, compare_case(suite, case, loaded)))
     return RunResult(tuple(results), tuple(findings))
 
 
@@ -81,7 +81,9 @@ class _Effect:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings, with their places."""
+        """All findings, with their places. Of a process that is refused, the reasons."""
+        if self.decision.refused:
+            return self.decision.errors
         return tuple(self.loaded.locate(finding) for finding in (*self.loaded.findings, *self.decision.plan.findings))
 
 
@@ -95,6 +97,8 @@ def _find_effect(case: Case, loaded: LoadedPolicy) -> _Effect:
 
 def _list_devices(decision: Decision, inventory: Inventory) -> tuple[PlannedDevice, ...]:
     plan = decision.plan
+    if inventory.no_driver:
+        return ()
     if plan.devices is not None:
         return plan.devices
     # All that CUDA shows, whatever they are. One limit is for all of them.
@@ -106,6 +110,17 @@ def _list_devices(decision: Decision, inventory: Inventory) -> tuple[PlannedDevi
 
 
 # ---- comparing
+
+
+def compare_case(suite: Suite, case: Case, loaded: LoadedPolicy) -> tuple[Difference, ...]:
+    """Return what a process gets otherwise than a case expects.
+
+    Args:
+        suite: The file of the case.
+        case: The case.
+        loaded: The policy of the process.
+    """
+    return tuple(_compare(suite, case, loaded))
 
 
 def _compare(suite: Suite, case: Case, loaded: LoadedPolicy) -> Iterator[Difference]:
@@ -196,10 +211,11 @@ def _look_alike(wanted: Sequence[MemoryLimit], got: Sequence[MemoryLimit | None]
 
 
 def _compare_findings(suite: Suite, effect: _Effect, wanted: frozenset[str]) -> Iterator[Difference]:
-    got = {finding.code for finding in effect.findings}
+    findings = (*effect.loaded.findings, *effect.decision.plan.findings)
+    got = {finding.code for finding in findings}
     if got == wanted:
         return
-    odd = [finding for finding in effect.findings if finding.code not in wanted]
+    odd = [effect.loaded.locate(finding) for finding in findings if finding.code not in wanted]
     yield Difference("findings", _join_codes(wanted), _join_codes(got), findings=_place(suite, odd))
 
 

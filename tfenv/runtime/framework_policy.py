@@ -260,7 +260,8 @@ class FrameworkPolicy:
             from tfenv.policy.observe import find_losses
 
             loaded, policy = replace(process.loaded, policy=observed.policy), observed.policy
-            plan = pipeline.decide(loaded, process.grant, process.inventory, process.program_request).plan
+            decision = pipeline.decide(loaded, process.grant, process.inventory, process.program_request)
+            plan = Plan(devices=()) if decision.refused else decision.plan  # PolicyError in place of a GPU
             framework = self.framework
             plan = drop_unsupported(plan, policy, framework.supports, framework.title)
             return find_losses(outcome, apply_framework_share(plan, policy, framework.name), policy), ()

@@ -204,15 +204,16 @@ class Reporter:
 
     def _show(self, outcome: Outcome, plan: Plan, framework: Framework) -> None:
         """Say on stderr what holds, unless the program wants no GPU anyway."""
-        from tfenv.audit.stderr_line import format_losses, format_policy_line, show_policy_line
+        from tfenv.audit.stderr_line import add_losses, format_policy_line, show_policy_line
 
         loaded = self.loaded
         wrong = any(finding.severity != "note" for finding in (*loaded.findings, *outcome.findings))
         if loaded.policy.audit.stderr != "summary" or (outcome.asked.get("device_count") == 0 and not wrong):
             return
         line = format_policy_line(loaded.subject, loaded.policy, plan, outcome, loaded.findings, framework.title)
-        tells = loaded.observed is not None and loaded.observed.tell
-        show_policy_line(line + format_losses(outcome) if tells else line)
+        if loaded.observed is not None and loaded.observed.tell:
+            line = add_losses(line, outcome)
+        show_policy_line(line)
 
     def _write(self, make: Callable[[], AuditRecord], *, later: bool = False) -> None:
         """Write a record now, or at the next event. A fault in making it costs the record, not the program."""

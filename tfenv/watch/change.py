@@ -17,7 +17,7 @@ from tfenv.errors import Finding
 from tfenv.launchers.grant import read_current_grant
 from tfenv.pipeline import Decision, LoadedPolicy, check_disable_switch, decide, load, select_errors
 from tfenv.policy.merge import combine
-from tfenv.policy.model import AuditSinks, Grant, Setting, Start, Subject, format_key
+from tfenv.policy.model import AuditSinks, DatedTable, Grant, Setting, Start, Subject, format_key
 from tfenv.values import field, frozen, replace
 
 # ---- what a process would get
@@ -69,6 +69,12 @@ def read_state(
     disabled, remarks = check_disable_switch(loaded)
     planned = tuple(loaded.locate(finding) for finding in decision.plan.findings)
     return PolicyState(loaded, decision, (*loaded.findings, *remarks, *planned), grant, disabled)
+
+
+def find_ends(state: PolicyState) -> tuple[str, ...]:
+    """Return the days on which tables for this subject will end, the first one first."""
+    dated = (table for table in state.loaded.dated if not table.expired)
+    return tuple(sorted({table.expires for table in dated if table.expires is not None}))
 
 
 # ---- what changed
@@ -155,6 +161,13 @@ class PolicyChange:
         """The mistakes in the files that changed. That this machine has no such GPU is none."""
         changed = {file.path for file in self.files}
         return tuple(finding for finding in select_errors(self.after.loaded.findings) if finding.path in changed)
+
+    @property
+    def expired(self) -> tuple[DatedTable, ...]:
+        """The tables that have come to their end since."""
+        ended = {(table.origin, table.expires) for table in self.before.loaded.dated if table.expired}
+        after = self.after.loaded.dated
+        return tuple(table for table in after if table.expired and (table.origin, table.expires) not in ended)
 
     @property
     def valid(self) -> bool:

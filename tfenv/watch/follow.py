@@ -20,8 +20,9 @@ from tfenv.config.discover import list_candidate_paths
 from tfenv.config.document import MOST_LINKS, Trust
 from tfenv.config.presence import MACHINE_ROOT
 from tfenv.identity import identify
+from tfenv.machine_date import find_today
 from tfenv.policy.model import Start, Subject
-from tfenv.watch.change import PolicyChange, PolicyState, compare_states, read_state
+from tfenv.watch.change import PolicyChange, PolicyState, compare_states, find_ends, read_state
 
 #: Seconds between two looks at all places, beside what inotify tells, and without it.
 _LOOK_EVERY, _POLL_EVERY = 1.0, 0.5
@@ -212,6 +213,7 @@ class PolicyWatcher:
         self._seen = survey_paths(self.places)
         self._inotify.follow(self._seen)
         self.state = self._read_state()
+        self._ends = find_ends(self.state)
         return self
 
     def __exit__(
@@ -228,6 +230,7 @@ class PolicyWatcher:
         """Yield each change once, when it is over, until `stop` is called."""
         while self._wait():
             before, self.state = self.state, self._read_state()
+            self._ends = find_ends(self.state)
             change = compare_states(before, self.state)
             if change is not None:
                 yield change
@@ -239,6 +242,9 @@ class PolicyWatcher:
             if self._is_woken(every) or survey_paths(self.places) != self._seen:
                 self._settle()
                 return not self._stopped
+            # A look at the date each time, and no timer: the laptop may sleep over midnight, the clock may be set.
+            if self._ends and find_today() >= self._ends[0]:
+                return True
         return False
 
     def _settle(self) -> None:

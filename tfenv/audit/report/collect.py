@@ -166,7 +166,7 @@ def _collect_part(
 
 @contextmanager
 def _pause_garbage_collection() -> Iterator[None]:
-    """Do not look for cycles: there are none among the many objects made here, and to look takes a fifth of the time."""
+    """Look for no cycles: there are none among the many objects made here, and to look takes a fifth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from tfenv.audit.query import parse_moment
+from tfenv.audit.query import LineTally, parse_moment
+from tfenv.cli.output import FINDINGS, OK, print_message
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
@@ -32,3 +33,25 @@ def parse_time(text: str) -> str:
         return parse_moment(re.sub(r"^(\d+)m$", r"\1min", text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def format_programs(programs: int, people: int) -> str:
+    """Return how many programs of how many people: "1 program of 1 person"."""
+    one, other = ("program" if programs == 1 else "programs"), ("person" if people == 1 else "people")
+    return f"{programs:,} {one} of {people:,} {other}"
+
+
+def report_unreadable(tally: LineTally) -> int:
+    """Say what could not be read, and return the exit code."""
+    for log, why in tally.left_out.items():
+        report_unreadable_log(log, why)
+    count = tally.unreadable
+    if count:
+        text = "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records"
+        print_message("audit", text)
+    return FINDINGS if count or tally.left_out else OK
+
+
+def report_unreadable_log(log: Path, why: str) -> None:
+    """Say why a log was not read, or not to its end."""
+    print_message("audit", f"skipped {log}: {why}")

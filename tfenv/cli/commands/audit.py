@@ -26,10 +26,10 @@ from tfenv.audit.query import (
     select_records,
 )
 from tfenv.audit.rotation import LogTail, find_all_log_files
-from tfenv.cli.audit import report
-from tfenv.cli.audit.options import add_files, parse_time
+from tfenv.cli.audit import observed, replay, report
+from tfenv.cli.audit.options import add_files, parse_time, report_unreadable, report_unreadable_log
 from tfenv.cli.job_table import build_job_report
-from tfenv.cli.output import FINDINGS, OK, USAGE, add_description, print_json_line, print_message
+from tfenv.cli.output import USAGE, add_description, print_json_line, print_message
 from tfenv.cli.own_logs import find_logs, find_named_logs
 from tfenv.cli.tables import hide_empty_column, is_wide, print_renderable, print_table
 from tfenv.errors import escape_for_terminal
@@ -51,6 +51,7 @@ _USAGE = """%(prog)s [options]
        %(prog)s job ID [options]
        %(prog)s summary [options]
        %(prog)s export --prometheus FILE [options]
+       %(prog)s replay --policy DIR [options]
        %(prog)s report --html FILE [options]"""
 _JOB = "Show what a job did with its GPUs: each process with its limits, its peaks and its time."
 _JOB_ID = (
@@ -89,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_filters(summary)
     summary.add_argument("--by-job", action="store_true", help="Count each job by itself.")
     summary.add_argument(
-        "--observed", action="store_true", help="Count what programs would have lost under the tables in [observe]."
+        "--observed",
+        action="store_true",
+        help="Show instead what programs would lose if the tables under [observe] were in force.",
     )
     add_files(summary)
     _add_format(summary)
@@ -112,7 +115,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Count each job by itself, in a label. There are as many series as jobs, so the file must be a new one.",
     )
     add_files(export_totals)
+    _add_replay(actions)
     _add_report(actions)
+
+
+def _add_replay(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    again = actions.add_parser(
+        "replay",
+        help=replay.PURPOSE,
+        description=f"{replay.PURPOSE} {replay.EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    replay.add_arguments(again)
+    _add_filters(again)
+    add_files(again)
+    _add_format(again)
 
 
 def _add_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -206,11 +223,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.action == "export":
             return export_figures(arguments.prometheus, files, by_job="by_job" in given)
+        if arguments.action == "summary" and "observed" in given:
+            return observed.print_observed(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
         if arguments.action == "summary":
-            summarize = print_observed_summary if "observed" in given else print_summary
-            return summarize(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
+            return print_summary(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
         if arguments.action == "report":
             return report.run(arguments)
+        if arguments.action == "replay":
+            return replay.run(arguments, _build_query(given))
         if arguments.action == "job":
             return print_job(given["job"][-1], _build_query(given), files, is_json=is_json)
         show = follow_records if "follow" in given else print_records
@@ -263,7 +283,7 @@ def print_records(query: RecordQuery, files: Sequence[Path] | None, count: int |
             _print_records(newest)
         else:
             _print_nothing(query)
-    return _report_unreadable(tally)
+    return report_unreadable(tally)
 
 
 def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int | None, *, is_json: bool) -> NoReturn:
@@ -286,7 +306,7 @@ def follow_records(query: RecordQuery, files: Sequence[Path] | None, count: int 
             _print_stream(select_records(tail.poll(), query, tally), is_json=is_json)
         refused = {(tail.path, tail.refusal) for tail in tails if tail.refusal}
         for log, why in sorted((refused | set(tally.left_out.items())) - reported):
-            _report_unreadable_log(log, why)
+            report_unreadable_log(log, why)
             reported.add((log, why))
         time.sleep(_POLL_SECONDS)
 
@@ -310,7 +330,7 @@ def print_job(job: str, query: RecordQuery, files: Sequence[Path] | None, *, is_
         print_renderable(build_job_report(report))
     else:
         print_message("audit", f"no process of job {job} used a GPU under a policy, or this log does not have it")
-    return _report_unreadable(tally)
+    return report_unreadable(tally)
 
 
 def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: bool, is_json: bool) -> int:
@@ -333,16 +353,7 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: b
         print_table(*hide_empty_column("job", _SUMMARY_COLUMNS, [_format_summary_row(row) for row in rows]))
     else:
         _print_nothing(query)
-    return _report_unreadable(tally)
-
-
-def print_observed_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: bool, is_json: bool) -> int:
-    """Print what programs would have lost under `[observe]`. Arguments, exit code and errors as of `print_summary`."""
-    from tfenv.cli.audit.observed import print_observed
-
-    logs, tally = find_logs(files)
-    print_observed(query, logs, tally, by_job=by_job, is_json=is_json)
-    return _report_unreadable(tally)
+    return report_unreadable(tally)
 
 
 def export_figures(target: Path, files: Sequence[Path] | None, *, by_job: bool = False) -> int:
@@ -369,22 +380,7 @@ def export_figures(target: Path, files: Sequence[Path] | None, *, by_job: bool =
     except ForeignFileError as error:
         print_message("audit", f"{target}: {error}")
         return USAGE
-    return _report_unreadable(tally)
-
-
-def _report_unreadable_log(log: Path, why: str) -> None:
-    print_message("audit", f"skipped {log}: {why}")
-
-
-def _report_unreadable(tally: LineTally) -> int:
-    """Say what could not be read, and return the exit code."""
-    for log, why in tally.left_out.items():
-        _report_unreadable_log(log, why)
-    count = tally.unreadable
-    if count:
-        text = "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records"
-        print_message("audit", text)
-    return FINDINGS if count or tally.left_out else OK
+    return report_unreadable(tally)
 
 
 # ---- output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tfenv.cli.output import (
     USAGE,
@@ -19,12 +19,14 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.cli.tables import print_table
-from tfenv.errors import escape_for_terminal
+from tfenv.errors import Finding, escape_for_terminal
 from tfenv.explanation import (
     UNKNOWN_OCCUPANCY,
     ExaminedFile,
     ExplainedCeiling,
     ExplainedChoice,
+    ExplainedException,
+    ExplainedObserved,
     ExplainedSetting,
     ExplainedValue,
     Explanation,
@@ -32,6 +34,7 @@ from tfenv.explanation import (
 )
 from tfenv.policy.model import Grant, Plan, PlannedDevice
 from tfenv.policy.units import format_bytes, format_limit
+from tfenv.values import replace
 
 _STATES: dict[str, tuple[str, Style]] = {
     "read": ("read", "ok"),
@@ -109,13 +112,23 @@ def _print_text(explanation: Explanation) -> None:
     _print_files(explanation.files)
     _print_settings(explanation.settings, explanation.plan)
     _print_ceilings(explanation.ceilings, explanation.plan)
+    _print_observed(explanation.observed)
+    _print_exceptions(explanation.exceptions)
     _print_grant(explanation.grant)
     _print_outcome(explanation)
     # What a key asked for stands beside it.
-    findings = [finding for finding in explanation.findings if finding.code != "clamped" or finding.path is None]
+    findings = [finding for finding in explanation.findings if not _is_told_above(finding)]
     if findings:
         _print_heading("Findings")
         print_findings(findings, indent="  ")
+    observed = () if explanation.observed is None else explanation.observed.findings
+    if later := [finding for finding in observed if not _is_told_above(finding)]:
+        _print_heading("Findings if the observed tables were in force")
+        print_findings(later, indent="  ")
+
+
+def _is_told_above(finding: Finding) -> bool:
+    return finding.code == "expired" or (finding.code == "clamped" and finding.path is not None)
 
 
 def _print_heading(text: str) -> None:
@@ -135,22 +148,46 @@ def _print_files(files: Sequence[ExaminedFile]) -> None:
 
 
 def _print_settings(settings: Iterable[ExplainedSetting], plan: Plan) -> None:
+    _print_rows("Settings", _list_setting_rows(settings, plan))
+
+
+def _list_setting_rows(settings: Iterable[ExplainedSetting], plan: Plan) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for setting in settings:
         rows.append((f"{setting.name} = {_format_value(setting.chosen)}", _format_origin(setting.chosen)))
         rows += [(f"  overrides {_format_value(lost)}", _format_origin(lost)) for lost in setting.overrides]
         rows += _describe_share(setting.chosen, plan)
         rows += [(f"  clamped: {escape_for_terminal(finding.message)}", "") for finding in setting.clamps]
-    _print_rows("Settings", rows)
+    return rows
 
 
 def _print_ceilings(ceilings: Iterable[ExplainedCeiling], plan: Plan) -> None:
+    _print_rows("Ceilings", _list_ceiling_rows(ceilings, plan))
+
+
+def _list_ceiling_rows(ceilings: Iterable[ExplainedCeiling], plan: Plan) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for ceiling in ceilings:
         rows.append((f"{ceiling.key.rpartition('.')[2]} = {_format_value(ceiling)}", _format_origin(ceiling)))
         rows += [(f"  replaces {_format_value(lost)}", _format_origin(lost)) for lost in ceiling.replaces]
         rows += _describe_share(ceiling, plan)
-    _print_rows("Ceilings", rows)
+    return rows
+
+
+def _print_observed(observed: ExplainedObserved | None) -> None:
+    """Print what the tables under `[observe]` would set. What is in force stands above."""
+    if observed is None:
+        return
+    rows = [
+        *_list_setting_rows(observed.settings, observed.plan),
+        *_list_ceiling_rows(observed.ceilings, observed.plan),
+    ]
+    _print_rows("Observed, not in force", rows or [("nothing for this user in this directory", "")])
+
+
+def _print_exceptions(exceptions: Iterable[ExplainedException]) -> None:
+    rows = [(f"[{escape_for_terminal(one.table)}] {one.text}", _format_place(one.path, one.line)) for one in exceptions]
+    _print_rows("Exceptions", rows)
 
 
 def _describe_share(value: ExplainedValue, plan: Plan) -> list[tuple[str, str]]:
@@ -217,10 +254,15 @@ def _shorten_uuid(entry: object) -> object:
 
 def _format_origin(value: ExplainedValue) -> str:
     """Return `file:line`, and the table if the key alone does not tell it: [user.alice.gpu]."""
-    line = "" if value.line is None else f":{value.line}"
     table = value.key.rpartition(".")[0]
     scope = "" if table in ("gpu", "ceiling", "") else f" [{escape_for_terminal(table)}]"
-    return f"{shorten_path(value.path)}{line}{scope}"
+    terms = "" if value.expires is None else f", until {value.expires}"
+    terms += f" ({escape_for_terminal(value.reason)})" if value.reason else ""
+    return f"{_format_place(value.path, value.line)}{scope}{terms}"
+
+
+def _format_place(path: str, line: int | None) -> str:
+    return shorten_path(path) + ("" if line is None else f":{line}")
 
 
 # ---- what follows
@@ -235,7 +277,10 @@ def _print_outcome(explanation: Explanation) -> None:
     elif explanation.silent and any(finding.severity == "error" for finding in explanation.findings):
         print("  Nothing is in force: see the findings below. Programs have all GPUs without a limit.")
     elif explanation.silent:
-        print(f"  No GPU settings apply: programs run unchanged. {_advise_on_files(explanation.files)}")
+        advice = "" if explanation.observed is not None else f" {_advise_on_files(explanation.files)}"
+        print(f"  No GPU settings apply: programs run unchanged.{advice}")
+        if explanation.observed is not None:
+            _print_plan(explanation)
     else:
         _print_plan(explanation)
 
@@ -251,26 +296,74 @@ def _advise_on_files(files: Iterable[ExaminedFile]) -> str:
 
 
 def _print_plan(explanation: Explanation) -> None:
-    plan = explanation.plan
+    plan, tried = explanation.plan, _get_observed_plan(explanation)
     _print_visible_devices(explanation)
-    print(f"  memory growth         {'on' if plan.growth else 'set by the program'}")
-    print(f"  allocator             {plan.allocator or 'set by the program'}")
+    _print_effect("memory growth", _format_growth, plan, tried)
+    _print_effect("allocator", _format_allocator, plan, tried)
     print(f"  on error              {explanation.on_error}")
-    if plan.devices is None:
-        limit = "no memory limit" if plan.limit is None else f"at most {format_limit(plan.limit)} each"
-        print(f"  GPUs                  all that CUDA shows, {limit}")
-    elif not plan.devices:
-        print(f"  GPUs                  {paint('none', 'problem')}")
+    if not plan.devices:
+        _print_effect("GPUs", _format_all_devices, plan, tried)
     else:
         print()
-        rows = [_format_device(position, planned) for position, planned in enumerate(plan.devices)]
+        columns, rows = _make_device_rows(plan.devices, tried)
         if explanation.choosing is None:
-            print_table(_COLUMNS, rows, indent=2)
+            print_table(columns, rows, indent=2)
         else:  # which of them TensorFlow will call GPU:0 is not decided yet
-            print_table(("candidate", *_COLUMNS[2:]), [row[1:] for row in rows], indent=2)
+            print_table(("candidate", *columns[2:]), [row[1:] for row in rows], indent=2)
     if explanation.inventory.devices is None:
         problem = escape_for_terminal(explanation.inventory.problem or "")
         print(paint(f"  tfenv does not know their names and sizes ({problem}).", "quiet"))
+
+
+def _make_device_rows(
+    devices: Sequence[PlannedDevice], tried: Plan | None
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the columns and rows of the GPUs, with what each would have under the observed policy before the UUID."""
+    rows = [_format_device(position, planned) for position, planned in enumerate(devices)]
+    if tried is None:
+        return _COLUMNS, rows
+    observed = [_format_observed_limit(planned, tried) for planned in devices]
+    wider = [(*row[:-1], text, row[-1]) for row, text in zip(rows, observed, strict=True)]
+    return (*_COLUMNS[:-1], "observed", _COLUMNS[-1]), wider
+
+
+def _get_observed_plan(explanation: Explanation) -> Plan | None:
+    return None if explanation.observed is None else explanation.observed.plan
+
+
+def _print_effect(name: str, describe: Callable[[Plan], str], plan: Plan, tried: Plan | None) -> None:
+    """Print a line of the effect, and what it would be under the observed policy if that differs."""
+    now, later = describe(plan), "" if tried is None else describe(tried)
+    print(f"  {name:<20}  {now}{_format_observed(later) if later not in ('', now) else ''}")
+
+
+def _format_observed(text: str) -> str:
+    return f"  {paint(f'(observed: {text})', 'note')}"
+
+
+def _format_growth(plan: Plan) -> str:
+    return "on" if plan.growth else "set by the program"
+
+
+def _format_allocator(plan: Plan) -> str:
+    return plan.allocator or "set by the program"
+
+
+def _format_all_devices(plan: Plan) -> str:
+    """Return which GPUs a plan gives, without their names."""
+    if plan.devices is not None:
+        return f"{len(plan.devices)} of them" if plan.devices else paint("none", "problem")
+    limit = "no memory limit" if plan.limit is None else f"at most {format_limit(plan.limit)} each"
+    return f"all that CUDA shows, {limit}"
+
+
+def _format_observed_limit(planned: PlannedDevice, tried: Plan) -> str:
+    """Return what the process might take of a GPU under the observed policy."""
+    if tried.devices is None:
+        return _format_limit_on(replace(planned, limit=tried.limit, logical_devices=()))
+    same = (device for device in tried.devices if planned.identity == device.identity)
+    found = next(same, None)
+    return "no GPU" if found is None else _format_limit_on(found)
 
 
 def _print_visible_devices(explanation: Explanation) -> None:
@@ -279,13 +372,23 @@ def _print_visible_devices(explanation: Explanation) -> None:
     start = paint(f"(at the start: {at_start})", "quiet")
     visible = escape_for_terminal("unchanged" if plan.visible is None else plan.visible)
     if choosing is None:
-        print(f"  CUDA_VISIBLE_DEVICES  {visible}  {start}")
+        tried = _get_observed_plan(explanation)
+        later = "" if tried is None else escape_for_terminal(_format_observed_visible(tried))
+        print(
+            f"  CUDA_VISIBLE_DEVICES  {visible}  {start}{_format_observed(later) if later not in ('', visible) else ''}"
+        )
         return
     candidates = "of the candidates below" if plan.devices else "of the GPUs that CUDA shows"
     print(f"  CUDA_VISIBLE_DEVICES  {choosing.count} {candidates}  {start}")
     print(f"  chosen                when your program first lists its devices; {_format_choice(choosing)}")
     if plan.visible is not None:
         print(f"  until then            {visible}")
+
+
+def _format_observed_visible(tried: Plan) -> str:
+    if tried.choosing is not None:
+        return f"{tried.choosing.count} free of {len(tried.devices or ()) or 'all'}"
+    return "unchanged" if tried.visible is None else tried.visible
 
 
 def _format_choice(choosing: ExplainedChoice) -> str:
@@ -300,12 +403,17 @@ def _format_choice(choosing: ExplainedChoice) -> str:
 
 
 def _format_device(position: int, planned: PlannedDevice) -> tuple[str, ...]:
+    device, limit = planned.device, _format_limit_on(planned)
+    if device is None:
+        return (f"GPU:{position}", planned.token, "?", "?", limit, "?")
+    memory = "?" if device.total is None else format_bytes(device.total)
+    return (f"GPU:{position}", device.label, device.name, memory, limit, device.uuid)
+
+
+def _format_limit_on(planned: PlannedDevice) -> str:
     device, limit = planned.device, format_limit(planned.limit)
     if planned.limit is not None and planned.limit.fraction is not None and device is not None:
         limit = f"{format_bytes(planned.limit.on(device.total) or 0)} ({limit})"
     if planned.logical_devices:
         limit += f" as {' + '.join(format_limit(size) for size in planned.logical_devices)}"
-    if device is None:
-        return (f"GPU:{position}", planned.token, "?", "?", limit, "?")
-    memory = "?" if device.total is None else format_bytes(device.total)
-    return (f"GPU:{position}", device.label, device.name, memory, limit, device.uuid)
+    return limit

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, add_description, shorten_path
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
+from tfenv.cli.trends import TrendColumn, Trends, add_trend_columns
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.usage import GpuState, GpuUsage, read_usage
 from tfenv.launchers.grant import read_current_grant
@@ -26,6 +27,7 @@ _COLUMNS = (
     TableColumn("busy", is_number=True),
     TableColumn("in programs"),
 )  # fmt: skip
+_TRENDS = ("memory", "busy")
 _SHORT_UUID = len("GPU-12345678")
 _FULL = 0.9
 
@@ -70,9 +72,18 @@ class GpuSnapshot:
     reasons: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
 
-    def render(self) -> RenderableType:
+    def render(self, trends: Trends | None = None) -> RenderableType:
         """Return the table for people."""
-        return build_report(build_table(_COLUMNS, map(self._build_row, self.usage.gpus)), self._find_all_notes())
+        labels = [gpu.label for gpu in self.usage.gpus]
+        added = [TrendColumn(f"{kind} trend", tuple(f"{kind} {label}" for label in labels)) for kind in _TRENDS]
+        rows = list(map(self._build_row, self.usage.gpus))
+        columns, rows_shown = add_trend_columns(_COLUMNS, rows, added, trends, expendable="UUID")
+        return build_report(build_table(columns, rows_shown), self._find_all_notes())
+
+    def list_samples(self) -> Mapping[str, float | None]:
+        """Return how full and how busy each GPU is."""
+        full = {f"memory {gpu.label}": _divide(gpu.used, gpu.total) for gpu in self.usage.gpus}
+        return {**full, **{f"busy {gpu.label}": _divide(gpu.utilization, 100) for gpu in self.usage.gpus}}
 
     def as_dict(self) -> dict[str, object]:
         """Return the same for programs."""
@@ -129,6 +140,10 @@ class GpuSnapshot:
         yield from ((f"GPU {', '.join(labels)}", why) for why, labels in labels_by_reason.items())
         yield from ((f"GPU {gpu.label}", gpu.problem) for gpu in self.usage.gpus if gpu.problem)
         yield from self.notes
+
+
+def _divide(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _format_place(place: int | str | None) -> str:

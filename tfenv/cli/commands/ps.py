@@ -12,6 +12,7 @@ from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, add_description, shorten_path
 from tfenv.cli.process_records import UserRecords, read_user_records
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, hide_empty_column, is_wide
+from tfenv.cli.trends import TrendColumn, Trends, add_trend_columns
 from tfenv.devices import nvml
 from tfenv.devices.usage import GpuProcess, GpuUsage, describe_process, read_usage
 from tfenv.pipeline import current_start, load
@@ -218,11 +219,18 @@ class ProcessSnapshot:
     usage: GpuUsage
     holders: tuple[GpuHolder, ...] = ()
 
-    def render(self) -> RenderableType:
+    def list_samples(self) -> Mapping[str, float | None]:
+        """Return how much of its limit each process holds. Without a limit, how much of the card."""
+        totals = {gpu.label: gpu.total for gpu in self.usage.gpus}
+        return {_name_trend(holder): _measure(holder, totals.get(holder.process.label)) for holder in self.holders}
+
+    def render(self, trends: Trends | None = None) -> RenderableType:
         """Return the table for people."""
         columns, rows = hide_empty_column("job", _COLUMNS, [_build_row(holder) for holder in self.holders])
         columns, rows = hide_empty_column("framework", columns, rows)
-        return build_report(build_table(columns, rows), self._find_notes())
+        added = [TrendColumn("memory trend", tuple(map(_name_trend, self.holders)))]
+        columns_shown, rows_shown = add_trend_columns(columns, rows, added, trends, expendable="framework")
+        return build_report(build_table(columns_shown, rows_shown), self._find_notes())
 
     def as_dict(self) -> dict[str, object]:
         """Return the same for programs."""
@@ -263,6 +271,15 @@ def _find_notes_on_holders(holders: Iterable[GpuHolder]) -> Iterator[tuple[str, 
     unknown = {holder.process.user for holder in holders if holder.state == "unknown" and holder.process.user}
     if unknown:
         yield "unknown", f"the audit log of {', '.join(sorted(unknown))} cannot be read from here"
+
+
+def _name_trend(holder: GpuHolder) -> str:
+    return f"{holder.process.label} {holder.process.pid} {holder.process.start_ticks}"
+
+
+def _measure(holder: GpuHolder, total: int | None) -> float | None:
+    whole = holder.limit or total
+    return holder.process.memory / whole if holder.process.memory is not None and whole else None
 
 
 def _build_row(holder: GpuHolder) -> tuple[StyledText | str, ...]:

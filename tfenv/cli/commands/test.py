@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("text", "json", "junit"), default="text",
         help="Print text, JSON for programs, or the XML of JUnit for CI servers.",
     )  # fmt: skip
-    parser.add_argument("--junit", metavar="FILE", help="Also write the XML of JUnit into this file.")
+    parser.add_argument("--junit", metavar="FILE", help="Write the XML of JUnit into this file, too.")
 
 
 def run(arguments: argparse.Namespace) -> int:

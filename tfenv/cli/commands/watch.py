@@ -28,6 +28,7 @@ from tfenv.errors import escape_for_terminal
 from tfenv.explanation import plan_as_dict
 from tfenv.lint.check import keep_valid
 from tfenv.pipeline import current_start
+from tfenv.policy.model import format_key
 from tfenv.values import as_dict
 from tfenv.watch.change import ChangeRecorder, PolicyChange, WrittenValue
 from tfenv.watch.follow import PolicyWatcher
@@ -135,7 +136,11 @@ def _print_start(watch: PolicyWatcher, *, is_json: bool) -> None:
 
 def _print_change(change: PolicyChange) -> None:
     files = ", ".join(f"{shorten_path(file.path)} {file.what}" for file in change.files)
-    print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(files or 'the policy changed', 'strong')}")
+    ended = ", ".join(
+        escape_for_terminal(f"[{format_key(table.origin.key)}] {table.describe_end()}") for table in change.expired
+    )
+    title = " and ".join(filter(None, (files, ended))) or "the policy changed"
+    print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(title, 'strong')}")
     old_findings = set(change.before.findings)
     findings = [finding for finding in change.after.findings if finding.severity != "note"]
     print_findings([finding for finding in findings if finding not in old_findings], indent="  ")
@@ -174,6 +179,15 @@ def _describe_change(change: PolicyChange) -> dict[str, object]:
         "timestamp": change.timestamp,
         "files": as_dict(change.files),
         "valid": change.valid,
+        "expired": [
+            {
+                "table": format_key(table.origin.key),
+                "path": table.origin.path,
+                "expires": table.expires,
+                "reason": table.reason,
+            }
+            for table in change.expired
+        ],
         "changes": [format_difference.as_dict() for format_difference in change.differences],
         "findings": as_dict(state.findings),
         "in_force": state.in_force,

@@ -1,0 +1,1 @@
+"""Runs what the audit log holds through another policy."""
