@@ -166,7 +166,7 @@ class _Summarizer:
         self._has_limits = bool(query.since or query.until)
         # Its time differs from record to record.
         self._timeless = replace(query, since="", until="")
-        self._fields = (*_SUMMARIZED, *_list_filtered(query, by_job=by_job))
+        self._fields = (*_SUMMARIZED, *list_filtered(query, by_job=by_job))
         self._rows: dict[tuple[str, str, str | None], UserGpuTotals] = {}
         self._known: dict[object, _KnownRecord] = {}
 
@@ -234,8 +234,8 @@ class _Summarizer:
         return sorted(self._rows.values(), key=lambda row: (row.user, row.job or "", row.gpu))
 
 
-def _list_filtered(query: RecordQuery, *, by_job: bool) -> list[str]:
-    """Name the fields that the query's filters need. Others would make more records different."""
+def list_filtered(query: RecordQuery, *, by_job: bool) -> list[str]:
+    """Return the fields that the query's filters need. Others would make more records different."""
     needed = {
         "uid": bool(query.uids),
         "status": bool(query.outcomes),

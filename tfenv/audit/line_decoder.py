@@ -23,7 +23,7 @@ def choose_decoder(fields: Sequence[str]) -> Callable[[bytes], tuple[str, str | 
         msgspec = import_dependency("msgspec")
     except ImportError:  # an optional library: tfenv[audit]
         return _refuse_line
-    shape = [("timestamp", str), *((name, msgspec.Raw, msgspec.Raw()) for name in ("pid", *fields))]
+    shape = [("timestamp", str), *((name, msgspec.Raw, msgspec.Raw()) for name in dict.fromkeys(("pid", *fields)))]
     load = msgspec.json.Decoder(msgspec.defstruct("Line", shape, gc=False)).decode
     get_fields = attrgetter(*fields)
 

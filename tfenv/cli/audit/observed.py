@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tfenv.audit.observed_totals import ObservedTotals, count_programs, sum_up_observed
+from tfenv.audit.observed_totals import ObservedTotals, summarize_observed
 from tfenv.audit.query import RecordQuery
 from tfenv.cli.audit.options import format_programs, report_unreadable
 from tfenv.cli.output import print_json_line
 from tfenv.cli.own_logs import find_logs
-from tfenv.cli.tables import is_wide, print_table
+from tfenv.cli.tables import hide_empty_column, is_wide, print_table
+from tfenv.errors import escape_for_terminal
 
-_COLUMNS = ("user", "key", "GPU", "programs", "have", "would have", "held by", "last (UTC)")
-#: What fits on a line of a terminal of 80 characters.
-_NARROW_COLUMNS = ("user", "key", "GPU", "programs", "have", "would have")
-_SHORT_UUID = 12
+_COLUMNS = ("user", "job", "key", "GPU", "programs", "has", "would have", "held by", "last (UTC)")
+#: What fits on a line of a terminal of 80 characters, each column with its widest cell.
+_NARROW_COLUMNS = {"user": 10, "job": 8, "key": 15, "GPU": 12, "programs": 8, "has": 9, "would have": 10}
 
 
-def print_observed(query: RecordQuery, files: Sequence[Path] | None, *, is_json: bool) -> int:
-    """Print what programs would lose under the tables that are observed.
+def print_observed(query: RecordQuery, files: Sequence[Path] | None, *, by_job: bool, is_json: bool) -> int:
+    """Print how many programs of how many people would have got less, and what of.
 
     Args:
         query: Which records are wanted.
         files: The logs. None: those that the policy here names.
+        by_job: Whether each job has rows of its own.
         is_json: Whether to print one JSON value a line, or else a sentence and a table.
 
     Returns:
@@ -33,20 +34,35 @@ def print_observed(query: RecordQuery, files: Sequence[Path] | None, *, is_json:
         OSError: A log cannot be read.
     """
     logs, tally = find_logs(files)
-    rows = sum_up_observed(logs, query, tally)
+    rows = summarize_observed(logs, query, tally, by_job=by_job)
     if is_json:
         for row in rows:
             print_json_line(row.as_dict())
     elif rows:
-        print(f"{format_programs(*count_programs(rows))} would have got less.\n")
-        wide = is_wide()
-        print_table(_COLUMNS if wide else _NARROW_COLUMNS, [_format_row(row, is_wide=wide) for row in rows])
+        programs = set().union(*(row.processes for row in rows))
+        print(f"{format_programs(len(programs), len({row.user for row in rows}))} would have got less.\n")
+        _print_rows(rows)
     else:
         print("No program would have got less: no record says that a table under [observe] would take anything.")
     return report_unreadable(tally)
 
 
-def _format_row(row: ObservedTotals, *, is_wide: bool) -> tuple[str, ...]:
-    gpu = row.gpu if is_wide else row.gpu[:_SHORT_UUID]
-    cells = (row.user, row.key, gpu or "-", str(len(row.processes)), row.asked, row.given)
-    return (*cells, ", ".join(sorted(row.held_by)), row.last[:19].replace("T", " ")) if is_wide else cells
+def _print_rows(rows: Sequence[ObservedTotals]) -> None:
+    if is_wide():
+        print_table(*hide_empty_column("job", _COLUMNS, [_format_row(row) for row in rows]))
+    else:
+        cells = [_clip(_format_row(row)[: len(_NARROW_COLUMNS)]) for row in rows]
+        print_table(*hide_empty_column("job", tuple(_NARROW_COLUMNS), cells))
+
+
+def _clip(cells: Iterable[str]) -> tuple[str, ...]:
+    pairs = zip(cells, _NARROW_COLUMNS.values(), strict=True)
+    return tuple(cell if len(cell) <= widest else f"{cell[: widest - 1]}…" for cell, widest in pairs)
+
+
+def _format_row(row: ObservedTotals) -> tuple[str, ...]:
+    cells = (
+        row.user, row.job or "", row.key, row.gpu or "-", str(len(row.processes)), row.has, row.would_have,
+        ", ".join(sorted(row.held_by)) or "-", row.last[:19].replace("T", " "),
+    )  # fmt: skip
+    return tuple(escape_for_terminal(cell) for cell in cells)

@@ -224,7 +224,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.action == "export":
             return export_figures(arguments.prometheus, files, by_job="by_job" in given)
         if arguments.action == "summary" and "observed" in given:
-            return observed.print_observed(_build_query(given), files, is_json=is_json)
+            return observed.print_observed(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
         if arguments.action == "summary":
             return print_summary(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
         if arguments.action == "report":

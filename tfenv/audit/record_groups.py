@@ -1,0 +1,145 @@
+"""Records that say the same of different processes, gathered: what they mean is worked out once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
+
+from tfenv.audit.line_decoder import choose_decoder
+from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, decode_json, parse_line
+from tfenv.values import replace
+
+#: What tells processes apart, and an example of them.
+_PROCESS_FIELDS = ("host", "pid", "start_ticks", "script")
+_Texts = tuple[bytes, ...]
+
+
+class Example(NamedTuple):
+    """The newest process of some records. Of two, the one with the larger tuple is newer.
+
+    Attributes:
+        timestamp: When, as records have it.
+        host: Its machine.
+        pid: Its process id. None: the record does not say.
+        script: Its program. None: it has no file.
+    """
+
+    timestamp: str
+    host: str
+    pid: int | None
+    script: str | None
+
+
+class RecordGroup:
+    """Records that differ in nothing but time, process and program.
+
+    Attributes:
+        record: What they say in the fields that count.
+        processes: What tells their processes apart, as a hash: a million of them are to fit into memory.
+        timestamp: Of the newest.
+    """
+
+    __slots__ = ("_texts", "processes", "record", "timestamp")
+
+    def __init__(self, record: LoggedRecord) -> None:
+        if not isinstance(record.get("event"), str):
+            raise ValueError("a record has the name of an event")  # noqa: TRY004 - what is read is no argument
+        self.record = record
+        self.processes: set[int] = set()
+        self.timestamp = ""
+        self._texts: _Texts = ()
+
+    def add(self, timestamp: str, texts: _Texts) -> None:
+        """Add a record. `texts` is its process as JSON, in the order of `_PROCESS_FIELDS`."""
+        self.processes.add(hash(texts[:3]))
+        if timestamp >= self.timestamp:
+            self.timestamp, self._texts = timestamp, texts
+
+    def merge(self, other: RecordGroup) -> None:
+        """Add what others gathered of the same record."""
+        self.processes |= other.processes
+        if other.timestamp >= self.timestamp:
+            self.timestamp, self._texts = other.timestamp, other._texts
+
+    @property
+    def example(self) -> Example:
+        """The newest process."""
+        host, pid, _, script = (decode_json(text) if text else None for text in self._texts)
+        return Example(
+            self.timestamp, str(host), pid if type(pid) is int else None, script if isinstance(script, str) else None
+        )
+
+
+class GroupedRecords:
+    """The wanted records of some logs, in groups.
+
+    Attributes:
+        groups: By what they say, as JSON.
+    """
+
+    def __init__(self, fields: Sequence[str], query: RecordQuery, needle: bytes = b"") -> None:
+        """Gather records.
+
+        Args:
+            fields: What counts of them. Only these are in `RecordGroup.record`. "event" is among them, and what the
+                query's filters need.
+            query: Which are wanted.
+            needle: A wanted record has this in it.
+        """
+        self.groups: dict[_Texts, RecordGroup] = {}
+        self._fields = tuple(dict.fromkeys(fields))
+        self._query = query
+        self._needle = needle
+        self._filters_time = bool(query.since or query.until)
+
+    def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> Iterator[None]:
+        """Add the records in the lines, and count in the tally what is none. Yield whenever a group is new."""
+        decode = choose_decoder((*_PROCESS_FIELDS, *self._fields))
+        names = ("timestamp", *_PROCESS_FIELDS, *self._fields)
+        split = len(_PROCESS_FIELDS)
+        for line in lines:
+            if self._needle and self._needle not in line and b"\\" not in line and line.endswith(b"}"):
+                continue
+            try:
+                timestamp, _, texts = decode(line)
+                is_new = self._learn(texts[split:])
+            except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
+                record = parse_line(line, tally, names)
+                if record is None:
+                    continue
+                timestamp = cast("str", record["timestamp"])
+                texts = tuple(_encode(record[name]) if name in record else b"" for name in names[1:])
+                is_new = self._learn(texts[split:])
+            if not self._filters_time or self._query.is_in_time(timestamp):
+                self.groups[texts[split:]].add(timestamp, texts[:split])
+            if is_new:
+                yield
+
+    def _learn(self, key: _Texts) -> bool:
+        """Make the group of a record. Return whether there was none."""
+        if key in self.groups:
+            return False
+        self.groups[key] = RecordGroup({n: decode_json(t) for n, t in zip(self._fields, key, strict=True) if t})
+        return True
+
+    def list_wanted(self) -> Iterator[RecordGroup]:
+        """Yield the groups of records that the query wants."""
+        timeless = replace(self._query, since="", until="")
+        for group in self.groups.values():
+            if group.processes and timeless.matches({**group.record, "timestamp": ""}):
+                yield group
+
+    def merge(self, groups: dict[_Texts, RecordGroup]) -> None:
+        """Add what others gathered with the same fields."""
+        for key, group in groups.items():
+            known = self.groups.get(key)
+            if known is None:
+                self.groups[key] = group
+            else:
+                known.merge(group)
+
+
+def _encode(value: object) -> bytes:
+    import json
+
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
