@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from tfenv.audit.gpu_totals import SUMMARIZED_EVENTS, UserGpuTotals, list_uses
@@ -35,15 +36,27 @@ _MEMORY = "2GB"
 #: Rows of which programs are counted one by one. More of them would take a minute.
 _MOST_EXACT = 5_000_000
 _BATCH = 10_000
+_LARGEST = (1 << 63) - 1
 _COLUMNS = {
     RECORDS: {"id": "UBIGINT", "day": "VARCHAR", "time": "BIGINT", "event": "VARCHAR", "host": "VARCHAR",
               "user": "VARCHAR", "line": "VARCHAR"},
     USES: {"id": "UBIGINT", "place": "INTEGER", "day": "VARCHAR", "time": "BIGINT", "event": "VARCHAR",
            "user": "VARCHAR", "program": "UBIGINT", "gpu": "VARCHAR", "times": "BIGINT", "cut": "VARCHAR[]",
-           "asked_bytes": "HUGEINT", "asked_fraction": "DOUBLE", "given_bytes": "HUGEINT", "given_fraction": "DOUBLE"},
+           "asked_bytes": "BIGINT", "asked_fraction": "DOUBLE", "given_bytes": "BIGINT", "given_fraction": "DOUBLE"},
 }  # fmt: skip
 #: What makes a row of a kind different from all others.
 _KEYS = {RECORDS: "id", USES: "id, place"}
+
+
+_TOTALS = """
+SELECT user, gpu, {counted}, sum(times) FILTER (event = 'policy_clamped'), sum(times) FILTER (event = 'policy_failed'),
+    max(asked_bytes), max(asked_fraction), max(given_bytes), max(given_fraction), max(time)
+FROM {source} GROUP BY user, gpu ORDER BY user, gpu
+"""
+_CUTS = """
+SELECT user, gpu, name, sum(times) FROM (SELECT user, gpu, times, unnest(cut) AS name FROM {source} AND len(cut) > 0)
+GROUP BY user, gpu, name
+"""
 
 
 class StoreBusyError(Exception):
@@ -187,11 +200,16 @@ def _make_uses(record: LoggedRecord, row: Mapping[str, Any]) -> Iterator[dict[st
             "gpu": use.gpu,
             "times": count_times(record),
             "cut": [name for name in dict.fromkeys(cut) if isinstance(name, str)] if isinstance(cut, list) else [],
-            "asked_bytes": use.asked_bytes,
+            "asked_bytes": _clip(use.asked_bytes),
             "asked_fraction": use.asked_fraction,
-            "given_bytes": use.given_bytes,
+            "given_bytes": _clip(use.given_bytes),
             "given_fraction": use.given_fraction,
         }
+
+
+def _clip(size: int | None) -> int | None:
+    """Return a size as a column can hold it. No card has as much."""
+    return None if size is None else max(-_LARGEST, min(size, _LARGEST))
 
 
 def _hash(text: str) -> int:
@@ -213,7 +231,7 @@ def _set_up(database: Any, work: Path) -> None:
     database.execute(f"SET memory_limit = '{_MEMORY}'")
     database.execute(f"SET threads = {len(os.sched_getaffinity(0))}")
     database.execute("SET preserve_insertion_order = false")
-    database.execute("SET temp_directory = ?", [str(work / "spill")])
+    database.execute("SET temp_directory = ?", [str(work / "tfgpu-spill")])
 
 
 def _add_new_rows(database: Any, folder: Path, kind: str) -> int:
@@ -315,25 +333,15 @@ def summarize_store(folder: Path, query: RecordQuery) -> StoreSummary:
     parts = [part for day in days if day.name[4:] >= query.since[:10] for part in _list_parts(day)]
     if not parts:
         return StoreSummary()
-    work = folder / _WORK
     with duckdb.connect() as database:
-        _set_up(database, work)
+        _set_up(database, Path(gettempdir()))
         where, values = _make_conditions(query)
         source = f"read_parquet({_quote_all(parts)}) WHERE {where}"
         (size,) = database.execute(f"SELECT count(*) FROM {source}", values).fetchone()
         is_exact = size <= _MOST_EXACT
         counted = "count(DISTINCT program)" if is_exact else "approx_count_distinct(program)"
-        found = database.execute(
-            f"""SELECT user, gpu, {counted}, sum(times) FILTER (event = 'policy_clamped'),
-            sum(times) FILTER (event = 'policy_failed'), max(asked_bytes), max(asked_fraction), max(given_bytes),
-            max(given_fraction), max(time) FROM {source} GROUP BY user, gpu ORDER BY user, gpu""",
-            values,
-        ).fetchall()
-        cuts = database.execute(
-            f"""SELECT user, gpu, name, sum(times) FROM (SELECT user, gpu, times, unnest(cut) AS name FROM {source}
-            AND len(cut) > 0) GROUP BY user, gpu, name""",
-            values,
-        ).fetchall()
+        found = database.execute(_TOTALS.format(counted=counted, source=source), values).fetchall()
+        cuts = database.execute(_CUTS.format(source=source), values).fetchall()
     rows = {(row[0], row[1]): _make_totals(row) for row in found}
     for user, gpu, name, times in cuts:
         rows[user, gpu].cut[name] = int(times)
@@ -357,5 +365,14 @@ def _make_totals(row: Sequence[Any]) -> UserGpuTotals:
     user, gpu, programs, clamped, failed, asked, asked_part, given, given_part, time = row
     last = "" if time is None else format_timestamp(_EPOCH + timedelta(microseconds=time))
     return UserGpuTotals(
-        user, gpu, None, set(), int(clamped or 0), {}, int(failed or 0), asked, asked_part, given, given_part, last, programs
+        user,
+        gpu,
+        clamped=int(clamped or 0),
+        failed=int(failed or 0),
+        asked_bytes=asked,
+        asked_fraction=asked_part,
+        given_bytes=given,
+        given_fraction=given_part,
+        last=last,
+        counted=programs,
     )
