@@ -134,6 +134,8 @@ def _describe_tables(schema: Schema, root: Schema, path: str, told: dict[str, st
         told: By definition, the table whose section has the keys. It is added to.
     """
     first = told.setdefault(_find_definition(schema) or path, path)
+    if path.startswith("observe."):
+        first = path.removeprefix("observe.")  # with all that is below it
     if first != path:
         described = schema["description"].replace(f"[{first}]", _format_link(first))
         yield f"## `[{path}]`\n\n{_wrap(described)}\n"
