@@ -90,22 +90,26 @@ class GroupedRecords:
         self._fields = tuple(dict.fromkeys(fields))
         self._query = query
         self._needle = needle
+        self._events = frozenset(map(_encode, query.events))
         self._filters_time = bool(query.since or query.until)
 
-    def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> Iterator[None]:
-        """Add the records in the lines, and count in the tally what is none. Yield whenever a group is new."""
+    def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> Iterator[RecordGroup]:
+        """Add the records in the lines, and count in the tally what is none. Yield each new group."""
         decode = choose_decoder((*_PROCESS_FIELDS, *self._fields))
         names = ("timestamp", *_PROCESS_FIELDS, *self._fields)
         split = len(_PROCESS_FIELDS)
+        event = split + self._fields.index("event")
         for line in lines:
             if self._needle and self._needle not in line and b"\\" not in line and line.endswith(b"}"):
                 continue
             try:
                 timestamp, _, texts = decode(line)
+                if self._events and texts[event] not in self._events and _is_plain_text(texts[event]):
+                    continue
                 is_new = self._learn(texts[split:])
             except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
                 record = parse_line(line, tally, names)
-                if record is None:
+                if record is None or (self._query.events and record["event"] not in self._query.events):
                     continue
                 timestamp = cast("str", record["timestamp"])
                 texts = tuple(_encode(record[name]) if name in record else b"" for name in names[1:])
@@ -113,7 +117,7 @@ class GroupedRecords:
             if not self._filters_time or self._query.is_in_time(timestamp):
                 self.groups[texts[split:]].add(timestamp, texts[:split])
             if is_new:
-                yield
+                yield self.groups[texts[split:]]
 
     def _learn(self, key: _Texts) -> bool:
         """Make the group of a record. Return whether there was none."""
@@ -137,6 +141,11 @@ class GroupedRecords:
                 self.groups[key] = group
             else:
                 known.merge(group)
+
+
+def _is_plain_text(text: bytes) -> bool:
+    """Tell whether a value of JSON is a text that has no second spelling."""
+    return text[:1] == b'"' and b"\\" not in text
 
 
 def _encode(value: object) -> bytes:

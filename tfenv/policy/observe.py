@@ -41,7 +41,7 @@ def find_losses(
     """
     losses: list[WouldClamp] = []
     for device in outcome.devices:
-        planned = _find_planned(device, plan)
+        planned = find_planned(device, plan)
         if planned is None and plan.choosing is not None and plan.devices:
             continue  # it would have another one: the number counts
         if planned is None:
@@ -63,7 +63,7 @@ def find_losses(
     return tuple(lost for lost in losses if not known.issuperset(lost.held_by))
 
 
-def _find_planned(device: DeviceOutcome, plan: Plan) -> PlannedDevice | None:
+def find_planned(device: DeviceOutcome, plan: Plan) -> PlannedDevice | None:
     """Return the card as the observed plan has it. None: it would not be visible."""
     if plan.devices is None:
         return plan.find_device(device.index)

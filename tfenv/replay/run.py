@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-from tfenv.audit.line_decoder import choose_decoder
+from tfenv.audit.gpu_totals import list_filtered
 from tfenv.audit.log_parts import LogPart, map_parts, split_logs
-from tfenv.audit.query import (
-    LineTally,
-    LoggedRecord,
-    RecordQuery,
-    decode_json,
-    list_logged_devices,
-    parse_line,
-    read_lines,
-)
+from tfenv.audit.query import LineTally, RecordQuery, list_logged_devices, read_lines
+from tfenv.audit.record_groups import Example, GroupedRecords, RecordGroup
 from tfenv.audit.rotation import LogOrigin
 from tfenv.identity import find_subject
-from tfenv.policy.model import EffectivePolicy, Origin, Subject
+from tfenv.pipeline import allows_project_files
+from tfenv.policy.merge import select_tables
+from tfenv.policy.model import EffectivePolicy, Layer, Origin, Subject
 from tfenv.replay.draft import DraftPolicy
-from tfenv.replay.verdict import Change, Gap, Kind, Verdict, choose_fields, judge
+from tfenv.replay.knowledge import Knowledge
+from tfenv.replay.verdict import Change, Gap, Kind, PolicyLookup, judge
 from tfenv.values import replace
 
 #: Where devices are created.
 _CREATES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
+#: Fields of a record that every answer depends on.
+_FIELDS = (
+    "event", "user", "uid", "groups", "framework", "devices", "growth", "grant", "launcher", "asked", "findings",
+    "sources", "truncated", "dropped",
+)  # fmt: skip
 #: Different records that are remembered at a time.
-_MOST_KNOWN = 20_000
-#: Beyond that no more sizes of cards are remembered.
-_MOST_CARDS = 100_000
-
-#: A program: host and pid, as the log spells them. A pid that is used again counts as the same.
-_Program = tuple[object, object]
+_MOST_GROUPS = 20_000
 
 
 @dataclass
@@ -47,9 +41,9 @@ class ReplayRow:
         gpu: The GPU's UUID or token. "": it is about no single GPU.
         kind: Less than they had, more, or none of their GPUs.
         key: The key that decides.
-        programs: Which programs.
-        example: One of them: of the newest record.
-        example_record: That record.
+        programs: Which programs, as hashes.
+        change: What it would have been for the newest of them.
+        example: The newest of them.
         held_by: All keys that decide.
     """
 
@@ -57,10 +51,10 @@ class ReplayRow:
     gpu: str
     kind: Kind
     key: str
-    programs: set[_Program] = field(default_factory=set)
-    example: Change | None = None
-    example_record: LoggedRecord = field(default_factory=dict)
-    held_by: set[Origin] = field(default_factory=set)
+    programs: set[int]
+    change: Change
+    example: Example
+    held_by: set[Origin]
 
     @property
     def name(self) -> tuple[str, str, str, str]:
@@ -71,8 +65,8 @@ class ReplayRow:
         """Count the programs of a row of the same name."""
         self.programs |= other.programs
         self.held_by |= other.held_by
-        if self.example is None or other.example_record["timestamp"] > self.example_record["timestamp"]:
-            self.example, self.example_record = other.example, other.example_record
+        if other.example.timestamp > self.example.timestamp:
+            self.change, self.example = other.change, other.example
 
 
 @dataclass
@@ -80,18 +74,18 @@ class ReplayResult:
     """What comes of all records.
 
     Attributes:
-        rows: What would have been another, by user, GPU and key.
-        programs: All programs that were run through the policy.
+        rows: What would have been another, by user, outcome, GPU and key.
+        programs: All programs that were run through the policy, as hashes.
         users: Whose they are.
         unknown: Programs of which the log does not hold enough.
         gaps: Programs by what the log does not hold of them.
     """
 
     rows: dict[tuple[str, str, str, str], ReplayRow] = field(default_factory=dict)
-    programs: set[_Program] = field(default_factory=set)
+    programs: set[int] = field(default_factory=set)
     users: set[str] = field(default_factory=set)
-    unknown: set[_Program] = field(default_factory=set)
-    gaps: dict[Gap, set[_Program]] = field(default_factory=dict)
+    unknown: set[int] = field(default_factory=set)
+    gaps: dict[Gap, set[int]] = field(default_factory=dict)
 
     def add(self, other: ReplayResult) -> None:
         """Count what another part of the logs holds."""
@@ -105,8 +99,10 @@ class ReplayResult:
 
     def add_row(self, row: ReplayRow) -> None:
         """Count the programs of a row."""
-        known = self.rows.setdefault(row.name, ReplayRow(row.user, row.gpu, row.kind, row.key))
-        known.add(row)
+        if row.name in self.rows:
+            self.rows[row.name].add(row)
+        else:
+            self.rows[row.name] = row
 
     def list_rows(self) -> list[ReplayRow]:
         """Return the rows: first who would have had nothing or less, by user and GPU."""
@@ -116,6 +112,10 @@ class ReplayResult:
     def count(self, kind: Kind) -> int:
         """Return how many programs have a row of this kind."""
         return len({program for row in self.rows.values() if row.kind == kind for program in row.programs})
+
+    def count_unknown(self) -> int:
+        """Return of how many programs nothing can be told."""
+        return len(self.unknown.difference(*(row.programs for row in self.rows.values())))
 
 
 def replay_logs(
@@ -134,156 +134,117 @@ def replay_logs(
         OSError: A log cannot be read.
     """
     query = replace(query, events=query.events & _CREATES if query.events else _CREATES)
-    result = ReplayResult()
-    work = partial(_replay_part, query, tally.origin, policy, observed)
+    replayer = _Replayer(query, policy, observed=observed)
+    work = partial(_read_part, query, tally.origin, policy, observed)
     for found, part_tally in map_parts(work, split_logs(logs, query.since)) if query.events else ():
-        result.add(found)
+        replayer.add(found)
         tally.add(part_tally)
-    return result
+    return replayer.finish()
 
 
-def _replay_part(
-    query: RecordQuery,
-    origin: LogOrigin,
-    policy: DraftPolicy,
-    observed: bool,
-    part: LogPart,
-) -> tuple[ReplayResult, LineTally]:
+@dataclass
+class _Part:
+    """What comes of a part of a log: records that are not judged yet, and the answers to those that were too many."""
+
+    records: GroupedRecords
+    knowledge: Knowledge
+    result: ReplayResult
+
+
+def _read_part(
+    query: RecordQuery, origin: LogOrigin, policy: DraftPolicy, observed: bool, part: LogPart
+) -> tuple[_Part, LineTally]:
     tally = LineTally(origin=origin)
     replayer = _Replayer(query, policy, observed=observed)
     replayer.add_lines(read_lines(part.path, query, tally, part.begin, part.stop), tally)
-    return replayer.finish(), tally
-
-
-class _KnownRecord:
-    """Records that have one answer.
-
-    Attributes:
-        fields: What they say alike.
-        programs: Whose they are.
-        newest: The line of the newest.
-        timestamp: When that was.
-    """
-
-    __slots__ = ("fields", "newest", "programs", "timestamp")
-
-    def __init__(self, fields: LoggedRecord) -> None:
-        self.fields = fields
-        self.programs: set[_Program] = set()
-        self.newest = b""
-        self.timestamp = ""
-
-    def count(self, timestamp: str, program: _Program, line: bytes) -> None:
-        """Count one of them."""
-        self.programs.add(program)
-        if timestamp > self.timestamp:
-            self.timestamp, self.newest = timestamp, line
+    return replayer.part, tally
 
 
 class _Replayer:
-    """Runs records through a policy. What says the same is worked out once."""
+    """Judges groups of equal records, once everything is read that may be known of their GPUs.
+
+    Attributes:
+        part: What it has so far.
+    """
 
     def __init__(self, query: RecordQuery, policy: DraftPolicy, *, observed: bool) -> None:
         self._query = query
-        self._timeless = replace(query, since="", until="")
-        self._known: dict[object, _KnownRecord] = {}
-        self._sizes: dict[str, int] = {}
-        self._result = ReplayResult()
-        # The host comes last: it tells programs apart, and no answer depends on it.
-        self._fields = (*dict.fromkeys((*choose_fields(policy.layers), *_list_filtered(query))), "host")
-        self._events = frozenset(json.dumps(event).encode() for event in query.events)
-
-        @cache
-        def merge_for(subject: Subject) -> EffectivePolicy:
-            return policy.merge_for(subject, observed=observed)
-
-        self._merge_for = merge_for
-        self._find_subject = cache(find_subject)
+        self._lookup = make_lookup(policy, observed=observed)
+        fields = (*_FIELDS, *(["project"] if self._lookup.has_projects else ()), *list_filtered(query, by_job=False))
+        self.part = _Part(GroupedRecords(fields, query), Knowledge(), ReplayResult())
 
     def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> None:
-        """Count the records in the lines, and in the tally what is none."""
-        decode, events = choose_decoder(self._fields), self._events
-        has_limits = bool(self._query.since or self._query.until)
-        for line in lines:
-            try:
-                timestamp, pid, texts = decode(line)
-                if texts[0] not in events:
-                    continue
-                key = texts[:-1]
-                known = self._known.get(key) or self._learn(key, self._decode_fields(texts))
-            except (ValueError, RecursionError):  # what is no record, or not as `decode` takes it
-                self._add_slowly(line, tally)
-                continue
-            if not has_limits or self._query.is_in_time(timestamp):
-                known.count(timestamp, (texts[-1], pid), line)
+        """Add the records in the lines."""
+        for group in self.part.records.add_lines(lines, tally):
+            self.part.knowledge.learn(group.record)
+            self._judge_many()
 
-    def _add_slowly(self, line: bytes, tally: LineTally) -> None:
-        record = parse_line(line, tally, ("timestamp", "pid", *self._fields))
-        if record is None or record["event"] not in self._query.events:
-            return
-        key = repr([record.get(name) for name in self._fields[:-1]])
-        known = self._known.get(key) or self._learn(key, record)
-        if self._query.is_in_time(record["timestamp"]):
-            program = json.dumps(record.get("host")).encode(), str(record.get("pid")).encode()
-            known.count(record["timestamp"], program, line)
+    def add(self, part: _Part) -> None:
+        """Add what another process read."""
+        self.part.records.merge(part.records.groups)
+        self.part.knowledge.add(part.knowledge)
+        self.part.result.add(part.result)
+        self._judge_many()
 
-    def _decode_fields(self, texts: Iterable[bytes]) -> LoggedRecord:
-        return {name: decode_json(text) for name, text in zip(self._fields, texts, strict=True) if text}
-
-    def _learn(self, key: object, record: LoggedRecord) -> _KnownRecord:
-        if len(self._known) >= _MOST_KNOWN:
-            self._judge_known()
-        for device in list_logged_devices(record):
-            uuid, total = device.get("uuid"), device.get("total_bytes")
-            if isinstance(uuid, str) and type(total) is int and len(self._sizes) < _MOST_CARDS:
-                self._sizes[uuid] = total
-        known = self._known[key] = _KnownRecord(record)
-        return known
+    def _judge_many(self) -> None:
+        if len(self.part.records.groups) >= _MOST_GROUPS:
+            self.finish()
 
     def finish(self) -> ReplayResult:
         """Return what comes of all records so far."""
-        self._judge_known()
-        return self._result
+        for group in self.part.records.list_wanted():
+            if list_logged_devices(group.record):
+                self._judge(group)
+        self.part.records.groups.clear()
+        return self.part.result
 
-    def _judge_known(self) -> None:
-        for known in self._known.values():
-            record = {**known.fields, "timestamp": known.timestamp}
-            if known.programs and list_logged_devices(record) and self._timeless.matches(record):
-                self._count(known, record)
-        self._known.clear()
-
-    def _count(self, known: _KnownRecord, record: LoggedRecord) -> None:
-        verdict = judge(record, self._merge_for, self._find_subject, self._sizes)
-        user = str(record.get("user"))
-        programs = known.programs
+    def _judge(self, group: RecordGroup) -> None:
+        verdict, result = judge(group.record, self._lookup, self.part.knowledge), self.part.result
+        user, programs = str(group.record.get("user")), group.processes
+        result.programs |= programs
+        result.users.add(user)
         for gap in verdict.gaps:
-            self._result.gaps.setdefault(gap, set()).update(programs)
+            result.gaps.setdefault(gap, set()).update(programs)
         if not verdict.is_known:
-            self._result.unknown |= programs
-            return
-        self._result.programs |= programs
-        self._result.users.add(user)
-        for row in self._list_rows(known, verdict, user):
-            row.programs = set(programs)
-            self._result.add_row(row)
-
-    def _list_rows(self, known: _KnownRecord, verdict: Verdict, user: str) -> Iterator[ReplayRow]:
-        newest: Mapping[str, Any] = parse_line(known.newest, LineTally()) or {} if verdict.changes else {}
-        example = {name: newest.get(name) for name in ("host", "pid", "script", "job")}
+            result.unknown |= programs
         for change in verdict.changes:
-            if self._query.gpus and not self._query.matches_gpu({"uuid": change.gpu, "token": change.gpu}):
-                continue
-            record = {**example, "timestamp": known.timestamp}
-            yield ReplayRow(user, change.gpu, change.kind, change.key, set(), change, record, set(change.held_by))
+            if not self._query.gpus or not change.gpu or self._is_wanted(group, change.gpu):
+                held_by, example = set(change.held_by), group.example
+                result.add_row(
+                    ReplayRow(user, change.gpu, change.kind, change.key, set(programs), change, example, held_by)
+                )
+
+    def _is_wanted(self, group: RecordGroup, gpu: str) -> bool:
+        wanted = [device for device in list_logged_devices(group.record) if self._query.matches_gpu(device)]
+        return any(gpu in (device.get("uuid"), device.get("token")) for device in wanted)
 
 
-def _list_filtered(query: RecordQuery) -> list[str]:
-    """Name the fields that the query's filters need. Others would make more records different."""
-    needed = {
-        "status": bool(query.outcomes),
-        "project": query.project is not None,
-        "script": query.script is not None or query.project is not None,
-        "job": bool(query.jobs),
-        "scheduler": bool(query.jobs),  # of older versions
-    }
-    return [name for name in needed if needed[name]]
+def make_lookup(policy: DraftPolicy, *, observed: bool = False) -> PolicyLookup:
+    """Return how to ask a policy about records. What holds for one subject is worked out once for all who are alike."""
+    merged: dict[tuple[object, ...], EffectivePolicy] = {}
+    layers = [each for layer in policy.layers for each in (layer, layer.observed) if each is not None]
+    scopes = [document.source.scope for document in policy.documents if document.source.scope is not None]
+
+    def merge_for(subject: Subject) -> EffectivePolicy:
+        key = (*_list_tables(layers, subject), *(_is_in(scope, subject) for scope in scopes))
+        if key not in merged:
+            merged[key] = policy.merge_for(subject, observed=observed)
+        return merged[key]
+
+    return PolicyLookup(
+        merge_for,
+        cache(find_subject),
+        has_groups=any(layer.groups for layer in layers) or any(kind == "group" for kind, _ in scopes),
+        has_projects=any(layer.projects for layer in layers),
+        allows_project_files=allows_project_files(policy.layers),
+    )
+
+
+def _list_tables(layers: Iterable[Layer], subject: Subject) -> Iterable[int]:
+    """Return what tells the tables apart that are for a subject."""
+    return (id(tables) for layer in layers for tables in select_tables(layer, subject))
+
+
+def _is_in(scope: tuple[str, str], subject: Subject) -> bool:
+    kind, name = scope
+    return name in (subject.groups if kind == "group" else (subject.user, f"uid:{subject.uid}"))

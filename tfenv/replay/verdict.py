@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from tfenv.audit.gpu_totals import read_use
 from tfenv.audit.query import LoggedRecord, get_gpu_id, list_logged_devices
+from tfenv.frameworks.registry import get_framework, list_frameworks
+from tfenv.policy.budget import apply_framework_share
+from tfenv.policy.device_set import keep_valid_tokens
+from tfenv.policy.limits import get_device_rules
 from tfenv.policy.model import (
     Device,
     DeviceOutcome,
     EffectivePolicy,
     Grant,
     Inventory,
-    Layer,
     MemoryLimit,
-    Origin,
     Outcome,
     Plan,
+    RankChoice,
+    Selector,
     Subject,
     WouldClamp,
 )
-from tfenv.policy.observe import find_losses
+from tfenv.policy.observe import find_losses, find_planned
 from tfenv.policy.resolve import resolve
+from tfenv.policy.supports import drop_unsupported
 from tfenv.policy.units import MIB, format_bytes, format_limit
-from tfenv.values import frozen, replace
+from tfenv.replay.knowledge import Knowledge, read_size
+from tfenv.values import field, frozen, replace
 
 Kind = Literal["less", "more", "nothing"]
 #: What a log can lack, and what is said of it.
-Gap = Literal["groups-as-now", "no-groups", "no-size", "no-number", "own-settings", "cut-short"]
+Gap = Literal[
+    "groups-as-now", "no-user", "cut-short", "no-size", "no-number", "no-card", "no-rank", "no-share", "no-grant",
+    "other-gpus", "own-settings",
+]  # fmt: skip
+#: The answer is known all the same.
+HARMLESS_GAPS: frozenset[Gap] = frozenset({"groups-as-now"})
 
-#: Fields of a record that every answer depends on.
-_FIELDS = (
-    "event", "user", "uid", "groups", "devices", "growth", "grant", "launcher", "asked", "truncated", "dropped",
-)  # fmt: skip
 #: A smaller difference comes of rounding.
 _ROUNDING = 2 * MIB
-#: More bytes than this are no card's.
-_MOST_BYTES = 1 << 50
-#: Digits of the number of a card.
-_LONGEST_NUMBER = 4
-_GROUPS_DROPPED = frozenset({"groups", "devices"})
+#: The number that a card has here of which it is not known. No policy names it.
+_NO_NUMBER = 1 << 20
+#: It hands out GPUs when a worker starts, and is no scheduler.
+_NO_SCHEDULERS = ("", "Dask")
 
 
 @frozen
@@ -55,7 +62,7 @@ class Change:
         would_have: What it would have had, in words.
         had_bytes: `had` in bytes. None: it is no size.
         would_have_bytes: `would_have` in bytes. None: it is no size.
-        held_by: The keys that decide.
+        held_by: The places of the keys that decide.
     """
 
     kind: Kind
@@ -65,7 +72,7 @@ class Change:
     would_have: str
     had_bytes: int | None = None
     would_have_bytes: int | None = None
-    held_by: tuple[Origin, ...] = ()
+    held_by: tuple[Any, ...] = ()
 
 
 @frozen
@@ -75,193 +82,334 @@ class Verdict:
     Attributes:
         changes: What would have been another. (): nothing would.
         gaps: What the log does not hold.
-        is_known: Whether it could be told at all.
     """
 
     changes: tuple[Change, ...] = ()
     gaps: tuple[Gap, ...] = ()
-    is_known: bool = True
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it could be told at all."""
+        return bool(self.changes) or HARMLESS_GAPS.issuperset(self.gaps)
 
 
-def judge(
-    record: LoggedRecord,
-    merge_for: Callable[[Subject], EffectivePolicy],
-    find_subject: Callable[[str], Subject | None],
-    sizes: Mapping[str, int],
-) -> Verdict:
+@frozen
+class PolicyLookup:
+    """The other policy, as records are asked about it.
+
+    Attributes:
+        merge_for: Returns what holds for a subject.
+        find_subject: Looks up a user as he is on this machine now, for records without groups.
+        has_groups: Whether it has tables of groups.
+        has_projects: Whether it has tables of projects.
+        allows_project_files: Whether a project's own file counts.
+    """
+
+    merge_for: Callable[[Subject], EffectivePolicy]
+    find_subject: Callable[[str], Subject | None]
+    has_groups: bool = True
+    has_projects: bool = True
+    allows_project_files: bool = True
+
+
+def judge(record: LoggedRecord, lookup: PolicyLookup, knowledge: Knowledge) -> Verdict:
     """Return what another policy would have given to the process of a record.
 
     Args:
-        record: Of devices that were created.
-        merge_for: The other policy, for a subject.
-        find_subject: Looks up a user of today by name, for records without groups.
-        sizes: Bytes of cards by UUID, as other records tell them.
+        record: Of devices that were created. Its values may be anything.
+        lookup: The other policy.
+        knowledge: What other records tell of the GPUs.
     """
-    gaps: list[Gap] = []
-    dropped = record.get("dropped")
-    if record.get("truncated") is True and isinstance(dropped, dict) and not _GROUPS_DROPPED.isdisjoint(dropped):
-        return Verdict((), ("cut-short",), is_known=False)
-    subject = _read_subject(record, find_subject, gaps)
-    if subject is None:
-        return Verdict((), (*gaps,), is_known=False)
-    devices = [_read_device(entry, place, sizes) for place, entry in enumerate(list_logged_devices(record))]
-    policy = _leave_out_settings(merge_for(subject), record, gaps)
-    if any(device.total is None for device in devices) and _has_shares(policy):
-        gaps.append("no-size")
-    if _has_numbers(policy) and (record.get("launcher") or not all(_is_number(device.token) for device in devices)):
-        # Which number nvidia-smi gives a card is not in the log, and neither is which card a number was.
-        gaps.append("no-number")
-        return Verdict((), tuple(gaps), is_known=False)
-    plan = resolve(policy, _make_grant(record, devices), _make_inventory(devices))
-    outcome = Outcome("applied", devices=tuple(devices), growth=_check_flag(record.get("growth")))
-    losses = find_losses(outcome, plan, policy)
-    return Verdict((*_tell_losses(losses, devices), *_find_gains(record, devices, plan)), tuple(gaps))
+    return _Judge(record, lookup, knowledge).judge()
 
 
-def choose_fields(layers: Iterable[Layer]) -> tuple[str, ...]:
-    """Return the fields of a record that its answer depends on. Records that are equal in them have one answer.
+@frozen
+class _Comparison:
+    """What a process would have lost, the plan that says so, and what the log lacks to tell it."""
 
-    Args:
-        layers: Of the policy. The project's path counts only if it has tables of projects, and whether the process
-            had files of its own only if it has settings.
-    """
-    layers = [each for layer in layers for each in (layer, layer.observed) if each is not None]
-    tables = [t for each in layers for t in (each.base, *dict(each.groups).values(), *each.users.values())]
-    has_projects = any(each.projects for each in layers)
-    has_settings = any(t.gpu for t in tables) or has_projects
-    return (*_FIELDS, *(["project"] if has_projects else ()), *(["sources"] if has_settings else ()))
+    plan: Plan = field(default_factory=Plan)
+    losses: tuple[WouldClamp, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+
+
+class _Judge:
+    def __init__(self, record: LoggedRecord, lookup: PolicyLookup, knowledge: Knowledge) -> None:
+        self._record = record
+        self._lookup = lookup
+        self._knowledge = knowledge
+        self._dropped = _read_dropped(record)
+        self._own_files = self._read_own_files()
+        self._entries = list_logged_devices(record)
+        self._devices = [_read_device(entry, place, knowledge) for place, entry in enumerate(self._entries)]
+
+    def judge(self) -> Verdict:
+        gaps: list[Gap] = []
+        subject = self._read_subject(gaps)
+        if subject is None:
+            return Verdict((), tuple(gaps))
+        policy = self._lookup.merge_for(subject)
+        bare = replace(policy, settings={}, overridden={}) if policy.settings else policy
+        # The settings of a file of one's own are nearer than the machine's. What they are is not in the log.
+        has_own = self._own_files != ()
+        certain = self._compare(bare if has_own else policy)
+        if not certain.losses:
+            gaps += certain.gaps
+            if has_own and policy.settings:
+                possible = self._compare(policy)
+                if possible.losses or possible.gaps:
+                    gaps.append("own-settings")
+            if "devices" in self._dropped:
+                gaps.append("cut-short")
+        changes = [*_tell_losses(certain.losses, self._devices)]
+        if self._record["event"] == "policy_clamped" and not certain.losses and not gaps:
+            changes += self._find_gains(certain.plan, bare, gaps)
+        return Verdict(tuple(changes), tuple(dict.fromkeys(gaps)))
+
+    # -- who
+
+    def _read_own_files(self) -> tuple[str, ...]:
+        """Return the files beside the machine's that the process read. Where the log does not hold them: ("",)."""
+        sources = self._record.get("sources")
+        if not isinstance(sources, list) or "sources" in self._dropped:
+            return ("",)
+        others = [source for source in sources if isinstance(source, dict) and source.get("layer") != "machine"]
+        if not self._lookup.allows_project_files:
+            others = [source for source in others if source.get("layer") != "project"]
+        return tuple(str(source.get("path")) for source in others)
+
+    def _read_subject(self, gaps: list[Gap]) -> Subject | None:
+        user, uid, groups, project = (self._record.get(name) for name in ("user", "uid", "groups", "project"))
+        if not isinstance(user, str) or type(uid) is not int:
+            gaps.append("no-user")
+            return None
+        is_clipped = self._record.get("truncated") is True and isinstance(project, str) and "..." in project
+        if (is_clipped and self._lookup.has_projects) or ("groups" in self._dropped and self._lookup.has_groups):
+            gaps.append("cut-short")
+            return None
+        names = tuple(name for name in groups if isinstance(name, str)) if isinstance(groups, list) else ()
+        if not isinstance(groups, list) and self._lookup.has_groups:
+            known = self._lookup.find_subject(user)
+            gaps.append("no-user" if known is None else "groups-as-now")
+            if known is None:
+                return None
+            names = known.groups
+        return Subject(user, uid, names, project if isinstance(project, str) else None)
+
+    # -- what it would have lost
+
+    def _compare(self, policy: EffectivePolicy) -> _Comparison:
+        if policy.silent:
+            return _Comparison()
+        gaps = tuple(self._list_gaps(policy))
+        if gaps:
+            return _Comparison(gaps=gaps)
+        plan = self._plan(policy)
+        if plan is None:
+            return _Comparison(gaps=("no-card",))
+        growth = self._record.get("growth")
+        outcome = Outcome("applied", devices=tuple(self._devices), growth=growth if isinstance(growth, bool) else None)
+        losses = find_losses(outcome, plan, policy)
+        return _Comparison(plan, losses, tuple(self._list_later_gaps(plan)))
+
+    def _list_gaps(self, policy: EffectivePolicy) -> Iterator[Gap]:
+        """Yield what the log would have to hold for this policy, and does not."""
+        selectors = list(_list_selectors(policy))
+        kinds = {selector.kind for selector in selectors}
+        uuids = [device.uuid or "" for device in self._devices]
+        if "position" in kinds and any(uuid not in self._knowledge.numbers for uuid in uuids):
+            yield "no-number"
+        if "name" in kinds and any(device.name is None for device in self._devices):
+            yield "no-card"
+        names_whole_gpus = any(s.kind == "uuid" and not s.text.upper().startswith("MIG-") for s in selectors)
+        if "uuid" in kinds and (not all(uuids) or (names_whole_gpus and any(u.startswith("MIG-") for u in uuids))):
+            yield "no-card"  # whose instance it is, is not in the log
+        choice = policy.settings.get("visible_devices")
+        if choice is not None and isinstance(choice.value, RankChoice):
+            yield "no-rank"
+        if any(limit.granted for limit in _list_limits(policy)):
+            yield "no-share"
+        needs_grant = any(ceiling.value is True for ceiling in policy.list_ceilings("require_grant"))
+        if needs_grant and self._is_in_job and not self._record.get("grant"):
+            yield "no-grant"
+
+    @property
+    def _is_in_job(self) -> bool:
+        return str(self._record.get("launcher") or "") not in _NO_SCHEDULERS
+
+    def _plan(self, policy: EffectivePolicy) -> Plan | None:
+        """Return what the process would have been allowed of what it had. None: its GPUs cannot be told apart."""
+        uuids = tuple(device.uuid for device in self._devices if device.uuid)
+        tokens = tuple(device.token for device in self._devices if device.token)
+        inventory = Inventory()
+        if len(uuids) == len(self._devices):
+            tokens = uuids
+            numbers = [self._knowledge.numbers.get(uuid) for uuid in uuids]
+            inventory = Inventory(
+                tuple(
+                    Device(_NO_NUMBER + place if number is None else number, uuid, device.name or "", device.total)
+                    for place, (uuid, number, device) in enumerate(zip(uuids, numbers, self._devices, strict=True))
+                )
+            )
+        if len(tokens) != len(self._devices):
+            governs = policy.list_ceilings("allowed_devices", "max_devices") or "visible_devices" in policy.settings
+            plan = None if governs else resolve(policy, Grant(), Inventory())
+        elif keep_valid_tokens(tokens) != tokens or _share_a_beginning(tokens):
+            plan = None
+        else:
+            launcher = str(self._record.get("launcher") or "")
+            plan = resolve(policy, Grant(tokens, scheduler=self._is_in_job, launcher=launcher), inventory)
+        return None if plan is None else self._fit_framework(plan, policy)
+
+    def _fit_framework(self, plan: Plan, policy: EffectivePolicy) -> Plan:
+        name = self._record.get("framework")
+        if name not in list_frameworks():
+            return plan
+        framework = get_framework(str(name))
+        plan = drop_unsupported(plan, policy, framework.supports, framework.title)
+        return apply_framework_share(plan, policy, framework.name)
+
+    def _list_later_gaps(self, plan: Plan) -> Iterator[Gap]:
+        if any(f.code == "no-overlap" and (f.key or "").endswith("visible_devices") for f in plan.findings):
+            yield "other-gpus"
+        for device in self._devices:
+            planned = find_planned(device, plan)
+            if planned is not None and not _is_comparable(device, planned.limit):
+                yield "no-size"
+
+    # -- what it would have got
+
+    def _find_gains(self, plan: Plan, bare: EffectivePolicy, gaps: list[Gap]) -> Iterator[Change]:
+        """Yield where the process asked for more memory than it was given, and would have had more."""
+        # A file that asked for more has its own setting in the place of the machine's.
+        bare_plan = self._compare(bare).plan
+        for place, (entry, device) in enumerate(zip(self._entries, self._devices, strict=True)):
+            by_file, asked = self._read_wish(entry, place)
+            planned = find_planned(device, bare_plan if by_file else plan)
+            has = MemoryLimit(bytes=device.limit, fraction=device.fraction if device.limit is None else None)
+            if planned is None or has.unlimited or asked is None:
+                continue
+            limit = planned.limit or MemoryLimit()
+            would_have = _take_smaller(asked, limit, device.total)
+            if would_have is None or has.on(device.total) is None:
+                if asked != has:
+                    gaps.append("no-size")
+            elif would_have > (has.on(device.total) or 0) + _ROUNDING:
+                if self._own_files and {"findings", "sources"} & self._dropped:
+                    gaps.append("cut-short")
+                elif not self._is_held_by_own_files():
+                    key = planned.limited_by[0].key[-1] if planned.limited_by else "memory_limit"
+                    sizes = has.on(device.total), would_have
+                    texts = format_limit(has), format_bytes(would_have)
+                    name = key if isinstance(key, str) else "memory_limit"
+                    yield Change("more", get_gpu_id(entry), name, *texts, *sizes, planned.limited_by)
+        if {"asked", "findings"} & self._dropped:
+            gaps.append("cut-short")
+
+    def _read_wish(self, entry: Mapping[str, Any], place: int) -> tuple[bool, MemoryLimit | None]:
+        """Return whether a file asked for memory of a GPU, or else the program, and how much. None: neither did."""
+        size, fraction = read_size(entry.get("asked_bytes")), _read_fraction(entry.get("asked_fraction"))
+        if size is not None or fraction is not None:
+            return True, MemoryLimit(bytes=size) if size is not None else MemoryLimit(fraction=fraction)
+        try:
+            use = read_use(self._record, place, entry)
+        except (OverflowError, ValueError):  # a split of sizes that no float holds
+            return False, None
+        asked = self._record.get("asked")
+        jax = asked.get("memory_fraction") if isinstance(asked, dict) else None
+        size, fraction = read_size(use.asked_bytes), _read_fraction(use.asked_fraction) or _read_fraction(jax)
+        if size is None and fraction is None:
+            return False, None
+        return False, MemoryLimit(bytes=size) if size is not None else MemoryLimit(fraction=fraction)
+
+    def _is_held_by_own_files(self) -> bool:
+        """Tell whether a file beside the machine's held what was asked for. It would hold all the same."""
+        findings = self._record.get("findings")
+        held = [f.get("held_by") for f in findings if isinstance(f, dict)] if isinstance(findings, list) else []
+        return any(f"{path} (" in str(text) for text in held for path in self._own_files if path)
 
 
 # ---- what the record says
 
 
-def _read_subject(
-    record: LoggedRecord, find_subject: Callable[[str], Subject | None], gaps: list[Gap]
-) -> Subject | None:
-    user, uid, project = record.get("user"), record.get("uid"), record.get("project")
-    groups = record.get("groups")
-    if not isinstance(user, str) or type(uid) is not int:
-        gaps.append("no-groups")
-        return None
-    if isinstance(groups, list):
-        names = tuple(name for name in groups if isinstance(name, str))
-    else:
-        known = find_subject(user)
-        if known is None:
-            gaps.append("no-groups")
-            return None
-        gaps.append("groups-as-now")
-        names = known.groups
-    return Subject(user, uid, names, project if isinstance(project, str) else None)
+def _read_dropped(record: LoggedRecord) -> frozenset[str]:
+    dropped = record.get("dropped")
+    return frozenset(dropped) if record.get("truncated") is True and isinstance(dropped, dict) else frozenset()
 
 
-def _read_device(entry: Mapping[str, Any], place: int, sizes: Mapping[str, int]) -> DeviceOutcome:
-    uuid, token, name = (_check_text(entry.get(key)) for key in ("uuid", "token", "name"))
-    total = _check_size(entry.get("total_bytes"))
+def _read_device(entry: Mapping[str, Any], place: int, knowledge: Knowledge) -> DeviceOutcome:
+    uuid, token, name = (_read_text(entry.get(key)) for key in ("uuid", "token", "name"))
+    total = read_size(entry.get("total_bytes"))
     return DeviceOutcome(
         index=place,
         token=token or "",
         uuid=uuid,
         name=name,
-        limit=_check_size(entry.get("limit_bytes")),
-        fraction=_check_fraction(entry.get("limit_fraction")),
-        total=sizes.get(uuid or "") if total is None else total,
+        limit=read_size(entry.get("limit_bytes")),
+        fraction=_read_fraction(entry.get("limit_fraction")),
+        total=knowledge.totals.get(uuid or "") if total is None else total,
     )
 
 
-def _check_text(value: object) -> str | None:
+def _read_text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _check_size(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_BYTES else None
+def _read_fraction(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1 else None
 
 
-def _check_fraction(value: object) -> float | None:
-    return min(float(value), 1.0) if isinstance(value, (int, float)) and 0 <= value <= _MOST_BYTES else None
+# ---- what the policy asks of a record
 
 
-def _check_flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
+def _list_selectors(policy: EffectivePolicy) -> Iterator[Selector]:
+    values: list[object] = [ceiling.value for ceiling in policy.list_ceilings("allowed_devices")]
+    if "visible_devices" in policy.settings:
+        values.append(policy.settings["visible_devices"].value)
+    for value in values:
+        if isinstance(value, tuple):
+            yield from value
+    yield from (rule.match for rule in get_device_rules(policy))
 
 
-def _leave_out_settings(policy: EffectivePolicy, record: LoggedRecord, gaps: list[Gap]) -> EffectivePolicy:
-    """Return the policy without its settings if the process had files of its own: theirs are nearer, and not logged."""
-    sources = record.get("sources")
-    layers = (
-        {source.get("layer") for source in sources if isinstance(source, dict)} if isinstance(sources, list) else {}
-    )
-    if not policy.settings or set(layers) <= {"machine"}:
-        return policy
-    gaps.append("own-settings")
-    return replace(policy, settings={}, overridden={})
+def _list_limits(policy: EffectivePolicy) -> Iterator[MemoryLimit]:
+    values: list[object] = [ceiling.value for ceiling in policy.ceilings]
+    if "memory_limit" in policy.settings:
+        values.append(policy.settings["memory_limit"].value)
+    values += [rule.memory_limit for rule in get_device_rules(policy)]
+    yield from (value for value in values if isinstance(value, MemoryLimit))
 
 
-def _has_shares(policy: EffectivePolicy) -> bool:
-    values = [ceiling.value for ceiling in policy.ceilings] + [setting.value for setting in policy.settings.values()]
-    return any(isinstance(value, MemoryLimit) and value.fraction is not None for value in values)
+def _share_a_beginning(tokens: Iterable[str]) -> bool:
+    """Tell whether one of the names of cards begins with another: the driver would not know which is meant."""
+    ordered = sorted(token.lower() for token in tokens if not token.isdigit())
+    return any(later.startswith(one) for one, later in pairwise(ordered))
 
 
-def _has_numbers(policy: EffectivePolicy) -> bool:
-    values = [ceiling.value for ceiling in policy.list_ceilings("allowed_devices")]
-    values += [policy.settings[key].value for key in ("visible_devices", "device") if key in policy.settings]
-    entries = [entry for value in values if isinstance(value, tuple) for entry in value]
-    return any(getattr(getattr(entry, "match", entry), "kind", "") == "position" for entry in entries)
+# ---- sizes
 
 
-def _make_inventory(devices: Sequence[DeviceOutcome]) -> Inventory:
-    """Return the cards that the process had. Others of its machine are not in the log."""
-    return Inventory(
-        tuple(
-            Device(
-                int(device.token) if _is_number(device.token) else number,
-                device.uuid or f"GPU-{number:08x}",
-                device.name or "",
-                device.total,
-            )
-            for number, device in enumerate(devices)
-        )
-    )
+def _is_comparable(device: DeviceOutcome, limit: MemoryLimit | None) -> bool:
+    """Tell whether what a process has and a limit can be compared."""
+    if device.total is not None or limit is None or limit.unlimited:
+        return True
+    if limit.fraction is None:
+        return device.limit is not None
+    return limit.bytes is None and device.limit is None
 
 
-def _is_number(token: str) -> bool:
-    return token.isascii() and token.isdigit() and len(token) <= _LONGEST_NUMBER
-
-
-def _make_grant(record: LoggedRecord, devices: Sequence[DeviceOutcome]) -> Grant:
-    launcher = _check_text(record.get("launcher")) or ""
-    if not isinstance(record.get("grant"), list):
-        return Grant(pci_order=True, scheduler=bool(launcher), launcher=launcher)
-    tokens = tuple(device.token or device.uuid or "" for device in devices)
-    return Grant(tokens, pci_order=True, scheduler=bool(launcher), launcher=launcher)
-
-
-# ---- what would have been
+def _take_smaller(asked: MemoryLimit, limit: MemoryLimit, total: int | None) -> int | None:
+    """Return what of a wish is within a limit, in bytes. None: unknown without the card's size."""
+    wanted = asked.on(total)
+    if wanted is None or limit.unlimited:
+        return wanted
+    if total is None and limit.fraction is not None:
+        return None
+    return min(wanted, limit.on(total) or 0)
 
 
 def _tell_losses(losses: Sequence[WouldClamp], devices: Sequence[DeviceOutcome]) -> Iterator[Change]:
     gone = [lost for lost in losses if lost.given == "no GPU"]
+    has_none = len([lost for lost in gone if lost.gpu]) == len(devices) or any(not lost.gpu for lost in gone)
     for lost in losses:
-        kind: Kind = "nothing" if lost in gone and len(gone) == len(devices) else "less"
+        kind: Kind = "nothing" if lost in gone and has_none else "less"
         yield Change(kind, lost.gpu, lost.key, lost.asked, lost.given, lost.asked_bytes, lost.given_bytes, lost.held_by)
-
-
-def _find_gains(record: LoggedRecord, devices: Sequence[DeviceOutcome], plan: Plan) -> Iterator[Change]:
-    """Yield where a process asked for more memory than it was given, and would have had more."""
-    entries = list_logged_devices(record)
-    for place, device in enumerate(devices):
-        use = read_use(record, place, entries[place])
-        asked = MemoryLimit(bytes=_check_size(use.asked_bytes), fraction=_check_fraction(use.asked_fraction))
-        wanted = asked.on(device.total)
-        planned = next((card for card in plan.devices or () if card.token == device.token), plan.find_device(place))
-        bound = device.total if planned.limit is None or planned.limit.unlimited else planned.limit.on(device.total)
-        if device.limit is None or wanted is None or wanted <= device.limit + _ROUNDING:
-            continue
-        would_have = wanted if bound is None and planned.limit is None else min(wanted, bound or 0)
-        if would_have > device.limit + _ROUNDING:
-            held_by = planned.limited_by
-            key = held_by[0].key[-1] if held_by else "memory_limit"
-            text = format_bytes(would_have) if would_have < (device.total or would_have + 1) else "all of it"
-            had = format_limit(MemoryLimit(bytes=device.limit))
-            name = key if isinstance(key, str) else "memory_limit"
-            yield Change("more", get_gpu_id(entries[place]), name, had, text, device.limit, would_have, held_by)

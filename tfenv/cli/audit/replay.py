@@ -15,6 +15,7 @@ from tfenv.cli.tables import is_wide, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.replay.draft import DraftPolicy, read_draft
 from tfenv.replay.run import ReplayResult, ReplayRow, replay_logs
+from tfenv.replay.verdict import Gap
 
 PURPOSE = "Run the programs in the log through another policy, and show who would have got less, more or nothing."
 EXIT_CODES = (
@@ -26,18 +27,22 @@ _COLUMNS = ("user", "GPU", "programs", "outcome", "had", "would have", "held by"
 #: What fits on a line of a terminal of 80 characters.
 _NARROW_COLUMNS = _COLUMNS[:-1]
 _SHORT_UUID = 12
+_SHORT_USER = 16
 #: Examples that are shown, and rows that have one.
 _MOST_EXAMPLES = 5
 #: What is said of programs about which the log does not hold all.
-_GAPS = {
-    "groups-as-now": "have records without groups; the groups of today were taken",
-    "no-groups": "have records without groups, and there is no such user here; they are left out",
-    "no-size": "used GPUs whose size the log does not hold; percentages of those were not compared",
-    "no-number": "used GPUs whose number on the machine the log does not hold, and the policy names GPUs by number; "
-    "they are left out. Write UUIDs into the policy",
-    "own-settings": "had a file of their user, site or project; the policy's [gpu] tables were left out for them, as "
-    "theirs are nearer",
-    "cut-short": "have records that were cut short; they are left out",
+_GAPS: Mapping[Gap, str] = {
+    "groups-as-now": "their records have no groups, so the groups that the users have on this machine now were taken",
+    "no-user": "their records have no groups, and there is no such user here",
+    "cut-short": "their records were cut short",
+    "no-size": "the memory of their GPUs is not in the log, and sizes and percentages cannot be compared without it",
+    "no-number": "the number of their GPUs is not in the log, and the policy names GPUs by number; write UUIDs",
+    "no-card": "their GPUs are not in the log by UUID and name, or are MIG instances of GPUs that are not",
+    "no-rank": "the policy gives each rank a GPU, and local ranks are not in the log",
+    "no-share": 'the policy says "granted", and the share that the launcher gave is not in these records',
+    "no-grant": "the policy asks for a grant, and whether the job had one is not in the log",
+    "other-gpus": "the policy names other GPUs than those that they had",
+    "own-settings": "they had a file of their user, site or project, which may set otherwise what [gpu] sets",
 }
 
 
@@ -88,14 +93,18 @@ def run(arguments: argparse.Namespace, query: RecordQuery) -> int:
         print_message("audit replay", f"{path}: there is no such file or directory")
         return USAGE
     policy = read_draft(path, given.get("today"))
-    errors = [finding for finding in policy.findings if finding.severity == "error"]
-    if errors:
-        print_findings(errors)
-        print_message("audit replay", "the policy has errors; correct them first")
+    is_json = given.get("format") == "json"
+    wrong = [finding for finding in policy.findings if finding.severity != "note"]
+    is_broken = any(finding.severity == "error" for finding in wrong)
+    if is_broken or not is_json:
+        print_findings(wrong)
+    if is_broken or not policy.documents:
+        reason = "the policy has errors; correct them first" if is_broken else f"{path}: there is no policy here"
+        print_message("audit replay", reason)
         return USAGE
     logs, tally = find_logs(given.get("file"))
     result = replay_logs(logs, query, tally, policy, observed="observed" in given)
-    if given.get("format") == "json":
+    if is_json:
         print_json(_describe_result(result, policy))
     else:
         _print_result(result, policy, path)
@@ -104,19 +113,21 @@ def run(arguments: argparse.Namespace, query: RecordQuery) -> int:
 
 
 def _print_result(result: ReplayResult, policy: DraftPolicy, path: str) -> None:
-    if not result.programs and not result.unknown:
+    if not result.programs:
         print_message("audit replay", "no records of programs that used a GPU match these options")
         return
     counted = format_programs(len(result.programs), len(result.users))
     print(f"{counted} through {shorten_path(os.path.abspath(path))}:")
     less, more, nothing = (result.count(kind) for kind in ("less", "more", "nothing"))
-    print(f"{less:,} would have got less, {more:,} more, {nothing:,} no GPU.")
+    print(
+        f"{less:,} would have got less, {more:,} more, {nothing:,} no GPU. Of {result.count_unknown():,} it is unknown."
+    )
     rows = result.list_rows()
     if rows:
         print()
         wide = is_wide()
         print_table(_COLUMNS if wide else _NARROW_COLUMNS, [_format_row(row, policy, is_wide=wide) for row in rows])
-        print("\nFor example:")
+        print("\nThe newest of them:")
         for row in rows[:_MOST_EXAMPLES]:
             print(f"  {escape_for_terminal(_format_example(row, policy))}")
     if result.gaps:
@@ -126,11 +137,12 @@ def _print_result(result: ReplayResult, policy: DraftPolicy, path: str) -> None:
 
 
 def _format_row(row: ReplayRow, policy: DraftPolicy, *, is_wide: bool) -> tuple[str, ...]:
-    change = row.example
-    had, would_have = ("", "") if change is None else (change.had, change.would_have)
+    change = row.change
     gpu = row.gpu if is_wide else row.gpu[:_SHORT_UUID]
+    user = row.user if is_wide or len(row.user) <= _SHORT_USER else f"{row.user[: _SHORT_USER - 1]}…"
     outcome = "no GPU" if row.kind == "nothing" else row.kind
-    cells = (row.user, gpu or "-", f"{len(row.programs):,}", outcome, had[:40], would_have)
+    had = change.had if is_wide else change.had[:_SHORT_UUID]
+    cells = (user, gpu or "-", f"{len(row.programs):,}", outcome, had, change.would_have)
     return (*cells, ", ".join(_list_places(row, policy))) if is_wide else cells
 
 
@@ -139,12 +151,12 @@ def _list_places(row: ReplayRow, policy: DraftPolicy) -> list[str]:
 
 
 def _format_example(row: ReplayRow, policy: DraftPolicy) -> str:
-    record, change = row.example_record, row.example
-    script = os.path.basename(str(record.get("script") or "")) or "a program"
-    who = f"{row.user}, {script} (pid {record.get('pid')}) on {str(record['timestamp'])[:16].replace('T', ' ')} UTC"
-    what = "" if change is None else f": {change.would_have} instead of {change.had}"
+    change, example = row.change, row.example
+    script = os.path.basename(example.script or "") or "a program"
+    time = example.timestamp[:16].replace("T", " ")
+    who = f"{row.user}, {script} (pid {example.pid} on {example.host}), {time} UTC"
     places = ", ".join(_list_places(row, policy))
-    return f"{who}{what}{f' ({places})' if places else ''}"
+    return f"{who}: {change.would_have} instead of {change.had}{f' ({places})' if places else ''}"
 
 
 def _describe_result(result: ReplayResult, policy: DraftPolicy) -> Mapping[str, Any]:
@@ -154,25 +166,24 @@ def _describe_result(result: ReplayResult, policy: DraftPolicy) -> Mapping[str, 
         "less": result.count("less"),
         "more": result.count("more"),
         "nothing": result.count("nothing"),
-        "unknown": len(result.unknown),
+        "unknown": result.count_unknown(),
         "gaps": {gap: len(programs) for gap, programs in sorted(result.gaps.items())},
         "rows": [_describe_row(row, policy) for row in result.list_rows()],
     }
 
 
 def _describe_row(row: ReplayRow, policy: DraftPolicy) -> Mapping[str, Any]:
-    change = row.example
-    example = {name: row.example_record.get(name) for name in ("timestamp", "host", "pid", "script")}
+    change = row.change
     return {
         "user": row.user,
         "gpu": row.gpu,
         "outcome": row.kind,
         "key": row.key,
         "programs": len(row.programs),
-        "had": change and change.had,
-        "would_have": change and change.would_have,
-        "had_bytes": change and change.had_bytes,
-        "would_have_bytes": change and change.would_have_bytes,
+        "had": change.had,
+        "would_have": change.would_have,
+        "had_bytes": change.had_bytes,
+        "would_have_bytes": change.would_have_bytes,
         "held_by": sorted(policy.find_place(origin) for origin in row.held_by),
-        "example": example,
+        "example": row.example._asdict(),
     }
