@@ -28,7 +28,7 @@ NODE_MODULES = Path(sys.prefix) / "lib" / "node_modules"
 AJV = """
 const { Ajv } = require("ajv");
 const { schema, documents } = JSON.parse(require("fs").readFileSync(0));
-const validate = new Ajv({ strict: true }).compile(schema);
+const validate = new Ajv({ strict: true, formats: { date: true } }).compile(schema);
 console.log(JSON.stringify(documents.map((document) => validate(document))));
 """
 
