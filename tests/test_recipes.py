@@ -78,7 +78,8 @@ def test_the_base_for_kustomize_fits_together() -> None:
     """Its files exist, its job mounts its policy as a file and the directory of leases, and has a writable /tmp."""
     kustomization = yaml.safe_load((KUBERNETES_BASE / "kustomization.yaml").read_text())
     (generated,) = kustomization["configMapGenerator"]
-    assert {*kustomization["resources"], *generated["files"], "kustomization.yaml"} == {
+    for_people = {"kustomization.yaml", "tfgpu.test.toml"}
+    assert {*kustomization["resources"], *generated["files"], *for_people} == {
         path.name for path in KUBERNETES_BASE.iterdir()
     }
     by_kind = {manifest["kind"]: manifest for manifest in list_manifests()}
