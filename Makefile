@@ -31,7 +31,7 @@ help:
 	@echo "make test-gpu     runs the tests that need a real GPU, see docs/hardware.md."
 	@echo "make test-lowest  runs the tests without TensorFlow on the lowest versions of the dependencies."
 	@echo "make lint         runs the checks alone: ruff, mypy, basedpyright, generated files."
-	@echo "make generate     writes the generated files anew, after a change of schemas/tfgpu.schema.json."
+	@echo "make generate     writes the generated files anew, after a change of schemas/."
 	@echo "make pictures     draws the pictures in docs/assets/pictures anew, from real runs."
 	@echo "make docs         builds the documentation site in site/."
 	@echo "make bench        runs the benchmarks."
@@ -149,6 +149,7 @@ bench: venv
 	$(BIN)/python benchmarks/lease.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/machine_policy.py
+	$(BIN)/python benchmarks/policy_tests.py
 	$(BIN)/python benchmarks/resolver.py
 
 docs: .venv-docs/.installed

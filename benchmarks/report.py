@@ -106,6 +106,11 @@ sys.exit(code)
 """
 
 
+def _read_time_of_children() -> float:
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000)
@@ -117,14 +122,16 @@ def main() -> None:
         write_log(log, arguments.records, arguments.days)
         size = log.stat().st_size >> 20
         print(f"{arguments.records} records, {size} MiB, {arguments.rounds} rounds, {os.cpu_count()} cores")
-        walls, memory = [], []
+        walls, processor, memory = [], [], []
         for _ in range(arguments.rounds):
-            before = perf_counter()
+            before, spent = perf_counter(), _read_time_of_children()
             command = [sys.executable, "-c", _COMMAND, str(log), str(page)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             walls.append(perf_counter() - before)
+            processor.append(_read_time_of_children() - spent)
             memory.append([int(text) for text in done.stdout.split()[-2:]])
         print(f"seconds: {median(walls):.2f} ({min(walls):.2f} to {max(walls):.2f})")
+        print(f"CPU seconds: {median(processor):.2f} ({min(processor):.2f} to {max(processor):.2f})")
         own, helper = (max(several) for several in zip(*memory, strict=True))
         print(f"MiB: {own} in the command, at most {helper} in a helper")
         print(f"page: {page.stat().st_size / 1e6:.2f} MB")

@@ -43,6 +43,7 @@ OWNERS = {
     "watchdog": ("watch",),
     "msgspec": ("audit",),
     "vl_convert": ("audit",),
+    "duckdb": ("audit",),
     "backports": ("audit",),
     "shtab": ("cli",),
 }

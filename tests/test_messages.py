@@ -86,7 +86,7 @@ CODE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 BRACKETS = re.compile(r" \[([a-z][a-z0-9]*(?:-[a-z0-9]+)*)\](?:\\n|\n)*$")
 SEVERITIES = {"error", "warning", "note"}
 #: What `[…]` at the end of a text may also be.
-NO_CODES = {"gpu", "audit", "options"}
+NO_CODES = {"gpu", "audit", "defaults", "observe", "options"}
 
 
 @dataclass(frozen=True)

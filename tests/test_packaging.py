@@ -78,7 +78,8 @@ def test_package_is_complete(wheel: zipfile.ZipFile) -> None:
     }  # that one is the boot module
     # schemas/schemastore/ is for maintainers.
     expected |= {f"tfenv/{name}" for name in checkout("schemas", "*.json") if "schemastore" not in name}
-    assert {"tfenv/schemas/tfgpu.schema.json", "tfenv/schemas/audit.schema.json", "tfenv/py.typed"} <= expected
+    schemas = {f"tfenv/schemas/{name}.schema.json" for name in ("tfgpu", "tfgpu-test", "audit")}
+    assert {*schemas, "tfenv/py.typed"} <= expected
     assert any(name.endswith(".c") for name in expected)
     assert expected - set(wheel.namelist()) == set()
 

@@ -25,6 +25,14 @@ repos:
   rev: {revision}
   hooks:
   - id: tfgpu-check
+  - id: tfgpu-test
+"""
+TESTS = """
+[[case]]
+name = "a student gets 8 GiB"
+groups = ["students"]
+gpus = "2x24GiB"
+expect.memory_limit = "8GiB"
 """
 PYPROJECT = "[project]\nname = 'vision'\n"
 
@@ -65,6 +73,7 @@ def test_what_is_committed_is_checked(tmp_path: Path) -> None:
     (project / "other.toml").write_text("[gpu\n")
     policy = project / "deep" / "er" / "tfgpu.toml"
     policy.write_text('[gpu]\nmemory_limit = "8 gigs"\n')
+    policy.with_name("a.test.toml").write_text(TESTS)
 
     failed = commit(project)
     assert failed.returncode == 1, failed.stderr
@@ -80,6 +89,23 @@ def test_what_is_committed_is_checked(tmp_path: Path) -> None:
     table = commit(project)
     assert table.returncode == 1
     assert "pyproject.toml:4:1: gpu.memory_growth: " in table.stderr
+
+    (project / "pyproject.toml").write_text(PYPROJECT)
+    etc = project / "etc"
+    (etc / "groups").mkdir(parents=True)
+    (etc / "tfgpu.toml").write_text("[gpu]\nmemory_growth = true\n")
+    (etc / "tfgpu.test.toml").write_text(TESTS)
+    (etc / "groups" / "students.toml").write_text('[ceiling]\nmemory_limit = "8GiB"\n')
+    tested = commit(project)
+    assert tested.returncode == 0, tested.stderr
+    assert tested.stderr.count("Passed") == 2
+
+    # A change of one group's file runs the tests beside it.
+    (etc / "groups" / "students.toml").write_text('[ceiling]\nmemory_limit = "9GiB"\n')
+    broken = commit(project)
+    assert broken.returncode == 1
+    assert "memory_limit  expected 8.0 GiB  got 9.0 GiB" in broken.stderr
+    assert "etc/groups/students.toml:2  ceiling.memory_limit" in broken.stderr
 
 
 def commit(project: Path) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Makes what is generated: the validator, the reference page and the file for SchemaStore from the schema, and the
+"""Makes what is generated: the validator, the reference page and the files for SchemaStore from the schemas, and the
 page of messages from its table.
 
     python tools/generate.py            writes them
@@ -28,7 +28,9 @@ VALIDATOR = ROOT / "tfenv" / "config" / "_validator.py"
 REFERENCE = ROOT / "docs" / "reference.md"
 MESSAGES = ROOT / "tools" / "messages.toml"
 MESSAGES_PAGE = ROOT / "docs" / "messages.md"
+TEST_SCHEMA = ROOT / "schemas" / "tfgpu-test.schema.json"
 STORE = ROOT / "schemas" / "schemastore" / "src" / "schemas" / "json" / "tfgpu.json"
+TEST_STORE = STORE.with_name("tfgpu-test.json")
 
 Schema = Mapping[str, Any]
 WORDS = {"boolean": "`true` or `false`", "object": "table", "integer": "whole number"}
@@ -94,10 +96,10 @@ def make_validator(schema: Schema) -> str:
 # ---- the file for SchemaStore
 
 
-def make_store_schema(schema: Schema) -> str:
-    """Return the schema as SchemaStore has it: with its address, and without the note to people who read ours."""
+def make_store_schema(schema: Schema, name: str) -> str:
+    """Return a schema as SchemaStore has it: with its address, and without the note to people who read ours."""
     flat = {key: value for key, value in flatten_schema(schema).items() if key != "$comment"}
-    return json.dumps({**flat, "$id": "https://json.schemastore.org/tfgpu.json"}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({**flat, "$id": f"https://json.schemastore.org/{name}"}, indent=2, ensure_ascii=False) + "\n"
 
 
 # ---- the reference page
@@ -134,6 +136,8 @@ def _describe_tables(schema: Schema, root: Schema, path: str, told: dict[str, st
         told: By definition, the table whose section has the keys. It is added to.
     """
     first = told.setdefault(_find_definition(schema) or path, path)
+    if path.startswith("observe."):
+        first = path.removeprefix("observe.")  # with all that is below it
     if first != path:
         described = schema["description"].replace(f"[{first}]", _format_link(first))
         yield f"## `[{path}]`\n\n{_wrap(described)}\n"
@@ -331,7 +335,8 @@ def generate() -> dict[Path, str]:
     return {
         VALIDATOR: make_validator(schema),
         REFERENCE: make_reference(schema),
-        STORE: make_store_schema(schema),
+        STORE: make_store_schema(schema, STORE.name),
+        TEST_STORE: make_store_schema(json.loads(TEST_SCHEMA.read_text(encoding="utf-8")), TEST_STORE.name),
         MESSAGES_PAGE: make_messages(messages),
     }
 

@@ -305,7 +305,7 @@ devices_ = st.builds(
 
 
 # An example takes 80 ms.
-@settings(suppress_health_check=list(HealthCheck), max_examples=min(settings.default.max_examples, 500))
+@settings(suppress_health_check=list(HealthCheck), max_examples=min(settings().max_examples, 500))
 @given(
     texts,
     st.builds(lambda tokens, times: tokens * times, st.lists(texts, max_size=9), st.integers(1, 22)),

@@ -12,11 +12,15 @@ import tomli
 
 from tfenv.config.document import Document
 from tfenv.config.schema import schema_path, validate
+from tfenv.config.schema_copy import TEST_COPY_NAME
 from tfenv.lint.combinations import advise
 from tfenv.policy.model import LayerName, Source
+from tfenv.policy_tests.read import read_suite
+from tfenv.policy_tests.run import run_suites
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = sorted((ROOT / "sample_configs").glob("**/*.toml"))
+TESTS = sorted((ROOT / "sample_configs").glob("**/*.test.toml"))
+SAMPLES = sorted({*(ROOT / "sample_configs").glob("**/*.toml")} - {*TESTS})
 LAYERS: dict[str, LayerName] = {"workstation": "user", "shared-server": "machine"}
 
 
@@ -72,6 +76,48 @@ def test_samples_lead_editors_to_the_schema(path: Path) -> None:
 def test_check_jsonschema_agrees() -> None:
     """check-jsonschema finds nothing wrong with a sample."""
     assert run_on_samples(find_tool("check-jsonschema"), "--schemafile", str(schema_path())) == ""
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.parent.name))
+def test_samples_pass_their_tests(path: Path) -> None:
+    """What the tests beside a sample expect is what it gives."""
+    result = run_suites([read_suite(str(path))])
+    assert result.findings == ()
+    assert [found.differences for found in result.results if found.differences] == []
+    assert result.results
+
+
+def test_samples_have_tests() -> None:
+    """A policy beside which nobody writes one by hand has tests."""
+    policies = {path.parent for path in SAMPLES if path.name == "tfgpu.toml"}
+    assert {path.name for path in policies - {path.parent for path in TESTS}} <= {"demo"}
+
+
+def test_other_tools_agree_on_the_tests() -> None:
+    """check-jsonschema and taplo find nothing wrong with them, by their schema. Their first line names it."""
+    schema = schema_path(TEST_COPY_NAME)
+    files = [str(path) for path in TESTS]
+    for command in (
+        [find_tool("check-jsonschema"), "--check-metaschema", str(schema)],
+        [find_tool("check-jsonschema"), "--schemafile", str(schema), *files],
+        [find_tool("taplo"), "check", "--schema", schema.as_uri(), *files],
+        [find_tool("taplo"), "fmt", "--check", *files],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for path in TESTS:
+        target = path.read_text().partition("\n")[0].removeprefix("#:schema ")
+        assert (path.parent / target).resolve() == schema.resolve()
+
+
+def test_taplo_sees_a_mistake_in_a_test(tmp_path: Path) -> None:
+    """What editors do: taplo reads the schema that the first line names."""
+    text = '[[case]]\nname = "a"\ntoday = 2027-02-01\n[case.expect]\n'
+    for key, status in (("devices", 0), ("device", 1)):
+        path = tmp_path / "a.test.toml"
+        path.write_text(f"#:schema {schema_path(TEST_COPY_NAME)}\n{text}{key} = 1\n")
+        done = subprocess.run([find_tool("taplo"), "check", str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
 
 
 def test_check_jsonschema_agrees_on_the_schema() -> None:

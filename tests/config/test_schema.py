@@ -20,9 +20,13 @@ from tfenv.config.schema import load_schema, schema_path, validate
 from tfenv.config.values import read_process_limit, read_total
 from tfenv.errors import Finding
 from tfenv.lint.combinations import advise
+from tfenv.pipeline import Decision, ReadLayers, decide, merge_files
 from tfenv.policy.model import (
     LAYER_ORDER,
     AutoChoice,
+    Device,
+    Grant,
+    Inventory,
     KeyPath,
     Layer,
     LayerName,
@@ -31,6 +35,8 @@ from tfenv.policy.model import (
     Selector,
     Setting,
     Source,
+    Start,
+    Subject,
     Tables,
     format_key,
 )
@@ -387,6 +393,47 @@ def test_any_document_gives_a_layer(data: dict[str, Any], layer: LayerName) -> N
     for key in list_keys(data):
         assert format_key(key) in list_kept(validated) or any(is_same_place(name, format_key(key)) for name in found)
     advise([validated], [read])
+
+
+OBSERVED: st.SearchStrategy[Any] = st.one_of(
+    make_strategy(load_schema()["properties"]["observe"], load_schema()),
+    ANYTHING,
+    st.integers(2, 3000).map(lambda count: {f"memory_limit{number}": number for number in range(count)}),
+    st.integers(2, 3000).map(lambda count: {"gpu": {"device": [{"match": "name:*", "x": 1}] * count}}),
+)
+CARDS = Inventory(tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "A100", 40 * GIB) for i in range(2)))
+GRANTS = st.sampled_from([Grant(), Grant(tokens=()), Grant(tokens=("1",)), Grant(rank=1, launcher="torchrun")])
+
+
+@given(DOCUMENTS, OBSERVED, LAYERS, GRANTS)
+def test_whatever_is_observed_changes_nothing(
+    data: dict[str, Any], observed: object, name: LayerName, grant: Grant
+) -> None:
+    """Right or junk, small or huge: the layer, the errors and the decision are those without `[observe]`."""
+    data.pop("observe", None)
+    source = Source(name, "/srv/vision/tfgpu.toml")
+    subject = Subject("alice", 1000, ("alice", "students"), "/srv/a")
+
+    def follow(table: dict[str, Any]) -> tuple[Layer, tuple[Finding, ...], Decision]:
+        read = Document(source, table, "0" * 64, "", 0)
+        layer, findings = validate(read)
+        files = ReadLayers((read,), (layer,), findings)
+        loaded = merge_files(Start("/srv/a", 1000), subject, files)
+        return layer, findings, decide(loaded, grant, CARDS)
+
+    layer, findings, decision = follow(data)
+    tried, others, same = follow({**data, "observe": observed})
+    assert replace(tried, observed=None) == layer
+    assert (same.plan, same.errors, same.refused, same.no_gpu) == (
+        decision.plan,
+        decision.errors,
+        decision.refused,
+        decision.no_gpu,
+    )
+    more = list(others)
+    for finding in findings:
+        more.remove(finding)
+    assert all(finding.severity != "error" and (finding.key or "observe").startswith("observe") for finding in more)
 
 
 def is_same_place(one: str, other: str) -> bool:

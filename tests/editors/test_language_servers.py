@@ -80,6 +80,19 @@ def test_what_init_writes_has_no_mark(server: LanguageServer, folder: Path) -> N
     assert '"machin"' in message.replace("'", '"')
 
 
+def test_a_day_is_a_date_of_toml(server: LanguageServer, folder: Path) -> None:
+    """The editor takes `expires` without quotes, checks the tables under [observe], and completes their keys."""
+    path = folder / "tfgpu.toml"
+    observed = '[observe.user.carol.ceiling]\nmax_devices = "two"\n\n'
+    path.write_text(f'#:schema ./tfgpu.schema.json\n[user.carol]\nexpires = 2027-01-31\nreason = "thesis"\n{observed}')
+    server.open(path)
+    (problem,) = server.wait_for_diagnostics(path)
+    assert problem["range"]["start"]["line"] == 5
+    assert "integer" in problem["message"].lower()
+    assert {"memory_limit", "memory_total"} <= {item["label"] for item in server.complete(path, 6, 0)}
+    assert "may have on any GPU" in server.hover(path, 5, 3) or "GPUs" in server.hover(path, 5, 3)
+
+
 def test_a_policy_in_pyproject_is_checked_by_tombi(folder: Path) -> None:
     """With the tombi.toml that the page shows, tombi checks and completes [tool.tfgpu] of a pyproject.toml."""
     (settings,) = (block for block in blocks("text", pages=[EDITORS]) if block.text.startswith("# tombi.toml"))

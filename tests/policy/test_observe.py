@@ -185,6 +185,25 @@ def test_fewer_chosen_gpus_are_told_as_a_number() -> None:
     assert (lost.key, lost.asked, lost.given, lost.gpu) == ("visible_devices", "2 GPUs", "1 GPU", "")
 
 
+def test_another_gpu_of_the_same_number_is_no_loss() -> None:
+    """Where free GPUs would be chosen, the number counts. The process would have another one."""
+    text = "[gpu]\nvisible_devices = [3]\n[observe.gpu]\nvisible_devices = {count = 1}\n"
+    assert observe(f"{text}[observe.ceiling]\nallowed_devices = [0, 1]\n") == ()
+
+
+def test_what_the_policy_in_force_would_take_is_no_loss() -> None:
+    """A process in which it could not be applied has no limit. Only the keys that are tried are told."""
+    layer = read_layer(f"{NOW}[observe.ceiling]\nmax_devices = 1\nrequire_memory_growth = true\n")
+    observed = merge_observed([layer], ALICE)
+    assert observed is not None
+    plan = resolve(observed.policy, Grant(), INVENTORY)
+    devices = tuple(DeviceOutcome(i, CARDS[i].uuid, CARDS[i].uuid, total=40 * GIB) for i in range(2))
+    outcome = Outcome("too_late", devices=devices, growth=False)
+    lost = find_losses(outcome, plan, observed.policy, merge([layer], ALICE))
+    assert [(one.key, one.given) for one in lost] == [("max_devices", "no GPU"), ("memory_growth", "on")]
+    assert len(find_losses(outcome, plan, observed.policy)) == 3
+
+
 def test_no_limit_is_all_of_the_card() -> None:
     """A process without a limit has the card's 40 GiB, and 50 % of that would be 20."""
     (lost,) = observe('[ceiling]\nallowed_devices = [0]\n[observe.ceiling]\nmemory_limit = "50%"\n')

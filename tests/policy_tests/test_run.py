@@ -70,7 +70,7 @@ PASSING = {
     "an exception": 'user = "alice"\nuser_file.gpu.visible_devices = "all"\nexpect.devices = 3',
     "its end": 'user = "alice"\ntoday = 2027-03-01\nuser_file.gpu.visible_devices = "all"\nexpect.devices = 2',
     "observed": 'expect.memory_limit = "20GiB"\nexpect.observed = { memory_limit = "10GiB", devices = 1 }',
-    "a grant": 'grant = [2]\nexpect.devices = [2]',
+    "a grant": "grant = [2]\nexpect.devices = [2]",
     "a grant by UUID": 'grant = ["GPU-a2fa4e00"]\nexpect.devices = [2]',
     "no grant": "grant = []\nexpect.devices = []",
     "a job": 'launcher = "Slurm"\ngrant = [1]\nexpect.devices = [1]',
@@ -80,7 +80,7 @@ PASSING = {
     "no findings": "expect.findings = []",
     "findings": 'user_file.gpu.memory_limit = "70GiB"\nexpect.findings = ["clamped"]',
     "a mistake of a user": 'user_file.gpu.memory_limt = "1GiB"\nexpect.findings = ["unknown-key"]',
-    "refused": 'user_file.on_error = "fail"\nuser_file.gpu.visible_devices = [7]\nexpect.refused = true\nexpect.devices = 0',
+    "refused": 'user_file = {on_error = "fail", gpu = {visible_devices = [7]}}\nexpect = {refused = true, devices = 0}',
     "no driver": 'gpus = "none"\nexpect.devices = []',
     "growth": "expect.memory_growth = false",
     "an allocator": 'expect.allocator = "bfc"',
@@ -95,7 +95,8 @@ def test_what_is_as_expected_passes(case: str, tmp_path: Path) -> None:
 
 
 FAILING = {
-    "count": ("expect.devices = 2", "devices", "2 GPUs", "1 of 0, 1, 2", ["ceiling.allowed_devices", "gpu.visible_devices"]),
+    "count": ("expect.devices = 2", "devices", "2 GPUs", "1 of 0, 1, 2",
+              ["ceiling.allowed_devices", "gpu.visible_devices"]),
     "which": (
         "user_file.gpu.visible_devices = [1]\nexpect.devices = [0]", "devices", "0", "1",
         ["ceiling.allowed_devices", "gpu.visible_devices"],

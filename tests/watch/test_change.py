@@ -12,11 +12,20 @@ import pytest
 from jsonschema import Draft7Validator
 
 from tests.machine import ME, Machine
+from tfenv import machine_date
 from tfenv.audit.record import MAX_RECORD_BYTES
 from tfenv.config.document import Trust
 from tfenv.policy.model import AuditSinks
 from tfenv.values import replace
-from tfenv.watch.change import ChangeRecorder, PolicyChange, PolicyState, _join_sinks, compare_states, read_state
+from tfenv.watch.change import (
+    ChangeRecorder,
+    PolicyChange,
+    PolicyState,
+    _join_sinks,
+    compare_states,
+    find_ends,
+    read_state,
+)
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/audit.schema.json").read_text())
 Edit = Callable[..., "PolicyChange | None"]
@@ -270,3 +279,34 @@ def test_a_record_of_many_changes_is_one_line(machine: Machine, edit: Edit, tmp_
     (record,) = read_valid_records(tmp_path / "log.jsonl")
     assert record["truncated"] is True
     assert all(len(line) < MAX_RECORD_BYTES for line in (tmp_path / "log.jsonl").read_bytes().splitlines())
+
+
+EXCEPTION = """[ceiling]
+memory_limit = "8GiB"
+[user.alice]
+expires = 2027-01-31
+reason = "thesis"
+[user.alice.ceiling]
+memory_limit = "16GiB"
+"""
+
+
+def test_an_end_is_told_with_its_reason(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the day on the value for everybody holds. The record names the table, the day and the reason."""
+    monkeypatch.setattr(machine_date, "_latest", "2027-01-30")
+    monkeypatch.setattr(machine_date, "_read_date", lambda: "2027-01-30")
+    machine.write("etc/tfgpu.toml", EXCEPTION)
+    before = read_machine_state(machine)
+    assert find_ends(before) == ("2027-01-31",)
+    monkeypatch.setattr(machine_date, "_read_date", lambda: "2027-01-31")
+    change = compare_states(before, read_machine_state(machine))
+    assert list_values(change) == [("ceiling.memory_limit", "16GiB", "8GiB")]
+    assert change is not None
+    assert (change.files, change.valid, find_ends(change.after)) == ((), True, ())
+    assert [table.describe_end() for table in change.expired] == ["expired on 2027-01-31 (thesis)"]
+    ChangeRecorder().write(change)
+    record = json.loads((tmp_path / "log.jsonl").read_text())
+    Draft7Validator(SCHEMA).validate(record)
+    (finding,) = record["findings"]
+    assert (finding["code"], finding["severity"], finding["key"]) == ("expired", "note", "user.alice")
+    assert compare_states(change.after, read_machine_state(machine)) is None

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 import pytest
 
 from tests.machine import ME, Machine
+from tfenv import machine_date
 from tfenv.config.document import Trust
 from tfenv.policy.model import Start
 from tfenv.values import replace
@@ -297,3 +298,20 @@ def test_a_survey_names_every_link_and_ends_at_what_is_missing(tmp_path: Path) -
     names = [name.removeprefix(f"{tmp_path}/") for name in seen if name.startswith(f"{tmp_path}/")]
     assert names == ["link", "a", "a/none", "loop", "b"]
     assert [name for name in seen if seen[name] is None] == [f"{tmp_path}/a/none", f"{tmp_path}/b"]
+
+
+def test_the_day_on_which_a_table_ends_is_a_change(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file changes. A clock that jumps back does not bring the table back, and the next day tells nothing."""
+    monkeypatch.setattr(follow, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(machine_date, "_latest", "")
+    today = ["2027-01-30"]
+    monkeypatch.setattr(machine_date, "_read_date", lambda: today[0])
+    exception = '[user.alice]\nexpires = 2027-01-31\n[user.alice.ceiling]\nmemory_limit = "16GiB"\n'
+    machine.write("etc/tfgpu.toml", f'[ceiling]\nmemory_limit = "8GiB"\n{exception}')
+    with BackgroundWatcher(machine) as following:
+        assert following.sees_nothing(0.2)
+        today[0] = "2027-01-31"
+        assert following.get_next_values() == {"ceiling.memory_limit": "8GiB"}
+        for day in ("2027-01-30", "2027-02-01"):
+            today[0] = day
+            assert following.sees_nothing(0.2)

@@ -28,7 +28,7 @@ from tfenv.values import replace
 _Number = TypeVar("_Number", int, float)
 
 #: The events of a use. Plans (policy_loaded, policy_changed) are none.
-_USES = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
+SUMMARIZED_EVENTS = frozenset({"policy_applied", "policy_clamped", "policy_failed"})
 _MIB = 1 << 20
 #: Different records that are remembered at a time.
 _MOST_KNOWN = 10_000
@@ -54,6 +54,7 @@ class UserGpuTotals:
         given_bytes: The largest limit that was given. None: none in bytes.
         given_fraction: Likewise as a fraction of the card's memory, where its size was not known.
         last: Timestamp of the newest record.
+        counted: Processes beside those, which were counted elsewhere.
     """
 
     user: str
@@ -68,10 +69,17 @@ class UserGpuTotals:
     given_bytes: int | None = None
     given_fraction: float | None = None
     last: str = ""
+    counted: int = 0
+
+    @property
+    def process_count(self) -> int:
+        """How many processes created devices."""
+        return len(self.processes) + self.counted
 
     def as_dict(self) -> dict[str, Any]:
         """Return the totals as JSON has them: the processes as their number."""
-        totals = {**vars(self), "processes": len(self.processes), "cut": dict(sorted(self.cut.items()))}
+        totals = {**vars(self), "processes": self.process_count, "cut": dict(sorted(self.cut.items()))}
+        del totals["counted"]
         return {name: value for name, value in totals.items() if name != "job" or value is not None}
 
 
@@ -89,7 +97,7 @@ def summarize_logs(
     Raises:
         OSError: A log cannot be read.
     """
-    events = query.events & _USES if query.events else _USES
+    events = query.events & SUMMARIZED_EVENTS if query.events else SUMMARIZED_EVENTS
     if not events:
         return []
     query = replace(query, events=events)
@@ -206,9 +214,13 @@ class _Summarizer:
         """Add what is known to the rows, and forget it."""
         for known in self._known.values():
             record = known.record
-            wanted = known.times and record["event"] in _USES and self._timeless.matches({**record, "timestamp": ""})
+            wanted = (
+                known.times
+                and record["event"] in SUMMARIZED_EVENTS
+                and self._timeless.matches({**record, "timestamp": ""})
+            )
             job = format_job(read_job(record)) if self._by_job else None
-            for use in _list_uses(record, self._query) if wanted else ():
+            for use in list_uses(record, self._query) if wanted else ():
                 _add_use(self._find_row(str(record.get("user")), use.gpu, job), known, use)
         self._known.clear()
 
@@ -257,7 +269,8 @@ class GpuUse(NamedTuple):
     given_fraction: float | None = None
 
 
-def _list_uses(record: LoggedRecord, query: RecordQuery) -> list[GpuUse]:
+def list_uses(record: LoggedRecord, query: RecordQuery) -> list[GpuUse]:
+    """Return what a record says of each of its GPUs that is wanted. Of a record without a GPU it is one use of none."""
     devices = list_logged_devices(record)
     if not devices:
         return [GpuUse("")]

@@ -9,7 +9,7 @@ from signal import SIG_DFL, SIGINT, signal
 from typing import TYPE_CHECKING, TypeVar
 
 from tfenv.audit.query import is_worth_reading
-from tfenv.audit.rotation import COMPRESSED
+from tfenv.audit.rotation import COMPRESSED, STORED
 from tfenv.values import frozen
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _count_cores() -> int:
 
 
 def _split_log(log: Path, size: int) -> list[LogPart]:
-    if log.suffix in COMPRESSED or not log.is_file():
+    if log.suffix in (*COMPRESSED, STORED) or not log.is_file():
         return [LogPart(log)]
     *begins, last = range(0, max(1, log.stat().st_size), size)
     return [*(LogPart(log, begin, begin + size) for begin in begins), LogPart(log, last)]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, cast
 
 from tfenv.audit.job_names import build_job_prefilter, list_job_names, read_job
 from tfenv.audit.record import MAX_RECORD_BYTES, clip_job_text, format_timestamp
-from tfenv.audit.rotation import COMPRESSED, LogOrigin, LogRefusedError, is_damage, open_log
+from tfenv.audit.rotation import COMPRESSED, STORED, LogOrigin, LogRefusedError, is_damage, open_log
 from tfenv.policy.units import parse_duration
 from tfenv.values import frozen
 
@@ -67,6 +67,7 @@ class RecordQuery:
     Attributes:
         events: Names as in the record: "policy_applied".
         users: User names.
+        hosts: Names of machines, as the kernel of each has them.
         uids: User ids.
         pids: Process ids.
         outcomes: What happened at an entry point: "clamped", as in the record's `status`.
@@ -80,6 +81,7 @@ class RecordQuery:
 
     events: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
     uids: frozenset[int] = frozenset()
     pids: frozenset[int] = frozenset()
     outcomes: frozenset[str] = frozenset()
@@ -96,6 +98,7 @@ class RecordQuery:
             self.is_in_time(record["timestamp"])
             and (not self.events or record["event"] in self.events)
             and (not self.users or _is_wanted(record.get("user"), self.users))
+            and (not self.hosts or _is_wanted(record.get("host"), self.hosts))
             and (not self.uids or _is_wanted(record.get("uid"), self.uids))
             and (not self.pids or _is_wanted(record.get("pid"), self.pids))
             and (not self.outcomes or _is_wanted(record.get("status"), self.outcomes))
@@ -391,11 +394,25 @@ def read_lines(
         OSError: The log cannot be read.
     """
     try:
+        if path.suffix == STORED:
+            yield from _skip_unwanted_lines(_read_stored_lines(path), query)
+            return
         with open_log(path, tally.origin) as file:
             lines = _read_undamaged_lines(path, _split_lines(file, begin, stop), tally)
             yield from _skip_unwanted_lines(lines, query)
     except LogRefusedError as error:
         tally.left_out[path] = str(error)
+
+
+def _read_stored_lines(path: Path) -> Iterator[bytes]:
+    from tfenv.audit.store import read_store_lines  # it reads logs, too
+
+    try:
+        yield from read_store_lines(path)
+    except ImportError:
+        raise LogRefusedError("nothing here can read Parquet; `pip install 'tfenv[fleet]'` can") from None
+    except ValueError as error:
+        raise LogRefusedError(str(error)) from None
 
 
 def is_worth_reading(path: Path, since: str) -> bool:
@@ -445,7 +462,7 @@ def _read_newest_of(
     path: Path, query: RecordQuery, tally: LineTally, count: int, end: int | None
 ) -> list[LoggedRecord]:
     """Return the newest records of one log, oldest first."""
-    if path.suffix in COMPRESSED or not path.is_file():  # a pipe, as from journalctl, has no end to begin at
+    if path.suffix in (*COMPRESSED, STORED) or not path.is_file():  # a pipe, as from journalctl, has no end to begin at
         return list(deque(read_records([path], query, tally), maxlen=count))
     try:
         with open_log(path, tally.origin) as file:

@@ -27,6 +27,9 @@ COMPRESSED = {
     ".zst": ("compression.zstd", "backports.zstd"),
 }
 
+#: Files of a store (`audit.store`).
+STORED = ".parquet"
+
 # Behind the name: a number, or what logrotate's `dateext` adds. logrotate moves aside as .backup what was created
 # between its own renaming and its `create`.
 _SIBLING = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
 from itertools import groupby
 
 from tfenv.cli.output import format_toml, shorten_path
@@ -12,6 +13,7 @@ from tfenv.config.presence import FILE_NAME
 from tfenv.config.schema_copy import SCHEMA_LINE, TEST_SCHEMA_LINE
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import escape_for_terminal
+from tfenv.machine_date import find_today
 from tfenv.pipeline import current_start, load
 from tfenv.policy.merge import merge
 from tfenv.policy.model import Device, EffectivePolicy, Grant, Inventory, Origin, PlannedDevice, Selector, Setting
@@ -25,6 +27,8 @@ _GIB, _MIB = 1 << 30, 1 << 20
 #: GPUs that are listed one by one.
 _MOST_LISTED = 8
 _FALLBACK_LIMIT = "45%"
+#: After so many days the exception ends that a machine's policy shows.
+_DAYS_OF_EXCEPTION = 180
 #: What tests describe where no GPU is known.
 _EXAMPLE_GPUS = "4x80GiB"
 
@@ -110,13 +114,24 @@ memory_growth = true
 # In a scheduler's job without GPUs, hide all GPUs.
 # require_grant = true
 
-# The same keys for some users, groups or directories only.
+# The same keys for some users, groups or directories only. An exception can have an end and a reason.
+# [user.alice]
+# expires = {expires}
+# reason = "thesis"
 # [user.alice.gpu]
 # memory_limit = "20%"
 # [group.students.ceiling]
 # memory_limit = "25%"
 # [project."/srv/inference".ceiling]
 # max_devices = 2
+
+# ---- Tomorrow's limits: what these tables would change is recorded, and not applied.
+
+# [observe]
+# Say on stderr what the program would lose.
+# tell = true
+# [observe.ceiling]
+# memory_limit = "25%"
 
 # ---- The log of what was applied. Without a file here, each user has one in ~/.local/state/tfgpu.
 
@@ -144,6 +159,9 @@ memory_growth = true
 
 # The memory that a process uses of a GPU on top of its limit, for the CUDA context and libraries.
 # process_overhead = "600MiB"
+
+# What you call this version of the policy. Records show it.
+# revision = "1"
 
 # How many shards a GPU has in Slurm. memory_limit = "granted" needs it: no process takes more than its job's shards.
 # shards_per_gpu = 4
@@ -406,6 +424,7 @@ def format_machine_policy(inventory: Inventory, overhead: int) -> str:
     device_limit = _share_in_bytes(max(totals), overhead) if totals else 60 * _GIB
     return _MACHINE_TEMPLATE.format(
         schema=SCHEMA_LINE,
+        expires=date.fromisoformat(find_today()) + timedelta(days=_DAYS_OF_EXCEPTION),
         limit=f"{share}%",
         third=f"{share // 3}%",
         limit_reason=f"With {share}%, two processes fit on one.",

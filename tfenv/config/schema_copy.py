@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from tfenv.files import replace_file
 
@@ -22,6 +22,8 @@ SCHEMA_LINE = f"#:schema ./{COPY_NAME}"
 TEST_SCHEMA_LINE = f"#:schema ./{TEST_COPY_NAME}"
 #: Bytes of a copy that are read, at most. One of ours has about 60,000.
 _MOST_BYTES = 1 << 20
+#: Definitions of whole tables.
+_TABLES = ("gpu", "ceiling", "subject")
 _VERSION = re.compile(r"tfenv (\d{1,6}(?:\.\d{1,6}){0,4})", re.ASCII)
 
 #: "missing": there is none. "foreign": the file is something else. "older" and "newer": it is another tfenv's.
@@ -32,23 +34,36 @@ def flatten_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema with each reference replaced by what it refers to.
 
     Editors then show the description of a key, not that of its type. taplo's language server recurses without end
-    where a reference stands in an `allOf`.
+    where a reference stands in an `allOf`. Whole tables that occur many times stay references, but none in an `allOf`.
+    At the top of the file they are written out: taplo describes no table that is a reference.
     """
     definitions: Mapping[str, Any] = schema.get("definitions", {})
-    flat = _flatten({key: value for key, value in schema.items() if key != "definitions"}, definitions)
-    return cast("dict[str, Any]", flat)
+    kept = tuple(name for name in _TABLES if name in definitions)
+    flat = {
+        key: _flatten(value, definitions) for key, value in schema.items() if key not in ("definitions", "properties")
+    }
+    flat["properties"] = {
+        name: _flatten(entry, definitions, () if name in kept else kept)
+        for name, entry in schema.get("properties", {}).items()
+    }
+    if kept:
+        flat["definitions"] = {name: _flatten(definitions[name], definitions, kept) for name in kept}
+    return flat
 
 
-def _flatten(node: Any, definitions: Mapping[str, Any]) -> Any:
+def _flatten(node: Any, definitions: Mapping[str, Any], kept: tuple[str, ...] = ()) -> Any:
     if isinstance(node, list):
-        return [_flatten(entry, definitions) for entry in node]
+        return [_flatten(entry, definitions, kept) for entry in node]
     if not isinstance(node, dict):
         return node
     for part in (node, *node.get("allOf", ())):
         if "$ref" in part:
             own = {key: value for key, value in node.items() if key not in ("allOf", "$ref")}
-            return _flatten({**definitions[part["$ref"].rpartition("/")[2]], **own}, definitions)
-    return {key: _flatten(value, definitions) for key, value in node.items()}
+            name = part["$ref"].rpartition("/")[2]
+            if name in kept:
+                return {**own, "$ref": part["$ref"]}
+            return _flatten({**definitions[name], **own}, definitions, kept)
+    return {key: _flatten(value, definitions, kept) for key, value in node.items()}
 
 
 def format_copy(name: str = COPY_NAME) -> str:

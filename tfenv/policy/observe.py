@@ -25,7 +25,9 @@ _ROUNDING = 2 * MIB
 _DEVICE_CEILINGS: tuple[CeilingKey, ...] = ("allowed_devices", "max_devices", "require_grant")
 
 
-def find_losses(outcome: Outcome, plan: Plan, policy: EffectivePolicy) -> tuple[WouldClamp, ...]:
+def find_losses(
+    outcome: Outcome, plan: Plan, policy: EffectivePolicy, in_force: EffectivePolicy | None = None
+) -> tuple[WouldClamp, ...]:
     """Return what a process has at an entry point and would not have under the observed policy.
 
     What cannot be compared, as a share of a card whose size nobody knows with a size, is no loss.
@@ -34,6 +36,8 @@ def find_losses(outcome: Outcome, plan: Plan, policy: EffectivePolicy) -> tuple[
         outcome: What it has.
         plan: What it might use under the observed policy. Of GPUs to be chosen, the candidates.
         policy: The observed policy, for the places of keys.
+        in_force: The policy in force. What its own keys would take is no loss: where it could not be applied, a
+            process has more than it allows. None: all keys count.
     """
     losses: list[WouldClamp] = []
     for device in outcome.devices:
@@ -53,7 +57,10 @@ def find_losses(outcome: Outcome, plan: Plan, policy: EffectivePolicy) -> tuple[
         losses.append(WouldClamp(_name_key(holders), f"{now} GPUs", _count_gpus(count), held_by=holders))
     if plan.growth is True and outcome.growth is False and outcome.devices:
         losses.append(WouldClamp("memory_growth", "off", "on", held_by=_drop_none(plan.grown_by)))
-    return tuple(losses)
+    if in_force is None:
+        return tuple(losses)
+    known = {setting.origin for setting in in_force.settings.values()} | {one.origin for one in in_force.ceilings}
+    return tuple(lost for lost in losses if not known.issuperset(lost.held_by))
 
 
 def find_planned(device: DeviceOutcome, plan: Plan) -> PlannedDevice | None:

@@ -264,7 +264,8 @@ class FrameworkPolicy:
             plan = Plan(devices=()) if decision.refused else decision.plan  # PolicyError in place of a GPU
             framework = self.framework
             plan = drop_unsupported(plan, policy, framework.supports, framework.title)
-            return find_losses(outcome, apply_framework_share(plan, policy, framework.name), policy), ()
+            plan = apply_framework_share(plan, policy, framework.name)
+            return find_losses(outcome, plan, policy, process.loaded.policy), ()
         except Exception as error:  # noqa: BLE001 - nothing under [observe] may touch the program
             text = f"tfenv could not tell what [observe] would take: {type(error).__name__}: {error}"
             return (), (Finding("not-observed", text, "note"),)

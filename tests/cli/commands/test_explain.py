@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -70,6 +71,72 @@ def test_an_exception_says_from_what(project: Path, tfgpu: Tfgpu) -> None:
     lines = [" ".join(line.split()) for line in tfgpu("explain").stdout.splitlines()]
     held = lines.index(f"max_devices = 2 tfgpu.toml:4 [user.{user}.ceiling]")
     assert lines[held + 1] == "replaces 1 tfgpu.toml:2"
+
+
+OBSERVED = """
+[gpu]
+memory_limit = "16GiB"
+[user.{user}]
+expires = 9999-01-31
+reason = "thesis"
+[user.{user}.ceiling]
+max_devices = 3
+[group."{group}"]
+expires = 2026-01-31
+[group."{group}".ceiling]
+max_devices = 1
+[observe.ceiling]
+memory_limit = "4GiB"
+require_memory_growth = true
+[observe.gpu]
+visible_devices = [0, 1]
+"""
+
+
+def test_a_second_column_for_what_is_observed(tmp_path: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Each observed value has its place, and each GPU what it would have. Exceptions have their day and reason."""
+    account = pwd.getpwuid(os.geteuid())
+    own = tmp_path / "config" / "tfgpu" / "tfgpu.toml"
+    own.parent.mkdir(parents=True)
+    group = grp.getgrgid(account.pw_gid).gr_name
+    own.write_text(OBSERVED.format(user=account.pw_name, group=group))
+    lines = [" ".join(line.split()) for line in tfgpu("explain", env=four_gpus).stdout.splitlines()]
+    observed = lines.index("Observed, not in force")
+    assert lines[observed + 1 : observed + 4] == [
+        f"visible_devices = [0, 1] {own}:17 [observe.gpu]",
+        f'memory_limit = "4GiB" {own}:14 [observe.ceiling]',
+        f"require_memory_growth = true {own}:15 [observe.ceiling]",
+    ]
+    exceptions = lines.index("Exceptions")
+    assert lines[exceptions + 1 : exceptions + 3] == [
+        f"[user.{account.pw_name}] expires on 9999-01-31 (thesis) {own}:4",
+        f"[group.{group}] expired on 2026-01-31 {own}:9",
+    ]
+    assert f"max_devices = 3 {own}:8 [user.{account.pw_name}.ceiling], until 9999-01-31 (thesis)" in lines
+    assert "memory growth set by the program (observed: on)" in lines
+    rows = [line.split() for line in lines if line.startswith("GPU:")]
+    assert [row[-2:] if "GPU-" in row[-1] else row for row in rows] == [
+        ["GiB", rows[0][-1]], ["GiB", rows[1][-1]], ["GPU", rows[2][-1]],
+    ]  # fmt: skip
+    assert [" ".join(row[-5:-1]) for row in rows] == ["16.0 GiB 4.0 GiB", "16.0 GiB 4.0 GiB", "16.0 GiB no GPU"]
+
+
+def test_what_is_observed_is_in_json(tmp_path: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:
+    """Scripts get the observed values, the plan that would follow, and the exceptions."""
+    account = pwd.getpwuid(os.geteuid())
+    own = tmp_path / "config" / "tfgpu" / "tfgpu.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text(OBSERVED.format(user=account.pw_name, group=grp.getgrgid(account.pw_gid).gr_name))
+    told = read_json(tfgpu("explain", "--format", "json", env=four_gpus))
+    assert told["plan"]["growth"] is None
+    observed = told["observed"]
+    assert (observed["plan"]["growth"], observed["tell"], observed["refused"]) == (True, False, False)
+    assert [device["limit_bytes"] for device in observed["plan"]["devices"]] == [4 << 30] * 2
+    assert (observed["settings"]["visible_devices"]["line"], observed["ceilings"][0]["line"]) == (17, 14)
+    ends = [(one["expires"], one["reason"], one["expired"]) for one in told["exceptions"]]
+    assert ends == [("9999-01-31", "thesis", False), ("2026-01-31", "", True)]
+    assert (told["ceilings"][0]["expires"], told["ceilings"][0]["reason"]) == ("9999-01-31", "thesis")
+    assert "expired" in [finding["code"] for finding in told["findings"]]
 
 
 def test_what_clamped_it(layers: Path, tfgpu: Tfgpu, four_gpus: dict[str, str]) -> None:

@@ -325,7 +325,8 @@ def test_a_draft_names_the_machines_gpus(project: Path, tfgpu: Tfgpu) -> None:
     assert len(re.findall(r'"GPU-[0-9a-f-]{36}",  # [012]: NVIDIA A10', text)) == 3
     assert "# 2: NVIDIA A100, 80.0 GiB" in text
     for target in ("etc", "etc/tfgpu.toml"):
-        assert tfgpu("check", target, env=cards).stdout == "ok: etc/tfgpu.toml\n"
+        beside = ", etc/tfgpu.test.toml" if target == "etc" else ""
+        assert tfgpu("check", target, env=cards).stdout == f"ok: etc/tfgpu.toml{beside}\n"
     assert tomli.loads(text)["gpu"] == {"memory_growth": True}
     assert tomli.loads(text)["ceiling"] == {}
 
@@ -345,7 +346,7 @@ def test_every_comment_of_it_may_be_uncommented(
     policy = tomli.loads(path.read_text())
     assert len(policy["ceiling"]["allowed_devices"]) == {"8x24GiB": 8, "none": 1, "80GiB/mig=2x40GiB": 2}.get(gpus, 3)
     assert policy["group"]["root"]["ceiling"] == {"memory_limit": "25%"}
-    assert tfgpu("check", "etc", env=cards).stdout == "ok: etc/tfgpu.toml\n"
+    assert tfgpu("check", "etc", env=cards).stdout == "ok: etc/tfgpu.toml, etc/tfgpu.test.toml\n"
 
 
 def test_a_machines_policy_offers_every_key(project: Path, tfgpu: Tfgpu) -> None:
@@ -355,12 +356,44 @@ def test_a_machines_policy_offers_every_key(project: Path, tfgpu: Tfgpu) -> None
     keys = set(list_keys(flatten_schema(load_schema())))
     # [user.NAME], [group.NAME] and [project."PATH"] have the keys of [gpu] and [ceiling]. One of each is shown.
     tables = {key for key in keys if len(key) > 1 and key[0] in ("user", "group", "project")}
+    # [observe] has the tables of the top of the file once more.
+    tables |= {key for key in keys if len(key) > 1 and key[0] == "observe"} - {("observe", "tell")}
     assert keys - tables - offered == set()
     assert {(table, "*") for table in ("user", "group", "project")} <= offered
+    assert {("user", "*", "expires"), ("user", "*", "reason"), ("observe", "ceiling", "memory_limit")} <= offered
     guide = (REPOSITORY / "docs" / "administrators.md").read_text().partition("## Decide")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z_]+)(?: = [^`]*)?`", guide))
     assert len(named) >= 10
     assert named <= {key[-1] for key in offered}
+
+
+@pytest.mark.parametrize("gpus", ["none", "8x24GiB", "2x81559MiB:NVIDIA A10,80GiB:H", "80GiB/mig=2x40GiB,24GiB"])
+def test_its_tests_pass(gpus: str, project: Path, tfgpu: Tfgpu, no_gpus: dict[str, str]) -> None:
+    """The first tests describe this machine, show a user, a group and an exception, and pass as they are."""
+    cards = no_gpus if gpus == "none" else simulate(gpus)
+    tfgpu("init", "--machine", "--path", "etc", env=cards)
+    text = (project / "etc" / "tfgpu.test.toml").read_text()
+    assert text.startswith("#:schema ./tfgpu-test.schema.json\n")
+    assert all(len(line) <= 120 for line in text.splitlines())
+    done = tfgpu("test", "etc", "-v")
+    assert done.stdout.splitlines()[-1] == "3 passed"
+    cases = tomli.loads(text)["case"]
+    assert [set(case) - {"name", "expect"} for case in cases] == [set(), {"user", "groups"}, {"user", "groups"}]
+    described = tomli.loads(text)["defaults"]
+    assert ("uuids" in described) is (gpus != "none")
+
+
+def test_its_tests_stay(project: Path, tfgpu: Tfgpu) -> None:
+    """--force replaces the policy, not the tests that people wrote for it. Their schema is refreshed with the other."""
+    tfgpu("init", "--machine", "--path", "etc")
+    tests, schema = project / "etc" / "tfgpu.test.toml", project / "etc" / "tfgpu-test.schema.json"
+    tests.write_text("# mine\n")
+    schema.write_text(schema.read_text().replace("devices", "gpus_").replace(f"tfenv {__version__}", "tfenv 0.0.9"))
+    assert tfgpu("init", "--machine", "--path", "etc", "--force").returncode == 0
+    assert tests.read_text() == "# mine\n"
+    schema.unlink()
+    assert tfgpu("init", "--schema", "--path", "etc").returncode == 0
+    assert schema.is_file()
 
 
 def test_without_nvml_it_says_so(project: Path, tfgpu: Tfgpu, no_gpus: dict[str, str]) -> None:
@@ -379,9 +412,10 @@ def test_a_draft_is_readable_by_all_whatever_the_umask(project: Path, variables:
         folder = project / f"{umask:o}"
         command = [sys.executable, "-m", "tfenv", "init", "--machine", "--path", str(folder)]
         subprocess.run(command, env=variables, umask=umask, capture_output=True, check=True)
-        places = (folder, folder / "users", folder / "tfgpu.toml", folder / "tfgpu.schema.json")
-        assert [path.stat().st_mode & 0o777 for path in places] == [0o755, 0o755, 0o644, 0o644]
-        assert sorted(os.listdir(folder)) == ["groups", "tfgpu.schema.json", "tfgpu.toml", "users"]
+        files = ["tfgpu-test.schema.json", "tfgpu.schema.json", "tfgpu.test.toml", "tfgpu.toml"]
+        assert [path.stat().st_mode & 0o777 for path in (folder, folder / "users")] == [0o755, 0o755]
+        assert [(folder / name).stat().st_mode & 0o777 for name in files] == [0o644] * 4
+        assert sorted(os.listdir(folder)) == sorted(["groups", "users", *files])
 
 
 def test_a_draft_replaces_nothing_unasked(project: Path, tfgpu: Tfgpu) -> None:
@@ -417,7 +451,8 @@ def test_the_machines_own(server: SharedMachine) -> None:
     assert (written.returncode, written.stderr) == (0, "")
     path = server.path("/etc/tfgpu/tfgpu.toml")
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, 0o644)
-    assert server.tfgpu("check", "/etc/tfgpu", env=env).stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
+    checked = server.tfgpu("check", "/etc/tfgpu", env=env)
+    assert checked.stdout == "ok: /etc/tfgpu/tfgpu.toml, /etc/tfgpu/tfgpu.test.toml\n"
     told = server.tfgpu("explain", "--user", "alice", env=env).stdout
     assert "memory growth         on" in told
     path.write_text("# mine\n")
@@ -436,7 +471,8 @@ def test_who_is_not_root_is_told_what_to_do(server: SharedMachine) -> None:
     drafted = server.tfgpu("init", "--machine", "--path", "draft", cwd="/home/alice", user=ALICE)
     assert drafted.returncode == 0
     server.run(ROOT, "cp", "-r", "/home/alice/draft/.", "/etc/tfgpu")
-    assert server.tfgpu("check", "/etc/tfgpu").stdout == "ok: /etc/tfgpu/tfgpu.toml\n"
+    checked = server.tfgpu("check", "/etc/tfgpu").stdout
+    assert checked == "ok: /etc/tfgpu/tfgpu.toml, /etc/tfgpu/tfgpu.test.toml\n"
 
 
 def test_roots_draft_in_somebodys_folder(server: SharedMachine) -> None:

@@ -24,6 +24,9 @@ MOST_GPUS, MOST_PEAKS, MOST_USERS, MOST_IDLE = 24, 20, 12, 12
 #: Pixels of a character, on average.
 _CHARACTER, _BOLD_CHARACTER = 6.3, 7.2
 _LANE, _TITLE, _GAP, _REST = 18, 18, 12, 12
+#: What a time line shows at least.
+_SHORTEST_MS = 60_000
+_FEW = 4
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 _INK, _FAINT, _LINE, _STRONG = "var(--ink)", "var(--faint)", "var(--line)", "var(--bar)"
 _CONFIG = {
@@ -81,8 +84,11 @@ def _layer_boxes(values: Sequence[Mapping[str, Any]], x: Mapping[str, Any], y: M
 
 
 def _make_time_axis(view: ReportView, width: float, **more: Any) -> dict[str, Any]:
-    end = max(view.end, view.begin + HOUR_MS)
-    axis = {"orient": "bottom", "title": None, "grid": True, "tickCount": max(3, int(width // 110)), **more}
+    end = max(view.end, view.begin + _SHORTEST_MS)
+    span = end - view.begin
+    pattern = "%H:%M" if span <= DAY_MS else "%a %H:%M" if span <= 3 * DAY_MS else "%b %d"
+    ticks = {"tickCount": max(3, int(width // 110)), "format": pattern, "labelFlush": True}
+    axis = {"orient": "bottom", "title": None, "grid": True, **ticks, **more}
     return {
         "type": "temporal",
         "scale": {"type": "utc", "domain": [view.begin, end], "nice": False},
@@ -106,7 +112,7 @@ def make_timeline(view: ReportView, width: int) -> dict[str, Any]:
     titles: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
-    per_pixel = max(view.end - view.begin, HOUR_MS) / width
+    per_pixel = max(view.end - view.begin, _SHORTEST_MS) / width
     top = 0.0
     for row in list_timeline_rows(view):
         for text in _title_gpu(row, width):
@@ -292,6 +298,13 @@ def _make_wait_row(row: WaitRow, width: int) -> dict[str, Any]:
 # ---- over time
 
 
+def _make_count_axis(boxes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make an axis of numbers, without halves."""
+    highest = max((box["y2"] for box in boxes), default=0)
+    ticks = {"values": list(range(highest + 1))} if highest <= _FEW else {"tickCount": 4}
+    return {"type": "quantitative", "axis": {"title": None, "format": "~s", **ticks}}
+
+
 def make_events(view: ReportView, series: EventSeries, width: int) -> dict[str, Any]:
     """Make the bars of what happened over time, by cause."""
     patterns = {cause: number for number, (cause, _) in enumerate(series.causes)}
@@ -310,7 +323,7 @@ def make_events(view: ReportView, series: EventSeries, width: int) -> dict[str, 
     x = _make_time_axis(view, width)
     first, last = min(series.counts), max(series.counts) + view.bar_ms
     x["scale"]["domain"] = [min(view.begin // view.bar_ms * view.bar_ms, first), max(view.end, last)]
-    y = {"type": "quantitative", "axis": {"title": None, "tickCount": 4, "tickMinStep": 1, "format": "~s"}}
+    y = _make_count_axis(boxes)
     return _make_spec(width - 40, 150, [_layer_boxes(boxes, x, y)])
 
 
@@ -324,7 +337,7 @@ def make_waits_by_day(view: ReportView, width: int) -> dict[str, Any]:
     x = _make_time_axis(view, width)
     days = [_parse_day(row.name) for row in view.waits_by_day]
     x["scale"]["domain"] = [min(view.begin // DAY_MS * DAY_MS, *days), max(view.end, max(days) + DAY_MS)]
-    y = {"type": "quantitative", "axis": {"title": None, "tickCount": 4, "tickMinStep": 1, "format": "~s"}}
+    y = _make_count_axis(boxes)
     return _make_spec(width - 40, 130, [_layer_boxes(boxes, x, y)])
 
 

@@ -32,7 +32,7 @@ _NAMED = 10
 _KIND_TITLES = {
     "clamped": "Asked for more and got less",
     "failed": "Policy not in force",
-    "would_clamp": "Would be cut by the tables under [observe]",
+    "would_clamp": "Would be cut if the observed tables were in force",
 }
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")

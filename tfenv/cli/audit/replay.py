@@ -42,7 +42,7 @@ _GAPS: Mapping[Gap, str] = {
     "no-share": 'the policy says "granted", and the share that the launcher gave is not in these records',
     "no-grant": "the policy asks for a grant, and whether the job had one is not in the log",
     "other-gpus": "the policy names other GPUs than those that they had",
-    "own-settings": "they had, or may have had, a file of their user, site or project that sets otherwise what [gpu] sets",
+    "own-settings": "they had, or may have had, a file of their user, site or project that sets what [gpu] sets",
 }
 
 

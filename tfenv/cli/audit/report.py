@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tfenv.audit.query import LineTally, RecordQuery
-from tfenv.cli.audit.options import add_files, parse_time
-from tfenv.cli.output import FINDINGS, OK, USAGE, print_message
+from tfenv.cli.audit.options import add_files, parse_time, report_unreadable
+from tfenv.cli.output import USAGE, print_message
 from tfenv.cli.own_logs import find_logs
 from tfenv.files import replace_file
 
@@ -65,13 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print_message("audit report", f"cannot write {given['html']}: {error.strerror or error}")
         return USAGE
-    for log, why in tally.left_out.items():
-        print_message("audit", f"skipped {log}: {why}")
-    if tally.unreadable:
-        count = tally.unreadable
-        text = "1 line is not an audit record" if count == 1 else f"{count} lines are not audit records"
-        print_message("audit", text)
-    return FINDINGS if tally.unreadable or tally.left_out else OK
+    return report_unreadable(tally)
 
 
 def _name_wishes(given: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,11 +26,12 @@ from tfenv.audit.query import (
     select_records,
 )
 from tfenv.audit.rotation import LogTail, find_all_log_files
-from tfenv.cli.audit import observed, replay, report
+from tfenv.audit.store import summarize_store
+from tfenv.cli.audit import compact, observed, replay, report, revisions
 from tfenv.cli.audit.options import add_files, parse_time, report_unreadable, report_unreadable_log
 from tfenv.cli.job_table import build_job_report
 from tfenv.cli.output import USAGE, add_description, print_json_line, print_message
-from tfenv.cli.own_logs import find_logs, find_named_logs
+from tfenv.cli.own_logs import find_logs, find_named_logs, find_store
 from tfenv.cli.tables import hide_empty_column, is_wide, print_renderable, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.units import MIB, format_bytes
@@ -52,7 +53,9 @@ _USAGE = """%(prog)s [options]
        %(prog)s summary [options]
        %(prog)s export --prometheus FILE [options]
        %(prog)s replay --policy DIR [options]
-       %(prog)s report --html FILE [options]"""
+       %(prog)s report --html FILE [options]
+       %(prog)s compact --into DIR [options]
+       %(prog)s revisions [options]"""
 _JOB = "Show what a job did with its GPUs: each process with its limits, its peaks and its time."
 _JOB_ID = (
     "It is named by the number of the job or array (14), by a task of the array (14_0) or a step (14.0), by a job, "
@@ -117,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_files(export_totals)
     _add_replay(actions)
     _add_report(actions)
+    _add_fleet_reports(actions)
 
 
 def _add_replay(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -130,6 +134,25 @@ def _add_replay(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_filters(again)
     add_files(again)
     _add_format(again)
+
+
+def _add_fleet_reports(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    store = actions.add_parser(
+        "compact",
+        help=compact.PURPOSE,
+        description=f"{compact.PURPOSE} {_EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    compact.add_arguments(store)
+    versions = actions.add_parser(
+        "revisions",
+        help=revisions.PURPOSE,
+        description=f"{revisions.PURPOSE} {_EXIT_CODES}",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_filters(versions)
+    add_files(versions)
+    _add_format(versions)
 
 
 def _add_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -168,6 +191,7 @@ def _add_filters(parser: argparse.ArgumentParser, *, has_job: bool = True) -> No
     )
     filters.add_argument("--outcome", action="append", choices=OUTCOMES, help="Show only records with this outcome.")
     filters.add_argument("--user", action="append", metavar="NAME", help="Show only records of this user.")
+    filters.add_argument("--host", action="append", metavar="NAME", help="Show only records of this machine.")
     filters.add_argument("--uid", action="append", type=int, help="Show only records of this user ID.")
     filters.add_argument(
         "--gpu",
@@ -218,23 +242,8 @@ def _parse_lines(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
-    given = vars(arguments)
-    files, is_json = given.get("file"), given.get("format") == "json"
     try:
-        if arguments.action == "export":
-            return export_figures(arguments.prometheus, files, by_job="by_job" in given)
-        if arguments.action == "summary" and "observed" in given:
-            return observed.print_observed(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
-        if arguments.action == "summary":
-            return print_summary(_build_query(given), files, by_job="by_job" in given, is_json=is_json)
-        if arguments.action == "report":
-            return report.run(arguments)
-        if arguments.action == "replay":
-            return replay.run(arguments, _build_query(given))
-        if arguments.action == "job":
-            return print_job(given["job"][-1], _build_query(given), files, is_json=is_json)
-        show = follow_records if "follow" in given else print_records
-        return show(_build_query(given), files, given.get("lines"), is_json=is_json)
+        return _run_action(arguments.action, arguments)
     except BrokenPipeError:  # `tfgpu audit | head`
         raise
     except OSError as error:
@@ -242,10 +251,33 @@ def run(arguments: argparse.Namespace) -> int:
         return USAGE
 
 
+def _run_action(action: str | None, arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    files, query, is_json, by_job = (
+        given.get("file"),
+        _build_query(given),
+        given.get("format") == "json",
+        "by_job" in given,
+    )
+    summarize = observed.print_observed if "observed" in given else print_summary
+    actions: Mapping[str | None, Callable[[], int]] = {
+        "export": lambda: export_figures(arguments.prometheus, files, by_job=by_job),
+        "summary": lambda: summarize(query, files, by_job=by_job, is_json=is_json),
+        "report": lambda: report.run(arguments),
+        "replay": lambda: replay.run(arguments, query),
+        "compact": lambda: compact.run(arguments),
+        "revisions": lambda: revisions.print_revisions(query, files, is_json=is_json),
+        "job": lambda: print_job(given["job"][-1], query, files, is_json=is_json),
+    }
+    show = follow_records if "follow" in given else print_records
+    return actions.get(action, lambda: show(query, files, given.get("lines"), is_json=is_json))()
+
+
 def _build_query(given: Mapping[str, Any]) -> RecordQuery:
     return RecordQuery(
         events=frozenset(given.get("event", ())),
         users=frozenset(given.get("user", ())),
+        hosts=frozenset(given.get("host", ())),
         uids=frozenset(given.get("uid", ())),
         outcomes=frozenset(given.get("outcome", ())),
         gpus=frozenset(given.get("gpu", ())),
@@ -344,8 +376,9 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: b
     Raises:
         OSError: A log cannot be read.
     """
-    logs, tally = find_logs(files)
-    rows = summarize_logs(logs, query, tally, by_job=by_job)
+    store = None if by_job else find_store(files, query)
+    logs, tally = find_logs(files) if store is None else ([], LineTally())
+    rows = list(summarize_logs(logs, query, tally, by_job=by_job) if store is None else _summarize_store(store, query))
     if is_json:
         for row in rows:
             print_json_line(row.as_dict())
@@ -354,6 +387,13 @@ def print_summary(query: RecordQuery, files: Sequence[Path] | None, *, by_job: b
     else:
         _print_nothing(query)
     return report_unreadable(tally)
+
+
+def _summarize_store(folder: Path, query: RecordQuery) -> Iterator[UserGpuTotals]:
+    summary = summarize_store(folder, query)
+    if not summary.is_exact:
+        print_message("audit", "so many processes are counted to about 2 %; all other figures are exact")
+    yield from summary.rows
 
 
 def export_figures(target: Path, files: Sequence[Path] | None, *, by_job: bool = False) -> int:
@@ -530,7 +570,7 @@ def _format_summary_row(row: UserGpuTotals) -> tuple[str, ...]:
         row.user,
         row.job,
         row.gpu,
-        len(row.processes),
+        row.process_count,
         asked,
         given,
         row.clamped,

@@ -130,15 +130,15 @@ def _list_default_folders() -> list[str]:
     start = current_start()
     if start.cwd is None:
         return []
-    folders = [start.cwd]
-    end = find_search_end(start)
-    above = start.cwd
-    while end is not None and above != end[0] and above != "/":
-        above = os.path.dirname(above)
-        if any(os.path.lexists(os.path.join(above, name)) for name in (FILE_NAME, PYPROJECT)):
-            folders.append(above)
-            break
+    folders, end = [start.cwd], find_search_end(start)
+    while end is not None and not _has_policy(folders[-1]) and folders[-1] not in (end[0], "/"):
+        folders.append(os.path.dirname(folders[-1]))
+    folders = list(dict.fromkeys((folders[0], folders[-1])))
     return [*folders, MACHINE_ROOT] if os.geteuid() == 0 else folders
+
+
+def _has_policy(folder: str) -> bool:
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (FILE_NAME, PYPROJECT))
 
 
 def _complain_of_no_file(paths: Sequence[str]) -> None:
