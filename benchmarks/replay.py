@@ -48,8 +48,13 @@ def make_template(number: int, gpu: int, limit: int, event: str) -> str:
     origin = Origin("machine", "/etc/tfgpu/tfgpu.toml", ("observe", "ceiling", "memory_limit"))
     sizes = f"{limit}.0 GiB", "8.0 GiB", uuid, limit * GIB, 8 * GIB
     lost = (WouldClamp("memory_limit", *sizes, (origin,)),) if limit > 8 else ()
-    status = "clamped" if event == "policy_clamped" else "applied"
-    outcome = Outcome(status, "TFE_ContextOptionsSetConfig", (device,), growth=True, would_clamp=lost)
+    outcome = Outcome(
+        "clamped" if event == "policy_clamped" else "applied",
+        "TFE_ContextOptionsSetConfig",
+        (device,),
+        growth=True,
+        would_clamp=lost,
+    )
     context = RecordContext(
         ProcessFacts(7654321, 1, "node17.cluster", "/srv/train.py", "3.11.7", "tensorflow", "2.21.0", start_ticks=9),
         Subject(user, 1000 + number, ("students" if number % 2 else "staff", user), _PROJECT),
