@@ -29,7 +29,8 @@ from tfenv.policy.resolve import resolve
 from tfenv.replay.draft import DraftPolicy
 from tfenv.replay.knowledge import Knowledge
 from tfenv.replay.run import make_lookup
-from tfenv.replay.verdict import Verdict, judge
+from tfenv.replay.verdict import Verdict, judge, read_subject
+from tfenv.values import replace
 
 GIB = 1 << 30
 CARDS = tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "NVIDIA A100", 40 * GIB) for i in range(4))
@@ -74,7 +75,12 @@ def replay(text: str, *records: LoggedRecord, observed: bool = False) -> Verdict
     knowledge = Knowledge()
     for record in records:
         knowledge.learn(record)
-    return judge(records[0], make_lookup(read_policy(text), observed=observed), knowledge)
+    lookup = make_lookup(read_policy(text), observed=observed)
+    subject, gaps = read_subject(records[0], lookup)
+    if subject is None:
+        return Verdict((), gaps)
+    verdict = judge(records[0], lookup.merge_for(subject), lookup, knowledge)
+    return replace(verdict, gaps=(*gaps, *verdict.gaps))
 
 
 def tell(verdict: Verdict) -> list[tuple[str, str, str, str]]:

@@ -90,7 +90,7 @@ class _Observer:
 
     def _sum_up(self) -> None:
         # What was yielded for is not complete, but what comes later makes a group of its own.
-        for group in self._records.list_wanted():
+        for _, group in self._records.list_wanted():
             job = format_job(read_job(group.record)) if self._by_job else None
             for loss in _list_losses(group.record, self._query):
                 self._add(group, loss, job)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from tfenv.audit.line_decoder import choose_decoder
 from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, decode_json, parse_line
@@ -12,6 +12,8 @@ from tfenv.values import replace
 #: What tells processes apart, and an example of them.
 _PROCESS_FIELDS = ("host", "pid", "start_ticks", "script")
 _Texts = tuple[bytes, ...]
+#: Values of fields that are remembered at a time.
+_MOST_VALUES = 20_000
 
 
 class Example(NamedTuple):
@@ -90,6 +92,7 @@ class GroupedRecords:
         self._fields = tuple(dict.fromkeys(fields))
         self._query = query
         self._needle = needle
+        self._values: dict[bytes, Any] = {}
         self._events = frozenset(map(_encode, query.events))
         self._filters_time = bool(query.since or query.until)
 
@@ -123,15 +126,24 @@ class GroupedRecords:
         """Make the group of a record. Return whether there was none."""
         if key in self.groups:
             return False
-        self.groups[key] = RecordGroup({n: decode_json(t) for n, t in zip(self._fields, key, strict=True) if t})
+        if len(self._values) >= _MOST_VALUES:
+            self._values.clear()
+        self.groups[key] = RecordGroup({n: self._decode(t) for n, t in zip(self._fields, key, strict=True) if t})
         return True
 
-    def list_wanted(self) -> Iterator[RecordGroup]:
-        """Yield the groups of records that the query wants."""
+    def _decode(self, text: bytes) -> Any:
+        """Return a value. Most groups differ in one field, and share the others."""
+        if text not in self._values:
+            self._values[text] = decode_json(text)
+        return self._values[text]
+
+    def list_wanted(self, without: Collection[str] = ()) -> Iterator[tuple[tuple[bytes, ...], RecordGroup]]:
+        """Yield the groups of records that the query wants, each with its fields as JSON but for those named."""
         timeless = replace(self._query, since="", until="")
-        for group in self.groups.values():
+        places = [place for place, name in enumerate(self._fields) if name not in without]
+        for key, group in self.groups.items():
             if group.processes and timeless.matches({**group.record, "timestamp": ""}):
-                yield group
+                yield tuple(key[place] for place in places), group
 
     def merge(self, groups: dict[_Texts, RecordGroup]) -> None:
         """Add what others gathered with the same fields."""

@@ -18,7 +18,7 @@ from tfenv.policy.merge import select_tables
 from tfenv.policy.model import EffectivePolicy, Layer, Origin, Subject
 from tfenv.replay.draft import DraftPolicy
 from tfenv.replay.knowledge import Knowledge
-from tfenv.replay.verdict import Change, Gap, Kind, PolicyLookup, judge
+from tfenv.replay.verdict import Change, Gap, Kind, PolicyLookup, Verdict, judge, read_subject
 from tfenv.values import replace
 
 #: Where devices are created.
@@ -28,6 +28,8 @@ _FIELDS = (
     "event", "user", "uid", "groups", "framework", "devices", "growth", "grant", "launcher", "asked", "findings",
     "sources", "truncated", "dropped",
 )  # fmt: skip
+#: Of them those that say whose it is.
+_SUBJECT = ("user", "uid", "groups", "project")
 #: Different records that are remembered at a time.
 _MOST_GROUPS = 20_000
 
@@ -172,6 +174,7 @@ class _Replayer:
         self._lookup = make_lookup(policy, observed=observed)
         fields = (*_FIELDS, *(["project"] if self._lookup.has_projects else ()), *list_filtered(query, by_job=False))
         self.part = _Part(GroupedRecords(fields, query), Knowledge(), ReplayResult())
+        self._verdicts: dict[tuple[object, ...], Verdict] = {}
 
     def add_lines(self, lines: Iterable[bytes], tally: LineTally) -> None:
         """Add the records in the lines."""
@@ -192,14 +195,15 @@ class _Replayer:
 
     def finish(self) -> ReplayResult:
         """Return what comes of all records so far."""
-        for group in self.part.records.list_wanted():
+        self._verdicts.clear()  # by now more may be known of GPUs
+        for key, group in self.part.records.list_wanted(_SUBJECT):
             if list_logged_devices(group.record):
-                self._judge(group)
+                self._judge(key, group)
         self.part.records.groups.clear()
         return self.part.result
 
-    def _judge(self, group: RecordGroup) -> None:
-        verdict, result = judge(group.record, self._lookup, self.part.knowledge), self.part.result
+    def _judge(self, key: tuple[object, ...], group: RecordGroup) -> None:
+        verdict, result = self._find_verdict(key, group), self.part.result
         user, programs = str(group.record.get("user")), group.processes
         result.programs |= programs
         result.users.add(user)
@@ -213,6 +217,18 @@ class _Replayer:
                 result.add_row(
                     ReplayRow(user, change.gpu, change.kind, change.key, set(programs), change, example, held_by)
                 )
+
+    def _find_verdict(self, key: tuple[object, ...], group: RecordGroup) -> Verdict:
+        """Return the verdict, which is the same for all whose policy is the same."""
+        subject, gaps = read_subject(group.record, self._lookup)
+        if subject is None:
+            return Verdict((), gaps)
+        policy = self._lookup.merge_for(subject)
+        name = (id(policy), *key)
+        if name not in self._verdicts:
+            self._verdicts[name] = judge(group.record, policy, self._lookup, self.part.knowledge)
+        verdict = self._verdicts[name]
+        return replace(verdict, gaps=(*gaps, *verdict.gaps)) if gaps else verdict
 
     def _is_wanted(self, group: RecordGroup, gpu: str) -> bool:
         wanted = [device for device in list_logged_devices(group.record) if self._query.matches_gpu(device)]

@@ -112,15 +112,34 @@ class PolicyLookup:
     allows_project_files: bool = True
 
 
-def judge(record: LoggedRecord, lookup: PolicyLookup, knowledge: Knowledge) -> Verdict:
-    """Return what another policy would have given to the process of a record.
+def read_subject(record: LoggedRecord, lookup: PolicyLookup) -> tuple[Subject | None, tuple[Gap, ...]]:
+    """Return whose process a record is of, and what the log does not hold of that. None: it cannot be told."""
+    user, uid, groups, project = (record.get(name) for name in ("user", "uid", "groups", "project"))
+    if not isinstance(user, str) or type(uid) is not int:
+        return None, ("no-user",)
+    is_clipped = record.get("truncated") is True and isinstance(project, str) and "..." in project
+    if (is_clipped and lookup.has_projects) or ("groups" in _read_dropped(record) and lookup.has_groups):
+        return None, ("cut-short",)
+    names = tuple(name for name in groups if isinstance(name, str)) if isinstance(groups, list) else ()
+    gaps: tuple[Gap, ...] = ()
+    if not isinstance(groups, list) and lookup.has_groups:
+        known = lookup.find_subject(user)
+        if known is None:
+            return None, ("no-user",)
+        names, gaps = known.groups, ("groups-as-now",)
+    return Subject(user, uid, names, project if isinstance(project, str) else None), gaps
+
+
+def judge(record: LoggedRecord, policy: EffectivePolicy, lookup: PolicyLookup, knowledge: Knowledge) -> Verdict:
+    """Return what another policy would have given to the process of a record. It depends on no field of the subject.
 
     Args:
         record: Of devices that were created. Its values may be anything.
+        policy: The other policy, merged for the record's subject.
         lookup: The other policy.
         knowledge: What other records tell of the GPUs.
     """
-    return _Judge(record, lookup, knowledge).judge()
+    return _Judge(record, lookup, knowledge).judge(policy)
 
 
 @frozen
@@ -142,12 +161,8 @@ class _Judge:
         self._entries = list_logged_devices(record)
         self._devices = [_read_device(entry, place, knowledge) for place, entry in enumerate(self._entries)]
 
-    def judge(self) -> Verdict:
+    def judge(self, policy: EffectivePolicy) -> Verdict:
         gaps: list[Gap] = []
-        subject = self._read_subject(gaps)
-        if subject is None:
-            return Verdict((), tuple(gaps))
-        policy = self._lookup.merge_for(subject)
         bare = replace(policy, settings={}, overridden={}) if policy.settings else policy
         # The settings of a file of one's own are nearer than the machine's. What they are is not in the log.
         has_own = self._own_files != ()
@@ -165,8 +180,6 @@ class _Judge:
             changes += self._find_gains(certain.plan, bare, gaps)
         return Verdict(tuple(changes), tuple(dict.fromkeys(gaps)))
 
-    # -- who
-
     def _read_own_files(self) -> tuple[str, ...]:
         """Return the files beside the machine's that the process read. Where the log does not hold them: ("",)."""
         sources = self._record.get("sources")
@@ -176,24 +189,6 @@ class _Judge:
         if not self._lookup.allows_project_files:
             others = [source for source in others if source.get("layer") != "project"]
         return tuple(str(source.get("path")) for source in others)
-
-    def _read_subject(self, gaps: list[Gap]) -> Subject | None:
-        user, uid, groups, project = (self._record.get(name) for name in ("user", "uid", "groups", "project"))
-        if not isinstance(user, str) or type(uid) is not int:
-            gaps.append("no-user")
-            return None
-        is_clipped = self._record.get("truncated") is True and isinstance(project, str) and "..." in project
-        if (is_clipped and self._lookup.has_projects) or ("groups" in self._dropped and self._lookup.has_groups):
-            gaps.append("cut-short")
-            return None
-        names = tuple(name for name in groups if isinstance(name, str)) if isinstance(groups, list) else ()
-        if not isinstance(groups, list) and self._lookup.has_groups:
-            known = self._lookup.find_subject(user)
-            gaps.append("no-user" if known is None else "groups-as-now")
-            if known is None:
-                return None
-            names = known.groups
-        return Subject(user, uid, names, project if isinstance(project, str) else None)
 
     # -- what it would have lost
 

@@ -42,7 +42,7 @@ _GAPS: Mapping[Gap, str] = {
     "no-share": 'the policy says "granted", and the share that the launcher gave is not in these records',
     "no-grant": "the policy asks for a grant, and whether the job had one is not in the log",
     "other-gpus": "the policy names other GPUs than those that they had",
-    "own-settings": "they had a file of their user, site or project, which may set otherwise what [gpu] sets",
+    "own-settings": "they had, or may have had, a file of their user, site or project that sets what [gpu] sets",
 }
 
 
@@ -119,9 +119,8 @@ def _print_result(result: ReplayResult, policy: DraftPolicy, path: str) -> None:
     counted = format_programs(len(result.programs), len(result.users))
     print(f"{counted} through {shorten_path(os.path.abspath(path))}:")
     less, more, nothing = (result.count(kind) for kind in ("less", "more", "nothing"))
-    print(
-        f"{less:,} would have got less, {more:,} more, {nothing:,} no GPU. Of {result.count_unknown():,} it is unknown."
-    )
+    unknown = result.count_unknown()
+    print(f"{less:,} would have got less, {more:,} more, {nothing:,} no GPU. {unknown:,} unknown.")
     rows = result.list_rows()
     if rows:
         print()
