@@ -351,3 +351,17 @@ def test_the_active_environment_is_examined(active: str | None, bare_python: Pat
         env["PATH"] = f"{folder}:{env['PATH']}"
     done = subprocess.run([command, *QUICK], env=env, cwd="/", capture_output=True, text=True, check=False)
     assert str(bare_python) in read_rows(done)["hook"]["found"]
+
+
+def test_a_policy_that_only_observes_is_all_right(tfgpu: Tfgpu, live: dict[str, str], policy: Path) -> None:
+    """Nothing is missing in a file that tries limits. A table that has ended is worth a look."""
+    policy.unlink()
+    site = policy.with_name("site.toml")
+    observed = '[audit]\nfile = "none"\n[observe.ceiling]\nmemory_limit = "8GiB"\n'
+    site.write_text(observed)
+    row = read_rows(tfgpu(*QUICK, env=live | {"TFGPU_SITE_CONFIG": str(site)}))["policy"]
+    assert (row["verdict"], row["found"].partition(": ")[2]) == ("ok", "nothing in force, only tables to observe")
+    site.write_text(f"{observed}[user.root]\nexpires = 2026-01-31\n")
+    row = read_rows(tfgpu(*QUICK, env=live | {"TFGPU_SITE_CONFIG": str(site)}))["policy"]
+    assert row["verdict"] == "note"
+    assert row["found"].endswith("so this table does not count; remove it, or write a later day [expired]")

@@ -14,6 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.machine import ME, Machine
+from tfenv import machine_date
+from tfenv.cli.commands import watch
+from tfenv.config.document import Trust
+from tfenv.watch.change import compare_states, read_state
+
 Watching = Callable[..., Any]
 PREFIX = ["unshare", "--user", "--map-root-user"]
 pytestmark = pytest.mark.timeout(60)  # a line that never comes is waited for
@@ -216,3 +222,28 @@ def test_hostile_text_does_not_steer_the_terminal(start_watch: Watching, project
         lines = list(read_until(child.stdout, "now: "))
     assert "\x1b" not in os.linesep.join(lines)
     assert "name:" in lines[-2]
+
+
+def test_an_end_is_shown_with_its_day_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the place of files, for none has changed. JSON has the table, its file, the day and the reason."""
+    machine = Machine(tmp_path)
+    exception = '[user.alice]\nexpires = 2027-01-31\nreason = "thesis"\nceiling.memory_limit = "16GiB"\n'
+    path = machine.write("etc/tfgpu.toml", f'[ceiling]\nmemory_limit = "8GiB"\n{exception}')
+    trust = Trust(ME, administrator=ME, checked_from=str(machine.root))
+    states = []
+    for day in ("2027-01-30", "2027-01-31"):
+        monkeypatch.setattr(machine_date, "_latest", day)
+        monkeypatch.setattr(machine_date, "_read_date", lambda: "1970-01-01")
+        states.append(read_state(machine.start, machine.subject, str(machine.etc), trust))
+    change = compare_states(*states)
+    assert change is not None
+    watch._print_change(change)
+    title, difference, effect = capsys.readouterr().out.strip().splitlines()
+    assert title.endswith("  [user.alice] expired on 2027-01-31 (thesis)")
+    assert difference.split("(")[0].strip() == 'ceiling.memory_limit: "16GiB"'
+    assert "at most 8.0 GiB each" in effect
+    assert watch._describe_change(change)["expired"] == [
+        {"table": "user.alice", "path": str(path), "expires": "2027-01-31", "reason": "thesis"}
+    ]

@@ -120,6 +120,8 @@ def _diagnose_policy(explanation: Explanation) -> Iterator[DoctorRow]:
     files = ", ".join(shorten_path(path) for path in result.files)
     if explanation.disabled:
         yield DoctorRow("policy", "note", "switched off by TFGPU_DISABLE=1", "unset TFGPU_DISABLE")
+    elif explanation.silent and explanation.observed is not None:
+        yield DoctorRow("policy", "ok", f"{files}: nothing in force, only tables to observe")
     elif explanation.silent and files:
         yield DoctorRow("policy", "note", f"no settings for GPUs in {files}", "add settings, see `tfgpu explain`")
     elif explanation.silent:
