@@ -6,6 +6,7 @@ It composes config, policy and devices. No other module knows all three.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tfenv.config.discover import VARIABLES, discover
@@ -43,6 +44,8 @@ _REMEMBERED = (
 )  # fmt: skip
 
 
+#: Times that the machine's files are read again, where somebody switches to others meanwhile.
+_MOST_SWITCHES = 20
 #: Digits of a hash that name a version of the machine's file.
 _REVISION_DIGITS = 12
 
@@ -213,13 +216,14 @@ def load(
         Everything that could be understood, and a finding for each broken file. Never raises for a file's content.
     """
     known = subject or identify(start.uid)
-    sources, missing = discover(start, known, machine_root)
-    machine = read_layers(
-        [s for s in sources if s.layer == "machine"],
-        machine_trust or Trust(uid=start.uid),
-        use_last_good=True,
-        today=today,
-    )
+    machine_trust = machine_trust or Trust(uid=start.uid)
+    for _ in range(_MOST_SWITCHES):
+        link = _identify_link(machine_root)
+        sources, missing = discover(start, known, machine_root)
+        machine_sources = [source for source in sources if source.layer == "machine"]
+        machine = read_layers(machine_sources, machine_trust, use_last_good=True, today=today)
+        if _identify_link(machine_root) == link:
+            break
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into
         sources, missing = discover(start, known, machine_root, owners=trust.owners)
@@ -238,6 +242,19 @@ def load(
     )
     loaded = merge_files(start, subject, read_files)
     return _note_replaced_file(loaded, trust, machine_root) if start.config else loaded
+
+
+def _identify_link(path: str) -> tuple[int, int] | None:
+    """Return what tells a symbolic link from one that replaces it. None: it is no link.
+
+    An administrator switches to another version of the policy by renaming a link over /etc/tfgpu. A process that began
+    to read before must not go on with the files of the other version.
+    """
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return (status.st_ino, status.st_ctime_ns) if stat.S_ISLNK(status.st_mode) else None
 
 
 def merge_files(start: Start, subject: Subject, files: ReadLayers) -> LoadedPolicy:
