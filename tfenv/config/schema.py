@@ -28,7 +28,6 @@ from tfenv.config.values import (
     read_visible_devices,
 )
 from tfenv.errors import Finding
-from tfenv.machine_date import find_today
 from tfenv.policy.model import (
     DatedTable,
     DeviceRule,
@@ -315,7 +314,7 @@ class _DocumentReader:
     def _note_terms(self, terms: Table, path: KeyPath) -> bool:
         """Note until when the table at a path counts, and why. Return whether it has expired."""
         expires = cast("str | None", terms["expires"].value) if "expires" in terms else None
-        expired = expires is not None and (self._today or find_today()) >= expires
+        expired = expires is not None and (self._today or _find_today()) >= expires
         reason = str(terms["reason"].value) if "reason" in terms else ""
         kind, name = cast("tuple[Literal['user', 'group', 'project'], str]", path[-2:])
         self._dated.append(DatedTable(kind, name, self._make_origin(path), expires, reason, expired))
@@ -436,6 +435,13 @@ class _DocumentReader:
 
     def _make_origin(self, path: KeyPath) -> Origin:
         return Origin(self._source.layer, self._source.path, path)
+
+
+def _find_today() -> str:
+    # Late: few policies have tables that end.
+    from tfenv.machine_date import find_today
+
+    return find_today()
 
 
 def _make_whole(value: object) -> object:
