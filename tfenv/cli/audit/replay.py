@@ -55,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Run them through this policy: a directory like /etc/tfgpu, or a tfgpu.toml that is to stand there.",
     )
     parser.add_argument(
-        "--observed", action="store_true", help="Act as if the policy's tables under [observe] were in force."
+        "--observed", action="store_true", help="Apply the policy's tables under [observe], as if they were in force."
     )
     parser.add_argument(
         "--today",
         type=_parse_day,
         metavar="DATE",
-        help="Compare tables that expire with this day, as in 2027-01-31 (default: today).",
+        help="Check tables that expire against this day, as in 2027-01-31 (default: today).",
     )
 
 
