@@ -126,6 +126,7 @@ def test_dependencies(wheel: zipfile.ZipFile) -> None:
     extras = sorted(line for line in required if "extra ==" in line)
     assert extras == [
         "backports-zstd>=1.0; (python_version < '3.14') and extra == 'audit'",
+        "duckdb>=1.1; extra == 'fleet'",
         "msgspec>=0.19; extra == 'audit'",
         "msgspec>=0.19; extra == 'report'",
         "tensorflow>=2.16; extra == 'tensorflow'",
