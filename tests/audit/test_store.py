@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfenv.audit.gpu_totals import summarize_logs
@@ -151,6 +151,8 @@ QUERIES = st.builds(
 )
 
 
+# An example takes 0.2 s.
+@settings(max_examples=min(settings().max_examples // 4, 100))
 @given(records=st.lists(RECORDS, max_size=12), query=QUERIES)
 def test_the_totals_are_those_of_the_logs(
     records: list[dict[str, Any]], query: RecordQuery, tmp_path_factory: pytest.TempPathFactory
