@@ -61,6 +61,8 @@ def test_a_process_id_that_comes_again_is_another_process(tmp_path: Path) -> Non
         (RecordQuery(since="2026-11-05T09:00:02"), ["bob"]),
         (RecordQuery(until="2026-11-05T09:00:02"), ["alice"]),
         (RecordQuery(script="*.sh"), []),
+        (RecordQuery(hosts=frozenset({"node1"})), ["alice", "bob"]),
+        (RecordQuery(hosts=frozenset({"node2"})), []),
         (RecordQuery(jobs=frozenset({"14"})), []),
     ],
     ids=str,

@@ -52,6 +52,8 @@ def test_programs_are_counted_by_user_and_gpu(tmp_path: Path) -> None:
     [
         (RecordQuery(users=frozenset({"bob"})), ["bob"]),
         (RecordQuery(uids=frozenset({1})), []),
+        (RecordQuery(hosts=frozenset({"node1"})), ["alice", "bob"]),
+        (RecordQuery(hosts=frozenset({"node2"})), []),
         (RecordQuery(gpus=frozenset({"GPU-b"})), ["bob"]),
         (RecordQuery(events=frozenset({"policy_clamped"})), []),
         (RecordQuery(events=frozenset({"policy_ended"})), []),

@@ -249,6 +249,7 @@ class _Summarizer:
 def list_filtered(query: RecordQuery, *, by_job: bool) -> list[str]:
     """Return the fields that the query's filters need. Others would make more records different."""
     needed = {
+        "host": bool(query.hosts),
         "uid": bool(query.uids),
         "status": bool(query.outcomes),
         "project": query.project is not None,

@@ -120,14 +120,12 @@ def read_subject(record: LoggedRecord, lookup: PolicyLookup) -> tuple[Subject | 
     is_clipped = record.get("truncated") is True and isinstance(project, str) and "..." in project
     if (is_clipped and lookup.has_projects) or ("groups" in _read_dropped(record) and lookup.has_groups):
         return None, ("cut-short",)
-    names = tuple(name for name in groups if isinstance(name, str)) if isinstance(groups, list) else ()
-    gaps: tuple[Gap, ...] = ()
-    if not isinstance(groups, list) and lookup.has_groups:
-        known = lookup.find_subject(user)
-        if known is None:
-            return None, ("no-user",)
-        names, gaps = known.groups, ("groups-as-now",)
-    return Subject(user, uid, names, project if isinstance(project, str) else None), gaps
+    home = project if isinstance(project, str) else None
+    if isinstance(groups, list) or not lookup.has_groups:
+        names = groups if isinstance(groups, list) else ()
+        return Subject(user, uid, tuple(name for name in names if isinstance(name, str)), home), ()
+    known = lookup.find_subject(user)
+    return (None, ("no-user",)) if known is None else (Subject(user, uid, known.groups, home), ("groups-as-now",))
 
 
 def judge(record: LoggedRecord, policy: EffectivePolicy, lookup: PolicyLookup, knowledge: Knowledge) -> Verdict:
