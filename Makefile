@@ -148,6 +148,9 @@ bench: venv
 	$(BIN)/python benchmarks/clamp.py
 	$(BIN)/python benchmarks/lease.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/machine_policy.py
 	$(BIN)/python benchmarks/policy_tests.py
 	$(BIN)/python benchmarks/resolver.py

@@ -217,12 +217,14 @@ def load(
     """
     known = subject or identify(start.uid)
     machine_trust = machine_trust or Trust(uid=start.uid)
-    for _ in range(_MOST_SWITCHES):
+    switches = 0
+    while True:
         link = _identify_link(machine_root)
         sources, missing = discover(start, known, machine_root)
         machine_sources = [source for source in sources if source.layer == "machine"]
         machine = read_layers(machine_sources, machine_trust, use_last_good=True, today=today)
-        if _identify_link(machine_root) == link:
+        switches += 1
+        if _identify_link(machine_root) == link or switches == _MOST_SWITCHES:
             break
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into

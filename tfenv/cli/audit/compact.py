@@ -11,7 +11,7 @@ from tfenv.cli.audit.options import add_files, parse_time, report_unreadable
 from tfenv.cli.output import FINDINGS, USAGE, print_message
 from tfenv.cli.own_logs import find_logs
 
-PURPOSE = "Add the records of logs to a store of Parquet files, which the other reports read as they read logs."
+PURPOSE = "Keep the records of logs in a store of Parquet files, which the other reports read as they read logs."
 _MISSING = 'the store needs DuckDB, which is not installed; run: pip install "tfenv[fleet]"'
 
 
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="Add them to the store in this directory. A record that it has already is not added again.",
+        help="Write them into the store in this directory. A record that it has already is not added again.",
     )
     parser.add_argument(
-        "--since", type=parse_time, metavar="WHEN", help='Add records since this time: "30d" or an ISO 8601 time.'
+        "--since", type=parse_time, metavar="WHEN", help='Read records since this time: "30d" or an ISO 8601 time.'
     )
     add_files(parser)
 
