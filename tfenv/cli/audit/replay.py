@@ -12,6 +12,7 @@ from tfenv.cli.audit.options import format_programs, report_unreadable
 from tfenv.cli.output import FINDINGS, OK, USAGE, print_findings, print_json, print_message, shorten_path
 from tfenv.cli.own_logs import find_logs
 from tfenv.cli.tables import is_wide, print_table
+from tfenv.config.values import read_date
 from tfenv.errors import escape_for_terminal
 from tfenv.replay.draft import DraftPolicy, read_draft
 from tfenv.replay.run import ReplayResult, ReplayRow, replay_logs
@@ -66,12 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_day(text: str) -> str:
-    from datetime import date
-
     try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a day; write it as in 2027-01-31') from None
+        return read_date(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace, query: RecordQuery) -> int:

@@ -84,12 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_format(parser)
     actions = parser.add_subparsers(title="other reports", metavar="ACTION", dest="action", prog=parser.prog)
     _add_job_report(actions)
-    summary = actions.add_parser(
-        "summary",
-        help=_SUMMARY,
-        description=f"{_SUMMARY} {_EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
+    summary = _add_action(actions, "summary", _SUMMARY)
     _add_filters(summary)
     summary.add_argument("--by-job", action="store_true", help="Count each job by itself.")
     summary.add_argument(
@@ -99,12 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_files(summary)
     _add_format(summary)
-    export_totals = actions.add_parser(
-        "export",
-        help=_EXPORT,
-        description=f"{_EXPORT} It counts what was added to the logs since the last time. {_EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
+    more = "It counts what was added to the logs since the last time."
+    export_totals = _add_action(actions, "export", _EXPORT, more)
     export_totals.add_argument(
         "--prometheus",
         type=Path,
@@ -118,60 +109,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Count each job by itself, in a label. There are as many series as jobs, so the file must be a new one.",
     )
     add_files(export_totals)
-    _add_replay(actions)
-    _add_report(actions)
-    _add_fleet_reports(actions)
-
-
-def _add_replay(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    again = actions.add_parser(
-        "replay",
-        help=replay.PURPOSE,
-        description=f"{replay.PURPOSE} {replay.EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
+    again = _add_action(actions, "replay", replay.PURPOSE, exit_codes=replay.EXIT_CODES)
     replay.add_arguments(again)
-    _add_filters(again)
-    add_files(again)
-    _add_format(again)
+    versions = _add_action(actions, "revisions", revisions.PURPOSE)
+    for each in (again, versions):
+        _add_filters(each)
+        add_files(each)
+        _add_format(each)
+    report.add_arguments(_add_action(actions, "report", report.PURPOSE))
+    compact.add_arguments(_add_action(actions, "compact", compact.PURPOSE))
 
 
-def _add_fleet_reports(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    store = actions.add_parser(
-        "compact",
-        help=compact.PURPOSE,
-        description=f"{compact.PURPOSE} {_EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
-    compact.add_arguments(store)
-    versions = actions.add_parser(
-        "revisions",
-        help=revisions.PURPOSE,
-        description=f"{revisions.PURPOSE} {_EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
-    _add_filters(versions)
-    add_files(versions)
-    _add_format(versions)
-
-
-def _add_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    page = actions.add_parser(
-        "report",
-        help=report.PURPOSE,
-        description=f"{report.PURPOSE} {_EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
-    report.add_arguments(page)
+def _add_action(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    more: str = "",
+    *,
+    exit_codes: str = _EXIT_CODES,
+) -> argparse.ArgumentParser:
+    description = " ".join(filter(None, (purpose, more, exit_codes)))
+    return actions.add_parser(name, help=purpose, description=description, argument_default=argparse.SUPPRESS)
 
 
 def _add_job_report(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    job = actions.add_parser(
-        "job",
-        help=_JOB,
-        description=f"{_JOB} A process that was killed has no peak. {_EXIT_CODES}",
-        argument_default=argparse.SUPPRESS,
-    )
+    job = _add_action(actions, "job", _JOB, "A process that was killed has no peak.")
     job.add_argument("job", action="append", metavar="ID", help=f"Show this job. {_JOB_ID}")
     _add_filters(job, has_job=False)
     add_files(job)
