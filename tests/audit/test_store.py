@@ -18,6 +18,7 @@ from tfenv.audit.query import LineTally, RecordQuery, read_records
 from tfenv.audit.store import (
     Compaction,
     StoreBusyError,
+    StoreError,
     compact_logs,
     is_store,
     list_record_files,
@@ -120,6 +121,19 @@ def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
     assert is_store(store)
 
 
+def test_a_damaged_file_of_a_store_is_named(tmp_path: Path) -> None:
+    """The summary ends with one line that names the store. The records of the other files are still read."""
+    log, store = write_log(tmp_path / "a.jsonl", [make_line(number) for number in range(3)]), tmp_path / "store"
+    compact([log], store)
+    for kind in ("uses", "records"):
+        (store / kind / "day=2026-11-02" / "part-000000.parquet").write_bytes(b"PAR1 is not enough")
+    with pytest.raises(StoreError, match=str(store)):
+        summarize_store(store, ALL)
+    tally = LineTally()
+    assert len(list(read_records(list_record_files(store), ALL, tally))) == 2
+    assert [path.parent.name for path in tally.left_out] == ["day=2026-11-02"]
+
+
 EVENTS = ["policy_applied", "policy_clamped", "policy_failed", "policy_ended", "policy_loaded"]
 USERS, GPUS = ["alice", "bob", "o'hara"], ["GPU-1", "GPU-2"]
 SIZES = st.none() | st.integers(0, 1 << 40)
@@ -186,6 +200,20 @@ def test_reports_read_stores_directories_and_patterns(tmp_path: Path) -> None:
         assert [(row["host"], row["revision"], row["is_current"]) for row in rows] == [
             ("node1", "1.4", True), ("node2", "1.3", True), ("node2", "1.4", False),
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["compact", "--into", "{0}"], ["summary", "--file", "{0}"], ["--file", "{0}"]])
+def test_without_duckdb_it_is_said_what_to_install(arguments: list[str], tmp_path: Path) -> None:
+    """The last line names the extra. Nothing is made."""
+    store = tmp_path / "store"
+    if arguments[0] != "compact":
+        compact([write_log(tmp_path / "a.jsonl", [make_line(1)])], store)
+    program = "import sys; sys.modules['duckdb'] = None; from tfenv.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "audit", *(argument.format(store) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={"HOME": str(tmp_path)})
+    assert done.returncode == (2 if arguments[0] == "compact" else 1)
+    assert "tfenv[fleet]" in done.stderr.splitlines()[-1]
+    assert store.exists() is (arguments[0] != "compact")
 
 
 def audit(*arguments: str) -> str:

@@ -23,6 +23,7 @@ from tfenv.audit.gpu_totals import SUMMARIZED_EVENTS, UserGpuTotals, list_uses
 from tfenv.audit.query import LineTally, LoggedRecord, RecordQuery, count_times, parse_line, read_lines
 from tfenv.audit.record import format_timestamp
 from tfenv.dependencies import import_dependency
+from tfenv.errors import TfenvError
 from tfenv.values import frozen
 
 RECORDS, USES = "records", "uses"
@@ -59,7 +60,11 @@ GROUP BY user, gpu, name
 """
 
 
-class StoreBusyError(Exception):
+class StoreError(TfenvError):
+    """A store cannot be read or written. Its text says why."""
+
+
+class StoreBusyError(StoreError):
     """Another process writes into the store."""
 
 
@@ -100,9 +105,10 @@ def compact_logs(logs: Sequence[Path], folder: Path, query: RecordQuery, tally: 
     Raises:
         ImportError: DuckDB is not installed.
         StoreBusyError: Another process writes into it.
+        StoreError: A file of it is damaged, or the disk is full.
         OSError: A log cannot be read, or the store not be written.
     """
-    duckdb = import_dependency("duckdb")
+    import_dependency("duckdb")  # before anything is made
     for name in (RECORDS, USES):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with _lock(folder):
@@ -114,8 +120,7 @@ def compact_logs(logs: Sequence[Path], folder: Path, query: RecordQuery, tally: 
         work.mkdir()
         try:
             count = _write_rows(changed, work, query, tally)
-            with duckdb.connect() as database:
-                _set_up(database, work)
+            with _open_database(folder, work) as database:
                 # In this order a record that is there has its uses, too.
                 _add_new_rows(database, folder, USES)
                 added = _add_new_rows(database, folder, RECORDS)
@@ -227,11 +232,24 @@ def _count_microseconds(timestamp: str) -> int | None:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def _set_up(database: Any, work: Path) -> None:
-    database.execute(f"SET memory_limit = '{_MEMORY}'")
-    database.execute(f"SET threads = {len(os.sched_getaffinity(0))}")
-    database.execute("SET preserve_insertion_order = false")
-    database.execute("SET temp_directory = ?", [str(work / "tfgpu-spill")])
+@contextmanager
+def _open_database(folder: Path, work: Path) -> Iterator[Any]:
+    """Open a database in memory that spills into a directory. What goes wrong in it is said of the store.
+
+    Raises:
+        ImportError: DuckDB is not installed.
+        StoreError: A file of the store is damaged, or the disk is full.
+    """
+    duckdb = import_dependency("duckdb")
+    try:
+        with duckdb.connect() as database:
+            database.execute(f"SET memory_limit = '{_MEMORY}'")
+            database.execute(f"SET threads = {len(os.sched_getaffinity(0))}")
+            database.execute("SET preserve_insertion_order = false")
+            database.execute("SET temp_directory = ?", [str(work / "tfgpu-spill")])
+            yield database
+    except duckdb.Error as error:
+        raise StoreError(f"{folder}: {str(error).splitlines()[0]}") from None
 
 
 def _add_new_rows(database: Any, folder: Path, kind: str) -> int:
@@ -327,14 +345,13 @@ def summarize_store(folder: Path, query: RecordQuery) -> StoreSummary:
 
     Raises:
         ImportError: DuckDB is not installed.
+        StoreError: A file of it is damaged.
     """
-    duckdb = import_dependency("duckdb")
     days = sorted(folder.glob(f"{USES}/day=*"))
     parts = [part for day in days if day.name[4:] >= query.since[:10] for part in _list_parts(day)]
     if not parts:
         return StoreSummary()
-    with duckdb.connect() as database:
-        _set_up(database, Path(gettempdir()))
+    with _open_database(folder, Path(gettempdir())) as database:
         where, values = _make_conditions(query)
         source = f"read_parquet({_quote_all(parts)}) WHERE {where}"
         (size,) = database.execute(f"SELECT count(*) FROM {source}", values).fetchone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from glob import escape, glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from tfenv.audit.query import LineTally, RecordQuery
@@ -90,7 +91,10 @@ def _expand_log(name: str, start: Start) -> list[Path]:
 
 
 def find_store(files: Sequence[Path] | None, query: RecordQuery) -> Path | None:
-    """Return the store, if nothing but one is named and it can be summed up by these filters without its records."""
+    """Return the store, if nothing but one is named and it can be summed up by these filters without its records.
+
+    Without DuckDB it is read as logs are, which says what to install.
+    """
     if files is None or len(files) != 1 or not is_store(files[0]) or not can_summarize(query):
         return None
-    return files[0]
+    return files[0] if find_spec("duckdb") is not None else None

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from tfenv.audit.query import RecordQuery
-from tfenv.audit.store import StoreBusyError, compact_logs
+from tfenv.audit.store import compact_logs
 from tfenv.cli.audit.options import add_files, parse_time, report_unreadable
-from tfenv.cli.output import FINDINGS, USAGE, print_message
+from tfenv.cli.output import USAGE, print_message
 from tfenv.cli.own_logs import find_logs
 
 PURPOSE = "Keep the records of logs in a store of Parquet files, which the other reports read as they read logs."
@@ -34,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 1 if some lines are not records, some files are left out, or the store is in use, 2 if DuckDB
-        is missing.
+        The exit code: 1 if some lines are not records or some files are left out, 2 if DuckDB is missing.
 
     Raises:
+        StoreError: The store is in use, or damaged.
         OSError: A log cannot be read, or the store not be written.
     """
     given = vars(arguments)
@@ -47,8 +47,5 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError:
         print_message("audit compact", _MISSING)
         return USAGE
-    except StoreBusyError as error:
-        print_message("audit compact", str(error))
-        return FINDINGS
     print(f"{done.added:,} records added, {done.known:,} were there already, {done.skipped:,} logs unchanged.")
     return report_unreadable(tally)
