@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,14 @@ DISTURBING = (
     "XDG_CONFIG_HOME",
     "XDG_STATE_HOME",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_policy_for_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail where a test left a policy above the directories of all others: it would count for their programs."""
+    yield
+    base = tmp_path_factory.getbasetemp()
+    assert [folder for folder in (base, *base.parents) if (folder / "tfgpu.toml").exists()] == []
 
 
 class SimulatedGpus(Protocol):

@@ -32,6 +32,12 @@ def read(folder: Path, text: str | bytes) -> Suite:
     return read_suite(str(path))
 
 
+@pytest.fixture(scope="module", name="folder")
+def fixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for all examples of the properties."""
+    return tmp_path_factory.mktemp("suite")
+
+
 def list_messages(suite: Suite) -> list[str]:
     return [str(finding).partition("tfgpu.test.toml:")[2] for finding in suite.findings]
 
@@ -186,16 +192,14 @@ def format_toml(value: Any) -> str:
         optional={"defaults": tables(SCHEMA["properties"]["defaults"]["properties"]), "other": VALUES},
     )
 )
-def test_junk_gives_findings_and_nothing_else(
-    tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]
-) -> None:
+def test_junk_gives_findings_and_nothing_else(folder: Path, document: dict[str, Any]) -> None:
     """Whatever the keys and values are, the file is read, its right cases are run, and nothing is raised."""
     text = "\n".join(f"{key} = {format_toml(value)}" for key, value in document.items())
     try:
         tomli.loads(text)
     except tomli.TOMLDecodeError:
         text = text.encode("ascii", "backslashreplace").decode()
-    suite = read(tmp_path_factory.getbasetemp(), text)
+    suite = read(folder, text)
     result = run_suites([suite])
     assert len(result.results) + len(result.findings) >= min(len(document["case"]), 1)
     for finding in suite.findings:
@@ -204,9 +208,9 @@ def test_junk_gives_findings_and_nothing_else(
 
 
 @given(st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
-def test_bytes_give_findings_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+def test_bytes_give_findings_and_nothing_else(folder: Path, raw: bytes) -> None:
     """A file that is no TOML, or not UTF-8, is one finding."""
-    suite = read(tmp_path_factory.getbasetemp(), raw)
+    suite = read(folder, raw)
     assert suite.findings
     assert suite.cases == ()
 
