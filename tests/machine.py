@@ -11,9 +11,8 @@ from tfenv.policy.model import Device, Grant, Inventory, MemoryLimit, Plan, Star
 
 GIB = 1 << 30
 ME = os.geteuid()
-INVENTORY = Inventory(
-    tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "NVIDIA A100", 40 * GIB) for i in range(4))
-)
+CARDS = tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "NVIDIA A100", 40 * GIB) for i in range(4))
+INVENTORY = Inventory(CARDS)
 MACHINE = """
 [ceiling]
 allowed_devices = [1, 2, 3]

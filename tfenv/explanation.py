@@ -436,7 +436,7 @@ def _make_explanation(
         plan=plan,
         choosing=_explain_choice(plan, loaded.subject.uid, loaded.policy.process_overhead),
         exceptions=tuple(_explain_exceptions(loaded)),
-        observed=_explain_observed(loaded, grant, inventory, request),
+        observed=_explain_observed(loaded, grant, inventory, request, plan),
         findings=tuple(map(loaded.locate, findings)),
     )
 
@@ -456,9 +456,9 @@ def _explain_exceptions(loaded: LoadedPolicy) -> Iterator[ExplainedException]:
 
 
 def _explain_observed(
-    loaded: LoadedPolicy, grant: Grant, inventory: Inventory, request: tuple[str, ...] | None
+    loaded: LoadedPolicy, grant: Grant, inventory: Inventory, request: tuple[str, ...] | None, in_force: Plan
 ) -> ExplainedObserved | None:
-    """Return what would follow if the tables under `[observe]` were in force."""
+    """Return what would follow if the tables under `[observe]` were in force, beside the plan that is."""
     if loaded.observed is None:
         return None
     observed = [layer.observed for layer in loaded.layers if layer.observed is not None]
@@ -470,11 +470,10 @@ def _explain_observed(
     )
     decision = decide(tried, grant, inventory, request)
     found = tuple(map(loaded.locate, decision.plan.findings))
-    now = tuple(map(loaded.locate, decide(loaded, grant, inventory, request).plan.findings))
-    in_force = {setting.origin for setting in loaded.policy.settings.values()}
-    in_force |= {ceiling.origin for ceiling in loaded.policy.ceilings}
-    settings = {name: value for name, value in tried.policy.settings.items() if value.origin not in in_force}
-    ceilings = tuple(ceiling for ceiling in tried.policy.ceilings if ceiling.origin not in in_force)
+    now = tuple(map(loaded.locate, in_force.findings))
+    known = loaded.policy.origins
+    settings = {name: value for name, value in tried.policy.settings.items() if value.origin not in known}
+    ceilings = tuple(ceiling for ceiling in tried.policy.ceilings if ceiling.origin not in known)
     shown = replace(tried, policy=replace(tried.policy, settings=settings, ceilings=ceilings))
     plan = replace(decision.plan, findings=found)
     return ExplainedObserved(

@@ -217,15 +217,7 @@ def load(
     """
     known = subject or identify(start.uid)
     machine_trust = machine_trust or Trust(uid=start.uid)
-    switches = 0
-    while True:
-        link = _identify_link(machine_root)
-        sources, missing = discover(start, known, machine_root)
-        machine_sources = [source for source in sources if source.layer == "machine"]
-        machine = read_layers(machine_sources, machine_trust, use_last_good=True, today=today)
-        switches += 1
-        if _identify_link(machine_root) == link or switches == _MOST_SWITCHES:
-            break
+    sources, missing, machine = _read_machine(start, known, machine_root, machine_trust, today)
     trust = Trust(uid=start.uid, owners=_find_trusted_owners(machine))
     if trust.owners:  # their files can be looked into
         sources, missing = discover(start, known, machine_root, owners=trust.owners)
@@ -246,12 +238,30 @@ def load(
     return _note_replaced_file(loaded, trust, machine_root) if start.config else loaded
 
 
-def _identify_link(path: str) -> tuple[int, int] | None:
-    """Return what tells a symbolic link from one that replaces it. None: it is no link.
+def _read_machine(
+    start: Start, subject: Subject, machine_root: str, trust: Trust, today: str | None
+) -> tuple[tuple[Source, ...], tuple[Finding, ...], ReadLayers]:
+    """Find the files of all layers, and read the machine's: all of one version.
 
-    An administrator switches to another version of the policy by renaming a link over /etc/tfgpu. A process that began
-    to read before must not go on with the files of the other version.
+    An administrator switches to another version of the policy by renaming a link over /etc/tfgpu. Where that happened
+    meanwhile, everything is found and read again.
+
+    Returns:
+        What was found, what is wrong with that, and what the machine's files hold.
     """
+    switches = 0
+    while True:
+        link = _identify_link(machine_root)
+        sources, missing = discover(start, subject, machine_root)
+        found = [source for source in sources if source.layer == "machine"]
+        machine = read_layers(found, trust, use_last_good=True, today=today)
+        switches += 1
+        if _identify_link(machine_root) == link or switches == _MOST_SWITCHES:
+            return sources, missing, machine
+
+
+def _identify_link(path: str) -> tuple[int, int] | None:
+    """Return what tells a symbolic link from one that replaces it. None: it is no link."""
     try:
         status = os.lstat(path)
     except OSError:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.machine import CARDS, GIB, INVENTORY
 from tfenv.config.document import Trust, read
 from tfenv.config.schema import validate
 from tfenv.policy.merge import merge, merge_observed
 from tfenv.policy.model import (
-    Device,
     DeviceOutcome,
     Grant,
     Inventory,
@@ -24,9 +24,6 @@ from tfenv.policy.model import (
 from tfenv.policy.observe import find_losses
 from tfenv.policy.resolve import resolve
 
-GIB = 1 << 30
-CARDS = tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "NVIDIA A100", 40 * GIB) for i in range(4))
-INVENTORY = Inventory(CARDS)
 ALICE = Subject("alice", 1000, ("students",), "/srv/vision")
 
 

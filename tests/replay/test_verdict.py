@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.machine import CARDS, GIB
 from tfenv.audit.query import LoggedRecord
 from tfenv.audit.record import ProcessFacts, RecordContext, encode_record, make_outcome_record
 from tfenv.config.document import Trust
@@ -16,7 +17,6 @@ from tfenv.errors import Finding
 from tfenv.pipeline import read_layers
 from tfenv.policy.merge import merge
 from tfenv.policy.model import (
-    Device,
     DeviceOutcome,
     Grant,
     Inventory,
@@ -32,8 +32,6 @@ from tfenv.replay.run import make_lookup
 from tfenv.replay.verdict import Verdict, judge, read_subject
 from tfenv.values import replace
 
-GIB = 1 << 30
-CARDS = tuple(Device(i, f"GPU-{i:08x}-0000-4000-8000-000000000000", "NVIDIA A100", 40 * GIB) for i in range(4))
 ALICE = Subject("alice", 1000, ("students",), "/srv/vision")
 PROCESS = ProcessFacts(7, 1, "node1", "/srv/train.py", "3.11.7", "tensorflow")
 MACHINE = Source("machine", "/etc/tfgpu/tfgpu.toml")

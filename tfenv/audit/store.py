@@ -260,10 +260,11 @@ def _add_new_rows(database: Any, folder: Path, kind: str) -> int:
     for (day,) in database.execute(f"SELECT DISTINCT day FROM {source} ORDER BY day").fetchall():
         place = folder / kind / f"day={day}"
         old = _list_parts(place)
-        there = f"SELECT {_KEYS[kind]} FROM read_parquet({_quote_all(old)})" if old else "SELECT NULL WHERE false"
-        new = f"FROM {source} WHERE day = '{day}' QUALIFY row_number() OVER (PARTITION BY {_KEYS[kind]}) = 1"
-        keys = f"({_KEYS[kind]})" if old else "1"
-        query = f"SELECT * {new}" if not old else f"SELECT * FROM (SELECT * {new}) WHERE {keys} NOT IN ({there})"
+        keys = _KEYS[kind]
+        query = f"SELECT * FROM {source} WHERE day = '{day}' QUALIFY row_number() OVER (PARTITION BY {keys}) = 1"
+        if old:
+            there = f"SELECT {keys} FROM read_parquet({_quote_all(old)})"
+            query = f"SELECT * FROM ({query}) WHERE ({keys}) NOT IN ({there})"
         target = folder / _WORK / "part.parquet"
         order = "ORDER BY time" if kind == RECORDS else "ORDER BY user, gpu"
         database.execute(f"COPY ({query} {order}) TO {_quote(target)} (FORMAT parquet, COMPRESSION zstd)")

@@ -71,6 +71,11 @@ def shorten_path(path: str) -> str:
     return escape_for_terminal(path)
 
 
+def format_time(timestamp: str) -> str:
+    """Return the time of a record for people, to the second: "2026-11-05 09:31:07"."""
+    return timestamp[:19].replace("T", " ")
+
+
 def format_toml(value: object) -> str:
     """Return a value as a TOML file has it, on one line."""
     if isinstance(value, bool):

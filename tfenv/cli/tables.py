@@ -75,6 +75,11 @@ def hide_empty_column(
     return [columns[number] for number in shown], [[row[number] for number in shown] for row in rows]
 
 
+def clip_cell(text: str, widest: int) -> str:
+    """Return a text that is no wider than so many characters. One that is cut ends in "…"."""
+    return text if len(text) <= widest else f"{text[: widest - 1]}…"
+
+
 def build_report(table: Table, notes: Iterable[tuple[str, str]]) -> RenderableType:
     """Return a table with notes below it. Each note is what it is about, and what is said of that."""
     from rich.console import Group

@@ -62,10 +62,7 @@ class Budget:
 
 def list_promises(devices: Iterable[DeviceOutcome]) -> Mapping[str, MemoryLimit]:
     """Return what an entry point gave of each card that is limited."""
-    limits = {
-        device.identity: MemoryLimit(bytes=device.limit, fraction=device.fraction if device.limit is None else None)
-        for device in devices
-    }
+    limits = {device.identity: device.memory_limit for device in devices}
     return {card: limit for card, limit in limits.items() if not limit.unlimited}
 
 

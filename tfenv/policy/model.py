@@ -397,6 +397,11 @@ class EffectivePolicy:
         """Whether nothing about GPUs is declared, so that programs are left as they are."""
         return not self.settings and not self.ceilings
 
+    @property
+    def origins(self) -> frozenset[Origin]:
+        """Where its settings and ceilings were set."""
+        return frozenset([*(setting.origin for setting in self.settings.values()), *(c.origin for c in self.ceilings)])
+
     def list_ceilings(self, *keys: CeilingKey) -> list[Ceiling]:
         """Return the ceilings of these keys, in an order that does not depend on how they were collected."""
 
@@ -835,6 +840,11 @@ class DeviceOutcome:
     asked: int | None = None
     asked_fraction: float | None = None
     total: int | None = None
+
+    @property
+    def memory_limit(self) -> MemoryLimit:
+        """The limit as one value: the bytes, or where they are not known the fraction."""
+        return MemoryLimit(bytes=self.limit, fraction=self.fraction if self.limit is None else None)
 
     @property
     def identity(self) -> str:

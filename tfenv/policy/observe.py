@@ -21,7 +21,7 @@ from tfenv.policy.model import (
 from tfenv.policy.units import MIB, format_limit
 
 #: A smaller difference comes of rounding: frameworks count in MiB, and XLA in pieces of two.
-_ROUNDING = 2 * MIB
+ROUNDING = 2 * MIB
 _DEVICE_CEILINGS: tuple[CeilingKey, ...] = ("allowed_devices", "max_devices", "require_grant")
 
 
@@ -47,20 +47,19 @@ def find_losses(
         if planned is None:
             holders = _find_device_keys(policy)
             losses.append(
-                WouldClamp(_name_key(holders), device.identity or "a GPU", "no GPU", device.identity, held_by=holders)
+                WouldClamp(name_key(holders), device.identity or "a GPU", "no GPU", device.identity, held_by=holders)
             )
         else:
             losses += _compare_limits(device, planned)
     count, now = plan.choosing.count if plan.choosing is not None else None, len(outcome.devices)
     if count is not None and count < now:
         holders = _find_device_keys(policy)
-        losses.append(WouldClamp(_name_key(holders), f"{now} GPUs", _count_gpus(count), held_by=holders))
+        losses.append(WouldClamp(name_key(holders), f"{now} GPUs", _count_gpus(count), held_by=holders))
     if plan.growth is True and outcome.growth is False and outcome.devices:
         losses.append(WouldClamp("memory_growth", "off", "on", held_by=_drop_none(plan.grown_by)))
     if in_force is None:
         return tuple(losses)
-    known = {setting.origin for setting in in_force.settings.values()} | {one.origin for one in in_force.ceilings}
-    return tuple(lost for lost in losses if not known.issuperset(lost.held_by))
+    return tuple(lost for lost in losses if not in_force.origins.issuperset(lost.held_by))
 
 
 def find_planned(device: DeviceOutcome, plan: Plan) -> PlannedDevice | None:
@@ -78,10 +77,10 @@ def _compare_limits(device: DeviceOutcome, planned: PlannedDevice) -> Iterator[W
     if limit is None or limit.unlimited:
         return
     total = device.total if device.total is not None else planned.total
-    has = MemoryLimit(bytes=device.limit, fraction=device.fraction if device.limit is None else None)
+    has = device.memory_limit
     asked, given = total if has.unlimited else has.on(total), limit.on(total)
     if asked is not None and given is not None:
-        is_less = given < asked - _ROUNDING
+        is_less = given < asked - ROUNDING
     elif has.bytes is None and limit.bytes is None and limit.fraction is not None:
         is_less = limit.fraction < (1.0 if has.fraction is None else has.fraction)
     else:
@@ -89,7 +88,7 @@ def _compare_limits(device: DeviceOutcome, planned: PlannedDevice) -> Iterator[W
     if is_less:
         text = "no limit" if has.unlimited else format_limit(has)
         less = format_limit(limit if given is None else MemoryLimit(bytes=given))
-        key = _name_key(planned.limited_by, "memory_limit")
+        key = name_key(planned.limited_by, "memory_limit")
         yield WouldClamp(key, text, less, device.identity, asked, given, planned.limited_by)
 
 
@@ -101,7 +100,7 @@ def _find_device_keys(policy: EffectivePolicy) -> tuple[Origin, ...]:
     return tuple(origin for origin in found if origin.key[0] == "observe") or tuple(found)
 
 
-def _name_key(holders: Iterable[Origin], default: str = "visible_devices") -> str:
+def name_key(holders: Iterable[Origin], default: str = "visible_devices") -> str:
     """Return the key of the first place, without its table. An entry of `[[gpu.device]]` has the default."""
     key = next((origin.key[-1] for origin in holders), default)
     return key if isinstance(key, str) else default

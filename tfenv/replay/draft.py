@@ -41,7 +41,7 @@ class DraftPolicy:
         layers = [
             layer
             for document, layer in zip(self.documents, self.layers, strict=True)
-            if _is_for(document.source, subject)
+            if is_for(document.source, subject)
         ]
         tried = merge_observed(layers, subject) if observed else None
         return merge(layers, subject) if tried is None else tried.policy
@@ -53,7 +53,8 @@ class DraftPolicy:
         return origin.path if place is None else f"{origin.path}:{place[0]}:{place[1]}"
 
 
-def _is_for(source: Source, subject: Subject) -> bool:
+def is_for(source: Source, subject: Subject) -> bool:
+    """Return whether a file of the machine's counts for a subject."""
     if source.scope is None:
         return True
     kind, name = source.scope

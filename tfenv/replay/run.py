@@ -16,7 +16,7 @@ from tfenv.identity import find_subject
 from tfenv.pipeline import allows_project_files
 from tfenv.policy.merge import select_tables
 from tfenv.policy.model import EffectivePolicy, Layer, Origin, Subject
-from tfenv.replay.draft import DraftPolicy
+from tfenv.replay.draft import DraftPolicy, is_for
 from tfenv.replay.knowledge import Knowledge
 from tfenv.replay.verdict import Change, Gap, Kind, PolicyLookup, Verdict, judge, read_subject
 from tfenv.values import replace
@@ -239,10 +239,10 @@ def make_lookup(policy: DraftPolicy, *, observed: bool = False) -> PolicyLookup:
     """Return how to ask a policy about records. What holds for one subject is worked out once for all who are alike."""
     merged: dict[tuple[object, ...], EffectivePolicy] = {}
     layers = [each for layer in policy.layers for each in (layer, layer.observed) if each is not None]
-    scopes = [document.source.scope for document in policy.documents if document.source.scope is not None]
+    scoped = [document.source for document in policy.documents if document.source.scope is not None]
 
     def merge_for(subject: Subject) -> EffectivePolicy:
-        key = (*_list_tables(layers, subject), *(_is_in(scope, subject) for scope in scopes))
+        key = (*_list_tables(layers, subject), *(is_for(source, subject) for source in scoped))
         if key not in merged:
             merged[key] = policy.merge_for(subject, observed=observed)
         return merged[key]
@@ -250,7 +250,8 @@ def make_lookup(policy: DraftPolicy, *, observed: bool = False) -> PolicyLookup:
     return PolicyLookup(
         merge_for,
         cache(find_subject),
-        has_groups=any(layer.groups for layer in layers) or any(kind == "group" for kind, _ in scopes),
+        has_groups=any(layer.groups for layer in layers)
+        or any(source.scope and source.scope[0] == "group" for source in scoped),
         has_projects=any(layer.projects for layer in layers),
         allows_project_files=allows_project_files(policy.layers),
     )
@@ -259,8 +260,3 @@ def make_lookup(policy: DraftPolicy, *, observed: bool = False) -> PolicyLookup:
 def _list_tables(layers: Iterable[Layer], subject: Subject) -> Iterable[int]:
     """Return what tells the tables apart that are for a subject."""
     return (id(tables) for layer in layers for tables in select_tables(layer, subject))
-
-
-def _is_in(scope: tuple[str, str], subject: Subject) -> bool:
-    kind, name = scope
-    return name in (subject.groups if kind == "group" else (subject.user, f"uid:{subject.uid}"))

@@ -26,10 +26,10 @@ from tfenv.policy.model import (
     Subject,
     WouldClamp,
 )
-from tfenv.policy.observe import find_losses, find_planned
+from tfenv.policy.observe import ROUNDING, find_losses, find_planned, name_key
 from tfenv.policy.resolve import resolve
 from tfenv.policy.supports import drop_unsupported
-from tfenv.policy.units import MIB, format_bytes, format_limit
+from tfenv.policy.units import format_bytes, format_limit
 from tfenv.replay.knowledge import Knowledge, read_size
 from tfenv.values import field, frozen, replace
 
@@ -42,8 +42,6 @@ Gap = Literal[
 #: The answer is known all the same.
 HARMLESS_GAPS: frozenset[Gap] = frozenset({"groups-as-now"})
 
-#: A smaller difference comes of rounding.
-_ROUNDING = 2 * MIB
 #: The number that a card has here of which it is not known. No policy names it.
 _NO_NUMBER = 1 << 20
 #: It hands out GPUs when a worker starts, and is no scheduler.
@@ -278,7 +276,7 @@ class _Judge:
         for place, (entry, device) in enumerate(zip(self._entries, self._devices, strict=True)):
             by_file, asked = self._read_wish(entry, place)
             planned = find_planned(device, bare_plan if by_file else plan)
-            has = MemoryLimit(bytes=device.limit, fraction=device.fraction if device.limit is None else None)
+            has = device.memory_limit
             if planned is None or has.unlimited or asked is None:
                 continue
             limit = planned.limit or MemoryLimit()
@@ -286,15 +284,14 @@ class _Judge:
             if would_have is None or has.on(device.total) is None:
                 if asked != has:
                     gaps.append("no-size")
-            elif would_have > (has.on(device.total) or 0) + _ROUNDING:
+            elif would_have > (has.on(device.total) or 0) + ROUNDING:
                 if self._own_files and {"findings", "sources"} & self._dropped:
                     gaps.append("cut-short")
                 elif not self._is_held_by_own_files():
-                    key = planned.limited_by[0].key[-1] if planned.limited_by else "memory_limit"
+                    key = name_key(planned.limited_by, "memory_limit")
                     sizes = has.on(device.total), would_have
                     texts = format_limit(has), format_bytes(would_have)
-                    name = key if isinstance(key, str) else "memory_limit"
-                    yield Change("more", get_gpu_id(entry), name, *texts, *sizes, planned.limited_by)
+                    yield Change("more", get_gpu_id(entry), key, *texts, *sizes, planned.limited_by)
         if {"asked", "findings"} & self._dropped:
             gaps.append("cut-short")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfenv.devices.cuda import CudaDevice
     from tfenv.frameworks.base import Framework
     from tfenv.policy.budget import Budget, Claimant
-    from tfenv.policy.model import DeviceOutcome, MemoryLimit, Outcome, PlannedDevice, WouldClamp
+    from tfenv.policy.model import DeviceOutcome, EffectivePolicy, MemoryLimit, Outcome, PlannedDevice, WouldClamp
     from tfenv.runtime.process_policy import ProcessPolicy
 
 
@@ -40,6 +40,7 @@ class FrameworkPolicy:
         self._reported: tuple[Finding, ...] = ()
         self._budget: Budget | None = None  # what is left beside other frameworks. None: all of the plan
         self._promised: Mapping[str, MemoryLimit] = {}
+        self._tried: tuple[Plan, Plan] | None = None  # the process's plan, and beside it that of the observed policy
         self._shown: tuple[CudaDevice, ...] | None = None  # by CUDA ordinal. None: CUDA did not say
         self._identified: tuple[int, Mapping[int, PlannedDevice] | None] | None = None  # by pid: a child lists anew
 
@@ -236,7 +237,8 @@ class FrameworkPolicy:
         findings = (*wanted, *shared, *process.find_late_visibility())
         # Without a GPU because others have the budget: nothing failed.
         status = "clamped" if outcome.status == "cpu" and not process.no_gpu else outcome.status
-        lost, faults = self._find_losses(outcome)
+        with Inside():
+            lost, faults = self._find_losses(outcome)
         outcome = replace(
             outcome, status=status, findings=(*findings, *faults), choice=process.choice, would_clamp=lost
         )
@@ -256,19 +258,25 @@ class FrameworkPolicy:
         if observed is None or not outcome.devices:
             return (), ()
         try:
-            from tfenv.policy.budget import apply_framework_share
             from tfenv.policy.observe import find_losses
 
-            loaded, policy = replace(process.loaded, policy=observed.policy), observed.policy
-            decision = pipeline.decide(loaded, process.grant, process.inventory, process.program_request)
-            plan = Plan(devices=()) if decision.refused else decision.plan  # PolicyError in place of a GPU
-            framework = self.framework
-            plan = drop_unsupported(plan, policy, framework.supports, framework.title)
-            plan = apply_framework_share(plan, policy, framework.name)
-            return find_losses(outcome, plan, policy, process.loaded.policy), ()
+            if self._tried is None or self._tried[0] is not process.plan:  # a program's loop passes here each time
+                self._tried = process.plan, self._plan_observed(observed.policy)
+            return find_losses(outcome, self._tried[1], observed.policy, process.loaded.policy), ()
         except Exception as error:  # noqa: BLE001 - nothing under [observe] may touch the program
             text = f"tfenv could not tell what [observe] would take: {type(error).__name__}: {error}"
             return (), (Finding("not-observed", text, "note"),)
+
+    def _plan_observed(self, policy: EffectivePolicy) -> Plan:
+        """Return what this framework might use under the observed policy, beside the plan of the process."""
+        from tfenv.policy.budget import apply_framework_share
+
+        process, framework = self.process, self.framework
+        loaded = replace(process.loaded, policy=policy)
+        decision = pipeline.decide(loaded, process.grant, process.inventory, process.program_request)
+        plan = Plan(devices=()) if decision.refused else decision.plan  # PolicyError in place of a GPU
+        plan = drop_unsupported(plan, policy, framework.supports, framework.title)
+        return apply_framework_share(plan, policy, framework.name)
 
     def report_unkept(self, finding: Finding, entry_point: str) -> None:
         """Write down that an entry point passes what the policy does not allow, and do what `on_error` says of it."""

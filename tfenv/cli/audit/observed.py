@@ -8,9 +8,9 @@ from pathlib import Path
 from tfenv.audit.observed_totals import ObservedTotals, summarize_observed
 from tfenv.audit.query import RecordQuery
 from tfenv.cli.audit.options import format_programs, report_unreadable
-from tfenv.cli.output import print_json_line
+from tfenv.cli.output import format_time, print_json_line
 from tfenv.cli.own_logs import find_logs
-from tfenv.cli.tables import hide_empty_column, is_wide, print_table
+from tfenv.cli.tables import clip_cell, hide_empty_column, is_wide, print_table
 from tfenv.errors import escape_for_terminal
 
 _COLUMNS = ("user", "job", "key", "GPU", "programs", "has", "would have", "held by", "last (UTC)")
@@ -57,12 +57,12 @@ def _print_rows(rows: Sequence[ObservedTotals]) -> None:
 
 def _clip(cells: Iterable[str]) -> tuple[str, ...]:
     pairs = zip(cells, _NARROW_COLUMNS.values(), strict=True)
-    return tuple(cell if len(cell) <= widest else f"{cell[: widest - 1]}…" for cell, widest in pairs)
+    return tuple(clip_cell(cell, widest) for cell, widest in pairs)
 
 
 def _format_row(row: ObservedTotals) -> tuple[str, ...]:
     cells = (
         row.user, row.job or "", row.key, row.gpu or "-", str(len(row.processes)), row.has, row.would_have,
-        ", ".join(sorted(row.held_by)) or "-", row.last[:19].replace("T", " "),
+        ", ".join(sorted(row.held_by)) or "-", format_time(row.last),
     )  # fmt: skip
     return tuple(escape_for_terminal(cell) for cell in cells)

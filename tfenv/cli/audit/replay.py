@@ -11,7 +11,7 @@ from tfenv.audit.query import RecordQuery
 from tfenv.cli.audit.options import format_programs, report_unreadable
 from tfenv.cli.output import FINDINGS, OK, USAGE, print_findings, print_json, print_message, shorten_path
 from tfenv.cli.own_logs import find_logs
-from tfenv.cli.tables import is_wide, print_table
+from tfenv.cli.tables import clip_cell, is_wide, print_table
 from tfenv.config.values import read_date
 from tfenv.errors import escape_for_terminal
 from tfenv.replay.draft import DraftPolicy, read_draft
@@ -137,7 +137,7 @@ def _print_result(result: ReplayResult, policy: DraftPolicy, path: str) -> None:
 def _format_row(row: ReplayRow, policy: DraftPolicy, *, is_wide: bool) -> tuple[str, ...]:
     change = row.change
     gpu = row.gpu if is_wide else row.gpu[:_SHORT_UUID]
-    user = row.user if is_wide or len(row.user) <= _SHORT_USER else f"{row.user[: _SHORT_USER - 1]}…"
+    user = row.user if is_wide else clip_cell(row.user, _SHORT_USER)
     outcome = "no GPU" if row.kind == "nothing" else row.kind
     had = change.had if is_wide else change.had[:_SHORT_UUID]
     cells = (user, gpu or "-", f"{len(row.programs):,}", outcome, had, change.would_have)

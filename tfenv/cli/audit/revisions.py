@@ -8,7 +8,7 @@ from pathlib import Path
 from tfenv.audit.query import RecordQuery, read_records
 from tfenv.audit.revisions import HostRevision, find_prevalent, list_revisions
 from tfenv.cli.audit.options import report_unreadable
-from tfenv.cli.output import print_json_line, print_message
+from tfenv.cli.output import format_time, print_json_line, print_message
 from tfenv.cli.own_logs import find_logs
 from tfenv.cli.tables import print_table
 
@@ -44,7 +44,7 @@ def print_revisions(query: RecordQuery, files: Sequence[Path] | None, *, is_json
 
 
 def _format_row(row: HostRevision, prevalent: str | None) -> tuple[str, ...]:
-    first, last = (moment[:19].replace("T", " ") for moment in (row.first, row.last))
+    first, last = format_time(row.first), format_time(row.last)
     remark = "" if row.is_current else "before"
     if row.is_current and row.revision != prevalent:
         remark = "differs from most machines"

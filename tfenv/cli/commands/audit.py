@@ -30,9 +30,9 @@ from tfenv.audit.store import summarize_store
 from tfenv.cli.audit import compact, observed, replay, report, revisions
 from tfenv.cli.audit.options import add_files, parse_time, report_unreadable, report_unreadable_log
 from tfenv.cli.job_table import build_job_report
-from tfenv.cli.output import USAGE, add_description, print_json_line, print_message
+from tfenv.cli.output import USAGE, add_description, format_time, print_json_line, print_message
 from tfenv.cli.own_logs import find_logs, find_named_logs, find_store
-from tfenv.cli.tables import hide_empty_column, is_wide, print_renderable, print_table
+from tfenv.cli.tables import clip_cell, hide_empty_column, is_wide, print_renderable, print_table
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.units import MIB, format_bytes
 
@@ -84,6 +84,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_format(parser)
     actions = parser.add_subparsers(title="other reports", metavar="ACTION", dest="action", prog=parser.prog)
     _add_job_report(actions)
+    _add_summary(actions)
+    _add_export(actions)
+    again = _add_action(actions, "replay", replay.PURPOSE, exit_codes=replay.EXIT_CODES)
+    replay.add_arguments(again)
+    versions = _add_action(actions, "revisions", revisions.PURPOSE)
+    for each in (again, versions):
+        _add_filters(each)
+        add_files(each)
+        _add_format(each)
+    report.add_arguments(_add_action(actions, "report", report.PURPOSE))
+    compact.add_arguments(_add_action(actions, "compact", compact.PURPOSE))
+
+
+def _add_summary(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = _add_action(actions, "summary", _SUMMARY)
     _add_filters(summary)
     summary.add_argument("--by-job", action="store_true", help="Count each job by itself.")
@@ -94,6 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_files(summary)
     _add_format(summary)
+
+
+def _add_export(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     more = "It counts what was added to the logs since the last time."
     export_totals = _add_action(actions, "export", _EXPORT, more)
     export_totals.add_argument(
@@ -109,15 +126,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Count each job by itself, in a label. There are as many series as jobs, so the file must be a new one.",
     )
     add_files(export_totals)
-    again = _add_action(actions, "replay", replay.PURPOSE, exit_codes=replay.EXIT_CODES)
-    replay.add_arguments(again)
-    versions = _add_action(actions, "revisions", revisions.PURPOSE)
-    for each in (again, versions):
-        _add_filters(each)
-        add_files(each)
-        _add_format(each)
-    report.add_arguments(_add_action(actions, "report", report.PURPOSE))
-    compact.add_arguments(_add_action(actions, "compact", compact.PURPOSE))
 
 
 def _add_action(
@@ -427,12 +435,12 @@ def _format_narrow_record(record: LoggedRecord, columns: Mapping[str, int]) -> t
         "outcome": str(record.get("status") or _format_event(record)),
     }
     pairs = ((cells[name], widest) for name, widest in columns.items())
-    return tuple(text if len(text) <= widest else f"{text[: widest - 1]}…" for text, widest in pairs)
+    return tuple(clip_cell(text, widest) for text, widest in pairs)
 
 
 def _format_record(record: LoggedRecord) -> tuple[str, ...]:
     cells = (
-        _format_time(record["timestamp"]),
+        format_time(record["timestamp"]),
         record.get("user"),
         record.get("pid"),
         format_step(read_job(record)),
@@ -449,10 +457,6 @@ def _format_record(record: LoggedRecord) -> tuple[str, ...]:
 
 def _format_growth(growth: object) -> str:
     return ("on" if growth else "off") if isinstance(growth, bool) else ""
-
-
-def _format_time(timestamp: str) -> str:
-    return timestamp[:19].replace("T", " ")
 
 
 def _format_event(record: LoggedRecord) -> str:
@@ -538,7 +542,7 @@ def _format_summary_row(row: UserGpuTotals) -> tuple[str, ...]:
         row.clamped,
         cut,
         row.failed,
-        _format_time(row.last),
+        format_time(row.last),
     )
     shown = [escape_for_terminal("" if cell is None else str(cell)) for cell in cells]
     return tuple(cell or ("" if title == "job" else "-") for title, cell in zip(_SUMMARY_COLUMNS, shown, strict=True))

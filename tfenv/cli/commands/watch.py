@@ -17,6 +17,7 @@ from tfenv.cli.output import (
     USAGE,
     add_description,
     add_format_option,
+    format_time,
     format_toml,
     paint,
     print_findings,
@@ -162,7 +163,7 @@ def _describe_effect(change: PolicyChange) -> str:
 
 
 def _format_time(timestamp: str) -> str:
-    return f"{timestamp[:19].replace('T', ' ')} UTC"
+    return f"{format_time(timestamp)} UTC"
 
 
 def _format_value(written: WrittenValue | None) -> str:
