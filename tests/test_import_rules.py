@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("identity",),
     ("config", "devices", "launchers", "sharing", "frameworks", "audit", "simulate"),
     ("pipeline",),
-    ("runtime", "explanation", "lint", "watch", "deploy"),
+    ("runtime", "explanation", "lint", "watch", "deploy", "wall"),
     ("api", "jupyterhub", "policy_tests", "replay"),
     ("cli",),
 )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 
 from tfenv.devices import nvml
-from tfenv.policy.model import Device, Inventory
+from tfenv.devices.cgroups import WallReader, find_reported_total
+from tfenv.policy.model import Device, Inventory, Wall
+from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ def read_inventory() -> Inventory:
     lost: dict[int, str] = {}
     try:
         with nvml.open_nvml() as pynvml:
+            walls = WallReader(pynvml)
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    devices += read_devices(pynvml, index)
+                    devices += read_devices(pynvml, index, walls)
                 except pynvml.NVMLError as error:  # of this card, the others answer
                     lost[index] = nvml.explain_error(error)
     except nvml.NvmlUnavailableError as error:
@@ -41,8 +44,13 @@ def read_inventory() -> Inventory:
     return Inventory(devices=tuple(devices), lost=lost)
 
 
-def read_devices(pynvml: ModuleType, index: int) -> list[Device]:
+def read_devices(pynvml: ModuleType, index: int, walls: WallReader) -> list[Device]:
     """Return one GPU, or its MIG instances.
+
+    Args:
+        pynvml: NVML, open.
+        index: The GPU.
+        walls: Finds the limits of cgroups that hold for this process.
 
     Raises:
         NVMLError: It does not answer.
@@ -51,7 +59,7 @@ def read_devices(pynvml: ModuleType, index: int) -> list[Device]:
     whole = _read_device(pynvml, handle, index)
     parts = nvml.list_instances(pynvml, handle)
     if parts is None:
-        return [whole]
+        return [_limit_device(whole, walls.read(handle))]
     return [_read_device(pynvml, part, index, number, whole.uuid) for number, part in enumerate(parts)]
 
 
@@ -68,3 +76,10 @@ def _read_device(
         instance=instance,
         parent=parent,
     )
+
+
+def _limit_device(device: Device, wall: Wall | None) -> Device:
+    """Return a GPU with the limit that a cgroup has on it. Without one it stays as it is."""
+    if wall is None:
+        return device
+    return replace(device, wall=wall, total=find_reported_total(device.total, device.reserved, wall))

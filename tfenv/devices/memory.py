@@ -26,7 +26,7 @@ def _read_memory_use(pynvml: ModuleType, uuid: str) -> MemoryUse | None:
     if handle is None:
         return None
     by_pid = _find_sizes(nvml.list_processes(pynvml, handle))
-    memory = nvml.read_memory_info(pynvml, handle)
+    memory = nvml.read_card_memory(pynvml, handle)
     if by_pid and (memory is None or memory.reserved is None):
         used = sum(by_pid.values())
     elif memory is not None:

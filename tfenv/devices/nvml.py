@@ -103,6 +103,21 @@ def read_memory_info(pynvml: ModuleType, handle: Any) -> MemoryInfo | None:
     return None if memory is None else MemoryInfo(int(memory.total), int(memory.used), None)
 
 
+def read_card_memory(pynvml: ModuleType, handle: Any) -> MemoryInfo | None:
+    """Return how much memory a whole card has, also in a cgroup with a limit of its own.
+
+    There NVML's second version tells of the limit, and the first version of the card.
+    """
+    second = read_memory_info(pynvml, handle)
+    if second is None or second.reserved is None:
+        return second
+    first = ask_or_none(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if first is None:
+        return second
+    reserved = second.reserved
+    return MemoryInfo(int(first.total) - reserved, max(0, int(first.used) - reserved), reserved)
+
+
 def list_instances(pynvml: ModuleType, handle: Any) -> list[Any] | None:
     """Return the handles of a GPU's MIG instances. None: MIG is off, or this release knows nothing of it."""
     try:

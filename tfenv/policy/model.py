@@ -451,6 +451,30 @@ class WouldClamp:
 
 
 @frozen
+class Wall:
+    """What the driver lets all processes of a cgroup take together of one GPU, whatever programs they are.
+
+    Attributes:
+        limit: Bytes.
+        used: Bytes that they hold.
+        cgroup: The cgroup that has the limit: "/sys/fs/cgroup/user.slice/user-1001.slice".
+        cgroup_id: Its number in the kernel, which is the same in every container. 0: unknown.
+        card_total: Bytes that CUDA can give of the whole card. None: unknown.
+    """
+
+    limit: int
+    used: int
+    cgroup: str
+    cgroup_id: int = 0
+    card_total: int | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """What stands for it where a file's key would."""
+        return Origin("machine", self.cgroup, ("hard_limit",))
+
+
+@frozen
 class Device:
     """One GPU as NVML shows it, or one MIG instance of it. Of a GPU that is split only the instances can be used.
 
@@ -458,11 +482,13 @@ class Device:
         index: As `nvidia-smi` counts (PCI order). An instance has the index of its GPU.
         uuid: "GPU-…" or "MIG-…".
         name: Product name.
-        total: Memory in bytes that CUDA can give. An instance has its own. None: NVML does not say.
+        total: Memory in bytes that CUDA can give, and reports. An instance has its own. Where this process's own cgroup
+            has a limit, it is that. None: NVML does not say.
         instance: Number of the MIG instance on its GPU. None: the whole GPU.
         parent: UUID of the GPU that an instance belongs to.
         reserved: Memory in bytes that the driver keeps for itself, beside `total`. None: NVML does not tell it apart,
             and it is part of `total`.
+        wall: The limit of a cgroup that this process is in. None: there is none.
     """
 
     index: int
@@ -472,6 +498,12 @@ class Device:
     instance: int | None = None
     parent: str | None = None
     reserved: int | None = None
+    wall: Wall | None = None
+
+    @property
+    def card_total(self) -> int | None:
+        """Memory in bytes that CUDA can give of the whole card, whatever the limits of cgroups. None: unknown."""
+        return self.total if self.wall is None or self.wall.card_total is None else self.wall.card_total
 
     @property
     def label(self) -> str:

@@ -1,0 +1,268 @@
+"""Memory limits that the driver keeps for cgroups, from release 615 on. Everybody can read them, root can set them.
+
+A limit is for one GPU and for all processes of a cgroup together, whatever program they run. There are two backends.
+With "dmem" the kernel counts, and the limits of all cgroups above a process hold. With "misc" the driver counts, and
+only the nearest limit holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from tfenv.devices import nvml
+from tfenv.policy.model import Wall
+from tfenv.values import frozen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any, Literal
+
+    Backend = Literal["dmem", "misc", "none"]
+
+#: The driver takes paths below it, and no others.
+CGROUP_ROOT = "/sys/fs/cgroup"
+#: The release of the driver that brought these limits.
+FIRST_RELEASE = 615
+#: Lists what the kernel counts: a line "nvidia/0000:01:00.0/vidmem 85899345920" for each GPU.
+_CAPACITY = f"{CGROUP_ROOT}/dmem.capacity"
+#: A cgroup that the kernel counts for has it.
+_DMEM_FILE = "dmem.max"
+
+
+@frozen
+class CgroupLimits:
+    """The limits of a cgroup on one GPU, as the driver tells them.
+
+    Attributes:
+        soft: Bytes that are kept free for it. 0: none are.
+        hard: Bytes that its processes can take together. None: as many as there are.
+        used: Bytes that they hold.
+    """
+
+    soft: int = 0
+    hard: int | None = None
+    used: int = 0
+
+
+@frozen
+class LimitSupport:
+    """Whether limits for cgroups can be set here.
+
+    Attributes:
+        backend: Who counts: the kernel ("dmem"), the driver ("misc"), nobody ("none").
+        problem: Why nobody does, in words. "": somebody does.
+    """
+
+    backend: Backend
+    problem: str = ""
+
+    def describe(self) -> str:
+        """Return in words who keeps limits, or why nobody does."""
+        if self.backend == "none":
+            return self.problem
+        counts = "the kernel counts (dmem)" if self.backend == "dmem" else "the driver itself counts (misc)"
+        return f"the driver keeps limits for cgroups, and {counts}"
+
+
+# ---- where a process is
+
+
+def find_own_cgroup() -> str | None:
+    """Return the cgroup of this process, as "/sys/fs/cgroup/user.slice/user-1001.slice/session-4.scope".
+
+    It costs one read of a file.
+
+    Returns:
+        None: cgroup v2 is not what is mounted there, or this process's cgroup is not to be seen in this container.
+    """
+    return find_cgroup("self")
+
+
+def find_cgroup(process: int | str) -> str | None:
+    """Return the cgroup of a process. None: as `find_own_cgroup`, or there is no such process."""
+    try:
+        with open(f"/proc/{process}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            path = next((line[3:] for line in file.read().splitlines() if line.startswith("0::/")), None)
+    except OSError:
+        return None
+    if path is None or path.startswith("/..") or not has_cgroup2():
+        return None
+    return f"{CGROUP_ROOT}{path}".rstrip("/")
+
+
+def has_cgroup2() -> bool:
+    """Return whether cgroup v2 alone is mounted where the driver looks for it."""
+    return os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers")
+
+
+def list_chain(cgroup: str) -> Iterator[str]:
+    """Yield a cgroup and those above it, up to the root."""
+    while cgroup.startswith(CGROUP_ROOT):
+        yield cgroup
+        cgroup = os.path.dirname(cgroup)
+
+
+def is_counted_by_kernel(cgroup: str) -> bool:
+    """Return whether a cgroup has the kernel's files for limits ("dmem"): only then it can have one of its own."""
+    return os.path.exists(f"{cgroup}/{_DMEM_FILE}")
+
+
+def find_uncounted(cgroup: str) -> str | None:
+    """Return the topmost cgroup on the way to this one without the kernel's files. None: all have them.
+
+    The root never has them.
+    """
+    below_root = [path for path in list_chain(cgroup) if path != CGROUP_ROOT]
+    return next((path for path in reversed(below_root) if not is_counted_by_kernel(path)), None)
+
+
+# ---- what the driver says
+
+
+def read_support(pynvml: ModuleType) -> LimitSupport:
+    """Return whether limits for cgroups can be set on this machine, and who counts."""
+    if not _has_functions(pynvml):
+        release = nvml.decode_text(nvml.ask_or_none(pynvml, pynvml.nvmlSystemGetDriverVersion) or "unknown")
+        if not hasattr(pynvml, "nvmlDeviceGetMemoryLimits_v1"):
+            return LimitSupport("none", "this nvidia-ml-py does not know limits for cgroups; install 13.615 or newer")
+        text = f"driver {release} does not keep limits for cgroups; they came with release {FIRST_RELEASE}"
+        return LimitSupport("none", text)
+    if not has_cgroup2():
+        return LimitSupport("none", f"cgroup v2 is not mounted on {CGROUP_ROOT}, where the driver needs it")
+    return LimitSupport("dmem" if _counts_in_kernel() else "misc")
+
+
+def _has_functions(pynvml: ModuleType) -> bool:
+    if not hasattr(pynvml, "nvmlDeviceGetMemoryLimits_v1"):
+        return False
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            _ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), CGROUP_ROOT)
+    except pynvml.NVMLError as error:
+        return type(error).__name__ != "NVMLError_FunctionNotFound"
+    return True
+
+
+def _counts_in_kernel() -> bool:
+    try:
+        with open(_CAPACITY, encoding="ascii", errors="replace") as file:
+            return any(line.startswith("nvidia/") for line in file)
+    except OSError:
+        return False
+
+
+def read_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | None:
+    """Return the limits of a cgroup on a GPU. One that cannot have its own gets those of the nearest above it.
+
+    Returns:
+        None: nothing is set, or the driver does not keep limits for this card (MIG) or at all.
+    """
+    try:
+        limits = _ask(pynvml, handle, cgroup)
+    except (pynvml.NVMLError, AttributeError):
+        return None
+    hard = int(limits.hardLimit)
+    unlimited = hard == pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX
+    return CgroupLimits(int(limits.softLimit), None if unlimited else hard, int(limits.currentUsed))
+
+
+def _ask(pynvml: ModuleType, handle: Any, cgroup: str) -> Any:
+    limits = pynvml.c_nvmlGetMemoryLimits_v1_t()
+    limits.nameSpace = os.fsencode(cgroup)
+    pynvml.nvmlDeviceGetMemoryLimits_v1(handle, limits)
+    return limits
+
+
+def set_limits(pynvml: ModuleType, handle: Any, cgroup: str, limits: CgroupLimits) -> None:
+    """Set the limits of a cgroup on a GPU. `used` does not matter.
+
+    Raises:
+        NVMLError: This user may not, or the cgroup cannot have limits.
+    """
+    wanted = pynvml.c_nvmlSetMemoryLimits_v1_t()
+    wanted.nameSpace = os.fsencode(cgroup)
+    wanted.softLimit = limits.soft
+    wanted.hardLimit = pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX if limits.hard is None else limits.hard
+    pynvml.nvmlDeviceSetMemoryLimits_v1(handle, wanted)
+
+
+# ---- what holds for this process
+
+
+class WallReader:
+    """Finds what the driver lets this process take of each GPU.
+
+    Where the driver has no such limits nothing is read. Otherwise it costs one read of a file, and a question to the
+    driver for each GPU.
+    """
+
+    def __init__(self, pynvml: ModuleType) -> None:
+        """
+        Args:
+            pynvml: NVML, open.
+        """
+        self._pynvml = pynvml
+        self._cgroup: str | None = None
+        self._asked = False
+        self._is_useless = not hasattr(pynvml, "nvmlDeviceGetMemoryLimits_v1")
+
+    def read(self, handle: Any) -> Wall | None:
+        """Return the limit that holds on a GPU. None: none does."""
+        if self._is_useless:
+            return None
+        if not self._asked:
+            self._asked, self._cgroup = True, self._find_cgroup(handle)
+            self._is_useless = self._cgroup is None
+        return None if self._cgroup is None else self._find_tightest(handle, self._cgroup)
+
+    def _find_cgroup(self, handle: Any) -> str | None:
+        try:
+            _ask(self._pynvml, handle, CGROUP_ROOT)
+        except self._pynvml.NVMLError as error:
+            if type(error).__name__ == "NVMLError_FunctionNotFound":
+                return None
+        return find_own_cgroup()
+
+    def _find_tightest(self, handle: Any, cgroup: str) -> Wall | None:
+        nearest = read_limits(self._pynvml, handle, cgroup)
+        if nearest is None or (nearest.hard is None and not is_counted_by_kernel(cgroup)):
+            return None
+        found = [(cgroup, nearest)]
+        for path in list(list_chain(cgroup))[1:]:
+            limits = read_limits(self._pynvml, handle, path)
+            if limits is None:
+                break
+            if limits == found[-1][1]:  # inherited from there
+                found[-1] = (path, limits)
+            elif limits.hard is None and not is_counted_by_kernel(path):
+                break
+            else:
+                found.append((path, limits))
+        limited = [(path, limits) for path, limits in found if limits.hard is not None]
+        if not limited:
+            return None
+        path, tightest = min(limited, key=lambda pair: pair[1].hard or 0) if _counts_in_kernel() else limited[0]
+        card = nvml.read_card_memory(self._pynvml, handle)
+        return Wall(tightest.hard or 0, tightest.used, path, _read_id(path), None if card is None else card.total)
+
+
+def _read_id(cgroup: str) -> int:
+    """Return what names a cgroup in every container: its number in the kernel. 0: it is gone."""
+    try:
+        return os.stat(cgroup).st_ino
+    except OSError:
+        return 0
+
+
+def find_reported_total(total: int | None, reserved: int | None, wall: Wall) -> int | None:
+    """Return what CUDA reports as a card's memory, in bytes. It is the limit if the process's own cgroup has one.
+
+    Args:
+        total: Bytes that NVML's second version says CUDA can give. None: unknown.
+        reserved: Bytes that it says the driver keeps. None: unknown.
+        wall: The limit that holds.
+    """
+    is_own = total is not None and total + (reserved or 0) <= wall.limit
+    return wall.limit if is_own else total
