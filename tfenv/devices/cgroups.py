@@ -245,7 +245,9 @@ class WallReader:
             return None
         path, tightest = min(limited, key=lambda pair: pair[1].hard or 0) if _counts_in_kernel() else limited[0]
         card = nvml.read_card_memory(self._pynvml, handle)
-        return Wall(tightest.hard or 0, tightest.used, path, _read_id(path), None if card is None else card.total)
+        chain = tuple(map(_read_id, list_chain(cgroup)))
+        card_total = None if card is None else card.total
+        return Wall(tightest.hard or 0, tightest.used, path, _read_id(path), card_total, chain)
 
 
 def _read_id(cgroup: str) -> int:

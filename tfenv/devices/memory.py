@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfenv.devices import nvml
+from tfenv.devices.cgroups import WallReader
 from tfenv.policy.model import UNNOTICED_BYTES, MemoryUse
 
 TYPE_CHECKING = False
@@ -15,13 +16,14 @@ def read_memory(uuids: Iterable[str]) -> Mapping[str, MemoryUse]:
     """Return the memory in use of the GPUs NVML can tell of. Empty without NVML. Never raises."""
     try:
         with nvml.open_nvml() as pynvml:
-            found = {uuid: _read_memory_use(pynvml, uuid) for uuid in uuids}
+            walls = WallReader(pynvml)
+            found = {uuid: _read_memory_use(pynvml, uuid, walls) for uuid in uuids}
     except nvml.NvmlUnavailableError:
         return {}
     return {uuid: memory for uuid, memory in found.items() if memory is not None}
 
 
-def _read_memory_use(pynvml: ModuleType, uuid: str) -> MemoryUse | None:
+def _read_memory_use(pynvml: ModuleType, uuid: str, walls: WallReader) -> MemoryUse | None:
     handle = nvml.ask_or_none(pynvml, pynvml.nvmlDeviceGetHandleByUUID, uuid)
     if handle is None:
         return None
@@ -35,7 +37,8 @@ def _read_memory_use(pynvml: ModuleType, uuid: str) -> MemoryUse | None:
         return None
     # Containers show no processes but their own, or the machine's with numbers that are somebody else's in there.
     is_hidden = used >= UNNOTICED_BYTES and not (by_pid and nvml.counts_pids_as_here())
-    return MemoryUse(used, None if is_hidden else by_pid)
+    wall = walls.read(handle)
+    return MemoryUse(used, None if is_hidden else by_pid, 0 if wall is None else wall.used)
 
 
 def _find_sizes(processes: Mapping[int, int | None] | None) -> dict[int, int] | None:

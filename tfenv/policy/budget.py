@@ -144,7 +144,7 @@ class BudgetBook:
         limit, own = card.limit, sharing.own
         if limit is None or limit.unlimited:
             return _Left(own, sharing.origins)
-        if own is None and _is_whole(limit, card.total):
+        if own is None and (_is_whole(limit, card.total) or _is_wall(card)):
             return _Left(limit, card.limited_by)
         taken = {name: given[card.identity] for name, given in self.promises.items() if card.identity in given}
         taken.pop(sharing.claimant.name, None)
@@ -258,6 +258,12 @@ def _cut(card: PlannedDevice, found: _Left | None) -> PlannedDevice:
 
 
 # ---- amounts
+
+
+def _is_wall(card: PlannedDevice) -> bool:
+    """Return whether only the limit of a cgroup holds: no file divides it, and the driver keeps it for all together."""
+    wall = None if card.device is None else card.device.wall
+    return wall is not None and card.limited_by == (wall.origin,)
 
 
 def _is_whole(limit: MemoryLimit, total: int | None) -> bool:

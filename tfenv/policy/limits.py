@@ -14,12 +14,14 @@ from tfenv.policy.model import (
     Allocation,
     Allocator,
     CeilingKey,
+    Device,
     DeviceRule,
     EffectivePolicy,
     MemoryLimit,
     Origin,
     PlanInputs,
     PlannedDevice,
+    Wall,
     format_origins,
 )
 from tfenv.policy.units import format_limit, format_requested_limit
@@ -99,9 +101,35 @@ def _list_bounds(policy: EffectivePolicy, *keys: CeilingKey) -> list[_Bound]:
     return [(cast(MemoryLimit, ceiling.value), ceiling.origin) for ceiling in policy.list_ceilings(*keys)]
 
 
-def _list_memory_ceilings(policy: EffectivePolicy) -> list[_Bound]:
+def _list_memory_ceilings(policy: EffectivePolicy, device: Device | None = None) -> list[_Bound]:
     # No process may take more than all processes of its user together.
-    return _list_bounds(policy, "memory_limit", "memory_total")
+    bounds = [*_list_bounds(policy, "memory_limit"), *_list_user_totals(policy, device)]
+    if device is not None and device.wall is not None:
+        bounds.append((MemoryLimit(bytes=_fit_below(device.wall, policy.process_overhead)), device.wall.origin))
+    return bounds
+
+
+def _list_user_totals(policy: EffectivePolicy, device: Device | None) -> list[_Bound]:
+    """Return the values of `memory_total`. They are shares of the whole card, even if the driver limits a cgroup.
+
+    The driver's limit may come from this key. A share of it would be a share of a share.
+    """
+    totals = _list_bounds(policy, "memory_total")
+    if device is None or device.wall is None or device.card_total is None:
+        return totals
+    return [
+        (bound if bound.fraction is None else MemoryLimit(bytes=bound.on(device.card_total)), origin)
+        for bound, origin in totals
+    ]
+
+
+def _fit_below(wall: Wall, overhead: int) -> int:
+    """Return the bytes to limit a process to, so that it is refused by its framework and not by the driver.
+
+    What a process takes beside its limit counts for the driver, too. Where that leaves little, half of the limit is for
+    the framework.
+    """
+    return max(wall.limit - overhead, wall.limit // 2)
 
 
 @frozen
@@ -120,11 +148,23 @@ class LimitOnGpu:
 
 
 def compute_limit(
-    policy: EffectivePolicy, rule: DeviceRule | None, total: int | None, findings: FindingCollector
+    policy: EffectivePolicy,
+    rule: DeviceRule | None,
+    total: int | None,
+    findings: FindingCollector,
+    device: Device | None = None,
 ) -> LimitOnGpu:
-    """Compute the tightest limit on a GPU of `total` bytes (None: unknown), for which `rule` counts (None: no rule)."""
+    """Compute the tightest limit on a GPU.
+
+    Args:
+        policy: The merged policy.
+        rule: The entry of `[[gpu.device]]` that counts for it. None: none does.
+        total: Its memory in bytes, as CUDA reports it. None: unknown.
+        findings: What was clamped.
+        device: The GPU. None: it is not known which one it is.
+    """
     requested = _get_requested_limit(policy, rule)
-    bounds = [*_list_memory_ceilings(policy), *([requested] if requested is not None else [])]
+    bounds = [*_list_memory_ceilings(policy, device), *([requested] if requested is not None else [])]
     limit = find_tightest([bound for bound, _ in bounds], total)
     if limit is None:
         return LimitOnGpu()
@@ -155,18 +195,21 @@ def _apply_allocation(
     total: int | None,
     policy: EffectivePolicy,
     findings: FindingCollector,
+    device: Device | None,
 ) -> LimitOnGpu:
-    """Cut the limit to what the user's other processes leave of `memory_total`."""
+    """Cut the limit to what other processes leave of the user's `memory_total` and of the cgroup's limit."""
     limit, limited_by = declared.limit, declared.limited_by
-    totals = _list_bounds(policy, "memory_total")
+    wall = None if device is None else device.wall
+    totals = [origin for _, origin in _list_bounds(policy, "memory_total")] + ([] if wall is None else [wall.origin])
     if allocation is None or allocation.limit is None or limit is None or not totals:
         return declared
     left = find_tightest([limit, MemoryLimit(bytes=allocation.limit)], total)
     if left is None or left.on(total) == limit.on(total):
         return declared
-    holders = tuple(dict.fromkeys([totals[0][1], *(limited_by if left.fraction is not None else ())]))
+    holders = tuple(dict.fromkeys([totals[0], *(limited_by if left.fraction is not None else ())]))
     asked, given = format_limit(limit), format_limit(left)
-    text = f"{asked} is above the {given} that the user's other processes leave"
+    whose = "user" if wall is None else "cgroup"
+    text = f"{asked} is above the {given} that the {whose}'s other processes leave"
     asked_by = limited_by[0] if limited_by else None
     wish = (f"memory_limit = {asked}", given)
     clamp = findings.add_clamp(text, holders[0], asked_by=asked_by, held_by=holders, wish=wish)
@@ -186,10 +229,10 @@ def plan_device(card: Card, addressable: DeviceSet, inputs: PlanInputs, findings
     rule = next(rules, None)
     allocations = inputs.allocations or ()
     allocation = next((allocation for allocation in allocations if allocation.uuid == card.identity), None)
-    declared = compute_limit(policy, rule, total, findings)
-    found = _apply_allocation(declared, allocation, total, policy, findings)
+    declared = compute_limit(policy, rule, total, findings, card.device)
+    found = _apply_allocation(declared, allocation, total, policy, findings, card.device)
     fitted, asked = _split(rule, found, total, findings)
-    user_total = find_tightest([bound for bound, _ in _list_bounds(policy, "memory_total")], total)
+    user_total = find_tightest([bound for bound, _ in _list_user_totals(policy, card.device)], total)
     return PlannedDevice(card.token, card.device, found.limit, fitted, found.limited_by, user_total, cuda_total, asked)
 
 

@@ -460,6 +460,7 @@ class Wall:
         cgroup: The cgroup that has the limit: "/sys/fs/cgroup/user.slice/user-1001.slice".
         cgroup_id: Its number in the kernel, which is the same in every container. 0: unknown.
         card_total: Bytes that CUDA can give of the whole card. None: unknown.
+        chain: The numbers of the process's own cgroup and of all that it can see above.
     """
 
     limit: int
@@ -467,6 +468,7 @@ class Wall:
     cgroup: str
     cgroup_id: int = 0
     card_total: int | None = None
+    chain: tuple[int, ...] = ()
 
     @property
     def origin(self) -> Origin:
@@ -656,6 +658,7 @@ class Lease:
         since: When it was taken, in seconds since the epoch.
         parent: The id of the lease of an ancestor whose GPU it shares. None: it shares none.
         overhead: Bytes of each GPU that the process takes beside what the allocation says.
+        cgroups: The numbers of the cgroups that the process is in. (): the driver limits none of them.
     """
 
     id: str
@@ -667,6 +670,7 @@ class Lease:
     since: float = 0.0
     parent: str | None = None
     overhead: int = 0
+    cgroups: tuple[int, ...] = ()
 
 
 @frozen
@@ -676,10 +680,12 @@ class MemoryUse:
     Attributes:
         used: Bytes in use, without what the driver reserves.
         by_pid: Bytes of each process. None: the driver hides processes, or their memory.
+        walled: Bytes in use in the cgroup whose limit holds for this process. 0 where none does.
     """
 
     used: int
     by_pid: Mapping[int, int] | None = None
+    walled: int = 0
 
 
 # ---- what is to be done, and what was

@@ -149,8 +149,11 @@ def _make_renewal(choice: Choice, plan: Plan, requester: Requester) -> GpuReques
     sizes = {allocation.uuid: allocation.limit for allocation in choice.allocations}
     asked = request_from_plan(plan, requester.uid, requester.ancestor_leases, requester.overhead)
     known = () if asked is None else asked.candidates
-    held = tuple(replace(c, need=sizes[c.uuid], user_total=None, min_free=0) for c in known if c.uuid in sizes)
-    return GpuRequest(requester.uid, held, len(held), fixed=True, ancestor_leases=frozenset(requester.ancestor_leases))
+    mine = (candidate for candidate in known if candidate.uuid in sizes)
+    held = tuple(replace(c, need=sizes[c.uuid], user_total=None, min_free=0, wall=None) for c in mine)
+    cgroups = () if asked is None else asked.cgroups
+    ancestors = frozenset(requester.ancestor_leases)
+    return GpuRequest(requester.uid, held, len(held), fixed=True, ancestor_leases=ancestors, cgroups=cgroups)
 
 
 def _leave_out_own(held: tuple[Candidate, ...], memory: Mapping[str, MemoryUse]) -> Mapping[str, MemoryUse]:

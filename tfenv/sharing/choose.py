@@ -50,11 +50,11 @@ def share_gpus(gpu_request: GpuRequest, occupancy: Occupancy) -> tuple[Allocatio
 
 
 def waits_for_ancestor(gpu_request: GpuRequest, occupancy: Occupancy) -> bool:
-    """Return whether an ancestor holds what the process lacks of the user's total, so that it could wait for ever."""
+    """Return whether an ancestor holds what the process lacks of what they share, so that it could wait for ever."""
     return any(
         _is_inherited(candidate, gpu_request, occupancy)
-        and candidate.user_total is not None
-        and not _is_within_total(candidate, gpu_request.uid, occupancy)
+        and candidate.is_bounded
+        and not _is_within_bounds(candidate, gpu_request.uid, occupancy)
         for candidate in gpu_request.candidates
     )
 
@@ -86,7 +86,7 @@ def _sort_by_free_bytes(candidates: Iterable[Candidate], occupancy: Occupancy) -
 
 
 def _fits(candidate: Candidate, uid: int, occupancy: Occupancy) -> bool:
-    if not _is_within_total(candidate, uid, occupancy):
+    if not _is_within_bounds(candidate, uid, occupancy):
         return False
     free_bytes = occupancy.compute_free_bytes(candidate)
     if candidate.need is not None:
@@ -97,10 +97,10 @@ def _fits(candidate: Candidate, uid: int, occupancy: Occupancy) -> bool:
 
 
 def _allocate_each(candidates: Iterable[Candidate], uid: int, occupancy: Occupancy) -> list[Allocation]:
-    """Allocate a part of each card, no more than is left of the user's total. Skip cards with too little left."""
+    """Allocate a part of each card, no more than is left of what it shares. Skip cards with too little left."""
     allocations = []
     for candidate in candidates:
-        wanted, rest = candidate.need, occupancy.compute_rest_of_total(candidate, uid)
+        wanted, rest = candidate.need, occupancy.compute_rest(candidate, uid)
         if rest is not None:
             if rest < _SMALLEST_ALLOCATION and (wanted is None or wanted > rest):
                 continue
@@ -120,19 +120,20 @@ def _list_claims(earlier: GpuRequest, gpu_request: GpuRequest, occupancy: Occupa
     if len(hopeful) < earlier.count:
         return set()
     if earlier.uid == gpu_request.uid:
-        return {c.uuid for c in hopeful if not gpu_request.fixed or c.user_total is not None}
+        return {c.uuid for c in hopeful if not gpu_request.fixed or c.is_bounded}
     if earlier.fixed or gpu_request.fixed:
         return set()
-    usable = {c.uuid for c in hopeful if _is_within_total(c, earlier.uid, occupancy)}
+    usable = {c.uuid for c in hopeful if _is_within_bounds(c, earlier.uid, occupancy)}
     return usable if len(usable) >= earlier.count else set()
 
 
 def _can_become_free(candidate: Candidate, occupancy: Occupancy) -> bool:
     """Return whether the end of all leases would free enough. What has no lease may stay for ever."""
-    unleased = Occupancy((), {candidate.uuid: MemoryUse(occupancy.compute_unleased_bytes(candidate.uuid), {})})
-    return _fits(replace(candidate, user_total=None), 0, unleased)
+    walled = occupancy.compute_unleased_bytes_in_cgroup(candidate)
+    use = MemoryUse(occupancy.compute_unleased_bytes(candidate.uuid), {}, walled)
+    return _fits(replace(candidate, user_total=None), 0, Occupancy((), {candidate.uuid: use}))
 
 
-def _is_within_total(candidate: Candidate, uid: int, occupancy: Occupancy) -> bool:
-    rest = occupancy.compute_rest_of_total(candidate, uid)
+def _is_within_bounds(candidate: Candidate, uid: int, occupancy: Occupancy) -> bool:
+    rest = occupancy.compute_rest(candidate, uid)
     return rest is None or (candidate.need is not None and rest >= candidate.need)

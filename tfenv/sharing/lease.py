@@ -4,7 +4,8 @@ A lease is a file in a directory that all users share, with an flock on it that 
 kernel drops the lock when the process ends, however it ends (SIGKILL too), so that no daemon has to clean up: a file
 that can be locked belongs to nobody any more. One process at a time chooses, under a lock on the directory itself.
 
-    lease-ID     {"pid", "script", "since", "allocations": [{"uuid", "limit", "shared"}, ...], "parent", "overhead"}
+    lease-ID     {"pid", "script", "since", "allocations": [{"uuid", "limit", "shared"}, ...], "parent", "overhead",
+                 "cgroups"}
     ticket-N-ID  the same with "request" in the place of "allocations": the process waits, and came as number N
 """
 
@@ -523,6 +524,7 @@ def parse_leases(entry: DirectoryEntry, holders: Mapping[tuple[int, int], int] |
             since=float(_read_number(data["since"], _LATEST)),
             parent=None if data.get("parent") is None else str(data["parent"]),
             overhead=int(_read_number(data.get("overhead", 0), _MOST_BYTES)),
+            cgroups=tuple(int(_read_number(number, 1 << 64)) for number in data.get("cgroups", ())),
         )
         return [replace(lease, allocation=_parse_allocation(allocation)) for allocation in data["allocations"]]
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -562,7 +564,9 @@ def parse_request(entry: DirectoryEntry) -> GpuRequest | None:
 def _parse_candidate(data: Mapping[str, Any]) -> Candidate:
     need, user_total = _read_bytes(data["need"]), _read_bytes(data["user_total"])
     total, min_free = (int(_read_number(data[key], _MOST_BYTES)) for key in ("total", "min_free"))
-    return Candidate(str(data["uuid"]), total, need, user_total, min_free, _read_bytes(data.get("overhead")) or 0)
+    overhead, wall = _read_bytes(data.get("overhead")) or 0, _read_bytes(data.get("wall"))
+    cgroup = int(_read_number(data.get("cgroup", 0), 1 << 64))
+    return Candidate(str(data["uuid"]), total, need, user_total, min_free, overhead, wall, cgroup)
 
 
 def parse_ticket_number(name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tfenv.policy.model import UNNOTICED_BYTES, Lease, MemoryUse
 from tfenv.policy.units import format_bytes
@@ -47,16 +47,25 @@ class Occupancy:
         memory = (self.memory or {}).get(uuid)
         if memory is None:
             return 0
-        leases = self.list_leases(uuid)
-        if memory.by_pid is None:  # hidden processes: what leases do not explain is somebody else's
-            known = self._sum_up(leases, memory.used)
-        else:
-            pids = {self.pid, *(lease.pid for lease in leases)}
-            seen = sum(size for pid, size in memory.by_pid.items() if pid in pids)
-            # Leases of other containers: which of the processes are theirs, nobody can tell here.
-            hidden = [lease for lease in leases if lease.pid == 0]
-            known = min(memory.used, seen + self._sum_up(hidden, memory.used))
-        return memory.used - known if memory.used - known >= UNNOTICED_BYTES else 0
+        unleased = self._measure_unleased(memory.used, memory.by_pid, self.list_leases(uuid))
+        return unleased if unleased >= UNNOTICED_BYTES else 0
+
+    def compute_unleased_bytes_in_cgroup(self, candidate: Candidate) -> int:
+        """Return the bytes that processes without a lease use in the cgroup whose limit holds on a GPU."""
+        memory = (self.memory or {}).get(candidate.uuid)
+        if memory is None or candidate.wall is None:
+            return 0
+        return self._measure_unleased(memory.walled, memory.by_pid, self._list_neighbours(candidate))
+
+    def _measure_unleased(self, used: int, by_pid: Mapping[int, int] | None, leases: Sequence[Lease]) -> int:
+        """Return what processes without a lease have of the bytes in use."""
+        if by_pid is None:  # hidden processes: what leases do not explain is somebody else's
+            return used - self._sum_up(leases, used)
+        pids = {self.pid, *(lease.pid for lease in leases)}
+        seen = sum(size for pid, size in by_pid.items() if pid in pids)
+        # Leases of other containers: which of the processes are theirs, nobody can tell here.
+        hidden = [lease for lease in leases if lease.pid == 0]
+        return used - min(used, seen + self._sum_up(hidden, used))
 
     @staticmethod
     def _sum_up(leases: Iterable[Lease], whole: int) -> int:
@@ -71,12 +80,25 @@ class Occupancy:
         leased = self._sum_up(self.list_leases(candidate.uuid), candidate.total)
         return candidate.total - leased - self.compute_unleased_bytes(candidate.uuid)
 
-    def compute_rest_of_total(self, candidate: Candidate, uid: int) -> int | None:
-        """Return the bytes that the user's other processes leave of the user's total. None: there is no total."""
-        if candidate.user_total is None:
-            return None
-        own = (lease for lease in self.list_leases(candidate.uuid) if lease.uid == uid)
-        return max(0, candidate.user_total - _add_limits(own, candidate.total))
+    def compute_rest(self, candidate: Candidate, uid: int) -> int | None:
+        """Return the bytes to which a process can be limited: what others leave of its user's total and of its cgroup.
+
+        Returns:
+            None: neither is bounded.
+        """
+        bounds = []
+        if candidate.user_total is not None:
+            own = (lease for lease in self.list_leases(candidate.uuid) if lease.uid == uid)
+            bounds.append(candidate.user_total - _add_limits(own, candidate.total))
+        if candidate.wall is not None:  # the driver counts what processes take beside their limits, too
+            leased = self._sum_up(self._list_neighbours(candidate), candidate.wall)
+            unleased = self.compute_unleased_bytes_in_cgroup(candidate)
+            bounds.append(candidate.wall - leased - unleased - candidate.overhead)
+        return max(0, min(bounds)) if bounds else None
+
+    def _list_neighbours(self, candidate: Candidate) -> list[Lease]:
+        """Return the leases on a GPU of processes in the cgroup whose limit holds there."""
+        return [lease for lease in self.list_leases(candidate.uuid) if candidate.cgroup in lease.cgroups]
 
 
 def _add_limits(leases: Iterable[Lease], whole: int) -> int:

@@ -257,6 +257,7 @@ class _Acquisition:
             "allocations": as_dict(allocations),
             "parent": parent,
             "overhead": self.gpu_request.overhead,
+            "cgroups": self.gpu_request.cgroups,
         }
         name, _ = create_entry("lease", content, next(iter(directories.values())), self.name)
         return Acquired(allocations, name, self.waited_s)

@@ -14,11 +14,13 @@ class Candidate:
 
     Attributes:
         uuid: The GPU.
-        total: Its memory in bytes.
+        total: The memory of the whole card in bytes.
         need: Bytes the process is limited to. None: it has no limit and takes the whole card.
         user_total: Bytes that all processes of the user may take of it together. None: any.
         min_free: Bytes that must be free before the process starts.
         overhead: Bytes that the process takes beside `need`.
+        wall: Bytes that the driver lets the processes of a cgroup take of it together. None: the process is in none.
+        cgroup: The number of that cgroup. 0: none.
     """
 
     uuid: str
@@ -27,6 +29,13 @@ class Candidate:
     user_total: int | None = None
     min_free: int = 0
     overhead: int = 0
+    wall: int | None = None
+    cgroup: int = 0
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the process shares a bound on the card with other processes of its user, or of its cgroup."""
+        return self.user_total is not None or self.wall is not None
 
 
 @frozen
@@ -39,6 +48,7 @@ class GpuRequest:
         count: How many of them it asks for.
         fixed: It has these GPUs anyway, and only the user's total counts.
         ancestor_leases: Ids of the leases of its ancestors. It cannot wait for these: they may be waiting for it.
+        cgroups: The numbers of the cgroups that it is in. (): the driver limits none of them.
     """
 
     uid: int
@@ -46,6 +56,7 @@ class GpuRequest:
     count: int
     fixed: bool = False
     ancestor_leases: frozenset[str] = frozenset()
+    cgroups: tuple[int, ...] = ()
 
     @property
     def overhead(self) -> int:
@@ -69,17 +80,36 @@ def request_from_plan(
     if not known or len(known) < len(candidates):
         return None
     count = len(known) if plan.choosing is None else plan.choosing.count
-    return GpuRequest(uid, known, count, fixed=plan.choosing is None, ancestor_leases=frozenset(ancestor_leases))
+    walls = [device.device.wall for device in plan.devices or () if device.device is not None]
+    return GpuRequest(
+        uid,
+        known,
+        count,
+        fixed=plan.choosing is None,
+        ancestor_leases=frozenset(ancestor_leases),
+        cgroups=next((wall.chain for wall in walls if wall is not None), ()),
+    )
 
 
 def _make_candidate(planned: PlannedDevice, choosing: AutoChoice | None, overhead: int) -> Candidate | None:
-    if planned.device is None or planned.total is None:
+    device, reported = planned.device, planned.total
+    if device is None or reported is None:
         return None
-    total = planned.total
-    need = planned.limit.on(total) if planned.limit is not None else None
+    need = planned.limit.on(reported) if planned.limit is not None else None
     if need is None and planned.logical_devices:
-        need = sum(size.on(total) or 0 for size in planned.logical_devices)
+        need = sum(size.on(reported) or 0 for size in planned.logical_devices)
+    total = reported if device.card_total is None else device.card_total
     user_total = planned.user_total.on(total) if planned.user_total is not None else None
     least = choosing.min_free.on(total) if choosing is not None and choosing.min_free is not None else 0
     need = None if need is None else min(need, total)
-    return Candidate(planned.device.uuid, total, need, user_total, least or 0, overhead)
+    wall = device.wall
+    return Candidate(
+        device.uuid,
+        total,
+        need,
+        user_total,
+        least or 0,
+        overhead,
+        None if wall is None else wall.limit,
+        0 if wall is None else wall.cgroup_id,
+    )
