@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from tests.policy.values import CARDS, GIB, SUBJECT, make_layer
 from tfenv.policy.budget import Budget, BudgetBook, Claimant, apply_framework_share, list_promises
 from tfenv.policy.merge import merge
-from tfenv.policy.model import DeviceOutcome, EffectivePolicy, Grant, Inventory, MemoryLimit, Plan, PlannedDevice
+from tfenv.policy.model import (
+    DeviceOutcome,
+    EffectivePolicy,
+    Grant,
+    Inventory,
+    MemoryLimit,
+    Plan,
+    PlannedDevice,
+    Wall,
+)
 from tfenv.policy.resolve import resolve
 from tfenv.policy.units import MIB
+from tfenv.values import replace
 
 TITLES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
@@ -202,3 +212,12 @@ def test_together_they_never_pass_the_limit(
         assert bound is not None
         assert total is not None
         assert bound >= total or sum(promise.on(total) or 0 for promise in given) <= bound
+
+
+def test_a_limit_of_the_driver_alone_takes_no_gpu_away() -> None:
+    """It holds for all frameworks of all processes together, and no file says how to divide it."""
+    process = Process(make_policy())
+    walls = [replace(card, wall=Wall(8 * GIB, 0, "/sys/fs/cgroup/a", 7, card.total)) for card in CARDS]
+    process.plan = resolve(process.policy, Grant(("0", "1"), pci_order=True), Inventory(tuple(walls)))
+    expected = [8 * GIB - process.policy.process_overhead] * 2
+    assert [list_sizes(process.open(name)) for name in ("tensorflow", "jax")] == [expected] * 2

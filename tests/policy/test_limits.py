@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.values import CARDS, GIB, NO_NVML, PATHS, list_codes, make_layer, make_origin, pick, pick_name, plan
-from tfenv.policy.model import Allocation, AutoChoice, DeviceRule, MemoryLimit
+from tfenv.policy.model import (
+    DEFAULT_OVERHEAD,
+    Allocation,
+    AutoChoice,
+    DeviceRule,
+    Inventory,
+    MemoryLimit,
+    Plan,
+    PlannedDevice,
+    Wall,
+)
 from tfenv.policy.resolve import NO_GPU
 from tfenv.policy.units import MIB
+from tfenv.values import replace
 
 
 def test_a_limit_is_clamped_to_the_ceiling_of_each_card() -> None:
@@ -148,3 +159,76 @@ def test_memory_total_of_several_layers_is_the_smallest() -> None:
         device.user_total.on(device.device.total) for device in made.devices if device.user_total and device.device
     ]
     assert totals == [16 * GIB, 16 * GIB, 8 * GIB, 8 * GIB]
+
+
+# ---- what the driver keeps
+
+SLICE = "/sys/fs/cgroup/user.slice/user-1000.slice"
+
+
+def build_walls(size: int, *, reported: bool = False) -> Inventory:
+    """The four cards in a cgroup that may take `size` bytes of each."""
+    walls = [Wall(size, 0, SLICE, 7, card.total, (9, 7)) for card in CARDS]
+    totals = [size if reported else card.total for card in CARDS]
+    found = zip(CARDS, walls, totals, strict=True)
+    return Inventory(devices=tuple(replace(card, wall=wall, total=total) for card, wall, total in found))
+
+
+def get_first(made: Plan) -> PlannedDevice:
+    assert made.devices
+    return made.devices[0]
+
+
+def test_a_process_is_limited_below_what_the_driver_allows() -> None:
+    """The framework refuses before the driver does: what a process takes beside its limit counts for the driver."""
+    made = plan(make_layer("project", {"memory_growth": True}), inventory=build_walls(8 * GIB))
+    first = get_first(made)
+    assert first.limit == MemoryLimit(bytes=8 * GIB - DEFAULT_OVERHEAD)
+    assert list(map(str, first.limited_by)) == [f"{SLICE} (hard_limit)"]
+    assert (made.allocator, first.user_total) == ("bfc", None)
+    small = plan(make_layer("project", {"memory_growth": True}), inventory=build_walls(800 * MIB))
+    assert get_first(small).limit == MemoryLimit(bytes=400 * MIB), "half, where the overhead leaves little"
+
+
+def test_a_tighter_limit_stays_below_the_drivers() -> None:
+    """2 GiB stay 2 GiB in a cgroup of 8, and 10 GiB are cut. The record says by what."""
+    two, ten = (make_layer("user", {"memory_limit": MemoryLimit(bytes=size * GIB)}) for size in (2, 10))
+    assert get_first(plan(two, inventory=build_walls(8 * GIB))).limit == MemoryLimit(bytes=2 * GIB)
+    cut = plan(ten, inventory=build_walls(8 * GIB))
+    assert get_first(cut).limit == MemoryLimit(bytes=8 * GIB - DEFAULT_OVERHEAD)
+    assert [(f.code, f.held_by) for f in cut.findings] == [("clamped", f"{SLICE} (hard_limit)")]
+
+
+def test_a_share_is_of_what_cuda_reports_but_a_total_is_of_the_card() -> None:
+    """CUDA reports the limit of a process's own cgroup as the card's memory.
+
+    `memory_total` may be where that limit came from: half of a card of 40 GiB, and not half of the half.
+    """
+    inventory = build_walls(20 * GIB, reported=True)
+    half = MemoryLimit(fraction=0.5)
+    asked = get_first(plan(make_layer("user", {"memory_limit": half}), inventory=inventory))
+    assert (asked.limit, asked.total) == (half, 20 * GIB)
+    total = get_first(plan(make_layer("machine", ceiling={"memory_total": half}), inventory=inventory))
+    assert total.user_total == MemoryLimit(bytes=20 * GIB)
+    assert total.limit == MemoryLimit(bytes=20 * GIB - DEFAULT_OVERHEAD)
+    reached = get_first(plan(make_layer("user", {"memory_limit": half}), inventory=build_walls(20 * GIB)))
+    assert reached.limit == MemoryLimit(bytes=20 * GIB - DEFAULT_OVERHEAD), "half of the card, less the overhead"
+
+
+def test_what_a_cgroups_other_processes_leave_is_said() -> None:
+    """A choice that got less than the limit of its cgroup has the limit that was left."""
+    choosing = make_layer("user", {"visible_devices": AutoChoice(1, when_busy="share")})
+    allocations = (Allocation(CARDS[0].uuid, 3 * GIB, shared=True),)
+    made = plan(choosing, inventory=build_walls(8 * GIB), allocations=allocations)
+    assert get_first(made).limit == MemoryLimit(bytes=3 * GIB)
+    assert "that the cgroup's other processes leave" in made.findings[0].message
+
+
+def test_unlike_cards_in_a_limited_cgroup_are_told_apart() -> None:
+    """Each card has its own limit there, so CUDA is to count as NVML does."""
+    walls = build_walls(8 * GIB)
+    assert plan(make_layer("user", {"memory_growth": True})).devices is None
+    made = plan(make_layer("user", {"memory_growth": True}), inventory=walls)
+    assert made.pci_order
+    assert made.devices is not None
+    assert len(made.devices) == len(CARDS)

@@ -16,6 +16,7 @@ from tfenv.policy.model import (
     MemoryUse,
     Plan,
     PlannedDevice,
+    Wall,
 )
 from tfenv.sharing.choose import (
     choose_gpus,
@@ -310,3 +311,61 @@ def test_what_is_in_the_way_is_named() -> None:
     memory = {"a": MemoryUse(3 * GIB, {812: GIB, 813: 2 * GIB})}
     text = describe_occupancy(Occupancy(memory=memory), {"a": "0"}, {812: "Xorg", 813: "python"}.get)
     assert text == "GPU 0: 3.0 GiB used without a lease (pid 813 python 2.0 GiB, pid 812 Xorg 1.0 GiB)"
+
+
+# ---- a cgroup that the driver limits
+
+SLICE = 77
+OVERHEAD = 1 * GIB
+
+
+def make_walled(need: int, wall: int = 8 * GIB, **more: int) -> GpuRequest:
+    return make_request(need=need, gpus="a", overhead=OVERHEAD, wall=wall, cgroup=SLICE, **more)
+
+
+def make_neighbour(limit: int | None, pid: int = 7, cgroups: tuple[int, ...] = (78, SLICE)) -> Lease:
+    return replace(make_lease("a", limit, uid=ALICE, pid=pid), overhead=OVERHEAD, cgroups=cgroups)
+
+
+def test_what_processes_take_beside_their_limits_counts_in_a_cgroup() -> None:
+    """8 GiB for all: 3 and 1 of one process leave 3 for another that takes 1 beside it."""
+    assert choose(make_walled(3 * GIB), make_neighbour(3 * GIB)) == "a"
+    assert choose(make_walled(3 * GIB + 1), make_neighbour(3 * GIB)) is None
+    assert choose(make_walled(7 * GIB), make_neighbour(3 * GIB, cgroups=(79,))) == "a", "it is in another cgroup"
+    assert choose(make_walled(7 * GIB), make_neighbour(3 * GIB, cgroups=())) == "a"
+    assert choose(make_walled(4 * GIB), make_neighbour(None)) is None, "it may take all of it"
+
+
+def test_what_has_no_lease_counts_in_a_cgroup() -> None:
+    """A program that nobody governs leaves less of it. What leased processes hold is not counted twice."""
+    memory = {"a": MemoryUse(6 * GIB, {7: 2 * GIB, 8: 3 * GIB, 9: 1 * GIB}, walled=5 * GIB)}
+    assert choose(make_walled(1 * GIB), make_neighbour(2 * GIB), memory=memory) == "a"
+    assert choose(make_walled(1 * GIB + 1), make_neighbour(2 * GIB), memory=memory) is None
+    hidden = {"a": MemoryUse(6 * GIB, None, walled=5 * GIB)}
+    assert choose(make_walled(2 * GIB), make_neighbour(2 * GIB), memory=hidden) == "a"
+    assert choose(make_walled(2 * GIB + 1), make_neighbour(2 * GIB), memory=hidden) is None
+    assert needs_unleased_memory(make_walled(5 * GIB), Occupancy(memory=memory))
+
+
+def test_a_process_that_its_cgroup_holds_up_holds_up_nobody_else() -> None:
+    """Others, of other users and outside of the cgroup, take what is free of the card."""
+    waiting = replace(make_walled(7 * GIB), uid=BOB)
+    neighbour = replace(make_neighbour(6 * GIB), uid=BOB)
+    assert choose(make_request(need=8 * GIB, gpus="a"), neighbour, ahead=(waiting,)) == "a"
+
+
+def test_sharing_keeps_the_limit_of_the_cgroup() -> None:
+    """Nobody is promised what the driver would refuse."""
+    (given_,) = share_gpus(make_walled(7 * GIB), Occupancy((make_neighbour(4 * GIB),)))
+    assert given_ == Allocation("a", 2 * GIB)
+
+
+def test_a_request_knows_the_cgroup() -> None:
+    """The card's own size counts among all users, and the driver's limit within the cgroup."""
+    wall = Wall(8 * GIB, 0, "/sys/fs/cgroup/user.slice", SLICE, CARDS[0].total, (78, SLICE))
+    card = replace(CARDS[0], total=8 * GIB, wall=wall)
+    plan = Plan(devices=(PlannedDevice("0", card, MemoryLimit(fraction=0.5), user_total=MemoryLimit(bytes=9 * GIB)),))
+    made = request_from_plan(plan, ALICE)
+    assert made is not None
+    assert made.cgroups == (78, SLICE)
+    assert made.candidates == (Candidate(card.uuid, 40 * GIB, 4 * GIB, 9 * GIB, 0, 0, 8 * GIB, SLICE),)

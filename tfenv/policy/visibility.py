@@ -508,6 +508,7 @@ def sets_pci_order(inputs: PlanInputs, *, governed: bool) -> bool:
         bool(get_device_rules(inputs.policy))
         or mixes_sizes_and_shares(inputs.policy)
         or bool(inputs.policy.list_ceilings("memory_total"))  # leases are by UUID
+        or any(device.wall is not None for device in inputs.inventory.devices or ())
     )
     return inputs.grant.tokens is None and (governed or (by_card and inputs.request is None))
 
