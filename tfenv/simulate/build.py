@@ -70,10 +70,11 @@ def _define_maths(
 # and 2.17.
 _LIBRARIES = (
     _StubLibrary(
-        "libcuda.so.1", ("driver_devices.c", "driver_memory.c", "driver_virtual.c", "driver_work.c", "machine.c")
+        "libcuda.so.1",
+        ("driver_devices.c", "driver_memory.c", "driver_virtual.c", "driver_work.c", "machine.c", "cgroups.c"),
     ),
-    _StubLibrary("libnvidia-ml.so.1", ("nvml.c", "machine.c")),
-    _StubLibrary(PRELOADED, ("preload.c", "machine.c"), ("-ldl",)),
+    _StubLibrary("libnvidia-ml.so.1", ("nvml.c", "machine.c", "cgroups.c")),
+    _StubLibrary(PRELOADED, ("preload.c", "machine.c", "cgroups.c"), ("-ldl",)),
     # CUDA 12
     _define_runtime(12),
     _define_maths("libcublas.so.12"),

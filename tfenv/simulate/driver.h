@@ -1,5 +1,6 @@
 /* What the parts of the stub libcuda.so.1 share, and what the stub CUDA runtime calls in it. */
 #pragma once
+#include "cgroups.h"
 #include "machine.h"
 
 typedef unsigned long long DevicePointer;
@@ -36,6 +37,7 @@ typedef struct Pool Pool; /* stream-ordered memory of a device: driver_memory.c 
 int driver_ready(void);              /* cuInit succeeded in this very process */
 int driver_has(int device);          /* such an ordinal exists */
 int driver_place(int device);        /* ordinal -> GPU of the machine, or MIG instance */
+const CgroupChain *driver_cgroups(void); /* those in which this process opened CUDA */
 Context *driver_context(int device); /* its primary context */
 Context *driver_current(void);       /* the calling thread's context, or NULL */
 int driver_new_handle(void **out);   /* something to point at for streams, events, modules */

@@ -13,6 +13,7 @@ static int initialised_by; /* process id, or 0: not yet */
 static int device_count;
 static int place_of[MAX_GPUS]; /* CUDA ordinal -> GPU of the machine, or MIG instance */
 static Context contexts[MAX_GPUS];
+static CgroupChain cgroups;
 static __thread Context *current;
 static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -20,6 +21,7 @@ static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
 int driver_ready(void) { return initialised_by && initialised_by == getpid(); }
 int driver_has(int device) { return driver_ready() && device >= 0 && device < device_count; }
 int driver_place(int device) { return place_of[device]; }
+const CgroupChain *driver_cgroups(void) { return &cgroups; }
 Context *driver_context(int device) { return &contexts[device]; }
 Context *driver_current(void) { return current; }
 int driver_new_handle(void **out) {
@@ -165,6 +167,10 @@ static int initialise(void) {
   result = initialised_by ? NOT_INITIALIZED : select_devices(); /* the former in a child of who opened it */
   log = log_open();
   log_write(log, "cuInit", -1, initialised_by ? 0 : (Bytes)device_count, 0, "cuInit");
+  if (!result && cgroups_backend(0) != NO_BACKEND) {
+    cgroups = cgroups_own_chain();
+    cgroups_join(log, &cgroups);
+  }
   log_close(log);
   if (result) return result;
   for (int device = 0; device < device_count; device++) contexts[device].device = device;

@@ -1,6 +1,7 @@
 /* Stub libcuda.so.1, part two: memory. "Device memory" is host memory that the kernel commits only
  * where it is touched, so 80 GiB cost nothing. Copies are memcpy. Each allocation is written down. */
 #define _GNU_SOURCE
+#include "cgroups.h"
 #include "driver.h"
 
 #include <pthread.h>
@@ -17,6 +18,7 @@ typedef struct Block {
   Bytes size;
   int device;
   int mapped; /* physical memory of driver_virtual.c, which is counted there */
+  int managed;
 } Block;
 
 static Block *blocks;
@@ -57,6 +59,11 @@ static Bytes free_on(int device, const Others *others) {
   return taken < total ? total - taken : 0;
 }
 
+/* Tells whether the card has so much left, and every limit for a cgroup that this process is in. */
+static int fits(Bytes size, int device, const Others *others) {
+  return size <= free_on(device, others) && size <= cgroups_room(others->place, driver_cgroups());
+}
+
 /* Reserves `size` bytes of address space. Returns 0 when the host cannot. */
 static DevicePointer reserve(Bytes size) {
   void *start = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -64,10 +71,10 @@ static DevicePointer reserve(Bytes size) {
   return start == MAP_FAILED ? 0 : (DevicePointer)start;
 }
 
-static void add_block(DevicePointer start, Bytes size, int device, int mapped) {
+static void add_block(DevicePointer start, Bytes size, int device, int mapped, int managed) {
   Block *block = malloc(sizeof *block);
   if (!block) abort();
-  *block = (Block){blocks, start, size, device, mapped};
+  *block = (Block){blocks, start, size, device, mapped, managed};
   blocks = block;
 }
 
@@ -79,10 +86,10 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
   pthread_mutex_lock(&memory_lock);
   log = log_open();
   others = others_on(device);
-  if (managed || size <= free_on(device, &others)) /* managed memory may exceed the GPU's */
+  if (managed || fits(size, device, &others)) /* managed memory may exceed the GPU's */
     start = reserve(size);
   if (start) {
-    add_block(start, size, device, 0);
+    add_block(start, size, device, 0, managed);
     used[device] += size;
   }
   log_write(log, start ? "alloc" : "oom", driver_place(device), size, held_on(device, &others), call);
@@ -96,16 +103,16 @@ static int allocate(DevicePointer *out, Bytes size, int device, const char *call
 /* Takes memory of a device that no address leads to, and writes it down. */
 static int take(Bytes *account, int device, Bytes size, const char *operation, const char *call) {
   Others others;
-  int log, fits;
+  int log, taken;
   pthread_mutex_lock(&memory_lock);
   log = log_open();
   others = others_on(device);
-  fits = size <= free_on(device, &others);
-  if (fits) *account += size;
-  log_write(log, fits ? operation : "oom", driver_place(device), size, held_on(device, &others), call);
+  taken = fits(size, device, &others);
+  if (taken) *account += size;
+  log_write(log, taken ? operation : "oom", driver_place(device), size, held_on(device, &others), call);
   log_close(log);
   pthread_mutex_unlock(&memory_lock);
-  return fits ? SUCCESS : OUT_OF_MEMORY;
+  return taken ? SUCCESS : OUT_OF_MEMORY;
 }
 
 static void give_back(Bytes *account, int device, Bytes size, const char *operation, const char *call) {
@@ -138,7 +145,7 @@ void memory_give_back(int device, Bytes size, const char *call) {
 
 void memory_map(DevicePointer start, Bytes size, int device) {
   pthread_mutex_lock(&memory_lock);
-  add_block(start, size, device, 1);
+  add_block(start, size, device, 1, 0);
   pthread_mutex_unlock(&memory_lock);
 }
 
@@ -165,7 +172,8 @@ static int release(DevicePointer start, const char *call) {
     used[block->device] -= block->size;
     log = log_open();
     others = others_on(block->device);
-    log_write(log, "free", driver_place(block->device), block->size, held_on(block->device, &others), call);
+    log_write(log, "free", driver_place(block->device), block->size, held_on(block->device, &others),
+              block->managed ? MANAGED_FREE : call);
     log_close(log);
     munmap((void *)start, block->size);
     free(block);
@@ -192,14 +200,20 @@ static Block block_around(DevicePointer address) {
 
 /* ---- allocate and free */
 
+/* Where this process's own cgroup has a limit, that is the total. */
 API int cuMemGetInfo_v2(size_t *available, size_t *total) {
   Others others;
+  Bytes limit, room;
   if (!driver_current()) return INVALID_CONTEXT;
   others = others_on(driver_current()->device);
+  limit = cgroups_reported(others.place, driver_cgroups());
+  room = limit == UNLIMITED ? limit : cgroups_room(others.place, driver_cgroups());
   *total = machine_usable(others.place);
+  if (limit < *total) *total = limit;
   pthread_mutex_lock(&memory_lock);
   *available = free_on(driver_current()->device, &others);
   pthread_mutex_unlock(&memory_lock);
+  if (room < *available) *available = room;
   return SUCCESS;
 }
 
@@ -210,7 +224,7 @@ API int cuMemAlloc_v2(DevicePointer *out, size_t size) {
 
 API int cuMemAllocManaged(DevicePointer *out, size_t size) {
   if (!driver_current()) return INVALID_CONTEXT;
-  return allocate(out, size, driver_current()->device, "cuMemAllocManaged", 1);
+  return allocate(out, size, driver_current()->device, MANAGED_ALLOC, 1);
 }
 
 API int cuMemFree_v2(DevicePointer start) { return release(start, "cuMemFree"); }

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from tfenv.values import frozen, replace
 
-Operation = Literal["cuInit", "context", "closed", "alloc", "free", "oom", "threshold"]
+Operation = Literal["cuInit", "context", "closed", "alloc", "free", "oom", "threshold", "cgroup", "limit"]
 
 
 @frozen
@@ -22,10 +22,11 @@ class DriverRequest:
         pid: The process that asked.
         op: "cuInit", "alloc", "free". "oom": an allocation that was refused. "threshold": what a memory
             pool may keep. "context" and "closed": what the context of a process takes and gives back.
+            "cgroup": a cgroup that the process is in. "limit": what a cgroup is limited to.
         gpu: Number of the GPU in the machine, not CUDA's ordinal. -1 for cuInit.
         bytes: Size. For cuInit the number of GPUs the process sees.
-        held: Bytes that all live simulated processes together hold on the GPU after the request.
-        call: The driver's function: "cuMemAlloc".
+        held: Bytes that all live simulated processes together hold on the GPU after the request. The soft limit.
+        call: The driver's function: "cuMemAlloc". Of a cgroup or a limit, the cgroup's number in the kernel.
         instance: Number of the MIG instance. -1: the whole GPU.
     """
 

@@ -37,6 +37,8 @@ class SimulatedGpu:
         instances: Memory in bytes of its MIG instances. () when it is not split.
         reserved: Bytes of its memory that the driver keeps for itself. CUDA gives the rest.
         context: Bytes that each process takes by opening it.
+        cgroup_limits: Who keeps limits for cgroups: "none", as with older drivers, "dmem" (the kernel), "dmem/2" (down
+            to that depth of cgroups) or "misc" (the driver). It is one answer for all GPUs of a machine.
     """
 
     memory: int
@@ -47,8 +49,11 @@ class SimulatedGpu:
     instances: tuple[int, ...] = ()
     reserved: int = 0
     context: int = 0
+    cgroup_limits: str = "none"
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"none|misc|dmem(/\d{1,2})?", self.cgroup_limits, re.ASCII):
+            raise ValueError(f'"{self.cgroup_limits}" is no way to keep limits for cgroups; write "dmem" or "misc"')
         if self.memory < MIB:
             raise ValueError(f"a simulated GPU needs at least 1 MiB, not {self.memory} bytes")
         if not re.fullmatch(r"\d{1,2}\.\d", self.capability, re.ASCII):
@@ -189,6 +194,7 @@ def _encode_gpus(gpus: Sequence[SimulatedGpu]) -> str:
         "capability": [gpu.capability for gpu in gpus],
         "multiprocessors": [str(gpu.multiprocessors) for gpu in gpus],
         "utilisation": [str(gpu.utilisation) for gpu in gpus],
+        "cgroup_limits": [gpu.cgroup_limits for gpu in gpus],
         "mig": ["+".join(str(size // MIB) for size in gpu.instances) or "0" for gpu in gpus],
     }
     return ",".join([f"count={len(gpus)}", *(f"{key}={':'.join(values)}" for key, values in columns.items())])

@@ -1,7 +1,7 @@
 /* The simulated machine (see machine.h): settings from the environment, memory held by the
  * processes in the log and in the list of other users' processes, and the log itself. */
 #define _GNU_SOURCE
-#include "machine.h"
+#include "cgroups.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +36,7 @@ static const char *find_value(const char *key) {
 }
 
 /* Copies the value of `key` for one GPU to `out`: its item of the list, or the last item. */
-static void read_setting(const char *key, int gpu, const char *fallback, char out[SETTING_TEXT]) {
+void machine_setting(const char *key, int gpu, const char *fallback, char out[SETTING_TEXT]) {
   const char *value = find_value(key);
   size_t length;
   if (!value) value = fallback;
@@ -52,7 +52,7 @@ static void read_setting(const char *key, int gpu, const char *fallback, char ou
 
 static long long read_number(const char *key, int gpu, const char *fallback) {
   char text[SETTING_TEXT];
-  read_setting(key, gpu, fallback, text);
+  machine_setting(key, gpu, fallback, text);
   return strtoll(text, NULL, 10);
 }
 
@@ -62,11 +62,14 @@ int machine_gpus(void) {
   return count > MAX_GPUS ? MAX_GPUS : (int)count;
 }
 
-int machine_driver_version(void) { return (int)read_number("driver", 0, "13000"); }
+/* Limits for cgroups came with CUDA 13.4. */
+int machine_driver_version(void) {
+  return (int)read_number("driver", 0, cgroups_backend(0) == NO_BACKEND ? "13000" : "13040");
+}
 int machine_error(const char *key, int gpu) { return (int)read_number(key, gpu, "0"); }
 void machine_driver_release(char *out, size_t room) {
   char text[SETTING_TEXT];
-  read_setting("release", 0, "580.00.00", text);
+  machine_setting("release", 0, cgroups_backend(0) == NO_BACKEND ? "580.00.00" : "615.00.00", text);
   snprintf(out, room, "%s", text);
 }
 
@@ -80,7 +83,7 @@ int machine_instance_of(int place) { return place < MAX_GPUS ? -1 : (place - MAX
 static int read_instances(int gpu, Bytes out[MAX_INSTANCES]) {
   char text[SETTING_TEXT], *rest = text, *item;
   int count = 0;
-  read_setting("mig", gpu, "0", text);
+  machine_setting("mig", gpu, "0", text);
   while ((item = strsep(&rest, "+")) && count < MAX_INSTANCES) {
     out[count] = strtoull(item, NULL, 10) * MIB;
     if (out[count]) count++;
@@ -122,7 +125,7 @@ int machine_pci_bus(int place) { return machine_gpu_of(place) + 1; }
 void machine_name(int place, char *out, size_t room) {
   char text[SETTING_TEXT];
   int gpu = machine_gpu_of(place);
-  read_setting("name", gpu, "Simulated GPU", text);
+  machine_setting("name", gpu, "Simulated GPU", text);
   if (place < MAX_GPUS) {
     snprintf(out, room, "%s", text);
     return;
@@ -134,7 +137,7 @@ void machine_name(int place, char *out, size_t room) {
 
 void machine_capability(int place, int *major, int *minor) {
   char text[SETTING_TEXT];
-  read_setting("capability", machine_gpu_of(place), "8.0", text);
+  machine_setting("capability", machine_gpu_of(place), "8.0", text);
   *major = *minor = 0;
   sscanf(text, "%d.%d", major, minor);
 }
@@ -178,14 +181,15 @@ static Holding *holding_of(int pid, int place) {
     account.items = realloc(account.items, account.room * sizeof *account.items);
     if (!account.items) abort();
   }
-  account.items[account.count] = (Holding){place, pid, 0, 0};
+  account.items[account.count] = (Holding){place, pid, 0, 0, 0};
   return &account.items[account.count++];
 }
 
 /* Forgets what a process holds: one that opens CUDA starts with nothing, whoever had its number before. */
 static void forget_process(int pid) {
   for (size_t i = 0; i < account.count; i++)
-    if (account.items[i].pid == pid) account.items[i].bytes = 0;
+    if (account.items[i].pid == pid) account.items[i].bytes = account.items[i].managed = 0;
+  cgroups_forget_process(pid);
 }
 
 static void take_record(const char *line) {
@@ -199,6 +203,8 @@ static void take_record(const char *line) {
   if (!strcmp(operation, "cuInit")) forget_process(pid);
   if (!strcmp(operation, "alloc") || !strcmp(operation, "context")) holding_of(pid, place)->bytes += bytes;
   if (!strcmp(operation, "free") || !strcmp(operation, "closed")) holding_of(pid, place)->bytes -= bytes;
+  if (strstr(line, MANAGED_ALLOC)) holding_of(pid, place)->managed += strcmp(operation, "alloc") ? 0 : bytes;
+  if (strstr(line, MANAGED_FREE)) holding_of(pid, place)->managed -= bytes;
 }
 
 static void read_log(void) {
@@ -213,6 +219,7 @@ static void read_log(void) {
     while (fgets(line, sizeof line, log) && strchr(line, '\n')) {
       account.offset += (long)strlen(line);
       take_record(line);
+      cgroups_take_record(line);
     }
   fclose(log);
 }

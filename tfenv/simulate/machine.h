@@ -6,7 +6,7 @@
  *   TFGPU_SIMULATE            "count=2,memory_mib=24576:81920,name=NVIDIA A100". Keys: count,
  *                             memory_mib, reserved_mib (of it, what the driver keeps for itself),
  *                             context_mib (what a process takes by opening a GPU), name, capability (8.0),
- *                             multiprocessors (108), utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
+ *                             multiprocessors (108), cgroup_limits (cgroups.h), utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
  *                             by '+', or 0: MIG is off), driver (13000), release (580.00.00). And what NVML
  *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
  *                             to all questions about a GPU, memory_error and processes_error to
@@ -48,6 +48,7 @@ int machine_instance_of(int place); /* -1: a whole GPU */
 int machine_driver_version(void);
 void machine_driver_release(char *out, size_t room);
 int machine_error(const char *key, int gpu); /* 0: none */
+void machine_setting(const char *key, int gpu, const char *fallback, char out[SETTING_TEXT]);
 Bytes machine_memory(int place);   /* as NVML tells it */
 Bytes machine_reserved(int place); /* of it, what the driver keeps. A MIG instance has none of its own */
 Bytes machine_usable(int place);   /* the rest, which CUDA can give */
@@ -65,8 +66,13 @@ typedef struct {
   int place;
   int pid;
   long long bytes;
-  int listed; /* 1: a line of TFGPU_SIMULATE_PROCESSES. 0: a live process in TFGPU_SIMULATE_LOG */
+  int listed;        /* 1: a line of TFGPU_SIMULATE_PROCESSES. 0: a live process in TFGPU_SIMULATE_LOG */
+  long long managed; /* of the bytes, managed memory */
 } Holding;
+
+/* The log's names of what takes and frees managed memory. CUDA has no function of the second name. */
+#define MANAGED_ALLOC "cuMemAllocManaged"
+#define MANAGED_FREE "cuMemFreeManaged"
 
 /* Calls `visit` for everything that somebody holds now. */
 void machine_each_holding(void (*visit)(void *context, const Holding *holding), void *context);

@@ -2,16 +2,17 @@
  * sees every GPU, whatever CUDA_VISIBLE_DEVICES says. Memory in use is what live processes in the log
  * hold and what the list of other users' processes says. */
 #define _GNU_SOURCE
-#include "machine.h"
+#include "cgroups.h"
 
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
-  SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-  INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, VERSION_MISMATCH = 18
+  SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
+  INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, FUNCTION_NOT_FOUND = 13, GPU_IS_LOST = 15, VERSION_MISMATCH = 18
 };
 
 typedef struct {
@@ -92,9 +93,11 @@ API const char *nvmlErrorString(int result) {
     case UNINITIALIZED: return "Uninitialized";
     case INVALID_ARGUMENT: return "Invalid Argument";
     case NOT_SUPPORTED: return "Not Supported";
+    case NO_PERMISSION: return "Insufficient Permissions";
     case NOT_FOUND: return "Not Found";
     case INSUFFICIENT_SIZE: return "Insufficient Size";
     case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case FUNCTION_NOT_FOUND: return "Function Not Found";
     case GPU_IS_LOST: return "GPU is lost";
     case VERSION_MISMATCH: return "Driver/library version mismatch";
     default: return "Unknown Error";
@@ -287,7 +290,7 @@ static void find_usage(int place, Usage *usage) {
   machine_each_holding(add_holding, usage);
 }
 
-API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
+static int read_card(void *handle, Memory2 *memory) {
   Usage usage;
   Bytes usable;
   int result = check(handle);
@@ -305,10 +308,26 @@ API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
   return SUCCESS;
 }
 
-/* The first version counts what is reserved as used. */
+/* Where the caller's own cgroup has a limit, that is the total. */
+API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
+  CgroupChain chain;
+  Bytes limit, room;
+  int result = read_card(handle, memory), place = place_of(handle);
+  if (result || place >= MAX_GPUS || cgroups_backend(place) == NO_BACKEND) return result;
+  chain = cgroups_own_chain();
+  limit = cgroups_reported(place, &chain);
+  if (limit >= memory->total) return SUCCESS;
+  room = cgroups_room(place, &chain);
+  memory->total = limit;
+  memory->used = cgroups_used(place, chain.ids[0]);
+  if (room < memory->free) memory->free = room;
+  return SUCCESS;
+}
+
+/* The first version counts what is reserved as used, and knows nothing of cgroups. */
 API int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
   Memory2 second;
-  int result = nvmlDeviceGetMemoryInfo_v2(handle, &second);
+  int result = read_card(handle, &second);
   if (!result) *memory = (Memory){second.total, second.free, second.used + second.reserved};
   return result;
 }
@@ -352,3 +371,59 @@ API int nvmlDeviceGetComputeRunningProcesses(void *handle, unsigned *count, Proc
 
 NUMBER(nvmlDeviceGetGraphicsRunningProcesses_v3, 0)
 NUMBER(nvmlDeviceGetMPSComputeRunningProcesses_v3, 0)
+
+/* ---- limits for cgroups */
+
+typedef struct {
+  const char *cgroup;
+  Bytes soft, hard;
+} NewLimits;
+typedef struct {
+  const char *cgroup;
+  Bytes soft, hard, used;
+} CurrentLimits;
+
+static void ignore_holding(void *context UNUSED, const Holding *holding UNUSED) {}
+static void read_log_to_its_end(void) { machine_each_holding(ignore_holding, NULL); }
+
+/* Finds a cgroup, and says why its limits on a GPU can be neither set nor read. */
+static int find_cgroup(void *handle, const char *path, CgroupChain *out) {
+  int result = check(handle);
+  if (result) return result;
+  if (cgroups_backend(gpu_of(handle)) == NO_BACKEND) return FUNCTION_NOT_FOUND;
+  if (machine_instances(gpu_of(handle)) || !getenv("TFGPU_SIMULATE_LOG")) return NOT_SUPPORTED;
+  if (cgroups_depth(path) < 0) return INVALID_ARGUMENT;
+  *out = cgroups_chain_of(path);
+  read_log_to_its_end();
+  return out->count ? SUCCESS : NOT_FOUND;
+}
+
+API int nvmlDeviceSetMemoryLimits_v1(void *handle, const NewLimits *limits) {
+  CgroupChain chain;
+  int result = find_cgroup(handle, limits->cgroup, &chain), log;
+  if (result) return result;
+  if (geteuid()) return NO_PERMISSION;
+  if (limits->soft > limits->hard) return INVALID_ARGUMENT;
+  if (cgroups_backend(gpu_of(handle)) == DMEM ? !chain.counted[0] : !cgroups_depth(limits->cgroup)) return NOT_FOUND;
+  log = log_open();
+  cgroups_set_limits(log, gpu_of(handle), chain.ids[0], (CgroupLimits){limits->soft, limits->hard});
+  log_close(log);
+  return SUCCESS;
+}
+
+/* Under dmem a cgroup without the kernel's files has what is set for the nearest one above that has them. */
+API int nvmlDeviceGetMemoryLimits_v1(void *handle, CurrentLimits *limits) {
+  CgroupChain chain;
+  CgroupLimits found;
+  int gpu = gpu_of(handle), place = 0, result = find_cgroup(handle, limits->cgroup, &chain);
+  if (result) return result;
+  if (cgroups_backend(gpu) == MISC) place = cgroups_nearest_limited(gpu, &chain);
+  else
+    while (place < chain.count - 1 && !chain.counted[place]) place++;
+  if (place < 0) return NOT_SUPPORTED;
+  found = cgroups_limits(gpu, chain.ids[place]);
+  limits->soft = found.soft;
+  limits->hard = found.hard;
+  limits->used = cgroups_used(gpu, chain.ids[place]);
+  return SUCCESS;
+}

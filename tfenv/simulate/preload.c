@@ -1,23 +1,29 @@
-/* Preloaded into every simulated process. It does two things, both when a program asks for a file by its name.
+/* Preloaded into every simulated process. It does three things, all when a program asks for a file by its name.
  *
  * JAX does not try CUDA unless there is /dev/nvidia0 or /dev/nvidiactl. Where there are simulated GPUs, they are there.
  * Nobody can open them.
  *
  * PyTorch and JAX may have NVIDIA's libraries beside them, and load those by their paths or by a DT_RPATH, which comes
  * before LD_LIBRARY_PATH. But who asks for a library by its name gets the one that was loaded first. So when Python looks
- * for PyTorch or for JAX's plugin, the stub libraries are loaded. They stay out of the global scope. */
+ * for PyTorch or for JAX's plugin, the stub libraries are loaded. They stay out of the global scope.
+ *
+ * Where the kernel counts memory for cgroups ("dmem"), it has files for that, which the kernel here may not have. */
 #define _GNU_SOURCE
-#include "machine.h"
+#include "cgroups.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 /* ---- the stub libraries, before others of their names */
 
@@ -56,11 +62,40 @@ static int is_simulated(const char *path) {
   return (!strcmp(path, "/dev/nvidiactl") || !strcmp(path, "/dev/nvidia0")) && machine_gpus() > 0;
 }
 
-static int describe(struct stat *out) {
+/* ---- the kernel's files for limits of cgroups */
+
+static const char CAPACITY[] = "/sys/fs/cgroup/dmem.capacity";
+
+static int is_kernel_file(const char *path) {
+  char cgroup[PATH_MAX];
+  if (strncmp(path, "/sys/fs/cgroup/", 15) || cgroups_backend(0) != DMEM) return 0;
+  if (!strcmp(path, CAPACITY)) return 1;
+  if (!ends_with(path, "/dmem.max") || strlen(path) >= sizeof cgroup) return 0;
+  strcpy(cgroup, path);
+  *strrchr(cgroup, '/') = '\0';
+  return cgroups_has_kernel_files(cgroup) && !access(cgroup, F_OK);
+}
+
+/* Returns a file that says how much memory the kernel counts of each GPU. */
+static int open_capacity(void) {
+  char line[96];
+  int file = memfd_create("dmem.capacity", MFD_CLOEXEC);
+  for (int gpu = 0; file >= 0 && gpu < machine_gpus(); gpu++) {
+    int length = snprintf(line, sizeof line, "nvidia/0000:%02x:00.0/vidmem %llu\n", (unsigned)machine_pci_bus(gpu),
+                          machine_memory(gpu));
+    if (write(file, line, (size_t)length) != length) break;
+  }
+  if (file >= 0) lseek(file, 0, SEEK_SET);
+  return file;
+}
+
+/* ---- what stat says of them */
+
+static int describe(const char *path, struct stat *out) {
   enum { NVIDIA = 195, CONTROL = 255 };
   memset(out, 0, sizeof *out);
-  out->st_mode = S_IFCHR | 0666;
-  out->st_rdev = makedev(NVIDIA, CONTROL);
+  out->st_mode = is_simulated(path) ? S_IFCHR | 0666 : S_IFREG | 0644;
+  out->st_rdev = is_simulated(path) ? makedev(NVIDIA, CONTROL) : 0;
   out->st_nlink = 1;
   return 0;
 }
@@ -71,7 +106,8 @@ static int describe(struct stat *out) {
   API int name parameters;                                \
   int name parameters {                                   \
     static int (*next) parameters;                        \
-    if (is_simulated(path)) return describe((void *)out); \
+    if (is_simulated(path) || is_kernel_file(path))       \
+      return describe(path, (void *)out);                 \
     load_stubs_before(path);                              \
     if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name); \
     return next arguments;                                \
@@ -80,3 +116,23 @@ INTERPOSE(stat, (const char *restrict path, struct stat *restrict out), (path, o
 INTERPOSE(stat64, (const char *restrict path, struct stat64 *restrict out), (path, out))
 INTERPOSE(__xstat, (int version, const char *path, struct stat *out), (version, path, out))
 INTERPOSE(__xstat64, (int version, const char *path, struct stat64 *out), (version, path, out))
+
+/* ---- open, likewise */
+
+enum { MAKES_FILE = O_CREAT | (O_TMPFILE & ~O_DIRECTORY) };
+
+#define INTERPOSE_OPEN(name)                                          \
+  API int name(const char *path, int flags, ...);                     \
+  int name(const char *path, int flags, ...) {                        \
+    static int (*next)(const char *, int, ...);                       \
+    va_list rest;                                                     \
+    va_start(rest, flags);                                            \
+    mode_t mode = flags & MAKES_FILE ? va_arg(rest, mode_t) : 0;      \
+    va_end(rest);                                                     \
+    if (!strcmp(path, CAPACITY) && cgroups_backend(0) == DMEM)        \
+      return open_capacity();                                         \
+    if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name);             \
+    return next(path, flags, mode);                                   \
+  }
+INTERPOSE_OPEN(open)
+INTERPOSE_OPEN(open64)
