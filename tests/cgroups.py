@@ -32,7 +32,8 @@ set -e
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir /sys/fs/cgroup/"$1"
 echo $$ > /sys/fs/cgroup/"$1"/cgroup.procs
-exec unshare --cgroup -- sh -ec 'umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; echo ready; read -r _ || :'
+exec unshare --cgroup -- sh -ec '
+umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; echo ready; read -r _ || :'
 """
 _REMOVE = """
 mount -t cgroup2 none /sys/fs/cgroup
@@ -92,7 +93,7 @@ class CgroupMachine:
             more: As for Popen.
         """
         enter = self._make_entrance(cgroup, uid, os.fspath(cwd))
-        return subprocess.Popen(list(map(os.fspath, command)), text=True, env=env, preexec_fn=enter, **more)  # noqa: PLW1509
+        return subprocess.Popen([os.fspath(word) for word in command], text=True, env=env, preexec_fn=enter, **more)  # noqa: PLW1509
 
     def run(self, command: Sequence[str | os.PathLike[str]], **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a process there to its end. The arguments are those of `start`."""
