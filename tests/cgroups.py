@@ -33,7 +33,11 @@ mount -t cgroup2 none /sys/fs/cgroup
 mkdir /sys/fs/cgroup/"$1"
 echo $$ > /sys/fs/cgroup/"$1"/cgroup.procs
 exec unshare --cgroup -- sh -ec '
-umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; echo ready; read -r _ || :'
+    umount /sys/fs/cgroup
+    mount -t cgroup2 none /sys/fs/cgroup
+    echo ready
+    read -r _ || :
+'
 """
 _REMOVE = """
 mount -t cgroup2 none /sys/fs/cgroup
@@ -120,10 +124,15 @@ class CgroupMachine:
 
 
 @contextmanager
-def open_cgroups() -> Iterator[CgroupMachine]:
-    """Yield namespaces with cgroup v2 at /sys/fs/cgroup. Kill what still runs in them at the end."""
+def open_cgroups(inside: int | None = None) -> Iterator[CgroupMachine]:
+    """Yield namespaces with cgroup v2 at /sys/fs/cgroup. Kill what still runs in them at the end.
+
+    Args:
+        inside: Pid of a process whose mount namespace has the other files. None: those of the machine.
+    """
     name = f"tfgpu-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    command = ["unshare", "--mount", "--propagation", "private", "--", "sh"]
+    enter = [] if inside is None else ["nsenter", f"--mount=/proc/{inside}/ns/mnt"]
+    command = [*enter, "unshare", "--mount", "--propagation", "private", "--", "sh"]
     with subprocess.Popen(
         [*command, "-c", _KEEP, "sh", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as keeper:
