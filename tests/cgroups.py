@@ -32,7 +32,12 @@ set -e
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir /sys/fs/cgroup/"$1"
 echo $$ > /sys/fs/cgroup/"$1"/cgroup.procs
-exec unshare --cgroup -- sh -ec 'umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; echo ready; read -r _ || :'
+exec unshare --cgroup -- sh -ec '
+    umount /sys/fs/cgroup
+    mount -t cgroup2 none /sys/fs/cgroup
+    echo ready
+    read -r _ || :
+'
 """
 _REMOVE = """
 mount -t cgroup2 none /sys/fs/cgroup
@@ -92,7 +97,7 @@ class CgroupMachine:
             more: As for Popen.
         """
         enter = self._make_entrance(cgroup, uid, os.fspath(cwd))
-        return subprocess.Popen(list(map(os.fspath, command)), text=True, env=env, preexec_fn=enter, **more)  # noqa: PLW1509
+        return subprocess.Popen([os.fspath(word) for word in command], text=True, env=env, preexec_fn=enter, **more)  # noqa: PLW1509
 
     def run(self, command: Sequence[str | os.PathLike[str]], **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a process there to its end. The arguments are those of `start`."""
@@ -119,10 +124,15 @@ class CgroupMachine:
 
 
 @contextmanager
-def open_cgroups() -> Iterator[CgroupMachine]:
-    """Yield namespaces with cgroup v2 at /sys/fs/cgroup. Kill what still runs in them at the end."""
+def open_cgroups(inside: int | None = None) -> Iterator[CgroupMachine]:
+    """Yield namespaces with cgroup v2 at /sys/fs/cgroup. Kill what still runs in them at the end.
+
+    Args:
+        inside: Pid of a process whose mount namespace has the other files. None: those of the machine.
+    """
     name = f"tfgpu-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    command = ["unshare", "--mount", "--propagation", "private", "--", "sh"]
+    enter = [] if inside is None else ["nsenter", f"--mount=/proc/{inside}/ns/mnt"]
+    command = [*enter, "unshare", "--mount", "--propagation", "private", "--", "sh"]
     with subprocess.Popen(
         [*command, "-c", _KEEP, "sh", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as keeper:

@@ -100,8 +100,8 @@ def test_memory_of_other_programs_is_on_the_machine(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--gpus", "2x1GiB"), "has its GPUs already; leave out --gpus, --reserved and --context"),
-        (("--context", "5MiB"), "has its GPUs already; leave out --gpus, --reserved and --context"),
+        (("--gpus", "2x1GiB"), "has its GPUs already; leave out --gpus, --reserved, --context and --cgroup-limits"),
+        (("--context", "5MiB"), "has its GPUs already; leave out --gpus, --reserved, --context and --cgroup-limits"),
         (("--log", "/tmp/log"), "--log: not allowed with argument --shared"),
     ],
 )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         "policy_disabled",
         "policy_changed",
         "policy_ended",
+        "wall_changed",
     ]
     Level = Literal["info", "warning", "error"]
 
@@ -64,8 +65,8 @@ _ORDER = (
     "timestamp", "event", "level", "host", "user", "uid", "groups", "pid", "ppid", "start_ticks", "script",
     "python", "framework", "framework_version", "project", "status", "entry_point", "on_error", "visible",
     "launcher", "grant", "devices", "limit_bytes", "limit_fraction", "share", "growth", "repeats", "choice", "cut",
-    "asked", "given", "would_clamp", "changes", "policy_revision", "exceptions", "sources", "findings", "job",
-    "duration_ms", "lost", "truncated", "dropped",
+    "asked", "given", "would_clamp", "cgroup", "limited_user", "backend", "cgroup_limits", "changes",
+    "policy_revision", "exceptions", "sources", "findings", "job", "duration_ms", "lost", "truncated", "dropped",
 )  # fmt: skip
 _SECONDS_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
@@ -302,6 +303,31 @@ def make_ended_record(
         for device, peak in devices
     ]
     return _make_record("policy_ended", context, {"devices": described}, (), duration_ms)
+
+
+def make_wall_record(
+    context: RecordContext,
+    cgroup: str,
+    user: str | None,
+    backend: str,
+    limits: Iterable[tuple[str, int | None, int | None]],
+) -> AuditRecord:
+    """Make the record `wall_changed`: the driver keeps other limits for a cgroup from now on.
+
+    Args:
+        context: Of the process that set them.
+        cgroup: Its full path.
+        user: Whose policy says so. None: they were given by hand.
+        backend: Who counts, "dmem" or "misc".
+        limits: UUID of each GPU that changed, and its limit in bytes before and after. None: no limit.
+    """
+    fields = {
+        "cgroup": cgroup,
+        **({} if user is None else {"limited_user": user}),
+        "backend": backend,
+        "cgroup_limits": [{"uuid": uuid, "before_bytes": old, "after_bytes": new} for uuid, old, new in limits],
+    }
+    return _make_record("wall_changed", context, fields, ())
 
 
 def _make_record(
@@ -562,6 +588,7 @@ _SHRINKING: tuple[tuple[Any, ...], ...] = (
     (_keep_first, "groups", 16),
     (_keep_first, "grant", 16),
     (_keep_first, "devices", 8),
+    (_keep_first, "cgroup_limits", 32),
     (_clip_entries, "devices", 64),
     (_keep_first, "would_clamp", 8),
     (_clip_entries, "would_clamp", 128),

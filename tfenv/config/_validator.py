@@ -260,6 +260,13 @@ def validate_urn_tfenv_schema_tfgpu_1(data, custom_formats={}, name_prefix=None)
                             raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.revision must be longer than or equal to 1 characters")
                         if data__machine__revision_len > 64:
                             raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.revision must be shorter than or equal to 64 characters")
+                if "wall" in data__machine_keys:
+                    data__machine_keys.remove("wall")
+                    data__machine__wall = data__machine["wall"]
+                    if not isinstance(data__machine__wall, (str)):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.wall must be string")
+                    if not (isinstance(data__machine__wall, str) and data__machine__wall == 'auto' or isinstance(data__machine__wall, str) and data__machine__wall == 'off'):
+                        raise JsonSchemaValueException("" + (name_prefix or "data") + ".machine.wall must be one of ['auto', 'off']")
                 if "shards_per_gpu" in data__machine_keys:
                     data__machine_keys.remove("shards_per_gpu")
                     data__machine__shardspergpu = data__machine["shards_per_gpu"]

@@ -168,6 +168,14 @@ def read_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | 
     return CgroupLimits(int(limits.softLimit), None if unlimited else hard, int(limits.currentUsed))
 
 
+def read_own_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | None:
+    """Return the limits that are set on a cgroup itself, and not on one above it. None: none are."""
+    if _counts_in_kernel():
+        return read_limits(pynvml, handle, cgroup) if is_counted_by_kernel(cgroup) else None
+    found = read_limits(pynvml, handle, cgroup)
+    return None if found == read_limits(pynvml, handle, os.path.dirname(cgroup)) else found
+
+
 def _ask(pynvml: ModuleType, handle: Any, cgroup: str) -> Any:
     limits = pynvml.c_nvmlGetMemoryLimits_v1_t()
     limits.nameSpace = os.fsencode(cgroup)
@@ -186,6 +194,41 @@ def set_limits(pynvml: ModuleType, handle: Any, cgroup: str, limits: CgroupLimit
     wanted.softLimit = limits.soft
     wanted.hardLimit = pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX if limits.hard is None else limits.hard
     pynvml.nvmlDeviceSetMemoryLimits_v1(handle, wanted)
+
+
+@frozen
+class LimitableGpu:
+    """A GPU on which limits can be set.
+
+    Attributes:
+        index: As `nvidia-smi` counts.
+        uuid: "GPU-…".
+        total: Bytes that CUDA can give of the whole card. None: unknown.
+        handle: NVML's own, until it is closed.
+    """
+
+    index: int
+    uuid: str
+    total: int | None
+    handle: Any
+
+
+def list_limitable(pynvml: ModuleType) -> tuple[list[LimitableGpu], list[int]]:
+    """Return the GPUs on which limits can be set, and the numbers of those that MIG splits: on these none can.
+
+    Raises:
+        NVMLError: A card does not answer.
+    """
+    gpus, split = [], []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if nvml.list_instances(pynvml, handle) is not None:
+            split.append(index)
+            continue
+        card = nvml.read_card_memory(pynvml, handle)
+        uuid = nvml.decode_text(pynvml.nvmlDeviceGetUUID(handle))
+        gpus.append(LimitableGpu(index, uuid, None if card is None else card.total, handle))
+    return gpus, split
 
 
 # ---- what holds for this process

@@ -195,6 +195,7 @@ def merge(layers: Iterable[Layer], subject: Subject) -> EffectivePolicy:
         process_overhead=cast(int, _find_machine_value(ordered, "process_overhead", DEFAULT_OVERHEAD)),
         shards_per_gpu=cast("int | None", _find_machine_value(ordered, "shards_per_gpu", None)),
         revision=cast("str | None", _find_machine_value(ordered, "revision", None)),
+        wall=cast(Literal["auto", "off"], _find_machine_value(ordered, "wall", "auto")),
         paths=tuple(dict.fromkeys(path for layer in ordered for path in layer.paths)),
     )
 

@@ -379,6 +379,7 @@ class EffectivePolicy:
         process_overhead: Bytes that a process takes of a GPU beside its limit.
         shards_per_gpu: How many shards Slurm splits a GPU into. None: the machine layer does not say.
         revision: What the machine layer calls this version of itself. None: it does not say.
+        wall: What the machine layer says of limits that the driver keeps: "auto", or "off" for none.
     """
 
     settings: Table = field(default_factory=dict)
@@ -391,6 +392,7 @@ class EffectivePolicy:
     process_overhead: int = DEFAULT_OVERHEAD
     shards_per_gpu: int | None = None
     revision: str | None = None
+    wall: Literal["auto", "off"] = "auto"
 
     @property
     def silent(self) -> bool:

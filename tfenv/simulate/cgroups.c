@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "cgroups.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,14 +30,17 @@ static int deepest_counted(void) {
   return text[4] == '/' ? atoi(text + 5) : MAX_CHAIN;
 }
 
-/* ---- cgroups by their paths. The number of a directory tells cgroups apart: the kernel gives it to no other again. */
+/* ---- cgroups by their paths. The number of a directory tells cgroups apart, in every mount and namespace. The kernel gives
+ * no number again: it has 64 bits, of which the upper ones count how often the lower ones were used. */
 
-static CgroupId id_of(const char *path) {
+static CgroupId find_id(const char *path) {
   struct stat status;
   struct statfs system;
   if (statfs(path, &system) || system.f_type != CGROUP2_MAGIC || stat(path, &status)) return 0;
   return S_ISDIR(status.st_mode) ? status.st_ino : 0;
 }
+
+int cgroups_exists(const char *path) { return find_id(path) != 0; }
 
 static int is_below_root(const char *path) {
   return !strncmp(path, ROOT, strlen(ROOT)) && (path[strlen(ROOT)] == '/' || !path[strlen(ROOT)]);
@@ -56,11 +60,11 @@ int cgroups_has_kernel_files(const char *path) {
 
 CgroupChain cgroups_chain_of(const char *path) {
   CgroupChain chain = {0};
-  char rest[4096];
-  if (strlen(path) >= sizeof rest || !is_below_root(path)) return chain;
-  strcpy(rest, path);
+  char rest[PATH_MAX];
+  if (!realpath(path, rest) || strlen(rest) >= MAX_PATH || !is_below_root(rest)) return chain;
+  strcpy(chain.path, rest);
   for (;;) {
-    CgroupId id = id_of(rest);
+    CgroupId id = find_id(rest);
     if (!id || chain.count == MAX_CHAIN) return chain;
     chain.counted[chain.count] = cgroups_has_kernel_files(rest);
     chain.ids[chain.count++] = id;
@@ -69,9 +73,17 @@ CgroupChain cgroups_chain_of(const char *path) {
   }
 }
 
+/* Tells whether a cgroup of a chain was removed. A process can leave the one in which it opened CUDA. */
+static int is_removed(const CgroupChain *chain, int index) {
+  char path[MAX_PATH];
+  strcpy(path, chain->path);
+  for (int i = 0; i < index; i++) *strrchr(path, '/') = '\0';
+  return find_id(path) != chain->ids[index];
+}
+
 CgroupChain cgroups_own_chain(void) {
   CgroupChain chain = {0};
-  char line[4096], path[sizeof ROOT + sizeof line];
+  char line[PATH_MAX], path[sizeof ROOT + sizeof line];
   FILE *file = fopen("/proc/self/cgroup", "re");
   while (file && fgets(line, sizeof line, file)) {
     line[strcspn(line, "\n")] = '\0';
@@ -147,6 +159,12 @@ void cgroups_forget_process(int pid) {
   pthread_mutex_unlock(&tables_lock);
 }
 
+void cgroups_forget_all(void) {
+  pthread_mutex_lock(&tables_lock);
+  limited.count = members.count = 0;
+  pthread_mutex_unlock(&tables_lock);
+}
+
 void cgroups_take_record(const char *line) {
   int pid, gpu;
   Bytes bytes, held, id;
@@ -168,12 +186,6 @@ void cgroups_join(int log, const CgroupChain *chain) {
   }
 }
 
-void cgroups_set_limits(int log, int gpu, CgroupId id, CgroupLimits limits) {
-  char text[32];
-  snprintf(text, sizeof text, "%llu", id);
-  log_write(log, "limit", gpu, limits.hard, limits.soft, text);
-}
-
 static CgroupLimits find_limits(int gpu, CgroupId id) {
   for (size_t i = 0; i < limited.count; i++)
     if (limited.items[i].gpu == gpu && limited.items[i].id == id) return limited.items[i].limits;
@@ -185,6 +197,29 @@ CgroupLimits cgroups_limits(int gpu, CgroupId id) {
   CgroupLimits limits = find_limits(gpu, id);
   pthread_mutex_unlock(&tables_lock);
   return limits;
+}
+
+static void write_limits(int log, int gpu, CgroupId id, CgroupLimits limits) {
+  char text[32];
+  snprintf(text, sizeof text, "%llu", id);
+  log_write(log, "limit", gpu, limits.hard, limits.soft, text);
+}
+
+/* Under dmem the soft limit of a cgroup includes what is reserved for those below it. The root's is of the whole GPU. */
+int cgroups_set_limits(int log, int gpu, const CgroupChain *chain, CgroupLimits limits) {
+  Bytes before = cgroups_limits(gpu, chain->ids[0]).soft;
+  CgroupLimits above[MAX_CHAIN];
+  int count = cgroups_backend(gpu) == DMEM && before != limits.soft ? chain->count : 1;
+  for (int i = 1; i < count; i++) {
+    above[i] = cgroups_limits(gpu, chain->ids[i]);
+    Bytes others = above[i].soft > before ? above[i].soft - before : 0;
+    Bytes most = i < chain->count - 1 ? above[i].hard : machine_usable(gpu);
+    above[i].soft = others + limits.soft;
+    if (limits.soft > before && (above[i].soft < others || above[i].soft > most)) return 0;
+  }
+  write_limits(log, gpu, chain->ids[0], limits);
+  for (int i = 1; i < count; i++) write_limits(log, gpu, chain->ids[i], above[i]);
+  return 1;
 }
 
 static int is_set(CgroupLimits limits) { return limits.soft || limits.hard != UNLIMITED; }
@@ -230,17 +265,15 @@ Bytes cgroups_used(int gpu, CgroupId id) {
 
 Bytes cgroups_room(int place, const CgroupChain *chain) {
   Bytes room = UNLIMITED;
-  int nearest, flat;
   if (place >= MAX_GPUS || cgroups_backend(place) == NO_BACKEND || machine_instances(place)) return room;
-  flat = cgroups_backend(place) == MISC;
-  nearest = cgroups_nearest_limited(place, chain);
-  for (int i = nearest; i >= 0 && i < chain->count; i++) {
-    Bytes hard = cgroups_limits(place, chain->ids[i]).hard;
-    if (hard != UNLIMITED) {
-      Bytes used = cgroups_used(place, chain->ids[i]), left = hard > used ? hard - used : 0;
+  for (int i = 0; i < chain->count; i++) {
+    CgroupLimits limits = cgroups_limits(place, chain->ids[i]);
+    if (!is_set(limits) || is_removed(chain, i)) continue;
+    if (limits.hard != UNLIMITED) {
+      Bytes used = cgroups_used(place, chain->ids[i]), left = limits.hard > used ? limits.hard - used : 0;
       if (left < room) room = left;
     }
-    if (flat) break;
+    if (cgroups_backend(place) == MISC) break;
   }
   return room;
 }

@@ -37,8 +37,8 @@ class SimulatedGpu:
         instances: Memory in bytes of its MIG instances. () when it is not split.
         reserved: Bytes of its memory that the driver keeps for itself. CUDA gives the rest.
         context: Bytes that each process takes by opening it.
-        cgroup_limits: Who keeps limits for cgroups: "none", as with older drivers, "dmem" (the kernel), "dmem/2" (down
-            to that depth of cgroups) or "misc" (the driver). It is one answer for all GPUs of a machine.
+        cgroup_limits: Who keeps limits for cgroups: nobody ("none"), as with older drivers, the kernel ("dmem"), the
+            kernel for cgroups down to a depth ("dmem/2"), or the driver ("misc"). All GPUs of a machine have the same.
     """
 
     memory: int
@@ -53,7 +53,8 @@ class SimulatedGpu:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"none|misc|dmem(/\d{1,2})?", self.cgroup_limits, re.ASCII):
-            raise ValueError(f'"{self.cgroup_limits}" is no way to keep limits for cgroups; write "dmem" or "misc"')
+            text = f'"{self.cgroup_limits}" does not say who keeps limits for cgroups'
+            raise ValueError(f'{text}; write "dmem", "dmem/2", "misc" or "none"')
         if self.memory < MIB:
             raise ValueError(f"a simulated GPU needs at least 1 MiB, not {self.memory} bytes")
         if not re.fullmatch(r"\d{1,2}\.\d", self.capability, re.ASCII):
@@ -165,10 +166,12 @@ def build_environment(
 
     Raises:
         SimulationError: The stub libraries could not be built.
-        ValueError: More GPUs than can be simulated.
+        ValueError: More GPUs than can be simulated, or GPUs that differ in who keeps limits for cgroups.
     """
     if len(gpus) > MAX_GPUS:
         raise ValueError(f"at most {MAX_GPUS} GPUs can be simulated, not {len(gpus)}")
+    if len({gpu.cgroup_limits for gpu in gpus}) > 1:
+        raise ValueError("one driver keeps the limits for cgroups; give all GPUs the same cgroup_limits")
     result = dict(os.environ if base is None else base)
     inherited = result.get("LD_LIBRARY_PATH")
     folder = os.fspath(libraries or build_libraries())

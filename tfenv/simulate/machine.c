@@ -214,7 +214,7 @@ static void read_log(void) {
   char line[512];
   if (!log) return;
   if (!fstat(fileno(log), &status) && status.st_size < account.offset) /* emptied by somebody */
-    account.count = 0, account.offset = 0;
+    account.count = 0, account.offset = 0, cgroups_forget_all();
   if (!fseek(log, account.offset, SEEK_SET))
     while (fgets(line, sizeof line, log) && strchr(line, '\n')) {
       account.offset += (long)strlen(line);

@@ -6,8 +6,9 @@
  *   TFGPU_SIMULATE            "count=2,memory_mib=24576:81920,name=NVIDIA A100". Keys: count,
  *                             memory_mib, reserved_mib (of it, what the driver keeps for itself),
  *                             context_mib (what a process takes by opening a GPU), name, capability (8.0),
- *                             multiprocessors (108), cgroup_limits (cgroups.h), utilisation (per cent), mig (sizes in MiB of its MIG instances, joined
- *                             by '+', or 0: MIG is off), driver (13000), release (580.00.00). And what NVML
+ *                             multiprocessors (108), utilisation (per cent), mig (sizes in MiB of its MIG instances,
+ *                             joined by '+', or 0: MIG is off), driver (13000), release (580.00.00), cgroup_limits (none:
+ *                             see cgroups.h. With others the driver is 13040 and the release 615.00.00). And what NVML
  *                             answers instead, as numbers of nvmlReturn_t: init_error to nvmlInit, error
  *                             to all questions about a GPU, memory_error and processes_error to
  *                             how much memory it has and who uses it. uuid_error is CUDA's answer, as a number of

@@ -109,7 +109,14 @@ API int nvmlSystemGetDriverVersion(char *out, unsigned room) {
   machine_driver_release(release, sizeof release);
   return copy_text(out, room, release);
 }
-API int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, "13.580.00.00"); }
+
+/* The version of CUDA, and the driver's release. */
+API int nvmlSystemGetNVMLVersion(char *out, unsigned room) {
+  char release[SETTING_TEXT], version[SETTING_TEXT + 3];
+  machine_driver_release(release, sizeof release);
+  snprintf(version, sizeof version, "13.%s", release);
+  return copy_text(out, room, version);
+}
 
 API int nvmlSystemGetCudaDriverVersion_v2(int *version) {
   *version = machine_driver_version();
@@ -319,8 +326,9 @@ API int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
   if (limit >= memory->total) return SUCCESS;
   room = cgroups_room(place, &chain);
   memory->total = limit;
-  memory->used = cgroups_used(place, chain.ids[0]);
   if (room < memory->free) memory->free = room;
+  memory->used = limit - memory->free;
+  memory->used -= memory->used < memory->reserved ? memory->used : memory->reserved;
   return SUCCESS;
 }
 
@@ -392,9 +400,8 @@ static int find_cgroup(void *handle, const char *path, CgroupChain *out) {
   if (result) return result;
   if (cgroups_backend(gpu_of(handle)) == NO_BACKEND) return FUNCTION_NOT_FOUND;
   if (machine_instances(gpu_of(handle)) || !getenv("TFGPU_SIMULATE_LOG")) return NOT_SUPPORTED;
-  if (cgroups_depth(path) < 0) return INVALID_ARGUMENT;
+  if (!path || cgroups_depth(path) < 0) return INVALID_ARGUMENT;
   *out = cgroups_chain_of(path);
-  read_log_to_its_end();
   return out->count ? SUCCESS : NOT_FOUND;
 }
 
@@ -406,9 +413,11 @@ API int nvmlDeviceSetMemoryLimits_v1(void *handle, const NewLimits *limits) {
   if (limits->soft > limits->hard) return INVALID_ARGUMENT;
   if (cgroups_backend(gpu_of(handle)) == DMEM ? !chain.counted[0] : !cgroups_depth(limits->cgroup)) return NOT_FOUND;
   log = log_open();
-  cgroups_set_limits(log, gpu_of(handle), chain.ids[0], (CgroupLimits){limits->soft, limits->hard});
+  read_log_to_its_end();
+  if (!cgroups_set_limits(log, gpu_of(handle), &chain, (CgroupLimits){limits->soft, limits->hard}))
+    result = INVALID_ARGUMENT;
   log_close(log);
-  return SUCCESS;
+  return result;
 }
 
 /* Under dmem a cgroup without the kernel's files has what is set for the nearest one above that has them. */
@@ -417,6 +426,7 @@ API int nvmlDeviceGetMemoryLimits_v1(void *handle, CurrentLimits *limits) {
   CgroupLimits found;
   int gpu = gpu_of(handle), place = 0, result = find_cgroup(handle, limits->cgroup, &chain);
   if (result) return result;
+  read_log_to_its_end();
   if (cgroups_backend(gpu) == MISC) place = cgroups_nearest_limited(gpu, &chain);
   else
     while (place < chain.count - 1 && !chain.counted[place]) place++;

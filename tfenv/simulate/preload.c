@@ -13,6 +13,7 @@
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
@@ -69,11 +70,11 @@ static const char CAPACITY[] = "/sys/fs/cgroup/dmem.capacity";
 static int is_kernel_file(const char *path) {
   char cgroup[PATH_MAX];
   if (strncmp(path, "/sys/fs/cgroup/", 15) || cgroups_backend(0) != DMEM) return 0;
-  if (!strcmp(path, CAPACITY)) return 1;
+  if (!strcmp(path, CAPACITY)) return cgroups_exists("/sys/fs/cgroup");
   if (!ends_with(path, "/dmem.max") || strlen(path) >= sizeof cgroup) return 0;
   strcpy(cgroup, path);
   *strrchr(cgroup, '/') = '\0';
-  return cgroups_has_kernel_files(cgroup) && !access(cgroup, F_OK);
+  return cgroups_has_kernel_files(cgroup) && cgroups_exists(cgroup);
 }
 
 /* Returns a file that says how much memory the kernel counts of each GPU. */
@@ -117,6 +118,18 @@ INTERPOSE(stat64, (const char *restrict path, struct stat64 *restrict out), (pat
 INTERPOSE(__xstat, (int version, const char *path, struct stat *out), (version, path, out))
 INTERPOSE(__xstat64, (int version, const char *path, struct stat64 *out), (version, path, out))
 
+/* Everybody can read the kernel's files, and root can write them. */
+API int access(const char *path, int mode) {
+  static int (*next)(const char *, int);
+  if (is_kernel_file(path)) {
+    if (!(mode & X_OK) && (!(mode & W_OK) || !getuid())) return 0;
+    errno = EACCES;
+    return -1;
+  }
+  if (!next) *(void **)&next = dlsym(RTLD_NEXT, "access");
+  return next(path, mode);
+}
+
 /* ---- open, likewise */
 
 enum { MAKES_FILE = O_CREAT | (O_TMPFILE & ~O_DIRECTORY) };
@@ -129,7 +142,7 @@ enum { MAKES_FILE = O_CREAT | (O_TMPFILE & ~O_DIRECTORY) };
     va_start(rest, flags);                                            \
     mode_t mode = flags & MAKES_FILE ? va_arg(rest, mode_t) : 0;      \
     va_end(rest);                                                     \
-    if (!strcmp(path, CAPACITY) && cgroups_backend(0) == DMEM)        \
+    if (!strcmp(path, CAPACITY) && is_kernel_file(path))              \
       return open_capacity();                                         \
     if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name);             \
     return next(path, flags, mode);                                   \

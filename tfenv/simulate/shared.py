@@ -93,7 +93,7 @@ def create_machine(path: Path, gpus: Sequence[SimulatedGpu]) -> None:
     folder = _resolve_folder(path)
     if os.path.lexists(folder):
         open_machine(path)  # says what else it is
-        text = f"{folder} has its GPUs already; leave out --gpus, --reserved and --context"
+        text = f"{folder} has its GPUs already; leave out --gpus, --reserved, --context and --cgroup-limits"
         raise SharedMachineError(f"{text}, or remove the folder to make another machine")
     _require_trusted(folder.parent, may_be_sticky=True)
     libraries = build_libraries()

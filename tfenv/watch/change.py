@@ -5,7 +5,7 @@ A file that was only touched is no change, and a change that a process would not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from tfenv.audit import record
@@ -186,12 +186,23 @@ def _drop_position(finding: Finding) -> tuple[object, ...]:
     return finding.code, finding.path, finding.key, finding.message
 
 
-def compare_states(before: PolicyState, after: PolicyState) -> PolicyChange | None:
-    """Return the change from one state to the other. None when every file that counts is the same."""
-    files = tuple(_compare_files(_identify_files(before.loaded), _identify_files(after.loaded)))
+def compare_states(before: PolicyState, after: PolicyState, others: Iterable[FileChange] = ()) -> PolicyChange | None:
+    """Return the change from one state to the other. None when every file that counts is the same.
+
+    Args:
+        before: What a process got until now.
+        after: What it gets from now on.
+        others: What happened to files that are for others.
+    """
+    files = (*compare_files(_identify_files(before.loaded), _identify_files(after.loaded)), *others)
     differences = tuple(_compare_values(before.loaded, after.loaded))
     change = PolicyChange(record.make_timestamp(), before, after, files, differences)
     return change if files or change.alters_policy else None
+
+
+def make_empty_change(before: PolicyState, after: PolicyState) -> PolicyChange:
+    """Return a change of no file: another day."""
+    return PolicyChange(record.make_timestamp(), before, after, ())
 
 
 def _identify_files(loaded: LoadedPolicy) -> dict[str, str | Finding]:
@@ -203,7 +214,8 @@ def _identify_files(loaded: LoadedPolicy) -> dict[str, str | Finding]:
     return seen
 
 
-def _compare_files(before: Mapping[str, str | Finding], after: Mapping[str, str | Finding]) -> Iterator[FileChange]:
+def compare_files(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[FileChange]:
+    """Yield what happened to each file, by what was seen of it. A finding says why it is left out."""
     for path in dict.fromkeys((*before, *after)):
         old, new = before.get(path), after.get(path)
         if old == new:

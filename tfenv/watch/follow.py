@@ -22,7 +22,15 @@ from tfenv.config.presence import MACHINE_ROOT
 from tfenv.identity import identify
 from tfenv.machine_date import find_today
 from tfenv.policy.model import Start, Subject
-from tfenv.watch.change import PolicyChange, PolicyState, compare_states, find_ends, read_state
+from tfenv.watch.change import (
+    PolicyChange,
+    PolicyState,
+    compare_files,
+    compare_states,
+    find_ends,
+    make_empty_change,
+    read_state,
+)
 
 #: Seconds between two looks at all places, beside what inotify tells, and without it.
 _LOOK_EVERY, _POLL_EVERY = 1.0, 0.5
@@ -192,6 +200,8 @@ class PolicyWatcher:
         subject: Subject | None = None,
         machine_root: str = MACHINE_ROOT,
         machine_trust: Trust | None = None,
+        *,
+        all_users: bool = False,
     ) -> None:
         """
         Args:
@@ -200,17 +210,22 @@ class PolicyWatcher:
             subject: For whom. None: for this process's own user.
             machine_root: Where the machine layer stands. Another one only to try it.
             machine_trust: Whose machine layer counts. None: root's.
+            all_users: Follow all files of the machine layer, also those for other users and groups, and each new day,
+                on which tables of theirs may end.
         """
         subject = subject or identify(start.uid)
         self.places = list_candidate_paths(start, subject, machine_root)
         self._read_state: Callable[[], PolicyState] = lambda: read_state(start, subject, machine_root, machine_trust)
         self._warn = warn
+        self._root = machine_root if all_users else None
         self._woken: SimpleQueue[bool] = SimpleQueue()  # the one queue a signal handler may put into
         self._stopped = False
 
     def __enter__(self) -> PolicyWatcher:  # noqa: PYI034 - typing has Self from Python 3.11 on
         self._inotify = _InotifyListener(lambda: self._woken.put(True), self._warn)
-        self._seen = survey_paths(self.places)
+        self._today = find_today()
+        self._others = self._survey_others()
+        self._seen = self._survey()
         self._inotify.follow(self._seen)
         self.state = self._read_state()
         self._ends = find_ends(self.state)
@@ -230,28 +245,44 @@ class PolicyWatcher:
         """Yield each change once, when it is over, until `stop` is called."""
         while self._wait():
             before, self.state = self.state, self._read_state()
+            others, self._others = self._others, self._survey_others()
+            day, self._today = self._today, find_today()
             self._ends = find_ends(self.state)
-            change = compare_states(before, self.state)
+            change = compare_states(before, self.state, compare_files(others, self._others))
             if change is not None:
                 yield change
+            elif self._root is not None and day != self._today:
+                yield make_empty_change(before, self.state)
 
     def _wait(self) -> bool:
         """Wait until something changed and is quiet again. False: stopped."""
         while not self._stopped:
             every = _POLL_EVERY if self._inotify.gave_up else _LOOK_EVERY
-            if self._is_woken(every) or survey_paths(self.places) != self._seen:
+            if self._is_woken(every) or self._survey() != self._seen:
                 self._settle()
                 return not self._stopped
             # A look at the date each time, and no timer: the laptop may sleep over midnight, the clock may be set.
-            if self._ends and find_today() >= self._ends[0]:
+            today = find_today()
+            if (self._ends and today >= self._ends[0]) or (self._root is not None and today != self._today):
                 return True
         return False
+
+    def _survey(self) -> dict[str, _Signature | None]:
+        return survey_paths((*self.places, *self._others, *self._survey_others()))
+
+    def _survey_others(self) -> dict[str, _Signature]:
+        """Return the files of the machine layer that are for others, with what tells whether they changed."""
+        if self._root is None:
+            return {}
+        paths = (os.path.join(folder, name) for folder, _, names in os.walk(self._root) for name in names)
+        found = {path: _read_signature(path) for path in paths if path not in self.places}
+        return {path: signature for path, signature in found.items() if signature is not None}
 
     def _settle(self) -> None:
         """Wait for the end of it: an editor writes a file in several steps, Kubernetes swaps links."""
         end = monotonic() + _LONGEST
         while not self._stopped:
-            before, self._seen = self._seen, survey_paths(self.places)
+            before, self._seen = self._seen, self._survey()
             self._inotify.follow(self._seen)  # before the files are read: what comes later wakes the watcher again
             woken = self._is_woken(_QUIET)
             if monotonic() > end or not (woken or self._seen != before):

@@ -36,7 +36,7 @@ from tfenv.cli.tables import clip_cell, hide_empty_column, is_wide, print_render
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.units import MIB, format_bytes
 
-EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed", "ended")
+EVENTS = ("loaded", "applied", "clamped", "failed", "disabled", "changed", "ended", "wall_changed")
 OUTCOMES = ("applied", "clamped", "too_late", "degraded", "cpu", "failed")
 _DEFAULT_COUNT = 20
 _POLL_SECONDS = 0.2
@@ -198,7 +198,7 @@ def _parse_event(text: str) -> str:
     name = text.removeprefix("policy_")
     if name not in EVENTS:
         raise argparse.ArgumentTypeError(f'"{text}" is not an event; the events are {", ".join(EVENTS)}')
-    return f"policy_{name}"
+    return name if name == "wall_changed" else f"policy_{name}"
 
 
 def _parse_lines(text: str) -> int:
@@ -449,7 +449,7 @@ def _format_record(record: LoggedRecord) -> tuple[str, ...]:
         "; ".join(_list_cut(record)),
         "; ".join(filter(None, (_format_limits(record), _format_peaks(record)))),
         _format_growth(record.get("growth")),
-        str(record.get("script") or "").rpartition("/")[2],
+        str(record.get("cgroup") or record.get("script") or "").rpartition("/")[2],
         _format_findings(record),
     )
     return tuple(escape_for_terminal("" if cell is None else str(cell)) for cell in cells)
@@ -468,6 +468,8 @@ def _format_event(record: LoggedRecord) -> str:
 def _format_gpus(record: LoggedRecord) -> str:
     if record.get("devices", ()) is None:
         return "all"
+    if record["event"] == "wall_changed":
+        return ",".join(get_gpu_id(limit)[:12] for limit in record.get("cgroup_limits", ()))
     return ",".join(get_gpu_id(device)[:12] for device in list_logged_devices(record))
 
 
@@ -493,6 +495,9 @@ def _format_split(asked: str) -> str:
 
 
 def _format_limits(record: LoggedRecord) -> str:
+    if record["event"] == "wall_changed":
+        after = [limit["after_bytes"] for limit in record.get("cgroup_limits", ())]
+        return _join_limits(["no limit" if size is None else format_bytes(size) for size in after])
     return _join_limits([_format_limit(entry) for entry in (list_logged_devices(record) or [record])])
 
 

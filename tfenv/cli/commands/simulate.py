@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "127 it does not exist.",
     )
     parser.usage = (
-        "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--shared FOLDER | --log FILE] "
-        "[--processes FILE] [--format text|json] -- CMD ..."
+        "tfgpu simulate [--gpus 4x24GiB] [--reserved SIZE] [--context SIZE] [--cgroup-limits dmem|misc] "
+        "[--shared FOLDER | --log FILE] [--processes FILE] [--format text|json] -- CMD ..."
     )
     parser.add_argument(
         "--gpus", type=_parse_gpus, metavar="GPUS",
@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=_parse_size, default=0, metavar="SIZE",
         help="Charge each process this much for opening a GPU. On an H100 it is 520MiB. The default is nothing.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cgroup-limits", default="none", metavar="dmem|misc",
+        help='Keep memory limits for cgroups, as drivers from release 615 on do. The kernel counts with "dmem", and '
+        'the driver with "misc". With "dmem/2" only cgroups down to that depth can have a limit. The default is none.',
     )  # fmt: skip
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
@@ -107,10 +112,11 @@ def _parse_readable_file(text: str) -> Path:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    changes = {"reserved": arguments.reserved, "context": arguments.context, "cgroup_limits": arguments.cgroup_limits}
     is_described = arguments.gpus is not None or arguments.reserved or arguments.context
-    sizes = {"reserved": arguments.reserved, "context": arguments.context}
+    is_described = is_described or arguments.cgroup_limits != SimulatedGpu.cgroup_limits
     try:
-        gpus = [replace(gpu, **sizes) for gpu in arguments.gpus or parse_gpus(_DEFAULT_GPUS)]
+        gpus = [replace(gpu, **changes) for gpu in arguments.gpus or parse_gpus(_DEFAULT_GPUS)]
     except ValueError as error:
         print_message("simulate", str(error))
         return USAGE

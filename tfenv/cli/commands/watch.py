@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--project", metavar="DIR", help="Watch the policy of a program that starts in this directory (default: here)."
     )
     parser.add_argument(
+        "--all-users", action="store_true",
+        help="Watch all files in /etc/tfgpu, also those for other users and groups, and run the command of --exec "
+        "after each change of one, and once a day.",
+    )  # fmt: skip
+    parser.add_argument(
         "--exec", type=_parse_command, metavar="CMD", dest="command",
         help="Run this after each change of the policy, if its files are correct. It gets the change as a line "
         f"of JSON on stdin, and the files in {FILES_VARIABLE}, separated by colons.",
@@ -70,16 +75,19 @@ def _parse_command(text: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with the arguments of a command line."""
-    return follow_policy(arguments.project, arguments.command, arguments.format)
+    return follow_policy(arguments.project, arguments.command, arguments.format, all_users=arguments.all_users)
 
 
-def follow_policy(project: str | None, command: Sequence[str] | None, output_format: str) -> int:
+def follow_policy(
+    project: str | None, command: Sequence[str] | None, output_format: str, *, all_users: bool = False
+) -> int:
     """Print each change of the policy until Ctrl-C or SIGTERM.
 
     Args:
         project: The directory where a program starts. None: this one.
         command: What to run after each change. None: nothing.
         output_format: "text" or "json".
+        all_users: Follow the files for other users and groups, too.
 
     Returns:
         The exit code: 0 after SIGTERM, 2 if there is no such directory.
@@ -93,7 +101,7 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
     start = current_start(None if project is None else os.path.abspath(project))
     is_json = output_format == "json"
     log, hook = ChangeRecorder(), ChangeCommand(command, stdout=sys.stderr if is_json else None)
-    with PolicyWatcher(start, lambda text: print_message("watch", text)) as watch:
+    with PolicyWatcher(start, lambda text: print_message("watch", text), all_users=all_users) as watch:
 
         def end(*_: object) -> None:
             watch.stop()
@@ -111,7 +119,7 @@ def follow_policy(project: str | None, command: Sequence[str] | None, output_for
             else:
                 _print_change(change)
             sys.stdout.flush()
-            if change.alters_policy:
+            if change.alters_policy or all_users:
                 hook.run(change)
     return OK
 
@@ -140,7 +148,9 @@ def _print_change(change: PolicyChange) -> None:
     ended = ", ".join(
         escape_for_terminal(f"[{format_key(table.origin.key)}] {table.describe_end()}") for table in change.expired
     )
-    title = " and ".join(filter(None, (files, ended))) or "the policy changed"
+    title = " and ".join(filter(None, (files, ended))) or (
+        "the policy changed" if change.alters_policy else "a new day"
+    )
     print(f"\n{paint(_format_time(change.timestamp), 'quiet')}  {paint(title, 'strong')}")
     old_findings = set(change.before.findings)
     findings = [finding for finding in change.after.findings if finding.severity != "note"]
@@ -149,7 +159,7 @@ def _print_change(change: PolicyChange) -> None:
         old, new = _format_value(format_difference.old), _format_value(format_difference.new)
         print(f"  {escape_for_terminal(format_difference.key)}: {old} -> {new}")
     if not change.alters_policy:
-        print("  the policy did not change")
+        print(f"  the policy of {escape_for_terminal(change.after.loaded.subject.user)} did not change")
     else:
         print(f"  {_describe_effect(change)}: {change.after.in_force}")
 
