@@ -477,6 +477,10 @@ class Wall:
         """What stands for it where a file's key would."""
         return Origin("machine", self.cgroup, ("hard_limit",))
 
+    def as_dict(self) -> dict[str, object]:
+        """Return what people want to know of it, for JSON."""
+        return {"limit_bytes": self.limit, "used_bytes": self.used, "cgroup": self.cgroup}
+
 
 @frozen
 class Device:
