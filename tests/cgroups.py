@@ -138,12 +138,14 @@ def open_cgroups(inside: int | None = None) -> Iterator[CgroupMachine]:
     ) as keeper:
         assert keeper.stdout is not None
         assert keeper.stdin is not None
-        assert keeper.stdout.readline() == "ready\n"
-        machine = CgroupMachine(keeper.pid)
         try:
-            yield machine
+            assert keeper.stdout.readline() == "ready\n"
+            machine = CgroupMachine(keeper.pid)
+            try:
+                yield machine
+            finally:
+                machine.close()
         finally:
-            machine.close()
             keeper.stdin.close()
             keeper.wait()
             subprocess.run([*command, "-c", _REMOVE, "sh", name], check=True)

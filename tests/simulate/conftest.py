@@ -5,10 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+from tests.cgroups import CgroupMachine
+from tests.simulate.cgroup_lab import Lab, open_place
 
 
 class RunPython(Protocol):
@@ -26,3 +31,16 @@ def run_python() -> RunPython:
         return result.stdout
 
     return run
+
+
+@pytest.fixture(scope="module")
+def _cgroup_place() -> Iterator[tuple[Path, CgroupMachine]]:
+    with open_place() as place:
+        yield place
+
+
+@pytest.fixture
+def lab(_cgroup_place: tuple[Path, CgroupMachine]) -> Iterator[Lab]:
+    """Real cgroups, and simulated GPUs whose limits nobody has set."""
+    with ExitStack() as stack:
+        yield Lab(*_cgroup_place, stack)

@@ -61,6 +61,21 @@ def test_sizes_no_card_has(sizes: dict[str, int]) -> None:
         SimulatedGpu(GIB, **sizes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("text", ["", "dmem/", "dmem/-1", "dmem/100", "misc/2", "dmem:misc", "kernel"])
+def test_who_keeps_limits_for_cgroups(text: str) -> None:
+    """A word that names nobody is refused in words that help."""
+    with pytest.raises(ValueError, match='does not say who keeps limits for cgroups; write "dmem"'):
+        SimulatedGpu(GIB, cgroup_limits=text)
+
+
+def test_one_driver_keeps_the_limits_of_all_gpus() -> None:
+    """GPUs that differ in it are refused. The child is told of each."""
+    gpus = [SimulatedGpu(GIB, cgroup_limits=text) for text in ("dmem/2", "dmem/2")]
+    assert "cgroup_limits=dmem/2:dmem/2" in build_environment(gpus)["TFGPU_SIMULATE"].split(",")
+    with pytest.raises(ValueError, match="give all GPUs the same cgroup_limits"):
+        build_environment([*gpus, SimulatedGpu(GIB)])
+
+
 def test_child_environment() -> None:
     """The child inherits what is there. The libraries come first on its library path."""
     gpus = [SimulatedGpu(24 * GIB), SimulatedGpu(80 * GIB, "H100", reserved=480 * MIB, context=518 * MIB)]

@@ -51,10 +51,21 @@ def get_mode(path: Path) -> int:
 
 
 def test_whoever_joins_gets_the_same_gpus(tmp_path: Path) -> None:
-    """The machine that is opened has the GPUs it was made with, and their instances."""
-    gpus = [replace(gpu, context=500 * MIB) for gpu in parse_gpus("1x2GiB:NVIDIA A10,1x1GiB/mig=2x512MiB")]
+    """The machine that is opened has the GPUs it was made with, their instances, and who keeps limits for cgroups."""
+    changes = {"context": 500 * MIB, "cgroup_limits": "dmem/2"}
+    gpus = [replace(gpu, **changes) for gpu in parse_gpus("1x2GiB:NVIDIA A10,1x1GiB/mig=2x512MiB")]
     create_machine(tmp_path / "lab", gpus)
     assert open_machine(tmp_path / "lab").gpus == tuple(gpus)
+
+
+def test_a_machine_from_before_limits_for_cgroups(folder: Path) -> None:
+    """A machine that an older version made can be joined. Nobody keeps limits on it."""
+    described = json.loads((folder / "machine.json").read_text())
+    for gpu in described:
+        del gpu["cgroup_limits"]
+    (folder / "machine.json").write_text(json.dumps(described))
+    assert [gpu.cgroup_limits for gpu in open_machine(folder).gpus] == ["none", "none"]
+    assert simulate("--shared", str(folder), "--", sys.executable, "-c", TAKE).returncode == 0
 
 
 def test_all_users_can_write_requests_and_leases_and_nothing_else(tmp_path: Path) -> None:
@@ -102,6 +113,10 @@ def test_memory_of_other_programs_is_on_the_machine(folder: Path) -> None:
     [
         (("--gpus", "2x1GiB"), "has its GPUs already; leave out --gpus, --reserved, --context and --cgroup-limits"),
         (("--context", "5MiB"), "has its GPUs already; leave out --gpus, --reserved, --context and --cgroup-limits"),
+        (
+            ("--cgroup-limits", "dmem"),
+            "has its GPUs already; leave out --gpus, --reserved, --context and --cgroup-limits",
+        ),
         (("--log", "/tmp/log"), "--log: not allowed with argument --shared"),
     ],
 )

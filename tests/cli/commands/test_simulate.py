@@ -81,6 +81,15 @@ def test_sizes_that_are_none(option: str, size: str) -> None:
     assert result.stderr.endswith(f'argument {option}: "{size}" is not a size; write "24GiB"\n')
 
 
+def test_nobody_by_that_name_keeps_limits() -> None:
+    """A message names what `--cgroup-limits` accepts."""
+    result = simulate("--cgroup-limits", "kernel", "--", "true")
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        '"kernel" does not say who keeps limits for cgroups; write "dmem", "dmem/2", "misc" or "none"\n'
+    )
+
+
 def test_a_gpu_that_is_all_reserved() -> None:
     """A driver that keeps the whole GPU is refused, with 2."""
     result = simulate("--gpus", "1x1000MiB", "--reserved", "1000MiB", "--", "true")
