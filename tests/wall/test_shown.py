@@ -15,6 +15,7 @@ import pytest
 
 from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine, User
 from tests.wall.conftest import CONTEXT, GIB, SESSIONS, WallMachine, open_wall_machine
+from tests.wall.test_frameworks import PROGRAMS, frameworks
 from tfenv.policy.units import MIB
 
 LOG = '[audit]\nfile = "/var/log/tfgpu/<uid>.jsonl"\n'
@@ -229,3 +230,39 @@ def test_ps_without_walls_has_no_column_for_them(shared_machine: SharedMachine) 
         head = machine.tfgpu("ps").stdout.splitlines()[0]
     assert "at most" in head
     assert "wall" not in head
+
+
+# ---- with real frameworks
+
+
+def read_outcomes(machine: WallMachine, user: User) -> list[dict[str, Any]]:
+    """Return the devices in the records of what was applied to a user's programs."""
+    lines = machine.shared.path(f"/var/log/tfgpu/{user.uid}.jsonl").read_text().splitlines()
+    applied = [record for record in map(json.loads, lines) if record["event"] in ("policy_applied", "policy_clamped")]
+    return [device for record in applied for device in record["devices"]]
+
+
+@frameworks
+def test_a_record_has_rail_and_wall(limited: WallMachine, framework: str) -> None:
+    """The record of a program in a limited cgroup says what the framework may take, and what its cgroup may."""
+    done = limited.run(ALICE, sys.executable, "-c", f"{PROGRAMS[framework]}\ntake()")
+    assert done.returncode == 0, done.stderr
+    devices = read_outcomes(limited, ALICE)
+    assert devices
+    assert {(device["limit_bytes"], device["wall_bytes"]) for device in devices} == {(2 * GIB, 8 * GIB)}
+    limited.run(BOB, sys.executable, "-c", f"{PROGRAMS[framework]}\ntake()")
+    assert {device.get("wall_bytes") for device in read_outcomes(limited, BOB)} == {None}
+
+
+@frameworks
+def test_verify_below_a_wall(limited: WallMachine, framework: str) -> None:
+    """The framework's own allocator refuses at the rail, also at the lower one that other programs leave."""
+    command = ("verify", "--framework", framework, "--format", "json")
+    with hold(limited, ALICE, 6144):
+        done = limited.tfgpu(*command, user=ALICE)
+    gpu = json.loads(done.stdout)["frameworks"][0]["gpus"][0]
+    assert (done.returncode, gpu["refused_by"], gpu["verdict"]) == (0, "allocator", "kept"), gpu
+    left = 8 * GIB - 6144 * MIB - CONTEXT - 600 * MIB
+    assert gpu["limit_bytes"] == left
+    assert left - 64 * MIB < gpu["allocated_bytes"] <= left
+    assert gpu["wall_free_bytes"] < 200 * MIB
