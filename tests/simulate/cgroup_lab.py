@@ -22,7 +22,9 @@ MIB = 1 << 20
 GIB = 1024  #: In MiB, as all sizes here.
 NO_LIMIT = -1
 WORKER = Path(__file__).with_name("cgroup_worker.py")
-ALICE, BOB = "user.slice/user-1001.slice", "user.slice/user-1002.slice"
+#: Far from those that useradd gives: userdel refuses to remove a user whose processes run.
+ALICE_UID, BOB_UID = 61001, 61002
+ALICE, BOB = f"user.slice/user-{ALICE_UID}.slice", f"user.slice/user-{BOB_UID}.slice"
 FIRST, SECOND, DEEP = f"{ALICE}/session-1.scope", f"{ALICE}/session-2.scope", f"{ALICE}/session-1.scope/job"
 #: Each comes after those above it.
 CGROUPS = ("user.slice", ALICE, FIRST, DEEP, SECOND, BOB, "system.slice")

@@ -15,6 +15,7 @@ from tests.cgroups import ROOT, needs_cgroups
 from tests.cli.conftest import REPOSITORY, TFGPU
 from tests.simulate.cgroup_lab import (
     ALICE,
+    ALICE_UID,
     BOB,
     CGROUPS,
     DEEP,
@@ -63,7 +64,7 @@ def test_the_release_that_brought_limits(lab: Lab, backend: str) -> None:
 def test_only_root_sets_limits(lab: Lab, backend: str) -> None:
     """Everybody can read limits. Another user than root has no permission to set them, not even of their own cgroup."""
     env = lab.simulate(backend)
-    root, alice = lab.start(env), lab.start(env, FIRST, uid=1001)
+    root, alice = lab.start(env), lab.start(env, FIRST, uid=ALICE_UID)
     assert alice.ask("a", "limit", path_of(FIRST), 0, GIB) == NO_PERMISSION
     assert root.ask("r", "limit", path_of(FIRST), 0, GIB) == 0
     assert alice.ask("a", "limits", path_of(FIRST)) == [0, 0, GIB, 0]
@@ -176,7 +177,7 @@ def test_dmem_keeps_the_limits_of_all_cgroups_above(lab: Lab) -> None:
 def test_dmem_down_to_a_depth(lab: Lab) -> None:
     """A deeper cgroup has no files and no limit of its own. It is told that of the nearest above, which holds."""
     env = lab.simulate("dmem/2")
-    root, alice = lab.start(env), lab.start(env, FIRST, uid=1001)
+    root, alice = lab.start(env), lab.start(env, FIRST, uid=ALICE_UID)
     assert root.ask("r", "limit", path_of(FIRST), 0, GIB) == NOT_FOUND
     assert root.ask("r", "limit", path_of(ALICE), 0, GIB) == 0
     assert root.ask("r", "limits", path_of(DEEP)) == [0, 0, GIB, 0]
@@ -191,7 +192,7 @@ def test_dmem_down_to_a_depth(lab: Lab) -> None:
 def test_the_kernels_files(lab: Lab) -> None:
     """All cgroups but the root have dmem.max, and dmem.capacity names the GPUs. Root can write, and others read."""
     env = lab.simulate("dmem", gpus="1x8GiB,1x1GiB")
-    root, alice = lab.start(env), lab.start(env, FIRST, uid=1001)
+    root, alice = lab.start(env), lab.start(env, FIRST, uid=ALICE_UID)
     capacity = f"nvidia/0000:01:00.0/vidmem {8 << 30}\nnvidia/0000:02:00.0/vidmem {1 << 30}\n"
     assert root.ask("r", "look", f"{ROOT}/dmem.capacity") == [True, True, True, capacity]
     assert alice.ask("a", "look", f"{ROOT}/dmem.capacity") == [True, True, False, capacity]
@@ -282,7 +283,7 @@ def test_misc_keeps_the_nearest_limit_alone(lab: Lab) -> None:
 def test_each_way_to_allocate_is_bounded(lab: Lab, backend: str, kind: str) -> None:
     """What does not fit is out of memory, and what is freed can be taken again."""
     env = lab.simulate(backend)
-    root, alice = lab.start(env), lab.start(env, ALICE, uid=1001)
+    root, alice = lab.start(env), lab.start(env, ALICE, uid=ALICE_UID)
     assert root.ask("r", "limit", path_of(ALICE), 0, GIB) == 0
     alice.open()
     assert alice.take(GIB + 2, kind) == OUT_OF_MEMORY
@@ -312,7 +313,7 @@ def test_managed_memory_is_not_counted(lab: Lab, backend: str) -> None:
 def test_a_context_is_counted(lab: Lab, backend: str) -> None:
     """Each process takes its context below the limit. One that does not fit opens no GPU."""
     env = lab.simulate(backend, context=500)
-    root, alice = lab.start(env), lab.start(env, ALICE, uid=1001)
+    root, alice = lab.start(env), lab.start(env, ALICE, uid=ALICE_UID)
     assert root.ask("r", "limit", path_of(ALICE), 0, GIB) == 0
     assert [alice.ask(name, "open") for name in ("one", "two", "three")] == [0, 0, OUT_OF_MEMORY]
     assert alice.take(24, name="one") == 0

@@ -17,7 +17,9 @@ import pytest
 from tests.cgroups import needs_cgroups
 from tests.simulate.cgroup_lab import (
     ALICE,
+    ALICE_UID,
     BOB,
+    BOB_UID,
     CGROUPS,
     DEEP,
     FIRST,
@@ -36,7 +38,7 @@ OUT_OF_MEMORY, INVALID_ARGUMENT, NOT_INITIALIZED, NOT_SUPPORTED, NOT_FOUND = 2, 
 CARD, CONTEXT = 2 * GIB, 6
 KINDS = ("cuMemAlloc", "cuMemCreate", "cuMemAllocAsync", "cuMemAllocFromPoolAsync", "cuMemAllocManaged")
 #: Who runs processes where.
-USERS = {FIRST: 1001, DEEP: 1001, SECOND: 1001, BOB: 1002, "system.slice": 0}
+USERS = {FIRST: ALICE_UID, DEEP: ALICE_UID, SECOND: ALICE_UID, BOB: BOB_UID, "system.slice": 0}
 
 
 def list_chain(cgroup: str) -> Iterator[str]:
@@ -303,7 +305,7 @@ def test_programs_of_a_user_at_the_same_time(lab: Lab, backend: str) -> None:
     assert root.ask("r", "limit", path_of(ALICE), 0, 300) == 0
     script: list[str | Path] = [sys.executable, "-S", "-c", textwrap.dedent(PYTHON_PROGRAM)]
     places: list[tuple[list[str | Path], str, int]]
-    places = [([program], FIRST, 1001), (script, SECOND, 1001), ([program], BOB, 1002)]
+    places = [([program], FIRST, ALICE_UID), (script, SECOND, ALICE_UID), ([program], BOB, BOB_UID)]
     pipes: Mapping[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     started = [lab.machine.start(command, cgroup=cgroup, uid=uid, env=env, **pipes) for command, cgroup, uid in places]
     for process in started:
