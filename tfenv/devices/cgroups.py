@@ -151,11 +151,7 @@ def _has_functions(pynvml: ModuleType) -> bool:
 
 
 def _counts_in_kernel() -> bool:
-    try:
-        with open(_CAPACITY, encoding="ascii", errors="replace") as file:
-            return any(line.startswith("nvidia/") for line in file)
-    except OSError:
-        return False
+    return bool(_read_region_lines(_CAPACITY))
 
 
 def read_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | None:
@@ -242,8 +238,8 @@ def list_limitable(pynvml: ModuleType) -> tuple[list[LimitableGpu], list[int]]:
 class WallReader:
     """Finds what the driver lets this process take of each GPU.
 
-    Where the driver has no such limits nothing is read. Otherwise it costs one read of a file, and a question to the
-    driver for each GPU.
+    Where no limit holds, it costs one read of a file and a question to the driver for each GPU. Where the kernel counts
+    it costs one read more for each cgroup above the process, and no question.
     """
 
     def __init__(self, pynvml: ModuleType, cgroup: str | None = None) -> None:
@@ -253,53 +249,67 @@ class WallReader:
             cgroup: The cgroup of another process, which counts instead. None: that of this process.
         """
         self._pynvml = pynvml
-        self._given = cgroup
-        self._cgroup: str | None = None
-        self._asked = False
+        self._cgroup = cgroup
+        self._limited: list[str] | None = None  # None: nobody looked
         self._is_useless = not hasattr(pynvml, "nvmlDeviceGetMemoryLimits_v1")
 
     def read(self, handle: Any) -> Wall | None:
         """Return the limit that holds on a GPU. None: none does."""
         if self._is_useless:
             return None
-        if not self._asked:
-            self._asked, self._cgroup = True, self._find_cgroup(handle)
-            self._is_useless = self._cgroup is None
-        return None if self._cgroup is None else find_wall(self._pynvml, handle, self._cgroup)
+        if self._limited is None:
+            self._cgroup = self._cgroup or find_own_cgroup()
+            self._limited = [] if self._cgroup is None else _list_limited(self._cgroup)
+            self._is_useless = not self._limited or not self._has_function(handle, self._limited[0])
+        if self._is_useless or self._cgroup is None:
+            return None
+        return _find_tightest(self._pynvml, handle, self._cgroup, self._limited)
 
-    def _find_cgroup(self, handle: Any) -> str | None:
+    def _has_function(self, handle: Any, cgroup: str) -> bool:
         try:
-            _ask(self._pynvml, handle, CGROUP_ROOT)
+            _ask(self._pynvml, handle, cgroup)
         except self._pynvml.NVMLError as error:
-            if type(error).__name__ == "NVMLError_FunctionNotFound":
-                return None
-        return self._given or find_own_cgroup()
+            return type(error).__name__ != "NVMLError_FunctionNotFound"
+        return True
 
 
 def find_wall(pynvml: ModuleType, handle: Any, cgroup: str) -> Wall | None:
     """Return the limit of a GPU that holds for the processes of a cgroup. None: none does."""
-    nearest = read_limits(pynvml, handle, cgroup)
-    if nearest is None or (nearest.hard is None and not is_counted_by_kernel(cgroup)):
-        return None
-    found = [(cgroup, nearest)]
-    for path in list(list_chain(cgroup))[1:]:
-        limits = read_limits(pynvml, handle, path)
-        if limits is None:
-            break
-        if limits == found[-1][1]:  # inherited from there
-            found[-1] = (path, limits)
-        elif limits.hard is None and not is_counted_by_kernel(path):
-            break
-        else:
-            found.append((path, limits))
-    limited = [(path, limits) for path, limits in found if limits.hard is not None]
+    return WallReader(pynvml, cgroup).read(handle)
+
+
+def _list_limited(cgroup: str) -> list[str]:
+    """Return the cgroups that the driver has to be asked about: with "dmem" those of the chain that are limited.
+
+    With "misc" the driver tells of a cgroup what the nearest one above it has.
+    """
+    counted = [path for path in list_chain(cgroup) if is_counted_by_kernel(path)]
+    lines = {path: _read_region_lines(f"{path}/{_DMEM_FILE}") for path in counted}
+    if not any(lines.values()):
+        return [cgroup]
+    return [path for path, found in lines.items() if any(not line.endswith(" max") for line in found)]
+
+
+def _read_region_lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return [line.rstrip() for line in file if line.startswith("nvidia/")]
+    except OSError:
+        return []
+
+
+def _find_tightest(pynvml: ModuleType, handle: Any, cgroup: str, asked: list[str]) -> Wall | None:
+    found = [(path, limits) for path in asked if (limits := read_limits(pynvml, handle, path)) is not None]
+    limited = [(limits.hard, limits, path) for path, limits in found if limits.hard is not None]
     if not limited:
         return None
-    path, tightest = min(limited, key=lambda pair: pair[1].hard or 0) if _counts_in_kernel() else limited[0]
+    hard, limits, path = min(limited, key=lambda entry: entry[0])
+    if path == cgroup and not is_counted_by_kernel(path):  # it may be that of one above
+        same = (above for above in list_chain(cgroup) if read_limits(pynvml, handle, above) == limits)
+        *_, path = same
     card = nvml.read_card_memory(pynvml, handle)
     chain = tuple(map(_read_id, list_chain(cgroup)))
-    card_total = None if card is None else card.total
-    return Wall(tightest.hard or 0, tightest.used, path, _read_id(path), card_total, chain)
+    return Wall(hard, limits.used, path, _read_id(path), None if card is None else card.total, chain)
 
 
 def _read_id(cgroup: str) -> int:

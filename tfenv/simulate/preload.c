@@ -77,13 +77,21 @@ static int is_kernel_file(const char *path) {
   return cgroups_has_kernel_files(cgroup) && cgroups_exists(cgroup);
 }
 
-/* Returns a file that says how much memory the kernel counts of each GPU. */
-static int open_capacity(void) {
-  char line[96];
-  int file = memfd_create("dmem.capacity", MFD_CLOEXEC);
+static void ignore_holding(void *context UNUSED, const Holding *holding UNUSED) {}
+
+/* Returns what a kernel's file says: a line for each GPU, with its memory or with the limit of a cgroup. */
+static int open_kernel_file(const char *path) {
+  char line[96], cgroup[PATH_MAX], limit[32];
+  CgroupChain chain;
+  int file = memfd_create("dmem", MFD_CLOEXEC);
+  strcpy(cgroup, path);
+  *strrchr(cgroup, '/') = '\0';
+  chain = cgroups_chain_of(cgroup);
+  machine_each_holding(ignore_holding, NULL); /* reads the log to its end */
   for (int gpu = 0; file >= 0 && gpu < machine_gpus(); gpu++) {
-    int length = snprintf(line, sizeof line, "nvidia/0000:%02x:00.0/vidmem %llu\n", (unsigned)machine_pci_bus(gpu),
-                          machine_memory(gpu));
+    Bytes size = strcmp(path, CAPACITY) ? cgroups_limits(gpu, chain.ids[0]).hard : machine_memory(gpu);
+    snprintf(limit, sizeof limit, size == UNLIMITED ? "max" : "%llu", size);
+    int length = snprintf(line, sizeof line, "nvidia/0000:%02x:00.0/vidmem %s\n", (unsigned)machine_pci_bus(gpu), limit);
     if (write(file, line, (size_t)length) != length) break;
   }
   if (file >= 0) lseek(file, 0, SEEK_SET);
@@ -142,8 +150,7 @@ enum { MAKES_FILE = O_CREAT | (O_TMPFILE & ~O_DIRECTORY) };
     va_start(rest, flags);                                            \
     mode_t mode = flags & MAKES_FILE ? va_arg(rest, mode_t) : 0;      \
     va_end(rest);                                                     \
-    if (!strcmp(path, CAPACITY) && is_kernel_file(path))              \
-      return open_capacity();                                         \
+    if (is_kernel_file(path)) return open_kernel_file(path);          \
     if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name);             \
     return next(path, flags, mode);                                   \
   }
