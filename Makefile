@@ -147,6 +147,7 @@ bench: venv
 	$(BIN)/python benchmarks/import_framework.py --framework jax
 	$(BIN)/python benchmarks/clamp.py
 	$(BIN)/python benchmarks/lease.py
+	$(BIN)/python benchmarks/wall.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/report.py

@@ -1,6 +1,7 @@
 """What a real driver makes of CUDA_VISIBLE_DEVICES.
 
-Measured on 2026-11-26 on one NVIDIA H100 80GB HBM3 with driver 580.159.04, see docs/hardware.md.
+Measured on 2026-11-26 on one NVIDIA H100 80GB HBM3 with driver 580.159.04, and again on an H200, see
+docs/hardware.md.
 """
 
 from __future__ import annotations

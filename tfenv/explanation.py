@@ -17,6 +17,8 @@ from tfenv.config.document import Trust, read
 from tfenv.config.hidden import advise_on_hidden
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT
 from tfenv.config.schema import validate
+from tfenv.devices import nvml
+from tfenv.devices.cgroups import get_user_slice, read_support
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.memory import read_memory
 from tfenv.errors import Finding
@@ -212,6 +214,8 @@ class Explanation:
         grant: What the scheduler or the parent process gave.
         inventory: The machine's GPUs as NVML shows them, or why it cannot.
         plan: What is applied when a framework is imported.
+        wall_problem: Why the driver keeps no limit here, though the machine's files have `memory_total`. "": it does,
+            or they have none.
         choosing: The choice among the plan's GPUs. None if all of them are used.
         exceptions: The tables for this subject that have an end or a reason, the expired ones too.
         observed: What would follow from the tables under `[observe]`. None: there are none.
@@ -232,6 +236,7 @@ class Explanation:
     grant: Grant = field(default_factory=Grant)
     inventory: Inventory = field(default_factory=Inventory)
     plan: Plan = field(default_factory=Plan)
+    wall_problem: str = ""
     choosing: ExplainedChoice | None = None
     exceptions: tuple[ExplainedException, ...] = ()
     observed: ExplainedObserved | None = None
@@ -281,6 +286,7 @@ def _planned_as_dict(planned: PlannedDevice) -> dict[str, object]:
         "name": device.name if device else None,
         "total_bytes": device.total if device else None,
         **_limit_as_dict(planned.limit),
+        "wall": None if device is None or device.wall is None else device.wall.as_dict(),
         "logical_devices": [_limit_as_dict(size) for size in planned.logical_devices],
     }
 
@@ -374,7 +380,8 @@ def _explain_for_somebody_else(account: UserAccount, cwd: str | None) -> Explana
     except OSError as error:
         raise PermissionError(f"cannot read with the permissions of {subject.user}: {error}") from error
     obstacle = None if may_enter else f"{subject.user} cannot enter this directory"
-    return replace(_explain_loaded(loaded, Grant(), None, obstacle), new_login=True)
+    explanation = _explain_loaded(loaded, Grant(), None, obstacle, get_user_slice(account.uid))
+    return replace(explanation, new_login=True)
 
 
 def _may_enter(directory: str | None) -> bool:
@@ -387,10 +394,22 @@ def _import_readers() -> None:
 
 
 def _explain_loaded(
-    loaded: LoadedPolicy, grant: Grant, request: tuple[str, ...] | None, obstacle: str | None = None
+    loaded: LoadedPolicy,
+    grant: Grant,
+    request: tuple[str, ...] | None,
+    obstacle: str | None = None,
+    cgroup: str | None = None,
 ) -> Explanation:
-    """Return what follows from the files. `obstacle` says why none of the project's can be found, if so."""
-    inventory = read_inventory()
+    """Return what follows from the files.
+
+    Args:
+        loaded: The files.
+        grant: What the scheduler or the parent process gave.
+        request: What the program wrote into CUDA_VISIBLE_DEVICES by itself. None: nothing.
+        obstacle: Why no file of the project can be found. None: it can.
+        cgroup: The cgroup whose limits count. None: that of this process.
+    """
+    inventory = read_inventory(cgroup)
     decision = decide(loaded, grant, inventory, request)
     plan = replace(decision.plan, findings=tuple(loaded.locate(finding) for finding in decision.plan.findings))
     disabled, remarks = check_disable_switch(loaded)
@@ -434,11 +453,29 @@ def _make_explanation(
         grant=grant,
         inventory=inventory,
         plan=plan,
+        wall_problem=_find_wall_problem(loaded, inventory),
         choosing=_explain_choice(plan, loaded.subject.uid, loaded.policy.process_overhead),
         exceptions=tuple(_explain_exceptions(loaded)),
         observed=_explain_observed(loaded, grant, inventory, request, plan),
         findings=tuple(map(loaded.locate, findings)),
     )
+
+
+def _find_wall_problem(loaded: LoadedPolicy, inventory: Inventory) -> str:
+    """Return why the driver does not keep the machine's `memory_total`. "": it does, or there is none."""
+    has_total = any(ceiling.origin.layer == "machine" for ceiling in loaded.policy.list_ceilings("memory_total"))
+    if not has_total or not inventory.devices or any(device.wall is not None for device in inventory.devices):
+        return ""
+    try:
+        with nvml.open_nvml() as pynvml:
+            support = read_support(pynvml)
+    except nvml.NvmlUnavailableError as error:
+        return str(error)
+    if support.backend == "none":
+        return support.problem
+    if all(device.instance is not None for device in inventory.devices):
+        return "the driver keeps no limits for MIG instances"
+    return "the driver could keep it, but no cgroup here has a limit; root can run `tfgpu wall apply`"
 
 
 def _explain_exceptions(loaded: LoadedPolicy) -> Iterator[ExplainedException]:

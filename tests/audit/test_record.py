@@ -44,6 +44,7 @@ from tfenv.policy.model import (
     Share,
     Source,
     Subject,
+    Wall,
     WouldClamp,
 )
 from tfenv.values import replace
@@ -350,3 +351,21 @@ def test_nothing_of_the_environment_or_arguments_reaches_a_record(
     monkeypatch.setattr(sys, "argv", ["x", "hunter2"])
     record = make_disabled_record(replace(context, process=ProcessFacts.collect()))
     assert b"hunter2" not in encode_as_line(record)
+
+
+def test_rail_and_wall_stand_beside_each_other(context: RecordContext, check_line: CheckLine) -> None:
+    """A GPU in a limited cgroup has `wall_bytes` in the plan's record and in the outcome's. Another one has not."""
+    wall = Wall(8 << 30, 1 << 30, "/sys/fs/cgroup/user.slice/user-1001.slice")
+    limited = PlannedDevice("0", Device(0, "GPU-1", "H100", 80 << 30, wall=wall), MemoryLimit(bytes=4 << 30))
+    free = PlannedDevice("1", Device(1, "GPU-2", "H100", 80 << 30), MemoryLimit(bytes=4 << 30))
+    outcomes = tuple(
+        planned.describe(index, 80 << 30, limit=4 << 30, fraction=None) for index, planned in enumerate((limited, free))
+    )
+    made = make_outcome_record(context, Outcome("applied", "TFE_ContextOptionsSetConfig", outcomes))
+    loaded = make_loaded_record(context, EffectivePolicy(), Plan(devices=(limited, free)), (), 1.0)
+    for record in (made, loaded):
+        devices = check_line(encode_as_line(record))["devices"]
+        assert [(device["limit_bytes"], device.get("wall_bytes")) for device in devices] == [
+            (4 << 30, 8 << 30),
+            (4 << 30, None),
+        ]

@@ -39,6 +39,9 @@ def make_gpu(**changes: Any) -> GpuMeasurement:
         ({"memory": None}, "kept"),
         ({"allocated": 3 * GIB, "card_free": 127 * MIB}, "unproven"),
         ({"allocated": 3 * GIB, "card_free": None}, "kept"),
+        ({"allocated": 3 * GIB, "wall_free": 127 * MIB}, "unproven"),
+        ({"allocated": 3 * GIB, "wall_free": 128 * MIB}, "kept"),
+        ({"wall_free": 16 * MIB}, "kept"),
         ({"refusal": "", "error": "RuntimeError: no kernel"}, "unproven"),
         ({"limit": None, "allocated": 64 * MIB, "refusal": ""}, "none"),
     ],
@@ -46,6 +49,13 @@ def make_gpu(**changes: Any) -> GpuMeasurement:
 def test_what_becomes_of_a_limit(changes: dict[str, Any], verdict: str) -> None:
     """A limit is kept if the framework's allocator refused within it, and NVML counts not much more."""
     assert make_gpu(**changes).judge_limit().verdict == verdict
+
+
+def test_who_refused() -> None:
+    """It was the wall if the limit had room for a piece and the cgroup had not. A limit just below it was reached."""
+    assert make_gpu(allocated=3 * GIB, wall_free=127 * MIB).refused_by == "wall"
+    assert make_gpu(wall_free=16 * MIB).refused_by == "allocator"
+    assert make_gpu(allocated=3 * GIB, wall_free=GIB, card_free=127 * MIB).refused_by == "card"
 
 
 def test_what_a_process_takes_beyond() -> None:

@@ -72,7 +72,7 @@ from tfenv.devices.usage import read_usage
 usage = read_usage()
 print(json.dumps({**vars(usage), "gpus": [dict(vars(g), label=g.label) for g in usage.gpus],
     "processes": [dict(vars(p), label=p.label) for p in usage.processes], "driver": vars(usage.driver),
-    "unseen": usage.list_unseen()}))
+    "unseen": usage.list_unseen(), "limit_support": usage.limit_support.backend}))
 """
 
 

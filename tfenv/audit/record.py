@@ -453,6 +453,7 @@ def _describe_device_outcome(device: DeviceOutcome) -> dict[str, Any]:
         "limit_bytes": device.limit,
         "limit_fraction": device.fraction,
         **({} if device.total is None else {"total_bytes": device.total}),
+        **({} if device.wall is None else {"wall_bytes": device.wall}),
         "logical_bytes": list(device.logical_devices),
         **({} if device.asked is None else {"asked_bytes": device.asked}),
         **({} if device.asked_fraction is None else {"asked_fraction": device.asked_fraction}),
@@ -468,10 +469,16 @@ def _describe_planned_devices(devices: Iterable[PlannedDevice]) -> list[dict[str
             "uuid": planned.device.uuid if planned.device else None,
             "name": planned.device.name if planned.device else None,
             **({} if planned.total is None else {"total_bytes": planned.total}),
+            **_describe_wall(planned),
             **_describe_limit(planned.limit),
         }
         for index, planned in enumerate(devices)
     ]
+
+
+def _describe_wall(planned: PlannedDevice) -> dict[str, Any]:
+    wall = None if planned.device is None else planned.device.wall
+    return {} if wall is None else {"wall_bytes": wall.limit}
 
 
 def _describe_limit(limit: MemoryLimit | None) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def find_cgroup(process: int | str) -> str | None:
     return f"{CGROUP_ROOT}{path}".rstrip("/")
 
 
+def get_user_slice(uid: int) -> str:
+    """Return the cgroup that systemd makes for all sessions of a user."""
+    return f"{CGROUP_ROOT}/user.slice/user-{uid}.slice"
+
+
 def has_cgroup2() -> bool:
     """Return whether cgroup v2 alone is mounted where the driver looks for it."""
     return os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers")
@@ -241,12 +246,14 @@ class WallReader:
     driver for each GPU.
     """
 
-    def __init__(self, pynvml: ModuleType) -> None:
+    def __init__(self, pynvml: ModuleType, cgroup: str | None = None) -> None:
         """
         Args:
             pynvml: NVML, open.
+            cgroup: The cgroup of another process, which counts instead. None: that of this process.
         """
         self._pynvml = pynvml
+        self._given = cgroup
         self._cgroup: str | None = None
         self._asked = False
         self._is_useless = not hasattr(pynvml, "nvmlDeviceGetMemoryLimits_v1")
@@ -258,7 +265,7 @@ class WallReader:
         if not self._asked:
             self._asked, self._cgroup = True, self._find_cgroup(handle)
             self._is_useless = self._cgroup is None
-        return None if self._cgroup is None else self._find_tightest(handle, self._cgroup)
+        return None if self._cgroup is None else find_wall(self._pynvml, handle, self._cgroup)
 
     def _find_cgroup(self, handle: Any) -> str | None:
         try:
@@ -266,31 +273,33 @@ class WallReader:
         except self._pynvml.NVMLError as error:
             if type(error).__name__ == "NVMLError_FunctionNotFound":
                 return None
-        return find_own_cgroup()
+        return self._given or find_own_cgroup()
 
-    def _find_tightest(self, handle: Any, cgroup: str) -> Wall | None:
-        nearest = read_limits(self._pynvml, handle, cgroup)
-        if nearest is None or (nearest.hard is None and not is_counted_by_kernel(cgroup)):
-            return None
-        found = [(cgroup, nearest)]
-        for path in list(list_chain(cgroup))[1:]:
-            limits = read_limits(self._pynvml, handle, path)
-            if limits is None:
-                break
-            if limits == found[-1][1]:  # inherited from there
-                found[-1] = (path, limits)
-            elif limits.hard is None and not is_counted_by_kernel(path):
-                break
-            else:
-                found.append((path, limits))
-        limited = [(path, limits) for path, limits in found if limits.hard is not None]
-        if not limited:
-            return None
-        path, tightest = min(limited, key=lambda pair: pair[1].hard or 0) if _counts_in_kernel() else limited[0]
-        card = nvml.read_card_memory(self._pynvml, handle)
-        chain = tuple(map(_read_id, list_chain(cgroup)))
-        card_total = None if card is None else card.total
-        return Wall(tightest.hard or 0, tightest.used, path, _read_id(path), card_total, chain)
+
+def find_wall(pynvml: ModuleType, handle: Any, cgroup: str) -> Wall | None:
+    """Return the limit of a GPU that holds for the processes of a cgroup. None: none does."""
+    nearest = read_limits(pynvml, handle, cgroup)
+    if nearest is None or (nearest.hard is None and not is_counted_by_kernel(cgroup)):
+        return None
+    found = [(cgroup, nearest)]
+    for path in list(list_chain(cgroup))[1:]:
+        limits = read_limits(pynvml, handle, path)
+        if limits is None:
+            break
+        if limits == found[-1][1]:  # inherited from there
+            found[-1] = (path, limits)
+        elif limits.hard is None and not is_counted_by_kernel(path):
+            break
+        else:
+            found.append((path, limits))
+    limited = [(path, limits) for path, limits in found if limits.hard is not None]
+    if not limited:
+        return None
+    path, tightest = min(limited, key=lambda pair: pair[1].hard or 0) if _counts_in_kernel() else limited[0]
+    card = nvml.read_card_memory(pynvml, handle)
+    chain = tuple(map(_read_id, list_chain(cgroup)))
+    card_total = None if card is None else card.total
+    return Wall(tightest.hard or 0, tightest.used, path, _read_id(path), card_total, chain)
 
 
 def _read_id(cgroup: str) -> int:

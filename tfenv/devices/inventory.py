@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 _DRIVER_NODES = ("/dev/nvidiactl", "/dev/dxg")
 
 
-def read_inventory() -> Inventory:
+def read_inventory(cgroup: str | None = None) -> Inventory:
     """List the GPUs NVML shows. Of one that is split list its MIG instances. Never raises.
+
+    Args:
+        cgroup: The cgroup whose limits count. None: that of this process.
 
     Returns:
         The devices by index, as nvidia-smi counts, without those that do not answer. Without NVML (no driver,
@@ -33,7 +36,7 @@ def read_inventory() -> Inventory:
     lost: dict[int, str] = {}
     try:
         with nvml.open_nvml() as pynvml:
-            walls = WallReader(pynvml)
+            walls = WallReader(pynvml, cgroup)
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
                     devices += read_devices(pynvml, index, walls)

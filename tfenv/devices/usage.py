@@ -9,8 +9,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfenv.devices import nvml
+from tfenv.devices import cgroups, nvml
+from tfenv.devices.cgroups import LimitSupport
 from tfenv.identity import get_user_name
+from tfenv.policy.model import Wall
 from tfenv.values import frozen, replace
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class GpuState:
         utilization: Per cent of the last moments in which some kernel ran.
         split: MIG is on: programs see its instances, never the whole.
         problem: Why nothing more is known of it. "" when it answers.
+        wall: The limit that the driver keeps for a cgroup of this process. None: there is none.
     """
 
     index: int
@@ -51,6 +54,7 @@ class GpuState:
     utilization: int | None = None
     split: bool = False
     problem: str = ""
+    wall: Wall | None = None
 
     @property
     def label(self) -> str:
@@ -73,6 +77,7 @@ class GpuProcess:
         program: What it calls itself. None when there is no such process here.
         started: When, in seconds since the epoch, to within a second. None when that cannot be told.
         start_ticks: The same in clock ticks since the machine did, which no change of the clock moves.
+        wall: The limit that the driver keeps for its cgroup on this GPU. None: there is none, or it cannot be told.
     """
 
     gpu: int
@@ -85,6 +90,7 @@ class GpuProcess:
     program: str | None = None
     started: float | None = None
     start_ticks: int | None = None
+    wall: Wall | None = None
 
     @property
     def label(self) -> str:
@@ -119,6 +125,7 @@ class GpuUsage:
         driver: The driver itself.
         problem: Why NVML could not be asked. None when it could.
         silent: Labels of the GPUs whose driver does not tell who uses them.
+        limit_support: Whether the driver keeps limits for cgroups. None: NVML could not be asked.
     """
 
     gpus: tuple[GpuState, ...] = ()
@@ -126,6 +133,7 @@ class GpuUsage:
     driver: DriverInfo = DriverInfo()
     problem: str | None = None
     silent: tuple[str, ...] = ()
+    limit_support: LimitSupport | None = None
 
     def list_unseen(self) -> tuple[str, ...]:
         """Return the labels of the GPUs whose memory is used by nobody that can be seen, as by another container."""
@@ -142,9 +150,11 @@ def read_usage() -> GpuUsage:
     try:
         with nvml.open_nvml() as pynvml:
             driver = _read_driver(pynvml)
+            support = cgroups.read_support(pynvml)
+            walls = _WallFinder(pynvml, support)
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    states = list(_read_states(pynvml, index))
+                    states = list(_read_states(pynvml, index, walls))
                 except pynvml.NVMLError as error:
                     gpus.append(GpuState(index, problem=nvml.explain_error(error)))
                     continue
@@ -153,13 +163,51 @@ def read_usage() -> GpuUsage:
                     if state.split:  # its instances tell who uses it
                         continue
                     sizes = nvml.list_processes(pynvml, handle)
-                    describe = describe_process if nvml.counts_pids_as_here() else _make_process
-                    processes += [describe(state, pid, size) for pid, size in (sizes or {}).items()]
+                    is_here = nvml.counts_pids_as_here()
+                    describe = describe_process if is_here else _make_process
+                    found = [describe(state, pid, size) for pid, size in (sizes or {}).items()]
+                    processes += [walls.add_to_process(process, handle) for process in found] if is_here else found
                     silent += [state.label] if sizes is None else []
     except nvml.NvmlUnavailableError as error:
         return GpuUsage(problem=str(error))
     processes.sort(key=lambda process: (process.gpu, process.instance or 0, process.pid))
-    return GpuUsage(tuple(gpus), tuple(processes), driver, silent=tuple(silent))
+    return GpuUsage(tuple(gpus), tuple(processes), driver, silent=tuple(silent), limit_support=support)
+
+
+class _WallFinder:
+    """Finds the limits that the driver keeps for cgroups. It asks for each cgroup and GPU once."""
+
+    def __init__(self, pynvml: ModuleType, support: LimitSupport) -> None:
+        """
+        Args:
+            pynvml: NVML, open.
+            support: Whether there are such limits.
+        """
+        self._pynvml = pynvml
+        self._is_useless = support.backend == "none"
+        self._known: dict[tuple[str | None, str], Wall | None] = {}
+
+    def add_to_gpu(self, state: GpuState, handle: Any) -> GpuState:
+        """Return a GPU with the limit of this process's cgroup, and with the memory of the whole card."""
+        wall = self._find("self", state.uuid, handle)
+        if wall is None:
+            return state
+        card = nvml.read_card_memory(self._pynvml, handle)
+        if card is None:
+            return replace(state, wall=wall)
+        return replace(state, wall=wall, total=card.total, used=card.used, reserved=card.reserved)
+
+    def add_to_process(self, process: GpuProcess, handle: Any) -> GpuProcess:
+        """Return a process on a GPU with the limit of its cgroup."""
+        return replace(process, wall=self._find(process.pid, process.uuid, handle))
+
+    def _find(self, process: int | str, uuid: str | None, handle: Any) -> Wall | None:
+        cgroup = None if self._is_useless else cgroups.find_cgroup(process)
+        if cgroup is None:
+            return None
+        if (uuid, cgroup) not in self._known:
+            self._known[uuid, cgroup] = cgroups.find_wall(self._pynvml, handle, cgroup)
+        return self._known[uuid, cgroup]
 
 
 # ---- the driver and its GPUs
@@ -174,7 +222,7 @@ def _read_driver(pynvml: ModuleType) -> DriverInfo:
     )
 
 
-def _read_states(pynvml: ModuleType, index: int) -> Iterator[tuple[GpuState, Any]]:
+def _read_states(pynvml: ModuleType, index: int, walls: _WallFinder) -> Iterator[tuple[GpuState, Any]]:
     """Yield the GPU, then its instances, each with its handle.
 
     Raises:
@@ -182,7 +230,8 @@ def _read_states(pynvml: ModuleType, index: int) -> Iterator[tuple[GpuState, Any
     """
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     parts = nvml.list_instances(pynvml, handle)
-    yield _read_state(pynvml, handle, GpuState(index, split=parts is not None)), handle
+    whole = _read_state(pynvml, handle, GpuState(index, split=parts is not None))
+    yield (walls.add_to_gpu(whole, handle) if parts is None else whole), handle
     for number, part in enumerate(parts or ()):
         yield _read_state(pynvml, part, GpuState(index, number)), part
 

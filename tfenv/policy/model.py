@@ -477,6 +477,10 @@ class Wall:
         """What stands for it where a file's key would."""
         return Origin("machine", self.cgroup, ("hard_limit",))
 
+    def as_dict(self) -> dict[str, object]:
+        """Return what people want to know of it, for JSON."""
+        return {"limit_bytes": self.limit, "used_bytes": self.used, "cgroup": self.cgroup}
+
 
 @frozen
 class Device:
@@ -771,7 +775,7 @@ class PlannedDevice:
             index, limit, fraction, logical_devices: As in `DeviceOutcome`.
             total: Its memory in bytes, where the framework had to tell it, too. None: unknown.
         """
-        wish = self.asked
+        wish, wall = self.asked, None if self.device is None else self.device.wall
         return DeviceOutcome(
             index=index,
             token=self.token,
@@ -783,6 +787,7 @@ class PlannedDevice:
             total=total if total is not None else self.total,
             asked=None if wish is None else total if wish.unlimited else wish.on(total),
             asked_fraction=None if wish is None else 1.0 if wish.unlimited else wish.fraction,
+            wall=None if wall is None else wall.limit,
         )
 
 
@@ -873,6 +878,7 @@ class DeviceOutcome:
         asked: Bytes that a file of a user or project asked for, if that is more than the limit. None: no file did.
         asked_fraction: The same as a fraction of the total, where it was written so.
         total: The card's memory in bytes. None: unknown.
+        wall: Bytes that the driver lets all processes of its cgroup take together. None: no limit is known.
     """
 
     index: int
@@ -885,6 +891,7 @@ class DeviceOutcome:
     asked: int | None = None
     asked_fraction: float | None = None
     total: int | None = None
+    wall: int | None = None
 
     @property
     def memory_limit(self) -> MemoryLimit:

@@ -70,11 +70,6 @@ def list_logged_in() -> list[Subject]:
     return [identify(uid, find_account(uid).groups) for uid in uids]
 
 
-def get_user_slice(uid: int) -> str:
-    """Return the cgroup that systemd makes for all sessions of a user."""
-    return f"{CGROUP_ROOT}/user.slice/user-{uid}.slice"
-
-
 def resolve_cgroup(path: str) -> str:
     """Return the full path of a cgroup that somebody named.
 

@@ -165,6 +165,22 @@ def test_it_takes_a_lease_as_a_program_does(tfgpu: Tfgpu, machine: Machine, proj
     assert set(machine.requests) == {2}
 
 
+@with_each_framework
+def test_a_framework_that_the_policy_refuses(tfgpu: Tfgpu, machine: Machine, project: Path, framework: str) -> None:
+    """Under `on_error = "fail"` a refused framework is not one that has no GPU. verify and doctor show the finding."""
+    (project / "tfgpu.toml").write_text("on_error = 'fail'\n[gpu]\nvisible_devices = [7]\n")
+    made = verify(tfgpu, machine, framework, 1)
+    assert (made["verdict"], made["gpus"]) == ("unproven", [])
+    assert "PolicyError: " in made["problem"]
+    assert "[no-overlap]" in made["problem"]
+    title = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[framework]
+    rows = json.loads(tfgpu("doctor", "--format", "json", env=machine.env).stdout)["rows"]
+    (row,) = [row for row in rows if row["topic"] == title]
+    assert row["found"].startswith("cannot be asked: ")
+    assert "PolicyError: " in row["found"]
+    assert row["advice"] == 'see `tfgpu explain`: on_error is "fail"'
+
+
 @with_one_framework
 def test_a_share_is_the_limit(tfgpu: Tfgpu, machine: Machine, project: Path, framework: str) -> None:
     """A framework that has a share of the process's limit is refused at its share."""

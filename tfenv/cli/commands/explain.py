@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tfenv.cli.output import (
     USAGE,
@@ -19,6 +19,7 @@ from tfenv.cli.output import (
     shorten_path,
 )
 from tfenv.cli.tables import print_table
+from tfenv.cli.walls import describe_wall
 from tfenv.errors import Finding, escape_for_terminal
 from tfenv.explanation import (
     UNKNOWN_OCCUPANCY,
@@ -49,6 +50,7 @@ _WIDEST_VALUE = 60
 _MOST_ENTRIES = 4
 #: Characters of a UUID that tell one card from another: "GPU-8932f937".
 _SHORT_UUID = 12
+_RAIL_AND_WALL = "A rail is kept by the framework's own allocator, a wall by the driver, whatever program it is."
 _COLUMNS = ("GPU", "nvidia-smi", "name", "memory", "at most", "UUID")
 
 
@@ -278,11 +280,63 @@ def _print_outcome(explanation: Explanation) -> None:
         print("  Nothing is in force: see the findings below. Programs have all GPUs without a limit.")
     elif explanation.silent:
         advice = "" if explanation.observed is not None else f" {_advise_on_files(explanation.files)}"
-        print(f"  No GPU settings apply: programs run unchanged.{advice}")
+        effect = "each process is kept below its wall" if _has_rails(explanation) else "programs run unchanged"
+        print(f"  No GPU settings apply: {effect}.{advice}")
         if explanation.observed is not None:
             _print_plan(explanation)
     else:
         _print_plan(explanation)
+    _print_limits(explanation)
+
+
+def _print_limits(explanation: Explanation) -> None:
+    """Name each limit: a rail, which a framework keeps, or a wall, which the driver keeps."""
+    labels_by_limits: dict[tuple[str, str], list[str]] = {}
+    for label, *limits in _list_limits(explanation):
+        labels_by_limits.setdefault((limits[0], limits[1]), []).append(label)
+    rows = [(", ".join(labels), *limits) for limits, labels in labels_by_limits.items()]
+    if rows:
+        _print_heading("Limits")
+        width = max(len(labels) for labels, _, _ in rows)
+        for labels, rail, wall in rows:
+            first, *others = [f"{kind}  {text}" for kind, text in (("rail", rail), ("wall", wall)) if text]
+            print(f"  GPU {labels:<{width}}  {first}")
+            for text in others:
+                print(f"      {'':<{width}}  {text}")
+        print(paint(f"  {_RAIL_AND_WALL}", "quiet"))
+    if explanation.wall_problem:
+        text = f"memory_total is kept by leases and allocators only: {explanation.wall_problem}"
+        print(f"  {escape_for_terminal(text)}")
+
+
+def _list_limits(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
+    """Yield each GPU that is limited, with its rail and its wall in words. "": it has none."""
+    plan = explanation.plan if _is_read(explanation) else Plan()
+    planned = {device.device.uuid: device for device in plan.devices or () if device.device is not None}
+    for device in explanation.inventory.devices or ():
+        rail = _describe_rail(planned[device.uuid]) if device.uuid in planned else ""
+        wall = "" if device.wall is None else describe_wall(device.wall)
+        if rail or wall:
+            yield device.label, rail, wall
+    for unknown in plan.devices or ():
+        if unknown.device is None and (rail := _describe_rail(unknown)):
+            yield escape_for_terminal(unknown.token), rail, ""
+
+
+def _is_read(explanation: Explanation) -> bool:
+    """Return whether tfenv is loaded for a program. Without any file it is not, and sets no limit below a wall."""
+    return not explanation.disabled and any(file.state == "read" for file in explanation.files)
+
+
+def _has_rails(explanation: Explanation) -> bool:
+    return any(rail for _, rail, _ in _list_limits(explanation))
+
+
+def _describe_rail(planned: PlannedDevice) -> str:
+    """Return the limit of a process on a GPU. "": there is none."""
+    if planned.limit is None or planned.limit.unlimited:
+        return ""
+    return f"{_format_limit_on(planned)} for each process"
 
 
 def _advise_on_files(files: Iterable[ExaminedFile]) -> str:

@@ -10,6 +10,7 @@ from tfenv.cli.display import add_display_options, show_snapshots
 from tfenv.cli.output import FINDINGS, OK, add_description, shorten_path
 from tfenv.cli.tables import StyledText, TableColumn, build_report, build_table, is_wide
 from tfenv.cli.trends import TrendColumn, Trends, add_trend_columns
+from tfenv.cli.walls import group_walls
 from tfenv.devices.inventory import read_inventory
 from tfenv.devices.usage import GpuState, GpuUsage, read_usage
 from tfenv.launchers.grant import read_current_grant
@@ -82,7 +83,7 @@ class GpuSnapshot:
 
     def list_samples(self) -> Mapping[str, float | None]:
         """Return how full and how busy each GPU is."""
-        full = {f"memory {gpu.label}": _divide(gpu.used, gpu.total) for gpu in self.usage.gpus}
+        full = {f"memory {gpu.label}": _divide(*_get_shown_memory(gpu)) for gpu in self.usage.gpus}
         return {**full, **{f"busy {gpu.label}": _divide(gpu.utilization, 100) for gpu in self.usage.gpus}}
 
     def as_dict(self) -> dict[str, object]:
@@ -106,6 +107,7 @@ class GpuSnapshot:
             "total_bytes": gpu.total,
             "used_bytes": gpu.used,
             "reserved_bytes": gpu.reserved,
+            "wall": None if gpu.wall is None else gpu.wall.as_dict(),
             "utilization_percent": gpu.utilization,
             "split": gpu.split,
             "problem": gpu.problem or None,
@@ -139,6 +141,11 @@ class GpuSnapshot:
                 labels_by_reason.setdefault(reason[1], []).append(gpu.label)
         yield from ((f"GPU {', '.join(labels)}", why) for why, labels in labels_by_reason.items())
         yield from ((f"GPU {gpu.label}", gpu.problem) for gpu in self.usage.gpus if gpu.problem)
+        walls = group_walls((gpu.label, gpu.wall) for gpu in self.usage.gpus)
+        yield from ((f"GPU {labels}", f"wall: {text}") for labels, text in walls)
+        for gpu in self.usage.gpus:
+            if gpu.wall is not None and gpu.used is not None and gpu.total is not None:
+                yield f"GPU {gpu.label}", f"{format_bytes(gpu.used)} of the card's {format_bytes(gpu.total)} used"
         yield from self.notes
 
 
@@ -153,13 +160,20 @@ def _format_place(place: int | str | None) -> str:
     return f"GPU:{place}, cuda:{place}" if isinstance(place, int) else place
 
 
+def _get_shown_memory(gpu: GpuState) -> tuple[int | None, int | None]:
+    """Return the bytes in use and those that there are: of the card, or below a limit that the driver keeps here."""
+    return (gpu.used, gpu.total) if gpu.wall is None else (gpu.wall.used, gpu.wall.limit)
+
+
 def _format_memory(gpu: GpuState) -> StyledText:
-    total = "?" if gpu.total is None else format_bytes(gpu.total)
-    if gpu.used is None or gpu.total is None:
+    held, whole = _get_shown_memory(gpu)
+    total = "?" if whole is None else format_bytes(whole)
+    if held is None or whole is None:
         return StyledText(f"? / {total}")
-    size, unit = format_bytes(gpu.used).rsplit(" ", 1)
+    size, unit = format_bytes(held).rsplit(" ", 1)
     used = size if total.endswith(f" {unit}") else f"{size} {unit}"
-    return StyledText(f"{used if gpu.used else '0'} / {total}", "yellow" if gpu.used >= gpu.total * _FULL else "")
+    card = f" of {format_bytes(gpu.total)}" if gpu.wall is not None and gpu.total is not None and is_wide() else ""
+    return StyledText(f"{used if held else '0'} / {total}{card}", "yellow" if held >= whole * _FULL else "")
 
 
 def _take_snapshot() -> GpuSnapshot:

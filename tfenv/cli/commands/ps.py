@@ -16,7 +16,7 @@ from tfenv.cli.trends import TrendColumn, Trends, add_trend_columns
 from tfenv.devices import nvml
 from tfenv.devices.usage import GpuProcess, GpuUsage, describe_process, read_usage
 from tfenv.pipeline import current_start, load
-from tfenv.policy.model import Lease
+from tfenv.policy.model import Lease, Wall
 from tfenv.policy.units import MIB, format_bytes
 from tfenv.sharing.lease import read_leases
 from tfenv.values import frozen
@@ -29,7 +29,8 @@ State = Literal["within", "over", "ungoverned", "switched off", "failed", "unkno
 
 _COLUMNS = (
     TableColumn("GPU"), TableColumn("user"), TableColumn("pid", is_number=True), TableColumn("job"),
-    TableColumn("memory", is_number=True), TableColumn("at most", is_number=True), TableColumn("program"),
+    TableColumn("memory", is_number=True), TableColumn("at most", is_number=True),
+    TableColumn("wall", is_number=True), TableColumn("program"),
     TableColumn("framework"), TableColumn("policy"),
 )  # fmt: skip
 #: A limit is the allocator's: the CUDA context, cuDNN and cuBLAS come on top of it, and NVML counts them.
@@ -101,6 +102,7 @@ class GpuHolder:
             "frameworks": list(self.frameworks),
             "memory_bytes": process.memory,
             "limit_bytes": self.limit,
+            "wall": None if process.wall is None else process.wall.as_dict(),
             "state": self.state,
             "sources": list(self.sources),
             "lease": self.lease,
@@ -228,6 +230,7 @@ class ProcessSnapshot:
         """Return the table for people."""
         columns, rows = hide_empty_column("job", _COLUMNS, [_build_row(holder) for holder in self.holders])
         columns, rows = hide_empty_column("framework", columns, rows)
+        columns, rows = hide_empty_column("wall", columns, rows)
         added = [TrendColumn("memory trend", tuple(map(_name_trend, self.holders)))]
         columns_shown, rows_shown = add_trend_columns(columns, rows, added, trends, expendable="framework")
         return build_report(build_table(columns_shown, rows_shown), self._find_notes())
@@ -267,10 +270,17 @@ def _find_notes_on_holders(holders: Iterable[GpuHolder]) -> Iterator[tuple[str, 
         process, limit = holder.process, holder.limit
         if holder.state == "over" and limit is not None and process.memory is not None:
             held, allowed = format_bytes(process.memory), format_bytes(limit)
-            yield f"pid {process.pid}", f"holds {held} of GPU {process.label}, its policy allows {allowed}"
+            kept = f"; {_describe_wall(process.wall)}" if process.wall is not None else ""
+            yield f"pid {process.pid}", f"holds {held} of GPU {process.label}, its policy allows {allowed}{kept}"
     unknown = {holder.process.user for holder in holders if holder.state == "unknown" and holder.process.user}
     if unknown:
         yield "unknown", f"the audit log of {', '.join(sorted(unknown))} cannot be read from here"
+
+
+def _describe_wall(wall: Wall) -> str:
+    together = f"all programs in {wall.cgroup} together hold {format_bytes(wall.used)}"
+    where = "within" if wall.used <= wall.limit else "beyond"
+    return f"{together}, {where} the {format_bytes(wall.limit)} that the driver lets them have"
 
 
 def _name_trend(holder: GpuHolder) -> str:
@@ -296,6 +306,7 @@ def _build_row(holder: GpuHolder) -> tuple[StyledText | str, ...]:
         holder.job,
         held,
         limit,
+        "" if process.wall is None else format_bytes(process.wall.limit),
         program,
         ", ".join(holder.frameworks),
         policy,
@@ -314,4 +325,8 @@ def _format_policy(holder: GpuHolder, style: str) -> StyledText:
         return StyledText(holder.state, style)
     nearest = holder.sources[-1] if holder.sources else "a lease"
     name = shorten_path(nearest) if is_wide() else "/".join(nearest.rsplit("/", 2)[-2:])
-    return StyledText(f"{name} (over)" if holder.state == "over" else name, style)
+    if holder.state != "over":
+        return StyledText(name, style)
+    wall = holder.process.wall
+    is_held = wall is not None and wall.used <= wall.limit
+    return StyledText(f"{name} ({'over, within the wall' if is_held else 'over'})", style)

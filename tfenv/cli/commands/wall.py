@@ -20,7 +20,7 @@ from tfenv.cli.output import (
 )
 from tfenv.cli.tables import StyledText, TableColumn, build_table, print_renderable
 from tfenv.config.presence import MACHINE_ROOT
-from tfenv.devices.cgroups import CGROUP_ROOT, find_uncounted
+from tfenv.devices.cgroups import CGROUP_ROOT, find_uncounted, get_user_slice
 from tfenv.errors import escape_for_terminal
 from tfenv.lint.check import check_path
 from tfenv.policy.model import MemoryLimit
@@ -33,7 +33,6 @@ from tfenv.wall.targets import (
     WallError,
     find_mistakes,
     find_named_subject,
-    get_user_slice,
     give_to_all,
     list_logged_in,
     load_machine_policy,

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 
 from tfenv.cli.diagnosis.row import DoctorRow
+from tfenv.cli.walls import group_walls
+from tfenv.devices.cgroups import find_own_cgroup
 from tfenv.devices.usage import DriverInfo, GpuState, GpuUsage
 from tfenv.errors import escape_for_terminal
 from tfenv.policy.units import format_bytes
@@ -28,6 +30,8 @@ def diagnose_gpus(usage: GpuUsage) -> Iterator[DoctorRow]:
         if gpu.problem:
             yield DoctorRow("GPUs", "problem", f"GPU {gpu.label} does not answer: {gpu.problem}")
     yield from _diagnose_silence(usage)
+    if working:
+        yield _diagnose_wall(usage)
 
 
 def _diagnose_missing_driver(problem: str) -> DoctorRow:
@@ -50,9 +54,31 @@ def _format_gpu(gpu: GpuState, usage: GpuUsage) -> str:
     return f"{gpu.name}{size}{split}"
 
 
+def _diagnose_wall(usage: GpuUsage) -> DoctorRow:
+    """Return the row on the limits that the driver keeps for cgroups. That there are none is never a problem."""
+    support = usage.limit_support
+    if support is None or support.backend == "none":
+        why = "" if support is None else support.problem
+        return DoctorRow("wall", "note", "the driver of WSL2 keeps no limits for cgroups" if _is_wsl() else why)
+    keeps = support.describe()
+    whole = [gpu for gpu in usage.gpus if gpu.instance is None and not gpu.split]
+    if not whole:
+        return DoctorRow("wall", "note", f"{keeps}, but not for MIG instances")
+    walls = [f"GPU {labels}: {text}" for labels, text in group_walls((gpu.label, gpu.wall) for gpu in whole)]
+    if walls:
+        return DoctorRow("wall", "ok", f"{keeps}; {'; '.join(walls)}")
+    if find_own_cgroup() is None:
+        return DoctorRow("wall", "note", f"{keeps}, but the cgroup of this process cannot be seen in this container")
+    return DoctorRow("wall", "ok", f"{keeps}; none holds for this process")
+
+
+def _is_wsl() -> bool:
+    return os.path.exists("/dev/dxg")
+
+
 def _diagnose_silence(usage: GpuUsage) -> Iterator[DoctorRow]:
     """Yield rows on what this driver does not tell. Percentages and free GPUs depend on it."""
-    why = "the driver of WSL2 reports less" if os.path.exists("/dev/dxg") else "this driver or card does not report it"
+    why = "the driver of WSL2 reports less" if _is_wsl() else "this driver or card does not report it"
     if any(gpu.total is None and not gpu.problem for gpu in usage.gpus):
         found = f"cannot tell how much memory they have: {why}"
         yield DoctorRow("GPUs", "note", found, "write limits as sizes, not percentages")

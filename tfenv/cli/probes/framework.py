@@ -98,6 +98,11 @@ def describe_keras() -> "dict[str, Any]":
     return {"keras": keras.__version__}
 
 
+def is_policy_error(error: Exception) -> bool:
+    """Return whether tfenv refused the framework: `on_error = "fail"`. That is no GPU that is missing."""
+    return type(error).__name__ == "PolicyError"  # there may be no tfenv to import the class from
+
+
 def find_missing_libraries(names: "tuple[str, ...]") -> "list[str]":
     """Return the libraries that cannot be loaded. Those of pip's packages can: the framework has just loaded them."""
     missing = []

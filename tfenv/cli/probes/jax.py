@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tfenv.cli.probes.framework import Probe, run_probe
+    from tfenv.cli.probes.framework import Probe, is_policy_error, run_probe
 
 _CUDA_RELEASES = ("13", "12")
 
@@ -63,11 +63,13 @@ class JaxProbe(Probe):
 
 
 def _list_gpus() -> "tuple[list[Any], str]":
-    """Return the GPUs of this process, and why there is none in JAX's own words."""
+    """Return the GPUs of this process, and why there is none in JAX's own words. A PolicyError is let through."""
     jax: Any = import_module("jax")
     try:
         return list(jax.local_devices(backend="cuda")), ""
     except RuntimeError as error:
+        if is_policy_error(error):
+            raise
         return [], str(error).strip().partition("\n")[0]
 
 

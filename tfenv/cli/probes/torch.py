@@ -5,7 +5,7 @@ from typing import Any
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tfenv.cli.probes.framework import Probe, run_probe
+    from tfenv.cli.probes.framework import Probe, is_policy_error, run_probe
 
 
 class TorchProbe(Probe):
@@ -14,12 +14,14 @@ class TorchProbe(Probe):
     name = "torch"
 
     def describe(self) -> "dict[str, Any]":
-        """Return what PyTorch sees. It opens CUDA to name the GPUs."""
+        """Return what PyTorch sees. It opens CUDA to name the GPUs. A PolicyError is let through."""
         torch: Any = import_module("torch")
         problem = ""
         try:
             gpus = [_describe_gpu(torch, number) for number in range(torch.cuda.device_count())]
         except RuntimeError as error:
+            if is_policy_error(error):
+                raise
             gpus, problem = [], str(error).strip().partition("\n")[0]
         return {
             "version": torch.__version__,

@@ -166,6 +166,7 @@ def _complete(
     """Add what the framework gave, and what NVML says of it."""
     state = _find_state(gpu, after)
     free = None if state is None or state.total is None or state.used is None else max(0, state.total - state.used)
+    wall = None if state is None else state.wall
     return replace(
         gpu,
         allocated=result["allocated"],
@@ -174,6 +175,7 @@ def _complete(
         memory=_find_memory(pid, gpu, before, after),
         is_process=_counts_processes(),
         card_free=free,
+        wall_free=None if wall is None else max(0, wall.limit - wall.used),
     )
 
 

@@ -46,6 +46,7 @@ class GpuMeasurement:
         is_process: Whether `first` and `memory` are of this process. False: NVML's processes have other numbers here,
             as in a container, and the sizes are how much more of the card was in use than before.
         card_free: What nobody held of the card at last.
+        wall_free: What nobody held at last of the limit that the driver keeps for this cgroup. None: there is none.
         refusal: The framework's words.
         error: An exception that was no refusal.
     """
@@ -60,6 +61,7 @@ class GpuMeasurement:
     memory: int | None = None
     is_process: bool = True
     card_free: int | None = None
+    wall_free: int | None = None
     refusal: str = ""
     error: str = ""
 
@@ -73,6 +75,9 @@ class GpuMeasurement:
         """What refused memory. None: nothing did."""
         if not self.refusal:
             return None
+        is_within = self.limit is not None and self.allocated + self.piece <= self.limit
+        if is_within and self.wall_free is not None and self.wall_free < self.piece:
+            return "wall"
         return "card" if self.card_free is not None and self.card_free < self.piece else "allocator"
 
     def judge_limit(self) -> Promise:
@@ -87,6 +92,9 @@ class GpuMeasurement:
             return Promise("broken", f"NVML counts {format_bytes(self.memory)} for the process")
         if self.refused_by == "card":
             return Promise("unproven", "the card was full before the limit was reached")
+        if self.refused_by == "wall":
+            text = "all that the driver lets this cgroup have was taken before the limit was reached"
+            return Promise("unproven", f"{text}, see `tfgpu gpus`")
         return Promise("kept")
 
     def as_dict(self) -> dict[str, object]:
@@ -104,6 +112,7 @@ class GpuMeasurement:
             "nvml_of": "process" if self.is_process else "card",
             "overhead_bytes": self.overhead,
             "card_free_bytes": self.card_free,
+            "wall_free_bytes": self.wall_free,
             "refused_by": self.refused_by,
             "refusal": self.refusal or None,
             "verdict": promise.verdict,
