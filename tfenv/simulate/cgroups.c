@@ -30,8 +30,8 @@ static int deepest_counted(void) {
   return text[4] == '/' ? atoi(text + 5) : MAX_CHAIN;
 }
 
-/* ---- cgroups by their paths. The number of a directory tells cgroups apart, in every mount and namespace. The kernel gives
- * no number again: it has 64 bits, of which the upper ones count how often the lower ones were used. */
+/* ---- cgroups by their paths. The number of a directory tells cgroups apart, in every mount and namespace. The kernel
+ * gives no number again: it has 64 bits, of which the upper ones count how often the lower ones were used. */
 
 static CgroupId find_id(const char *path) {
   struct stat status;
@@ -173,7 +173,7 @@ void cgroups_take_record(const char *line) {
              "\"call\": \"%llu", &pid, operation, &gpu, &bytes, &held, &id) != 6)
     return;
   pthread_mutex_lock(&tables_lock);
-  if (!strcmp(operation, "limit")) take_limits(gpu, id, (CgroupLimits){held, bytes});
+  if (!strcmp(operation, "limit") || !strcmp(operation, "reserve")) take_limits(gpu, id, (CgroupLimits){held, bytes});
   if (!strcmp(operation, "cgroup")) take_membership(pid, id, (int)held);
   pthread_mutex_unlock(&tables_lock);
 }
@@ -199,13 +199,13 @@ CgroupLimits cgroups_limits(int gpu, CgroupId id) {
   return limits;
 }
 
-static void write_limits(int log, int gpu, CgroupId id, CgroupLimits limits) {
+static void write_limits(int log, const char *operation, int gpu, CgroupId id, CgroupLimits limits) {
   char text[32];
   snprintf(text, sizeof text, "%llu", id);
-  log_write(log, "limit", gpu, limits.hard, limits.soft, text);
+  log_write(log, operation, gpu, limits.hard, limits.soft, text);
 }
 
-/* Under dmem the soft limit of a cgroup includes what is reserved for those below it. The root's is of the whole GPU. */
+/* Under dmem the soft limit of a cgroup includes what is reserved for those below it. The root's must fit on the GPU. */
 int cgroups_set_limits(int log, int gpu, const CgroupChain *chain, CgroupLimits limits) {
   Bytes before = cgroups_limits(gpu, chain->ids[0]).soft;
   CgroupLimits above[MAX_CHAIN];
@@ -217,8 +217,8 @@ int cgroups_set_limits(int log, int gpu, const CgroupChain *chain, CgroupLimits 
     above[i].soft = others + limits.soft;
     if (limits.soft > before && (above[i].soft < others || above[i].soft > most)) return 0;
   }
-  write_limits(log, gpu, chain->ids[0], limits);
-  for (int i = 1; i < count; i++) write_limits(log, gpu, chain->ids[i], above[i]);
+  write_limits(log, "limit", gpu, chain->ids[0], limits);
+  for (int i = 1; i < count; i++) write_limits(log, "reserve", gpu, chain->ids[i], above[i]);
   return 1;
 }
 

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from tfenv.values import frozen, replace
 
-Operation = Literal["cuInit", "context", "closed", "alloc", "free", "oom", "threshold", "cgroup", "limit"]
+Operation = Literal["cuInit", "context", "closed", "alloc", "free", "oom", "threshold", "cgroup", "limit", "reserve"]
 
 
 @frozen
@@ -22,7 +22,8 @@ class DriverRequest:
         pid: The process that asked.
         op: "cuInit", "alloc", "free". "oom": an allocation that was refused. "threshold": what a memory
             pool may keep. "context" and "closed": what the context of a process takes and gives back.
-            "cgroup": a cgroup that the process is in. "limit": what a cgroup is limited to.
+            "cgroup": a cgroup that the process is in. "limit": what a cgroup is limited to. "reserve":
+            what one above it has for that.
         gpu: Number of the GPU in the machine, not CUDA's ordinal. -1 for cuInit.
         bytes: Size. For cuInit the number of GPUs the process sees.
         held: Bytes that all live simulated processes together hold on the GPU after the request. The soft limit.
