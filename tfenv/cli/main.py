@@ -30,7 +30,7 @@ COMMANDS = {
     "ps": "Show who uses which GPU, and under which policy.",
     "audit": "Show the records of what was applied.",
     "watch": "Follow the policy files and show the effect of each change.",
-    "wall": "Have the driver keep memory_total for each user, whatever programs run.",
+    "wall": "Set memory limits that the driver keeps for a user, job or service, whatever runs there.",
     "slurm": "Run as Slurm's TaskProlog and TaskEpilog.",
     "simulate": "Run a command on simulated GPUs.",
     "install": "Apply the policy in every environment of an interpreter.",

@@ -328,5 +328,6 @@ def find_reported_total(total: int | None, reserved: int | None, wall: Wall) -> 
         reserved: Bytes that it says the driver keeps. None: unknown.
         wall: The limit that holds.
     """
-    is_own = total is not None and total + (reserved or 0) <= wall.limit
-    return wall.limit if is_own else total
+    if total is None or total + (reserved or 0) > wall.limit:
+        return total
+    return wall.limit if wall.card_total is None else min(wall.limit, wall.card_total)
