@@ -751,6 +751,11 @@ class PlannedDevice:
         """Its memory in bytes, as NVML says or else CUDA. None: unknown."""
         return self.device.total if self.device is not None and self.device.total is not None else self.cuda_total
 
+    @property
+    def card_total(self) -> int | None:
+        """The memory of the whole card in bytes, also where CUDA reports the limit of a cgroup. None: unknown."""
+        return self.total if self.device is None or self.device.card_total is None else self.device.card_total
+
     def describe(
         self,
         index: int,

@@ -237,7 +237,7 @@ def test_an_end_is_shown_with_its_day_and_reason(
         monkeypatch.setattr(machine_date, "_latest", day)
         monkeypatch.setattr(machine_date, "_read_date", lambda: "1970-01-01")
         states.append(read_state(machine.start, machine.subject, str(machine.etc), trust))
-    change = compare_states(*states)
+    change = compare_states(states[0], states[1])
     assert change is not None
     watch._print_change(change)
     title, difference, effect = capsys.readouterr().out.strip().splitlines()

@@ -46,6 +46,12 @@ def test_a_limit_beyond_the_card_is_all_of_it() -> None:
     assert compute_fraction(None, None) == 1
 
 
+def test_in_a_limited_cgroup_pytorch_still_counts_the_whole_card() -> None:
+    """Half of the 8 GiB that CUDA reports is a sixth of the card of 24 GiB, of which PyTorch takes a fraction."""
+    assert compute_fraction(MemoryLimit(fraction=0.5), 8 * GIB, 24 * GIB) == 1 / 6
+    assert compute_fraction(MemoryLimit(bytes=6 * GIB), 8 * GIB, 24 * GIB) == 1 / 4
+
+
 def test_the_setting_holds_the_smallest_fraction() -> None:
     """One setting is for all GPUs, so that it is the smallest that is known."""
     assert find_smallest([0.5, None, 0.25, 1.0]) == 0.25

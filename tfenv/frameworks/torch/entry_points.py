@@ -103,7 +103,7 @@ class EntryPointWrappers:
         if devices is None:
             fractions = [compute_fraction(plan.limit, None)]
         else:
-            fractions = [compute_fraction(gpu.limit, gpu.total) for gpu in devices]
+            fractions = [compute_fraction(gpu.limit, gpu.total, gpu.card_total) for gpu in devices]
         self.is_closed = devices == () and plan.devices != ()
         self.fraction = 0.0 if self.is_closed else find_smallest(fractions)
         self.limited = self.fraction < 1 or None in fractions

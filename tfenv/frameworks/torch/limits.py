@@ -25,17 +25,21 @@ class GpuLimit:
     @property
     def fraction(self) -> float | None:
         """The most of the GPU that PyTorch may take, in 0..1. None: its size has to be known for that."""
-        return 0.0 if self.planned is None else compute_fraction(self.planned.limit, self.total)
+        if self.planned is None:
+            return 0.0
+        return compute_fraction(self.planned.limit, self.total, self.planned.card_total)
 
 
-def compute_fraction(limit: MemoryLimit | None, total: int | None) -> float | None:
+def compute_fraction(limit: MemoryLimit | None, total: int | None, card_total: int | None = None) -> float | None:
     """Return a limit as a fraction of a card.
 
-    PyTorch rounds the fraction of its total to whole bytes, so it is computed from whole bytes.
+    PyTorch rounds the fraction of its total to whole bytes, so it is computed from whole bytes. Its total is the whole
+    card's, also where CUDA reports the limit of a cgroup.
 
     Args:
         limit: The limit. None: unlimited.
-        total: The card's memory in bytes. None: unknown.
+        total: The card's memory in bytes, of which a share is meant. None: unknown.
+        card_total: That of the whole card. None: `total` is that.
 
     Returns:
         1.0 where the card cannot reach the limit. None: the limit is a size, and nobody knows the card's.
@@ -45,7 +49,7 @@ def compute_fraction(limit: MemoryLimit | None, total: int | None) -> float | No
     size = limit.on(total)
     if size is None or not total:
         return limit.fraction
-    return min(1.0, size / total)
+    return min(1.0, size / (card_total or total))
 
 
 def find_smallest(fractions: Iterable[float | None]) -> float:
