@@ -93,3 +93,49 @@ def test_others_keep_nothing(machine: SharedMachine) -> None:
     assert "2GiB" in machine.path(COPY).read_text()
     assert machine.tfgpu("check", "/etc/tfgpu").returncode == 0
     assert "3GiB" in machine.path(COPY).read_text()
+
+
+# ---- what check says of it
+
+
+def test_check_says_that_the_copy_is_another(machine: SharedMachine) -> None:
+    """Somebody else's check names both files and what root runs. Root's own check keeps the copy, and says nothing."""
+    machine.path("/etc/tfgpu/tfgpu.toml").write_text(GOOD.replace("2GiB", "3GiB"))
+    for arguments in ((), ("/etc/tfgpu",)):
+        done = machine.tfgpu("check", *arguments, user=ALICE)
+        assert done.returncode == 0, "a note is no mistake"
+        assert f"/etc/tfgpu/tfgpu.toml: differs from its last good copy {COPY}, of 20" in done.stdout
+        assert "run `sudo tfgpu check /etc/tfgpu` to keep a new copy [note copy-differs]" in done.stdout
+    assert "copy-differs" not in machine.tfgpu("check").stdout
+    assert "copy-differs" not in machine.tfgpu("check", user=ALICE).stdout
+
+
+def test_of_a_file_with_errors_the_copy_stays_another(machine: SharedMachine) -> None:
+    """Root's check keeps no copy of it, and says that the copy is older."""
+    machine.path("/etc/tfgpu/tfgpu.toml").write_text(GOOD.replace('"2GiB"', "3"))
+    done = machine.tfgpu("check")
+    assert done.returncode == 1
+    assert "copy-differs" in done.stdout
+    assert "2GiB" in machine.path(COPY).read_text()
+
+
+def test_check_of_a_broken_file_names_the_copy_in_force(machine: SharedMachine) -> None:
+    """Programs have the copy, so the check of the directory says which file that is."""
+    machine.path("/etc/tfgpu/tfgpu.toml").write_text(BROKEN["a typo"])
+    done = machine.tfgpu("check", "/etc/tfgpu")
+    assert done.returncode == 1
+    assert f"programs use its last good copy {COPY}, of 20" in done.stdout
+
+
+def test_without_a_copy_check_says_nothing_of_it(shared_machine: SharedMachine) -> None:
+    """A machine on which root never ran tfgpu has none, and users cannot change that."""
+    shared_machine.policy({"tfgpu.toml": GOOD})
+    assert "copy-differs" not in shared_machine.tfgpu("check", user=ALICE).stdout
+
+
+@pytest.mark.parametrize("command", [("install", "--system"), ("check",), ("check", "/etc/tfgpu")])
+def test_these_commands_of_root_keep_a_copy(command: tuple[str, ...], shared_machine: SharedMachine) -> None:
+    """Each of them keeps what it found without errors. (For `wall apply` and `watch` see their tests.)"""
+    shared_machine.policy({"tfgpu.toml": GOOD})
+    shared_machine.tfgpu(*command)
+    assert shared_machine.path(COPY).read_text() == GOOD

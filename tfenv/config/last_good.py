@@ -1,7 +1,7 @@
 """The last good copy of each of the machine's files: one typo must not take away every ceiling.
 
-Root's `tfgpu check`, `install --system` and `watch` keep a copy of each file that has no mistake. Where a file cannot
-be read or parsed, its copy stays in force, and every process says so.
+Root's `tfgpu check`, `install --system`, `wall apply` and `watch` keep a copy of each file that has no mistake. Where a
+file cannot be read or parsed, its copy stays in force, and every process says so.
 """
 
 from __future__ import annotations
@@ -39,6 +39,18 @@ def format_copy_time(path: str) -> str:
         return strftime("%Y-%m-%d %H:%M UTC", gmtime(os.stat(path).st_mtime))
     except OSError:
         return "an unknown time"
+
+
+def find_stale_copy(document: Document) -> str | None:
+    """Return the path of a machine file's copy whose text is another. None: it is the same, or there is no copy."""
+    copy = find_last_good(document.source)
+    if copy is None:
+        return None
+    try:
+        with open(copy.path, encoding="utf-8", newline="") as file:
+            return None if file.read() == document.text else copy.path
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def keep_copies(documents: Iterable[Document]) -> None:

@@ -62,8 +62,8 @@ class NotAnInterpreterError(InstallError):
 
 
 @frozen
-class SitecustomizeChange:
-    """What is to happen to one sitecustomize.
+class BlockChange:
+    """What is to happen to one file of the machine.
 
     Attributes:
         path: The file.
@@ -84,7 +84,7 @@ class SitecustomizeChange:
 # ---- planning
 
 
-def plan_install(python: str | None = None) -> SitecustomizeChange:
+def plan_install(python: str | None = None) -> BlockChange:
     """Plan what it takes to cover an interpreter, and all environments made from it.
 
     Args:
@@ -95,14 +95,14 @@ def plan_install(python: str | None = None) -> SitecustomizeChange:
         InstallError: Others than root can change the files of tfenv, or only root can read them.
     """
     path, before = _find_sitecustomize(python or sys.executable)
-    _require_roots_own(_find_own_folder())
+    require_roots_own(find_own_folder(), "every user's Python would run")
     _require_readable()
-    block = _BLOCK.format(boot=_find_finder_file(), folder=_find_own_folder(), interpreter=sys.executable)
+    block = _BLOCK.format(boot=_find_finder_file(), folder=find_own_folder(), interpreter=sys.executable)
     rest = _remove_block(before or "")
-    return SitecustomizeChange(path, before, f"{rest}{_BEGIN}{block}{_END}")
+    return BlockChange(path, before, f"{rest}{_BEGIN}{block}{_END}")
 
 
-def plan_uninstall(python: str | None = None) -> SitecustomizeChange:
+def plan_uninstall(python: str | None = None) -> BlockChange:
     """Plan what it takes to remove exactly our block again. A file that holds nothing else goes, too.
 
     Args:
@@ -113,8 +113,8 @@ def plan_uninstall(python: str | None = None) -> SitecustomizeChange:
     """
     path, before = _find_sitecustomize(python or sys.executable)
     if before is None or _BEGIN not in before:
-        return SitecustomizeChange(path, before, before)
-    return SitecustomizeChange(path, before, _remove_block(before) or None)
+        return BlockChange(path, before, before)
+    return BlockChange(path, before, _remove_block(before) or None)
 
 
 def _find_sitecustomize(python: str) -> tuple[str, str | None]:
@@ -148,7 +148,7 @@ def _remove_block(text: str) -> str:
     return before + after if begin and end else text
 
 
-def _find_own_folder() -> str:
+def find_own_folder() -> str:
     """Return the folder that holds the package tfenv."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -157,11 +157,19 @@ def _find_finder_file() -> str:
     spec = find_spec("_tfenv_boot")
     if spec is not None and spec.origin is not None:
         return os.path.abspath(spec.origin)
-    return os.path.join(_find_own_folder(), "tfenv", "runtime", "finder.py")
+    return os.path.join(find_own_folder(), "tfenv", "runtime", "finder.py")
 
 
-def _require_roots_own(folder: str) -> None:
-    """Refuse a folder that others than root can change: every user's Python will run what is in it."""
+def require_roots_own(folder: str, runs: str) -> None:
+    """Refuse a folder that others than root can change.
+
+    Args:
+        folder: Code that many will run.
+        runs: Who would run it, for the message: "every user's Python would run".
+
+    Raises:
+        InstallError: Others can change it.
+    """
     path = os.path.realpath(folder)
     while True:
         status = os.stat(path)
@@ -171,7 +179,7 @@ def _require_roots_own(folder: str) -> None:
             # A sticky directory, such as /tmp, is meant to be everybody's.
             mend = "" if status.st_mode & stat.S_ISVTX else f"run {' and '.join(commands)}, or "
             raise InstallError(
-                f"users other than root can change {path}, and every user's Python would run the code in {folder}; "
+                f"users other than root can change {path}, and {runs} the code in {folder}; "
                 f"{mend}install tfenv into a directory that only root can write to, such as /opt/tfenv"
             )
         if path == "/":
@@ -226,7 +234,7 @@ def _list_closed(path: str) -> Iterator[str]:
 # ---- doing
 
 
-def write_change(change: SitecustomizeChange) -> None:
+def write_change(change: BlockChange) -> None:
     """Write or remove the file in one step: a Python that starts meanwhile reads the old text or the new one.
 
     Raises:
@@ -238,13 +246,14 @@ def write_change(change: SitecustomizeChange) -> None:
         if change.after is None:
             os.remove(change.path)
         else:
+            os.makedirs(os.path.dirname(change.path), exist_ok=True)
             mode = stat.S_IMODE(os.stat(change.path).st_mode) if os.path.exists(change.path) else 0o644
             replace_file(change.path, change.after, mode)
     except OSError as error:
         raise InstallError(f"{change.path} cannot be changed: {error.strerror}; run this as root") from None
 
 
-def format_difference(change: SitecustomizeChange) -> str:
+def format_difference(change: BlockChange) -> str:
     """Return a unified diff of what will happen. "" means that nothing will."""
     before, after = (change.before or "").splitlines(keepends=True), (change.after or "").splitlines(keepends=True)
     names = change.path if change.before is not None else "/dev/null", change.path if change.after else "/dev/null"

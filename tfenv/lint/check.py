@@ -9,7 +9,7 @@ from typing import Literal
 from tfenv.config.discover import PYPROJECT_TABLE, locate_named_file
 from tfenv.config.document import Document, Trust
 from tfenv.config.hidden import advise_on_hidden
-from tfenv.config.last_good import forget_copies, keep_copies
+from tfenv.config.last_good import find_last_good, find_stale_copy, forget_copies, format_copy_time, keep_copies
 from tfenv.config.presence import FILE_NAME, MACHINE_ROOT, PYPROJECT, find_identity
 from tfenv.devices.inventory import read_inventory
 from tfenv.errors import Finding
@@ -51,8 +51,9 @@ def check_here() -> CheckResult:
     dropped = [finding.path for finding in loaded.findings if finding.path is not None]
     hidden = advise_on_hidden(loaded.start, loaded.layers)
     found = (finding for finding in loaded.findings if finding.code != "expired")  # said below, with its place
-    findings = (*found, *_advise_with_cards(loaded.layers, loaded.documents), *hidden)
     keep_valid(loaded.documents, loaded.findings)
+    stale = _note_stale_copies(loaded.documents)
+    findings = (*found, *_advise_with_cards(loaded.layers, loaded.documents), *hidden, *stale)
     return CheckResult(tuple(dict.fromkeys((*read_files, *dropped))), findings)
 
 
@@ -100,6 +101,29 @@ def keep_valid(documents: Iterable[Document], findings: Iterable[Finding]) -> No
     keep_copies(document for document in documents if document.source.path not in wrong)
 
 
+def _note_stale_copies(documents: Iterable[Document]) -> Iterator[Finding]:
+    """Note which machine files differ from their last good copies. Root's check keeps a valid file before."""
+    for document in documents:
+        copy = find_stale_copy(document)
+        if copy is not None:
+            message = (
+                f"differs from its last good copy {copy}, of {format_copy_time(copy)}, which counts if it breaks; "
+                "once the file has no errors, run `sudo tfgpu check /etc/tfgpu` to keep a new copy"
+            )
+            yield Finding("copy-differs", message, "note", document.source.path)
+
+
+def _note_copy_in_force(source: Source) -> Iterator[Finding]:
+    """Note that a machine file that cannot be used has a copy, which programs have instead."""
+    copy = find_last_good(source)
+    if copy is not None:
+        message = (
+            f"programs use its last good copy {copy.path}, of {format_copy_time(copy.path)}; "
+            "correct the file, then run `sudo tfgpu check /etc/tfgpu`"
+        )
+        yield Finding("copy-differs", message, "note", source.path)
+
+
 def _report_nothing(path: str, message: str) -> CheckResult:
     return CheckResult((), (Finding("not-found", message, path=path),))
 
@@ -112,8 +136,9 @@ def _check_sources(sources: Sequence[Source]) -> CheckResult:
         found = read_layers([source], _choose_trust(source))
         documents += found.documents
         layers += found.layers
-        findings += [*_check_readable(source), *found.findings]
         keep_valid(found.documents, found.findings)
+        stale = _note_stale_copies(found.documents) if found.documents else _note_copy_in_force(source)
+        findings += [*_check_readable(source), *found.findings, *stale]
     return CheckResult(tuple(source.path for source in sources), (*findings, *_advise_with_cards(layers, documents)))
 
 

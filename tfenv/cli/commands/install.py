@@ -8,8 +8,8 @@ import os
 from tfenv.cli.output import OK, USAGE, add_description, print_message
 from tfenv.config.presence import MACHINE_ROOT
 from tfenv.deploy.install import (
+    BlockChange,
     NotAnInterpreterError,
-    SitecustomizeChange,
     format_difference,
     plan_install,
     write_change,
@@ -63,7 +63,7 @@ def install_hook(python: str | None = None, *, dry_run: bool = False) -> int:
     )
 
 
-def finish_change(command: str, change: SitecustomizeChange, *, done: str, nothing: str, dry_run: bool) -> int:
+def finish_change(command: str, change: BlockChange, *, done: str, nothing: str, dry_run: bool) -> int:
     """Carry out a change, or only show it, and print what is the case now. Return the exit code."""
     if change.changes_nothing:
         print_message(command, f"{nothing} {change.path}")

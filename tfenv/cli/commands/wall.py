@@ -19,6 +19,7 @@ from tfenv.cli.output import (
     print_message,
 )
 from tfenv.cli.tables import StyledText, TableColumn, build_table, print_renderable
+from tfenv.cli.wall_login import install_login, uninstall_login
 from tfenv.config.presence import MACHINE_ROOT
 from tfenv.devices.cgroups import CGROUP_ROOT, find_uncounted, get_user_slice
 from tfenv.errors import escape_for_terminal
@@ -43,6 +44,8 @@ from tfenv.wall.targets import (
 _APPLY = "Set the limits that /etc/tfgpu says, or a limit of your own for one cgroup."
 _SHOW = "Show who keeps limits here, which are set, what is used of them, and whether the policy says so."
 _CLEAR = "Take limits away."
+_INSTALL = "Have the limits set whenever a user logs in."
+_UNINSTALL = "Remove exactly what tfgpu wall install wrote. Limits that are set stay."
 _EXIT_CODES = "Exit codes: 0 ok, 1 limits cannot be set here or the policy has mistakes, 2 wrong usage."
 _COLUMNS = (
     TableColumn("cgroup"), TableColumn("user"), TableColumn("GPU", is_number=True),
@@ -65,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_action(actions, "show", _SHOW, show_limits)
     _add_targets(_add_action(actions, "clear", _CLEAR, clear_limits))
+    for name, purpose, change_login in (
+        ("install", _INSTALL, install_login),
+        ("uninstall", _UNINSTALL, uninstall_login),
+    ):
+        action = _add_action(actions, name, purpose, change_login, has_format=False)
+        action.add_argument("--dry-run", action="store_true", help="Show the difference and change nothing.")
 
 
 def _add_action(
@@ -72,10 +81,13 @@ def _add_action(
     name: str,
     purpose: str,
     run_action: Callable[[argparse.Namespace], int],
+    *,
+    has_format: bool = True,
 ) -> argparse.ArgumentParser:
     action = actions.add_parser(name, help=purpose, description=f"{purpose} {_EXIT_CODES}")
     action.set_defaults(run_action=run_action)
-    add_format_option(action)
+    if has_format:
+        add_format_option(action)
     return action
 
 
