@@ -27,6 +27,7 @@ from tfenv.audit.record import (
     make_failed_record,
     make_loaded_record,
     make_outcome_record,
+    make_wall_record,
 )
 from tfenv.errors import Finding
 from tfenv.policy.model import (
@@ -75,6 +76,7 @@ def test_every_event_is_valid_against_the_schema(
         make_disabled_record(context),
         make_changed_record(context, policy, plan, [change], (finding,)),
         make_ended_record(context, ((device, 1) for device in outcome.devices), 2.5),
+        make_wall_record(context, "/sys/fs/cgroup/a", "alice", "dmem", [("GPU-a", None, 8 << 30)]),
     ]
     events = [check_line(encode_as_line(record))["event"] for record in records]
     assert events == schema["properties"]["event"]["enum"]
