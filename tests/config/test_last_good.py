@@ -133,7 +133,7 @@ def test_without_a_copy_check_says_nothing_of_it(shared_machine: SharedMachine) 
     assert "copy-differs" not in shared_machine.tfgpu("check", user=ALICE).stdout
 
 
-@pytest.mark.parametrize("command", [("install", "--system"), ("check",), ("check", "/etc/tfgpu")])
+@pytest.mark.parametrize("command", [("check",), ("check", "/etc/tfgpu")])
 def test_these_commands_of_root_keep_a_copy(command: tuple[str, ...], shared_machine: SharedMachine) -> None:
     """Each of them keeps what it found without errors. (For `wall apply` and `watch` see their tests.)"""
     shared_machine.policy({"tfgpu.toml": GOOD})

@@ -43,7 +43,7 @@ from tfenv.wall.targets import (
 
 _APPLY = "Set the limits that /etc/tfgpu says, or a limit of your own for one cgroup."
 _SHOW = "Show who keeps limits here, which are set, what is used of them, and whether the policy says so."
-_CLEAR = "Take limits away."
+_CLEAR = "Remove limits."
 _INSTALL = "Have the limits set whenever a user logs in."
 _UNINSTALL = "Remove exactly what tfgpu wall install wrote. Limits that are set stay."
 _EXIT_CODES = "Exit codes: 0 ok, 1 limits cannot be set here or the policy has mistakes, 2 wrong usage."
