@@ -34,6 +34,8 @@ def test_apply_sets_what_the_policy_says_for_each_user(machine: WallMachine) -> 
     for record in records:
         assert list(Draft7Validator(SCHEMA).iter_errors(record)) == []
     assert records[0]["cgroup_limits"][0]["after_bytes"] == 8 * GIB
+    shown = machine.tfgpu("audit", "--event", "wall_changed").stdout.splitlines()
+    assert [ALICES in line and "8.0 GiB" in line for line in shown] == [False, True, False]
 
 
 def test_a_dry_run_changes_nothing(machine: WallMachine) -> None:
@@ -173,6 +175,14 @@ def test_apply_keeps_the_last_good_copy(machine: WallMachine) -> None:
 
 
 # ---- where limits cannot be set
+
+
+def test_cgroups_that_users_nest_deeply_hide_nothing(machine: WallMachine) -> None:
+    """show looks at all of them, one after another."""
+    machine.shared.policy({"tfgpu.toml": POLICY})
+    machine.tfgpu("wall", "apply", "--user", "alice")
+    machine.cgroups.make(f"user.slice/{ALICES}/" + "/".join(["a"] * 300))
+    assert machine.read_limits()[ALICES] == [8192, 8192]
 
 
 def test_an_older_driver_says_so(shared_machine: SharedMachine) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 
 from tfenv.devices import nvml
-from tfenv.devices.cgroups import WallReader, find_reported_total
-from tfenv.policy.model import Device, Inventory, Wall
+from tfenv.policy.model import Device, Inventory
 from tfenv.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
+
+    from tfenv.devices.cgroups import WallReader
+    from tfenv.policy.model import Wall
 
 
 #: CUDA opens one of these: Linux's driver, and that of Windows below WSL2.
@@ -32,6 +34,8 @@ def read_inventory(cgroup: str | None = None) -> Inventory:
         The devices by index, as nvidia-smi counts, without those that do not answer. Without NVML (no driver,
         WSL quirks, nvidia-ml-py missing) there are no devices, and the reason.
     """
+    from tfenv.devices.cgroups import WallReader  # nobody needs it to import a framework
+
     devices: list[Device] = []
     lost: dict[int, str] = {}
     try:
@@ -85,4 +89,6 @@ def _limit_device(device: Device, wall: Wall | None) -> Device:
     """Return a GPU with the limit that a cgroup has on it. Without one it stays as it is."""
     if wall is None:
         return device
+    from tfenv.devices.cgroups import find_reported_total
+
     return replace(device, wall=wall, total=find_reported_total(device.total, device.reserved, wall))

@@ -368,15 +368,18 @@ def _list_shown(wall: Wall) -> Iterator[_ShownLimit]:
             )
 
 
-def _walk(cgroup: str) -> Iterator[str]:
-    """Yield all cgroups below one, each before those in it."""
-    try:
-        children = sorted(entry.path for entry in os.scandir(cgroup) if entry.is_dir(follow_symlinks=False))
-    except OSError:
-        return
-    for child in children:
-        yield child
-        yield from _walk(child)
+def _walk(root: str) -> Iterator[str]:
+    """Yield all cgroups below one, each before those in it. Users may nest theirs as deeply as they like."""
+    waiting = [root]
+    while waiting:
+        cgroup = waiting.pop()
+        if cgroup != root:
+            yield cgroup
+        try:
+            children = [entry.path for entry in os.scandir(cgroup) if entry.is_dir(follow_symlinks=False)]
+        except OSError:  # it is gone by now
+            continue
+        waiting += sorted(children, reverse=True)
 
 
 def _list_uncounted(rows: Iterable[_ShownLimit], wall: Wall) -> list[str]:
