@@ -238,8 +238,8 @@ def list_limitable(pynvml: ModuleType) -> tuple[list[LimitableGpu], list[int]]:
 class WallReader:
     """Finds what the driver lets this process take of each GPU.
 
-    Where no limit holds, it costs one read of a file and a question to the driver for each GPU. Where the kernel counts
-    it costs one read more for each cgroup above the process, and no question.
+    Where the driver keeps no such limits, it costs a question to the driver. Otherwise it costs one read of a file
+    besides, and then a question for each GPU ("misc") or a read for each cgroup above the process ("dmem").
     """
 
     def __init__(self, pynvml: ModuleType, cgroup: str | None = None) -> None:
@@ -258,16 +258,16 @@ class WallReader:
         if self._is_useless:
             return None
         if self._limited is None:
-            self._cgroup = self._cgroup or find_own_cgroup()
+            self._cgroup = (self._cgroup or find_own_cgroup()) if self._has_function(handle) else None
             self._limited = [] if self._cgroup is None else _list_limited(self._cgroup)
-            self._is_useless = not self._limited or not self._has_function(handle, self._limited[0])
+            self._is_useless = not self._limited
         if self._is_useless or self._cgroup is None:
             return None
         return _find_tightest(self._pynvml, handle, self._cgroup, self._limited)
 
-    def _has_function(self, handle: Any, cgroup: str) -> bool:
+    def _has_function(self, handle: Any) -> bool:
         try:
-            _ask(self._pynvml, handle, cgroup)
+            _ask(self._pynvml, handle, CGROUP_ROOT)
         except self._pynvml.NVMLError as error:
             return type(error).__name__ != "NVMLError_FunctionNotFound"
         return True
