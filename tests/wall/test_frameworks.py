@@ -69,7 +69,14 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(params=[("dmem", False), ("dmem/2", False), ("misc", True)], ids=["dmem", "dmem-above", "misc-own"])
+@pytest.fixture
+def dmem(shared_machine: SharedMachine) -> Iterator[WallMachine]:
+    """Yield a machine for what is the same with each backend."""
+    with open_wall_machine(shared_machine, "dmem", gpus=1) as machine:
+        yield machine
+
+
+@pytest.fixture(params=[("dmem/2", False), ("misc", True)], ids=["dmem-above", "misc-own"])
 def place(request: pytest.FixtureRequest, shared_machine: SharedMachine) -> Iterator[tuple[WallMachine, str]]:
     """Yield a machine, and a cgroup of alice's where the limit holds: below the one that has it, or that one."""
     backend, own = request.param
@@ -105,16 +112,16 @@ def test_a_framework_is_refused_at_the_rail(place: tuple[WallMachine, str], fram
 
 
 @frameworks
-def test_a_share_is_of_what_cuda_reports(shared_machine: SharedMachine, framework: str) -> None:
+def test_a_share_is_of_what_cuda_reports(dmem: WallMachine, framework: str) -> None:
     """Half of a card is half of the 8 GiB where CUDA reports these, and else half of 24, cut to what is left."""
-    policy = POLICY.replace("[gpu]\n", '[gpu]\nmemory_limit = "50%"\n')
-    with open_wall_machine(shared_machine, "dmem", gpus=1) as machine:
-        machine.shared.policy({"tfgpu.toml": policy})
-        machine.tfgpu("wall", "apply", "--all")
-        for cgroup, expected in ((SLICE, 4 * GIB), (SESSIONS[ALICE.uid], RAIL)):
-            done = fill(machine, framework, cgroup)
-            taken = int(done.stdout.split()[1]) * 64 * MIB
-            assert expected - 128 * MIB <= taken <= expected, done.stderr
+    dmem.shared.policy({"tfgpu.toml": POLICY.replace("[gpu]\n", '[gpu]\nmemory_limit = "50%"\n')})
+    dmem.tfgpu("wall", "apply", "--all")
+    for cgroup, expected in ((SLICE, 4 * GIB), (SESSIONS[ALICE.uid], RAIL)):
+        done = fill(dmem, framework, cgroup)
+        taken = int(done.stdout.split()[1]) * 64 * MIB
+        assert expected - 128 * MIB <= taken <= expected, done.stderr
+        if framework == "jax":
+            break  # it takes ten seconds to refuse
 
 
 @pytest.mark.tensorflow
@@ -157,17 +164,17 @@ class Hungry:
 
 
 @pytest.mark.tensorflow
-def test_two_processes_never_pass_the_total(machine: WallMachine) -> None:
+def test_two_processes_never_pass_the_total(dmem: WallMachine) -> None:
     """One is TensorFlow under the policy, the other runs without tfenv. Another user has all that is theirs."""
-    machine.shared.policy({"tfgpu.toml": POLICY})
-    machine.tfgpu("wall", "apply", "--all")
-    hungry = Hungry(machine, ALICE)
+    dmem.shared.policy({"tfgpu.toml": POLICY})
+    dmem.tfgpu("wall", "apply", "--all")
+    hungry = Hungry(dmem, ALICE)
     assert hungry.take(3000)
-    done = fill(machine, "tensorflow")
+    done = fill(dmem, "tensorflow")
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout.split()[1]) * 64
     assert 8192 - 3000 - 500 - 600 - 128 <= taken <= 8192 - 3000 - 500 - 600, "what the other holds is no part of it"
-    with machine.start(
+    with dmem.start(
         ALICE,
         sys.executable,
         "-c",
@@ -180,11 +187,11 @@ def test_two_processes_never_pass_the_total(machine: WallMachine) -> None:
         governed.stdout.readline()
         assert not hungry.take(1000), "the driver refuses"
         assert not [
-            request for request in machine.read_requests()[-200:] if request.op == "oom" and request.pid == governed.pid
+            request for request in dmem.read_requests()[-200:] if request.op == "oom" and request.pid == governed.pid
         ]
         governed.communicate("\n")
-    assert measure_peak(machine) <= 8 * GIB
-    bobs = Hungry(machine, BOB)
+    assert measure_peak(dmem) <= 8 * GIB
+    bobs = Hungry(dmem, BOB)
     assert [bobs.take(7600), bobs.take(200)] == [True, False], "what alice has is no part of what bob may have"
     for each in (hungry, bobs):
         each.end()
@@ -231,22 +238,22 @@ def test_limits_change_while_programs_run(machine: WallMachine) -> None:
 
 
 @pytest.mark.tensorflow
-def test_leases_reckon_with_what_is_left(machine: WallMachine) -> None:
+def test_leases_reckon_with_what_is_left(dmem: WallMachine) -> None:
     """Three processes of 2 GiB fit into 8 GiB with what each takes beside its limit. A fourth gets no GPU."""
     choice = '[gpu]\nvisible_devices = {count = 1, when_busy = "cpu"}\nmemory_limit = "2GiB"\nmemory_growth = true\n'
-    machine.shared.policy({"tfgpu.toml": f'{choice}[ceiling]\nmemory_total = "8GiB"\nallowed_devices = [0]\n'})
-    machine.tfgpu("wall", "apply", "--all")
+    dmem.shared.policy({"tfgpu.toml": f'{choice}[ceiling]\nmemory_total = "8GiB"\nallowed_devices = [0]\n'})
+    dmem.tfgpu("wall", "apply", "--all")
     code = (
         "import tensorflow as tf; tf.zeros([1]); print(len(tf.config.list_logical_devices('GPU')), flush=True); input()"
     )
     running = []
     seen = []
     for _ in range(4):
-        process = machine.start(ALICE, sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = dmem.start(ALICE, sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout is not None
         seen.append(process.stdout.readline().strip())
         running.append(process)
     for process in running:
         process.communicate("\n")
     assert seen == ["1", "1", "1", "0"]
-    assert measure_peak(machine) <= 8 * GIB
+    assert measure_peak(dmem) <= 8 * GIB
