@@ -44,7 +44,7 @@ LOOK = """
 import json, sys
 from time import perf_counter_ns
 import pynvml
-from tfenv.devices import inventory
+from tfenv.devices import cgroups, inventory
 
 class NoWalls:
     def __init__(self, *_):
@@ -60,12 +60,12 @@ def ask_and_time(*arguments):
         questions.append((perf_counter_ns() - began) / 1e6)
 
 looks, gpus, limited = map(int, sys.argv[1:])
-readers, times, questions = {"with": inventory.WallReader, "without": NoWalls}, [], []
+readers, times, questions = {"with": cgroups.WallReader, "without": NoWalls}, [], []
 ask = pynvml.nvmlDeviceGetMemoryLimits_v1
 for number in range(looks):
     took = {}
     for name in sorted(readers, reverse=bool(number % 2)):
-        inventory.WallReader = readers[name]
+        cgroups.WallReader = readers[name]
         began = perf_counter_ns()
         devices = inventory.read_inventory().devices
         took[name] = (perf_counter_ns() - began) / 1e6
@@ -73,7 +73,7 @@ for number in range(looks):
         found = all(device.wall is not None for device in devices)
         assert found == (name == "with" and bool(limited)), "a benchmark of nothing"
     times.append((took["with"], took["without"]))
-inventory.WallReader, pynvml.nvmlDeviceGetMemoryLimits_v1 = readers["with"], ask_and_time
+cgroups.WallReader, pynvml.nvmlDeviceGetMemoryLimits_v1 = readers["with"], ask_and_time
 inventory.read_inventory()
 print(json.dumps({"times": times[1:], "questions": questions}))  # the first look is not warm
 """

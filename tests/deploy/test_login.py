@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine, shared_machine
+from tests.shared_machine import ALICE, BOB, REPOSITORY, ROOT, SharedMachine, User, shared_machine
 from tests.wall.conftest import WallMachine, open_wall_machine
 
 __all__ = ["shared_machine"]
@@ -39,9 +41,37 @@ print(pam.pam_open_session(handle, 0))
 """
 
 
+#: Where only root can write, also if the clone is elsewhere: root's login runs the code in there.
+OWN = "/var/lib/tfenv-of-root"
+PYTHON = f"{OWN}/bin/python"
+
+
+def install_tfenv(machine: SharedMachine) -> None:
+    """Install tfenv into an environment of root's own, unless it is there."""
+    own = machine.path(OWN)
+    if own.exists():
+        return
+    site = own / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    site.mkdir(parents=True)
+    (own / "bin").mkdir()
+    (own / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    (own / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    shutil.copytree(REPOSITORY / "tfenv", site / "tfenv", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "schemas", site / "tfenv" / "schemas")
+
+
+def tfgpu(where: SharedMachine | WallMachine, *arguments: str, user: User = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the `tfgpu` of root's own environment."""
+    environment = where.environment if isinstance(where, WallMachine) else {}
+    own = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    return where.run(user, PYTHON, "-m", "tfenv", *arguments, env=own)
+
+
 @pytest.fixture
 def machine(shared_machine: SharedMachine) -> Iterator[SharedMachine]:
     """Yield a machine without anything for the login. What a test wrote is removed."""
+    install_tfenv(shared_machine)
     session = shared_machine.path(SESSION)
     before = session.read_bytes() if session.exists() else None
     yield shared_machine
@@ -64,10 +94,10 @@ def mask_user_unit(machine: SharedMachine) -> None:
 @needs_systemd
 def test_a_dry_run_prints_what_is_written(machine: SharedMachine) -> None:
     """The difference is that of the file, which is not there before install is run without --dry-run."""
-    dry = machine.tfgpu("wall", "install", "--dry-run")
+    dry = tfgpu(machine, "wall", "install", "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
     assert not machine.path(DROP_IN).exists()
-    assert machine.tfgpu("wall", "install").returncode == 0
+    assert tfgpu(machine, "wall", "install").returncode == 0
     lines = machine.path(DROP_IN).read_text().splitlines()
     assert dry.stdout.splitlines()[3:] == [f"+{line}" for line in lines]
     assert lines[1] == "[Service]"
@@ -76,14 +106,14 @@ def test_a_dry_run_prints_what_is_written(machine: SharedMachine) -> None:
 @needs_systemd
 def test_install_says_what_to_do_next_and_once_is_enough(machine: SharedMachine) -> None:
     """systemd has to read the file, and those who are logged in need another run. A second install writes nothing."""
-    first = machine.tfgpu("wall", "install")
+    first = tfgpu(machine, "wall", "install")
     assert first.stderr.splitlines() == [
         f"tfgpu wall install: wrote tfenv's block into {DROP_IN}",
         "tfgpu wall install: run `systemctl daemon-reload`, so that systemd reads it",
         f"tfgpu wall install: {LOGGED_IN}",
     ]
     before = machine.path(DROP_IN).stat()
-    second = machine.tfgpu("wall", "install")
+    second = tfgpu(machine, "wall", "install")
     assert (second.returncode, second.stderr) == (0, f"tfgpu wall install: tfenv's block is already in {DROP_IN}\n")
     assert machine.path(DROP_IN).stat() == before
 
@@ -91,7 +121,7 @@ def test_install_says_what_to_do_next_and_once_is_enough(machine: SharedMachine)
 @needs_systemd
 def test_systemd_understands_the_drop_in(machine: SharedMachine) -> None:
     """systemd-analyze reads the unit of a user with it, and has nothing to say of our file."""
-    machine.tfgpu("wall", "install")
+    tfgpu(machine, "wall", "install")
     done = machine.run(ROOT, "systemd-analyze", "verify", "--man=no", f"user@{ALICE.uid}.service")
     assert "tfgpu-wall" not in done.stderr, done.stderr
     broken = machine.path(DROP_IN).read_text().replace("ExecStartPre=", "ExecStartBefore=")
@@ -105,7 +135,7 @@ def test_what_systemd_runs_limits_the_user(shared_machine: SharedMachine, machin
     """The command of the drop-in, with a number in the place of %i, sets the limit of that user alone."""
     with open_wall_machine(shared_machine, "dmem") as wall:
         shared_machine.policy({"tfgpu.toml": POLICY})
-        assert wall.tfgpu("wall", "install").returncode == 0
+        assert tfgpu(wall, "wall", "install").returncode == 0
         line = next(line for line in read_lines(machine, DROP_IN) if line.startswith("ExecStartPre="))
         command = line.removeprefix("ExecStartPre=")
         assert command.startswith("-+"), "a failure does not matter, and root runs it"
@@ -119,18 +149,18 @@ def test_what_systemd_runs_limits_the_user(shared_machine: SharedMachine, machin
 def test_uninstall_removes_exactly_that(machine: SharedMachine) -> None:
     """The folder goes with its last file, and drop-ins of others stay. A second time there is nothing to remove."""
     folder = machine.path(DROP_IN).parent
-    machine.tfgpu("wall", "install")
-    dry = machine.tfgpu("wall", "uninstall", "--dry-run")
+    tfgpu(machine, "wall", "install")
+    dry = tfgpu(machine, "wall", "uninstall", "--dry-run")
     assert dry.stdout.startswith(f"--- {DROP_IN}\n+++ /dev/null\n")
     assert machine.path(DROP_IN).exists()
-    assert machine.tfgpu("wall", "uninstall").returncode == 0
+    assert tfgpu(machine, "wall", "uninstall").returncode == 0
     assert not folder.exists()
-    again = machine.tfgpu("wall", "uninstall")
+    again = tfgpu(machine, "wall", "uninstall")
     assert (again.returncode, again.stderr) == (0, "tfgpu wall uninstall: found no tfenv block for the login\n")
     other = machine.path(machine.write(f"{Path(DROP_IN).parent}/10-timeout.conf", "[Service]\nTimeoutStartSec=30\n"))
     machine.path(DROP_IN).write_text("[Service]\nNice=5\n")
-    machine.tfgpu("wall", "install")
-    machine.tfgpu("wall", "uninstall")
+    tfgpu(machine, "wall", "install")
+    tfgpu(machine, "wall", "uninstall")
     assert other.exists()
     assert machine.path(DROP_IN).read_text() == "[Service]\nNice=5\n"
 
@@ -138,12 +168,12 @@ def test_uninstall_removes_exactly_that(machine: SharedMachine) -> None:
 @needs_systemd
 def test_a_block_without_an_end_is_left_as_it_is(machine: SharedMachine) -> None:
     """Neither install nor uninstall guesses where it would end. Both name the line."""
-    machine.tfgpu("wall", "install")
+    tfgpu(machine, "wall", "install")
     path = machine.path(DROP_IN)
     path.write_text("# mine\n" + path.read_text().replace("# <<< tfenv wall <<<\n", ""))
     before = path.read_text()
     for action in ("install", "uninstall"):
-        done = machine.tfgpu("wall", action)
+        done = tfgpu(machine, "wall", action)
         assert (done.returncode, f"{DROP_IN}:2: tfenv's block has no end" in done.stderr) == (1, True), done.stderr
     assert path.read_text() == before
 
@@ -151,7 +181,7 @@ def test_a_block_without_an_end_is_left_as_it_is(machine: SharedMachine) -> None
 @needs_systemd
 def test_only_root_can_install(machine: SharedMachine) -> None:
     """Anybody else is told so."""
-    done = machine.tfgpu("wall", "install", user=BOB)
+    done = tfgpu(machine, "wall", "install", user=BOB)
     assert (done.returncode, "run this as root" in done.stderr) == (1, True), done.stderr
 
 
@@ -164,12 +194,12 @@ def test_pam_gets_a_line_where_systemd_starts_no_unit(text: str, machine: Shared
     """The block comes last, after what makes the slice. Uninstall leaves the lines of others as they were."""
     mask_user_unit(machine)
     machine.path(SESSION).write_text(text)
-    assert machine.tfgpu("wall", "install").returncode == 0
+    assert tfgpu(machine, "wall", "install").returncode == 0
     lines = read_lines(machine, SESSION)
     assert lines[:-3] == text.splitlines()
     assert lines[-2].startswith("session optional pam_exec.so quiet type=open_session /bin/sh -c [")
     assert not machine.path(DROP_IN).exists()
-    machine.tfgpu("wall", "uninstall")
+    tfgpu(machine, "wall", "uninstall")
     assert machine.path(SESSION).read_text() == (f"{text.rstrip()}\n" if text else ""), "others include the file"
 
 
@@ -180,11 +210,13 @@ def test_a_session_of_pam_limits_the_user(shared_machine: SharedMachine, machine
     with open_wall_machine(shared_machine, "dmem") as wall:
         shared_machine.policy({"tfgpu.toml": POLICY})
         machine.path(SESSION).write_text("")
-        assert wall.tfgpu("wall", "install").returncode == 0
+        assert tfgpu(wall, "wall", "install").returncode == 0
         # PAM hands on no environment, and in it are the simulated GPUs.
-        exports = "".join(f"export {name}={shlex.quote(text)}\n" for name, text in wall.environment.items())
-        python = shared_machine.write("/srv/python", f'#!/bin/sh\n{exports}exec {sys.executable} "$@"\n', mode=0o755)
-        line = machine.path(SESSION).read_text().replace(sys.executable, python)
+        exports = "".join(
+            f"export {name}={shlex.quote(text)}\n" for name, text in wall.environment.items() if name != "PYTHONPATH"
+        )
+        python = shared_machine.write("/srv/python", f'#!/bin/sh\n{exports}exec {PYTHON} "$@"\n', mode=0o755)
+        line = machine.path(SESSION).read_text().replace(PYTHON, python)
         machine.path(SESSION).write_text(line)
         done = wall.run(ROOT, sys.executable, "-c", OPEN_SESSION, "common-session", "alice")
         assert done.stdout == "0\n", done.stderr
@@ -196,7 +228,7 @@ def test_a_failure_keeps_nobody_out(machine: SharedMachine) -> None:
     """Without a driver nothing is set, and the session is opened all the same."""
     mask_user_unit(machine)
     machine.path(SESSION).write_text("")
-    machine.tfgpu("wall", "install")
+    tfgpu(machine, "wall", "install")
     done = machine.run(ROOT, sys.executable, "-c", OPEN_SESSION, "common-session", "alice")
     assert done.stdout == "0\n", done.stderr
 
@@ -207,7 +239,7 @@ def test_a_link_is_not_replaced(machine: SharedMachine) -> None:
     mask_user_unit(machine)
     machine.path(SESSION).unlink(missing_ok=True)
     machine.path(SESSION).symlink_to("/etc/authselect/session")
-    done = machine.tfgpu("wall", "install")
+    done = tfgpu(machine, "wall", "install")
     assert (done.returncode, f"{SESSION} is a link" in done.stderr) == (1, True), done.stderr
     assert machine.path(SESSION).is_symlink()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import stat
 import subprocess
 import sys
 import textwrap
@@ -294,6 +295,14 @@ def read_log(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().split("\n")[:-1]]
 
 
+def find_open_python() -> Path:
+    """Return an interpreter that every user can run. Without one, skip."""
+    for path in (Path(sys.executable).resolve(), Path("/usr/bin/python3")):
+        if path.exists() and all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents):
+            return path
+    pytest.skip("other users cannot run any interpreter here")
+
+
 @pytest.mark.parametrize("backend", ["dmem", "misc"])
 def test_programs_of_a_user_at_the_same_time(lab: Lab, backend: str) -> None:
     """A C program and `python -S` together never pass their user's limit while root raises, lowers and clears it.
@@ -303,7 +312,7 @@ def test_programs_of_a_user_at_the_same_time(lab: Lab, backend: str) -> None:
     env = lab.simulate(backend, gpus="1x16GiB")
     root, program = lab.start(env), compile_program(lab)
     assert root.ask("r", "limit", path_of(ALICE), 0, 300) == 0
-    script: list[str | Path] = [sys.executable, "-S", "-c", textwrap.dedent(PYTHON_PROGRAM)]
+    script: list[str | Path] = [find_open_python(), "-S", "-c", textwrap.dedent(PYTHON_PROGRAM)]
     places: list[tuple[list[str | Path], str, int]]
     places = [([program], FIRST, ALICE_UID), (script, SECOND, ALICE_UID), ([program], BOB, BOB_UID)]
     pipes: Mapping[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

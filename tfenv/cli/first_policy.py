@@ -165,6 +165,9 @@ memory_growth = true
 
 # How many shards a GPU has in Slurm. memory_limit = "granted" needs it: no process takes more than its job's shards.
 # shards_per_gpu = 4
+
+# Do not have the driver keep memory_total. `tfgpu wall apply` then clears the limits of users.
+# wall = "off"
 """
 
 _TESTS_TEMPLATE = """\
