@@ -27,6 +27,8 @@ CGROUP_ROOT = "/sys/fs/cgroup"
 FIRST_RELEASE = 615
 #: Lists what the kernel counts: a line "nvidia/0000:01:00.0/vidmem 85899345920" for each GPU.
 _CAPACITY = f"{CGROUP_ROOT}/dmem.capacity"
+#: Bytes of a file of the kernel that are read, a line of less than 100 for each GPU.
+_LARGEST_FILE = 1 << 16
 #: A cgroup that the kernel counts for has it.
 _DMEM_FILE = "dmem.max"
 
@@ -82,11 +84,8 @@ def find_own_cgroup() -> str | None:
 
 def find_cgroup(process: int | str) -> str | None:
     """Return the cgroup of a process. None: as `find_own_cgroup`, or there is no such process."""
-    try:
-        with open(f"/proc/{process}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            path = next((line[3:] for line in file.read().splitlines() if line.startswith("0::/")), None)
-    except OSError:
-        return None
+    lines = _read_kernel_file(f"/proc/{process}/cgroup").splitlines()
+    path = next((line[3:] for line in lines if line.startswith("0::/")), None)
     if path is None or path.startswith("/..") or not has_cgroup2():
         return None
     return f"{CGROUP_ROOT}{path}".rstrip("/")
@@ -283,19 +282,28 @@ def _list_limited(cgroup: str) -> list[str]:
 
     With "misc" the driver tells of a cgroup what the nearest one above it has.
     """
-    counted = [path for path in list_chain(cgroup) if is_counted_by_kernel(path)]
-    lines = {path: _read_region_lines(f"{path}/{_DMEM_FILE}") for path in counted}
+    lines = {path: _read_region_lines(f"{path}/{_DMEM_FILE}") for path in list_chain(cgroup)}
     if not any(lines.values()):
         return [cgroup]
     return [path for path, found in lines.items() if any(not line.endswith(" max") for line in found)]
 
 
 def _read_region_lines(path: str) -> list[str]:
+    return [line for line in _read_kernel_file(path).splitlines() if line.startswith("nvidia/")]
+
+
+def _read_kernel_file(path: str) -> str:
+    """Return what the kernel says in a file. "": it cannot be read. `open` takes three times as long."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return [line.rstrip() for line in file if line.startswith("nvidia/")]
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return []
+        return ""
+    try:
+        return os.fsdecode(os.read(descriptor, _LARGEST_FILE))
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def _find_tightest(pynvml: ModuleType, handle: Any, cgroup: str, asked: list[str]) -> Wall | None:
