@@ -75,7 +75,12 @@ def list_members(group: str) -> Iterator[str]:
 def find_subject(user: str) -> Subject | None:
     """Return the subject of a new login of somebody. None if there is no such user."""
     uid = find_user(user)
-    return None if uid is None else identify(uid, find_account(uid).groups)
+    return None if uid is None else identify_login(uid)
+
+
+def identify_login(uid: int) -> Subject:
+    """Return the subject of a new login of a uid."""
+    return identify(uid, find_account(uid).groups)
 
 
 def find_account(uid: int) -> UserAccount:
@@ -97,7 +102,7 @@ def identify(uid: int, groups: Iterable[int] | None = None) -> Subject:
             the subject is then whoever it is outside.
     """
     if groups is None and (outer := find_outer_uid(uid)) != uid:
-        return identify(outer, find_account(outer).groups)
+        return identify_login(outer)
     ids = [os.getegid(), *os.getgroups()] if groups is None else groups
     return Subject(user=get_user_name(uid), uid=uid, groups=tuple(_get_group_name(gid) for gid in dict.fromkeys(ids)))
 

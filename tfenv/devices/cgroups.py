@@ -135,22 +135,24 @@ def read_support(pynvml: ModuleType) -> LimitSupport:
         return LimitSupport("none", text)
     if not has_cgroup2():
         return LimitSupport("none", f"cgroup v2 is not mounted on {CGROUP_ROOT}, where the driver needs it")
-    return LimitSupport("dmem" if _counts_in_kernel() else "misc")
+    return LimitSupport("dmem" if _read_region_lines(_CAPACITY) else "misc")
 
 
 def _has_functions(pynvml: ModuleType) -> bool:
     if not hasattr(pynvml, "nvmlDeviceGetMemoryLimits_v1"):
         return False
+    indices = range(pynvml.nvmlDeviceGetCount())
+    handles = (nvml.ask_or_none(pynvml, pynvml.nvmlDeviceGetHandleByIndex, index) for index in indices)
+    first = next((handle for handle in handles if handle is not None), None)
+    return first is None or _has_function(pynvml, first)
+
+
+def _has_function(pynvml: ModuleType, handle: Any) -> bool:
     try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            _ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), CGROUP_ROOT)
+        _ask(pynvml, handle, CGROUP_ROOT)
     except pynvml.NVMLError as error:
         return type(error).__name__ != "NVMLError_FunctionNotFound"
     return True
-
-
-def _counts_in_kernel() -> bool:
-    return bool(_read_region_lines(_CAPACITY))
 
 
 def read_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | None:
@@ -168,9 +170,16 @@ def read_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | 
     return CgroupLimits(int(limits.softLimit), None if unlimited else hard, int(limits.currentUsed))
 
 
-def read_own_limits(pynvml: ModuleType, handle: Any, cgroup: str) -> CgroupLimits | None:
-    """Return the limits that are set on a cgroup itself, and not on one above it. None: none are."""
-    if _counts_in_kernel():
+def read_own_limits(pynvml: ModuleType, handle: Any, cgroup: str, backend: Backend) -> CgroupLimits | None:
+    """Return the limits that are set on a cgroup itself, and not on one above it. None: none are.
+
+    Args:
+        pynvml: NVML, open.
+        handle: The GPU.
+        cgroup: Its full path.
+        backend: Who counts, as `read_support` says.
+    """
+    if backend == "dmem":
         return read_limits(pynvml, handle, cgroup) if is_counted_by_kernel(cgroup) else None
     found = read_limits(pynvml, handle, cgroup)
     return None if found == read_limits(pynvml, handle, os.path.dirname(cgroup)) else found
@@ -257,24 +266,12 @@ class WallReader:
         if self._is_useless:
             return None
         if self._limited is None:
-            self._cgroup = (self._cgroup or find_own_cgroup()) if self._has_function(handle) else None
+            self._cgroup = (self._cgroup or find_own_cgroup()) if _has_function(self._pynvml, handle) else None
             self._limited = [] if self._cgroup is None else _list_limited(self._cgroup)
             self._is_useless = not self._limited
         if self._is_useless or self._cgroup is None:
             return None
         return _find_tightest(self._pynvml, handle, self._cgroup, self._limited)
-
-    def _has_function(self, handle: Any) -> bool:
-        try:
-            _ask(self._pynvml, handle, CGROUP_ROOT)
-        except self._pynvml.NVMLError as error:
-            return type(error).__name__ != "NVMLError_FunctionNotFound"
-        return True
-
-
-def find_wall(pynvml: ModuleType, handle: Any, cgroup: str) -> Wall | None:
-    """Return the limit of a GPU that holds for the processes of a cgroup. None: none does."""
-    return WallReader(pynvml, cgroup).read(handle)
 
 
 def _list_limited(cgroup: str) -> list[str]:

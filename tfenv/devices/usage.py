@@ -185,6 +185,7 @@ class _WallFinder:
         """
         self._pynvml = pynvml
         self._is_useless = support.backend == "none"
+        self._readers: dict[str, cgroups.WallReader] = {}
         self._known: dict[tuple[str | None, str], Wall | None] = {}
 
     def add_to_gpu(self, state: GpuState, handle: Any) -> GpuState:
@@ -206,7 +207,8 @@ class _WallFinder:
         if cgroup is None:
             return None
         if (uuid, cgroup) not in self._known:
-            self._known[uuid, cgroup] = cgroups.find_wall(self._pynvml, handle, cgroup)
+            reader = self._readers.setdefault(cgroup, cgroups.WallReader(self._pynvml, cgroup))
+            self._known[uuid, cgroup] = reader.read(handle)
         return self._known[uuid, cgroup]
 
 

@@ -59,7 +59,7 @@ class CgroupChange:
     enable: tuple[str, ...] = ()
 
 
-class Wall:
+class WallSetter:
     """The limits for cgroups of this machine, through NVML. Use it through `open_wall`.
 
     Attributes:
@@ -84,7 +84,7 @@ class Wall:
 
     def read(self, cgroup: str, gpu: LimitableGpu) -> CgroupLimits | None:
         """Return the limits that are set on a cgroup itself. None: none are."""
-        return read_own_limits(self._pynvml, gpu.handle, cgroup)
+        return read_own_limits(self._pynvml, gpu.handle, cgroup, self.support.backend)
 
     # -- what is to change
 
@@ -137,7 +137,7 @@ class Wall:
 
 
 @contextmanager
-def open_wall() -> Iterator[Wall]:
+def open_wall() -> Iterator[WallSetter]:
     """Yield the limits of this machine.
 
     Raises:
@@ -145,7 +145,7 @@ def open_wall() -> Iterator[Wall]:
     """
     try:
         with nvml.open_nvml() as pynvml:
-            yield Wall(pynvml)
+            yield WallSetter(pynvml)
     except nvml.NvmlUnavailableError as error:
         raise WallError(str(error)) from error
 

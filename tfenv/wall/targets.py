@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tfenv.devices.cgroups import CGROUP_ROOT, LimitableGpu
 from tfenv.errors import Finding, TfenvError
-from tfenv.identity import find_account, find_subject, identify
+from tfenv.identity import find_subject, identify_login
 from tfenv.pipeline import LoadedPolicy, load, select_errors
 from tfenv.policy.model import EffectivePolicy, MemoryLimit, Start, Subject
 from tfenv.values import field, frozen
@@ -54,7 +54,7 @@ def find_named_subject(name: str) -> Subject:
     Raises:
         WallError: There is no such user.
     """
-    subject = identify(int(name), find_account(int(name)).groups) if name.isdigit() else find_subject(name)
+    subject = identify_login(int(name)) if name.isdigit() else find_subject(name)
     if subject is None:
         raise WallError(f'there is no user "{name}"; write a login name or a number')
     return subject
@@ -67,7 +67,7 @@ def list_logged_in() -> list[Subject]:
     except OSError:
         return []
     uids = sorted(int(match[1]) for name in names if (match := _USER_SLICE.fullmatch(name)))
-    return [identify(uid, find_account(uid).groups) for uid in uids]
+    return list(map(identify_login, uids))
 
 
 def resolve_cgroup(path: str) -> str:

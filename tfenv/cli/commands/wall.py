@@ -27,7 +27,7 @@ from tfenv.lint.check import check_path
 from tfenv.policy.model import MemoryLimit
 from tfenv.policy.units import format_bytes, parse_limit
 from tfenv.values import frozen
-from tfenv.wall.changes import CgroupChange, Wall, open_wall
+from tfenv.wall.changes import CgroupChange, WallSetter, open_wall
 from tfenv.wall.record import WallRecorder
 from tfenv.wall.targets import (
     Target,
@@ -181,7 +181,7 @@ def _require_root(arguments: argparse.Namespace) -> None:
         raise WallError("only root may set limits; run the command with sudo, or with --dry-run")
 
 
-def _list_targets(arguments: argparse.Namespace, wall: Wall) -> Iterator[Target]:
+def _list_targets(arguments: argparse.Namespace, wall: WallSetter) -> Iterator[Target]:
     if arguments.limit is not None:
         yield Target(resolve_cgroup(arguments.cgroup), give_to_all(arguments.limit, wall.gpus))
         return
@@ -209,7 +209,7 @@ class _Done:
     missing: tuple[Target, ...]
 
 
-def _bring_about(targets: Sequence[Target], wall: Wall, arguments: argparse.Namespace) -> int:
+def _bring_about(targets: Sequence[Target], wall: WallSetter, arguments: argparse.Namespace) -> int:
     """Change what is not as it is to be, write it down, and print it. Return the exit code."""
     compared = [wall.compare(target) for target in targets if target.exists]
     changes = tuple(change for change in compared if change.limits)
@@ -227,7 +227,7 @@ def _bring_about(targets: Sequence[Target], wall: Wall, arguments: argparse.Name
     return OK
 
 
-def _describe(done: _Done, wall: Wall, *, dry_run: bool) -> dict[str, Any]:
+def _describe(done: _Done, wall: WallSetter, *, dry_run: bool) -> dict[str, Any]:
     return {
         "backend": wall.support.backend,
         "dry_run": dry_run,
@@ -254,7 +254,7 @@ def _describe(done: _Done, wall: Wall, *, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _print_done(done: _Done, wall: Wall, *, dry_run: bool) -> None:
+def _print_done(done: _Done, wall: WallSetter, *, dry_run: bool) -> None:
     for change in done.changes:
         for cgroup in change.enable:
             print(f"{'would switch' if dry_run else 'switched'} on the controller dmem in {_shorten(cgroup)}")
@@ -342,7 +342,7 @@ def show_limits(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _list_shown(wall: Wall) -> Iterator[_ShownLimit]:
+def _list_shown(wall: WallSetter) -> Iterator[_ShownLimit]:
     subjects = {get_user_slice(subject.uid): subject for subject in list_logged_in()}
     for cgroup in _walk(CGROUP_ROOT):
         subject = subjects.get(cgroup)
@@ -382,14 +382,14 @@ def _walk(root: str) -> Iterator[str]:
         waiting += sorted(children, reverse=True)
 
 
-def _list_uncounted(rows: Iterable[_ShownLimit], wall: Wall) -> list[str]:
+def _list_uncounted(rows: Iterable[_ShownLimit], wall: WallSetter) -> list[str]:
     if wall.support.backend != "dmem":
         return []
     lacking = (find_uncounted(row.cgroup) for row in rows)
     return list(dict.fromkeys(cgroup for cgroup in lacking if cgroup is not None))
 
 
-def _describe_shown(rows: Iterable[_ShownLimit], wall: Wall) -> dict[str, Any]:
+def _describe_shown(rows: Iterable[_ShownLimit], wall: WallSetter) -> dict[str, Any]:
     rows = list(rows)
     return {
         "backend": wall.support.backend,
