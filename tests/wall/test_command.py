@@ -212,13 +212,26 @@ def test_a_gpu_that_is_split_by_mig_is_left_out(shared_machine: SharedMachine) -
         assert "GPU 0 is split by MIG, so the driver keeps no limits for it" in done.stderr
 
 
+def test_a_card_that_is_lost_keeps_no_other_from_its_limits(machine: WallMachine) -> None:
+    """A card fell off the bus. The other gets its limits, and the command says which did not and fails."""
+    machine.shared.policy({"tfgpu.toml": POLICY})
+    machine.environment["TFGPU_SIMULATE"] += ",error=15:0"
+    done = machine.tfgpu("wall", "apply", "--all")
+    assert done.returncode == 1
+    assert "tfgpu wall apply: GPU 0 does not answer, so its limits stay as they are: the card fell off" in done.stderr
+    assert machine.read_limits() == {ALICES: [8192], BOBS: [12288]}
+    (silent,) = machine.read_json("wall", "show")["silent_gpus"]
+    assert (silent["gpu"], silent["problem"][:13]) == (0, "the card fell")
+    assert "tfgpu wall show: GPU 0 does not answer: the card fell off" in machine.tfgpu("wall", "show").stderr
+
+
 def test_a_cgroup_without_the_kernels_files_is_named(shared_machine: SharedMachine) -> None:
     """Where the controller cannot be switched on so deep, the cgroup that lacks it is named."""
     with open_wall_machine(shared_machine, "dmem/1") as machine:
         machine.shared.policy({"tfgpu.toml": POLICY})
-        done = machine.tfgpu("wall", "apply", "--user", "alice")
-        text = f"the kernel's controller dmem cannot be switched on for /sys/fs/cgroup/user.slice/{ALICES}"
-        assert (done.returncode, text in done.stderr) == (1, True)
+        done = machine.tfgpu("wall", "apply", "--all")
+        text = "tfgpu wall apply: the kernel's controller dmem cannot be switched on for /sys/fs/cgroup/user.slice/{}\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", text.format(ALICES) + text.format(BOBS))
     with open_wall_machine(shared_machine, "dmem/2") as machine:
         machine.shared.policy({"tfgpu.toml": POLICY})
         assert machine.tfgpu("wall", "apply", "--user", "alice").returncode == 0

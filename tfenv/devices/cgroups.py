@@ -8,7 +8,7 @@ only the nearest limit holds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tfenv.devices import nvml
 from tfenv.policy.model import Wall
@@ -212,32 +212,52 @@ class LimitableGpu:
     Attributes:
         index: As `nvidia-smi` counts.
         uuid: "GPU-…".
-        total: Bytes that CUDA can give of the whole card. None: unknown.
+        total: Bytes that CUDA can give of the whole card.
         handle: NVML's own, until it is closed.
     """
 
     index: int
     uuid: str
-    total: int | None
+    total: int
     handle: Any
 
 
-def list_limitable(pynvml: ModuleType) -> tuple[list[LimitableGpu], list[int]]:
-    """Return the GPUs on which limits can be set, and the numbers of those that MIG splits: on these none can.
+@frozen
+class LimitableGpus:
+    """The GPUs of a machine, by whether limits can be set on them.
 
-    Raises:
-        NVMLError: A card does not answer.
+    Attributes:
+        gpus: Those on which they can.
+        split: The numbers of those that MIG splits: the driver keeps no limits for them.
+        silent: The numbers of those that do not answer, and why.
     """
-    gpus, split = [], []
+
+    gpus: tuple[LimitableGpu, ...]
+    split: tuple[int, ...]
+    silent: Mapping[int, str]
+
+
+def list_limitable(pynvml: ModuleType) -> LimitableGpus:
+    """Return all GPUs of this machine. One that does not answer hides no other."""
+    gpus: list[LimitableGpu] = []
+    split: list[int] = []
+    silent: dict[int, str] = {}
     for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = nvml.decode_text(pynvml.nvmlDeviceGetUUID(handle))
+        except pynvml.NVMLError as error:
+            silent[index] = nvml.explain_error(error)
+            continue
         if nvml.list_instances(pynvml, handle) is not None:
             split.append(index)
             continue
         card = nvml.read_card_memory(pynvml, handle)
-        uuid = nvml.decode_text(pynvml.nvmlDeviceGetUUID(handle))
-        gpus.append(LimitableGpu(index, uuid, None if card is None else card.total, handle))
-    return gpus, split
+        if card is None:
+            silent[index] = "the driver does not say how large it is"
+        else:
+            gpus.append(LimitableGpu(index, uuid, card.total, handle))
+    return LimitableGpus(tuple(gpus), tuple(split), silent)
 
 
 # ---- what holds for this process

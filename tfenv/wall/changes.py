@@ -11,6 +11,7 @@ from tfenv.devices.cgroups import (
     CGROUP_ROOT,
     CgroupLimits,
     LimitableGpu,
+    LimitableGpus,
     LimitSupport,
     find_uncounted,
     list_chain,
@@ -19,7 +20,7 @@ from tfenv.devices.cgroups import (
     read_support,
     set_limits,
 )
-from tfenv.values import frozen
+from tfenv.values import frozen, replace
 from tfenv.wall.targets import Target, WallError
 
 TYPE_CHECKING = False
@@ -64,8 +65,7 @@ class WallSetter:
 
     Attributes:
         support: Who keeps them.
-        gpus: The GPUs on which they can be set.
-        split: The numbers of the GPUs that MIG splits.
+        machine: The GPUs on which they can be set, and the others.
     """
 
     def __init__(self, pynvml: ModuleType) -> None:
@@ -75,7 +75,7 @@ class WallSetter:
         """
         self._pynvml = pynvml
         self.support: LimitSupport = read_support(pynvml)
-        self.gpus, self.split = list_limitable(pynvml)
+        self.machine: LimitableGpus = list_limitable(pynvml)
 
     def require(self) -> None:
         """Raise WallError where nobody keeps limits."""
@@ -95,7 +95,7 @@ class WallSetter:
             WallError: It cannot have limits.
         """
         changes = []
-        for gpu in self.gpus:
+        for gpu in self.machine.gpus:
             before, after = self.read(target.cgroup, gpu) or _NO_LIMITS, target.limits.get(gpu.uuid)
             if before.hard != after or before.soft:
                 changes.append(LimitChange(gpu, before, after))
@@ -115,14 +115,20 @@ class WallSetter:
 
     # -- changing it
 
-    def apply(self, change: CgroupChange) -> None:
-        """Set the limits of a cgroup. A soft limit is set to 0 first: the cgroups above would keep it reserved.
+    def apply(self, change: CgroupChange) -> tuple[CgroupChange, list[str]]:
+        """Set the limits of a cgroup, as far as the kernel and the driver let it.
 
-        Raises:
-            WallError: The kernel or the driver refuses. What was set before that stays.
+        A soft limit is set to 0 first: the cgroups above would keep it reserved.
+
+        Returns:
+            What was changed, and why the rest was not.
         """
-        for cgroup in change.enable:
-            _enable_controller(cgroup)
+        try:
+            for cgroup in change.enable:
+                _enable_controller(cgroup)
+        except WallError as error:
+            return replace(change, limits=()), [str(error)]
+        done, problems = [], []
         for limit in change.limits:
             try:
                 if limit.before.soft:
@@ -130,7 +136,10 @@ class WallSetter:
                 self._set(change.target.cgroup, limit.gpu, CgroupLimits(hard=limit.after))
             except self._pynvml.NVMLError as error:
                 where = f"{change.target.cgroup} on GPU {limit.gpu.index}"
-                raise WallError(f"the driver refuses a limit for {where}: {_explain(error)}") from error
+                problems.append(f"the driver refuses a limit for {where}: {_explain(error)}")
+            else:
+                done.append(limit)
+        return replace(change, limits=tuple(done)), problems
 
     def _set(self, cgroup: str, gpu: LimitableGpu, limits: CgroupLimits) -> None:
         set_limits(self._pynvml, gpu.handle, cgroup, limits)

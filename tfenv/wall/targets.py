@@ -106,11 +106,7 @@ def make_target(cgroup: str, loaded: LoadedPolicy, gpus: Iterable[LimitableGpu])
 
 
 def compute_limit(policy: EffectivePolicy, gpu: LimitableGpu) -> int | None:
-    """Return the bytes of a GPU that all processes of a user may take together. None: as many as there are.
-
-    Raises:
-        WallError: The limit is a share, and nobody tells of what.
-    """
+    """Return the bytes of a GPU that all processes of a user may take together. None: as many as there are."""
     if policy.wall == "off":
         return None
     totals = [ceiling.value for ceiling in policy.list_ceilings("memory_total")]
@@ -123,7 +119,5 @@ def give_to_all(limit: MemoryLimit, gpus: Iterable[LimitableGpu]) -> dict[str, i
 
 
 def _find_smallest(limits: Sequence[MemoryLimit], gpu: LimitableGpu) -> int | None:
-    if gpu.total is None and any(limit.fraction is not None for limit in limits):
-        raise WallError(f"the driver does not say how large GPU {gpu.index} is; write memory_total as a size")
     size = min((size for limit in limits if (size := limit.on(gpu.total)) is not None), default=None)
-    return None if size is None or (gpu.total is not None and size >= gpu.total) else size
+    return None if size is None or size >= gpu.total else size

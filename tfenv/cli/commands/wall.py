@@ -183,11 +183,11 @@ def _require_root(arguments: argparse.Namespace) -> None:
 
 def _list_targets(arguments: argparse.Namespace, wall: WallSetter) -> Iterator[Target]:
     if arguments.limit is not None:
-        yield Target(resolve_cgroup(arguments.cgroup), give_to_all(arguments.limit, wall.gpus))
+        yield Target(resolve_cgroup(arguments.cgroup), give_to_all(arguments.limit, wall.machine.gpus))
         return
     for subject in _list_subjects(arguments):
         cgroup = get_user_slice(subject.uid) if arguments.cgroup is None else resolve_cgroup(arguments.cgroup)
-        yield make_target(cgroup, load_machine_policy(subject), wall.gpus)
+        yield make_target(cgroup, load_machine_policy(subject), wall.machine.gpus)
 
 
 def _list_subjects(arguments: argparse.Namespace) -> list[Any]:
@@ -202,29 +202,59 @@ class _Done:
         changes: What changed, or would.
         unchanged: Cgroups that had their limits already.
         missing: Cgroups that are not there.
+        problems: Why limits were not set that should be.
     """
 
     changes: tuple[CgroupChange, ...]
     unchanged: tuple[Target, ...]
     missing: tuple[Target, ...]
+    problems: tuple[str, ...]
 
 
 def _bring_about(targets: Sequence[Target], wall: WallSetter, arguments: argparse.Namespace) -> int:
-    """Change what is not as it is to be, write it down, and print it. Return the exit code."""
-    compared = [wall.compare(target) for target in targets if target.exists]
-    changes = tuple(change for change in compared if change.limits)
+    """Change what is not as it is to be, write it down, and print it. Return the exit code.
+
+    What cannot be changed for one cgroup or GPU keeps no other from its limits.
+    """
+    compared = []
+    silent = wall.machine.silent.items()
+    problems = [f"GPU {index} does not answer, so its limits stay as they are: {why}" for index, why in silent]
+    for target in targets:
+        if target.exists:
+            try:
+                compared.append(wall.compare(target))
+            except WallError as error:
+                problems.append(str(error))
+    changes = [change for change in compared if change.limits]
     if not arguments.dry_run:
-        recorder = WallRecorder(wall.support.backend)
-        for change in changes:
-            wall.apply(change)
-            recorder.write(change)
-    unchanged = tuple(change.target for change in compared if not change.limits)
-    done = _Done(changes, unchanged, tuple(target for target in targets if not target.exists))
+        changes, refused = _apply_all(changes, wall)
+        problems += refused
+    done = _Done(
+        tuple(changes),
+        tuple(change.target for change in compared if not change.limits),
+        tuple(target for target in targets if not target.exists),
+        tuple(problems),
+    )
     if arguments.format == "json":
         print_json(_describe(done, wall, dry_run=arguments.dry_run))
     else:
         _print_done(done, wall, dry_run=arguments.dry_run)
-    return OK
+    for problem in problems:
+        print_message(f"wall {arguments.action}", problem)
+    return FINDINGS if problems else OK
+
+
+def _apply_all(changes: Iterable[CgroupChange], wall: WallSetter) -> tuple[list[CgroupChange], list[str]]:
+    """Make changes and record each. Return what was changed, and why the rest was not."""
+    recorder = WallRecorder(wall.support.backend)
+    made, problems = [], []
+    for wanted in changes:
+        change, refused = wall.apply(wanted)
+        problems += refused
+        if change.limits:
+            recorder.write(change)
+            made.append(change)
+    return made, problems
 
 
 def _describe(done: _Done, wall: WallSetter, *, dry_run: bool) -> dict[str, Any]:
@@ -250,7 +280,8 @@ def _describe(done: _Done, wall: WallSetter, *, dry_run: bool) -> dict[str, Any]
         ],
         "unchanged": [target.cgroup for target in done.unchanged],
         "missing": [target.cgroup for target in done.missing],
-        "split_gpus": wall.split,
+        "problems": list(done.problems),
+        "split_gpus": list(wall.machine.split),
     }
 
 
@@ -265,12 +296,12 @@ def _print_done(done: _Done, wall: WallSetter, *, dry_run: bool) -> None:
             print(f"{_name(change.target)}, GPU {limit.gpu.index}: {before} -> {after}")
     for target in done.missing:
         print(f"{_name(target)} is not there: {target.user or 'the user'} is not logged in")
-    if not done.changes:
+    if not done.changes and not done.problems:
         count = len(done.unchanged)
         print(f"nothing to change: {count} {'cgroup has its' if count == 1 else 'cgroups have their'} limits")
     elif dry_run:
         print("nothing is changed, because of --dry-run")
-    _print_split(wall.split)
+    _print_split(wall.machine.split)
 
 
 def _print_split(split: Iterable[int]) -> None:
@@ -338,7 +369,9 @@ def show_limits(arguments: argparse.Namespace) -> int:
             print("No cgroup has a limit.")
         for cgroup in _list_uncounted(rows, wall):
             print(f"{_shorten(cgroup)} lacks the files of the controller dmem; tfgpu wall apply switches it on")
-        _print_split(wall.split)
+        _print_split(wall.machine.split)
+        for index, why in wall.machine.silent.items():
+            print_message("wall show", f"GPU {index} does not answer: {why}")
     return OK
 
 
@@ -349,9 +382,9 @@ def _list_shown(wall: WallSetter) -> Iterator[_ShownLimit]:
         target, problem = None, ""
         if subject is not None:
             loaded = load_machine_policy(subject)
-            target = make_target(cgroup, loaded, wall.gpus)
+            target = make_target(cgroup, loaded, wall.machine.gpus)
             problem = next((finding.message for finding in find_mistakes(loaded)), "")
-        for gpu in wall.gpus:
+        for gpu in wall.machine.gpus:
             limits = wall.read(cgroup, gpu)
             wanted = None if target is None else target.limits[gpu.uuid]
             if (limits is None or limits.hard is None) and wanted is None:
@@ -408,7 +441,8 @@ def _describe_shown(rows: Iterable[_ShownLimit], wall: WallSetter) -> dict[str, 
             for row in rows
         ],
         "without_dmem_files": _list_uncounted(rows, wall),
-        "split_gpus": wall.split,
+        "split_gpus": list(wall.machine.split),
+        "silent_gpus": [{"gpu": index, "problem": why} for index, why in wall.machine.silent.items()],
     }
 
 
