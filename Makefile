@@ -19,7 +19,7 @@ PYTEST_MATRIX ?= -m matrix
 # The hook is copied into an environment, so a change to it means to install again.
 INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
-.PHONY: help venv test test-all test-rest test-torch lint generate generated docs test-matrix test-gpu test-lowest demo pictures
+.PHONY: help venv test test-all test-rest test-torch bytecode lint generate generated docs test-matrix test-gpu test-lowest demo pictures
 .PHONY: bench build clean
 
 help:
@@ -96,16 +96,20 @@ $(VENV)/.demo: $(INSTALLED)
 # first (tests/selection.py), so that no worker is alone with one in the end.
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-test: venv lint
+test: venv lint bytecode
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
+
+# Tests start thousands of processes, many of them as users who cannot write here. Each would compile tfenv anew.
+bytecode:
+	@$(PYTHON) -m compileall -q tfenv
 
 test-all: test test-rest test-tf$(OLDEST) test-torch
 
 # What `make test` leaves out: costly tests, and twenty times the examples of each property.
-test-rest: venv
+test-rest: venv bytecode
 	$(BIN)/python -m pytest $(WORKERS) --exhaustive -m exhaustive $(PYTEST)
 
-test-torch: .venv-torch/.installed
+test-torch: .venv-torch/.installed bytecode
 	.venv-torch/bin/python -m pytest $(WORKERS) --exhaustive -m torch $(PYTEST)
 
 lint: venv generated
@@ -122,7 +126,7 @@ generated: venv
 
 test-matrix: $(MATRIX:%=test-tf%)
 
-test-tf%: .venv-tf%/.installed
+test-tf%: .venv-tf%/.installed bytecode
 	.venv-tf$*/bin/python -m pytest $(WORKERS) --exhaustive $(PYTEST_MATRIX)
 
 # On a machine with a GPU. What was measured is written into the folder that TFGPU_FIGURES names.

@@ -3,10 +3,15 @@
 `@pytest.mark.exhaustive` is for a test, or for one of its parameters, that only `make test-all` runs. With
 `--exhaustive` it is also on the tests that do more then: properties try 2,000 examples in the place of 100, and a test
 that asks for the fixture `exhaustive` decides by itself. So `--exhaustive -m exhaustive` is what `make test` left out.
+
+`--within SECONDS` starts no test later than that. The files are then in another order in every run, so each has its
+turn. The tests that are left over are skipped, and say so.
 """
 
 from __future__ import annotations
 
+import random
+import time
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -21,14 +26,21 @@ _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], 
 settings.register_profile("quick", _COMMON, max_examples=100)
 settings.register_profile("exhaustive", _COMMON, max_examples=2_000)
 
+#: When the last test may start, by `time.monotonic`.
+_LAST_START = pytest.StashKey[float]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="run also what only `make test-all` runs")
+    parser.addoption("--within", type=float, metavar="SECONDS", help="start no test after so many seconds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the number of examples before the first module with properties is imported."""
     settings.load_profile("exhaustive" if config.getoption("--exhaustive") else "quick")
+    seconds = config.getoption("--within")
+    if seconds is not None:
+        config.stash[_LAST_START] = time.monotonic() + seconds
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +64,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
-    _put_costly_files_first(items)
+    if _LAST_START in config.stash:
+        _shuffle_files(items, seed=getattr(config, "workerinput", {}).get("testrunuid", str(time.time())))
+    else:
+        _put_costly_files_first(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what comes too late for `--within`, before its fixtures are made."""
+    if time.monotonic() > item.config.stash.get(_LAST_START, float("inf")):
+        pytest.skip("no time was left")
 
 
 def _is_for_other_pythons(item: pytest.Item) -> bool:
@@ -75,3 +97,11 @@ def _put_costly_files_first(items: list[pytest.Item]) -> None:
     """Sort the files, so that no worker is alone with a long one in the end: those with most of TensorFlow first."""
     costly: Counter[Path] = Counter(item.path for item in items if item.get_closest_marker("tensorflow"))
     items.sort(key=lambda item: -costly[item.path])
+
+
+def _shuffle_files(items: list[pytest.Item], seed: str) -> None:
+    """Put the files into an order that is the same for all workers of a run, and another in the next run."""
+    files = sorted({item.path for item in items})
+    random.Random(seed).shuffle(files)
+    place = {path: number for number, path in enumerate(files)}
+    items.sort(key=lambda item: place[item.path])

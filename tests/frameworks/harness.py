@@ -32,6 +32,8 @@ from tfenv.simulate.environment import build_environment, parse_gpus
 REPOSITORY = Path(__file__).parents[2]
 #: Its folder is on the path of the programs, so nothing in it has the name of a framework.
 ZYGOTE = Path(__file__).parent / "programs" / "zygote.py"
+#: In it are modules in the place of JAX, pandas and IPython, which cannot be imported.
+LEFT_OUT = ZYGOTE.parent / "left_out"
 MIB = 1 << 20
 #: What lets a program without a policy take memory as it needs it.
 GROWING = ("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -62,6 +64,8 @@ class World:
         before: Variables the program sets before it imports the framework.
         armed: Whether the start-up hook is there.
         framework: Whose `ways_in` the cases are functions of.
+        alone: Whether TensorFlow finds no JAX, pandas and IPython. It imports what it finds of them, which takes as
+            long as half of its own import.
     """
 
     policy: str | None
@@ -70,6 +74,7 @@ class World:
     before: tuple[tuple[str, str], ...] = ()
     armed: bool = True
     framework: str = "tensorflow"
+    alone: bool = True
 
     @property
     def parallel(self) -> int:
@@ -152,8 +157,12 @@ def child_environment(world: World) -> dict[str, str]:
     """The environment a program of that World starts with."""
     base = _ENVIRONMENT | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
     env = build_environment(parse_gpus(world.gpus), base=base)
+    is_alone = world.alone and world.framework == "tensorflow"
+    path = [*([str(REPOSITORY)] if world.armed else []), *([str(LEFT_OUT)] if is_alone else [])]
+    if path:
+        env["PYTHONPATH"] = os.pathsep.join(path)
     if world.armed:
-        env = launch.build_environment(env | {"PYTHONPATH": str(REPOSITORY)})
+        env = launch.build_environment(env)
     return env | dict(world.inherited)
 
 

@@ -65,7 +65,7 @@ SAY = "\nprint(json.dumps([take_{first}(), take_{second}()]))\n"
 
 def run(folder: Path, program: str, *, shares: str = "", **variables: str) -> tuple[Ended, list[int]]:
     """What became of a program, and what it printed. It exits with 0, and touched no GPU but those of the policy."""
-    ended = run_program(World(POLICY + shares), program, folder, **variables)
+    ended = run_program(World(POLICY + shares, alone=False), program, folder, **variables)
     assert ended.status == 0, ended.stderr
     assert set(summarise_requests(ended.requests)) <= {1, 2}
     return ended, json.loads(ended.stdout.splitlines()[-1])
@@ -187,7 +187,7 @@ def test_tensorflow_alone_keeps_its_gpus_where_jax_is_installed(tmp_path: Path) 
 @pytest.mark.exhaustive
 def test_without_a_limit_both_frameworks_have_the_gpus(tmp_path: Path) -> None:
     """Where nothing is limited there is nothing to share, and neither says anything of a budget."""
-    policy = World("[gpu]\nvisible_devices = [1, 2]\nmemory_growth = true\n")
+    policy = World("[gpu]\nvisible_devices = [1, 2]\nmemory_growth = true\n", alone=False)
     program = (
         "import json, jax, tensorflow as tf\n"
         'print(json.dumps([len(tf.config.list_logical_devices("GPU")), len(jax.devices("cuda"))]))'

@@ -14,7 +14,6 @@ from tfenv.policy.resolve import NO_GPU, resolve
 from tfenv.policy.visibility import needs_inventory
 
 _BOOT = "b0"
-_CASES = 10_000
 #: Lists of GPUs as launchers and people write them, and what they should not.
 _LISTS = ("0", "1", "3", "0,1", "2,3", "1,0,2", "0,1,2,3", "7", "", "-1", "a,b", CARDS[2].uuid, MIG[0], "0,0", "9" * 40)
 _NUMBERS = ("0", "1", "2", "3", "", "-1", "x", "9" * 30, "1e9", "0.5", "2(x3),1", "2,,x(")
@@ -74,9 +73,9 @@ def _draw_environment(draw: random.Random) -> dict[str, str]:
     return environ
 
 
-def test_ten_thousand_environments_never_lead_outside_the_grant() -> None:
+def test_no_environment_leads_outside_the_grant(exhaustive: bool) -> None:
     """Whatever launchers set, whatever a policy says: no exception, and no GPU that was not given."""
-    for seed in range(_CASES):
+    for seed in range(10_000 if exhaustive else 1_000):
         draw = CaseGenerator(seed)
         environ, case = _draw_environment(draw), draw.draw_case()
         grant, inherited = read_grant(environ, environ, _BOOT)

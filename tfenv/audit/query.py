@@ -254,8 +254,10 @@ def parse_line(line: bytes, tally: LineTally, fields: Collection[str] | None = N
         tally: Counts a line that is no record, and no blank one.
         fields: Only these are looked at: what is in the others does not matter, as long as it is JSON. None: all are.
     """
+    if not line or line.isspace():
+        return None
     record = _parse_record(line, fields)
-    if record is None and line and not line.isspace():
+    if record is None:
         tally.unreadable += 1
         start = line.rfind(RECORD_BEGIN)
         record = _parse_record(line[start:], fields) if start > 0 else None
@@ -269,7 +271,9 @@ def decode_json(text: bytes | str) -> Any:
         ValueError: It is something else.
         RecursionError: It is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse_number, parse_int=_parse_int, parse_float=_parse_float)
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    return _DECODER.decode(text)
 
 
 def _refuse_number(text: str) -> NoReturn:
@@ -287,6 +291,10 @@ def _parse_any_int(text: str) -> int | float:
 def _parse_float(text: str) -> float:
     value = float(text)
     return value if isfinite(value) else _refuse_number(text)
+
+
+#: `json.loads` would make one for each line, which takes as long as reading it.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_number, parse_int=_parse_int, parse_float=_parse_float)
 
 
 def _decode_fields(text: bytes, fields: Collection[str]) -> Any:

@@ -187,7 +187,10 @@ def test_keras_on_jax_trains_on_data_that_tensorflow_reads(tmp_path: Path) -> No
     """Keras fits on JAX's GPUs as without a policy, while TensorFlow beside it reads the data on the CPU."""
     raw = World(None, armed=False, framework="jax", inherited=(("XLA_PYTHON_CLIENT_PREALLOCATE", "false"),))
     (tmp_path / "raw").mkdir()
-    without, ended = run_program(raw, _TRAIN, tmp_path / "raw"), run_program(World(POLICY), _TRAIN, tmp_path)
+    without, ended = (
+        run_program(raw, _TRAIN, tmp_path / "raw"),
+        run_program(World(POLICY, framework="jax"), _TRAIN, tmp_path),
+    )
     assert (without.status, without.stdout) == (ended.status, ended.stdout) == (0, "jax ['gpu']\n")
     used = summarise_requests(ended.requests)
     assert used
