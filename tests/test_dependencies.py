@@ -57,3 +57,37 @@ def test_what_is_not_installed_is_an_import_error(tmp_path: Path) -> None:
     done = run(tmp_path, text)
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stderr
+
+
+# ---- jsonschema
+
+IRI = "jsonschema.FormatChecker(['iri']).conforms({!r}, 'iri')"
+
+
+@pytest.mark.parametrize(
+    "use", [IRI.format("http://a/\N{SNOWMAN}"), "__import__('rfc3987_syntax').is_valid_syntax('iri', 'http://a/')"]
+)
+def test_grammars_that_jsonschema_would_compile_wait_for_somebody_who_uses_them(tmp_path: Path, use: str) -> None:
+    """The import of jsonschema is ours and the program's. Formats are checked as ever, by the real module."""
+    pytest.importorskip("rfc3987_syntax")
+    text = (
+        "import sys\nfrom tfenv.dependencies import import_jsonschema\njsonschema = import_jsonschema()\n"
+        "assert sys.modules['jsonschema'] is jsonschema\nassert not {'lark', 'rfc3987_syntax'} & set(sys.modules)\n"
+        f"assert {use}\nassert not {IRI.format('no iri')}\nassert 'lark' in sys.modules\n"
+    )
+    done = run(tmp_path, text)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_those_grammars_jsonschema_knows_no_such_format(tmp_path: Path) -> None:
+    """Nothing stands in for what is not installed."""
+    hide = (
+        "import sys, importlib.machinery as machinery\nsys.modules['rfc3987_syntax'] = None\nimport jsonschema\n"
+        "known = set(jsonschema.FormatChecker().checkers)\n"
+        "for name in list(sys.modules):\n    if name.startswith(('jsonschema', 'rfc3987')): del sys.modules[name]\n"
+        "find = machinery.PathFinder.find_spec\n"
+        "machinery.PathFinder.find_spec = lambda name, *_: None if name == 'rfc3987_syntax' else find(name, *_)\n"
+    )
+    ours = "from tfenv.dependencies import import_jsonschema\n"
+    done = run(tmp_path, f"{hide}{ours}assert set(import_jsonschema().FormatChecker().checkers) == known\n")
+    assert done.returncode == 0, done.stderr

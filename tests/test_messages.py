@@ -554,7 +554,11 @@ STALE = f"from tests.launchers.small_ray import assign\nassign('0')\n{OPEN}assig
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("code", "gpus", "program"),
-    [("no-gpu", "", OPEN), ("too-late", "4x24GiB", LATE), ("stale-devices", "4x24GiB", STALE)],
+    [
+        pytest.param("no-gpu", "", OPEN, marks=pytest.mark.exhaustive),
+        ("too-late", "4x24GiB", LATE),
+        pytest.param("stale-devices", "4x24GiB", STALE, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_example_is_what_people_see_of_tensorflow(
     code: str, gpus: str, program: str, tmp_path: Path, simulated_gpus: SimulatedGpus

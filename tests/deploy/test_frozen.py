@@ -113,6 +113,7 @@ def test_a_program_frozen_with_tfenv_is_armed(freeze: Freeze) -> None:
     assert not is_frozen_without_tfenv(str(program))
 
 
+@pytest.mark.exhaustive
 def test_a_program_that_lacks_parts_of_tfenv_says_so(freeze: Freeze) -> None:
     """Whoever left a module out is told which. The program goes on."""
     program = freeze(PRINT_STATUS, "--exclude-module", "tfenv.runtime.import_hook")

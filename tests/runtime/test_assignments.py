@@ -75,7 +75,7 @@ def run(
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("on_error", ["warn", "cpu"])
+@pytest.mark.parametrize("on_error", ["warn", pytest.param("cpu", marks=pytest.mark.exhaustive)])
 def test_gpus_of_an_earlier_task_are_said_and_recorded(
     on_error: str, tmp_path: Path, simulated_gpus: SimulatedGpus
 ) -> None:

@@ -299,7 +299,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[] if way in ("listing", "eager") else [pytest.mark.exhaustive]) for way in WAYS]
+    "way", [pytest.param(way, marks=[] if way == "listing" else [pytest.mark.exhaustive]) for way in WAYS]
 )
 def test_applying_after_devices_is_too_late_whatever_created_them(
     way: str, tmp_path: Path, simulated_gpus: SimulatedGpus
@@ -309,7 +309,13 @@ def test_applying_after_devices_is_too_late_whatever_created_them(
     assert told.answer["results"][0][-1:] == ["too_late"]
 
 
-@pytest.mark.parametrize("before", ["", "tf.config.list_physical_devices()"], ids=["imported", "listed"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", id="imported", marks=pytest.mark.exhaustive),
+        pytest.param("tf.config.list_physical_devices()", id="listed"),
+    ],
+)
 def test_applying_before_devices_is_in_time(before: str, tmp_path: Path, simulated_gpus: SimulatedGpus) -> None:
     """An import takes nothing, and neither does a listing of physical devices."""
     told = run(LATE.format(before=before), '[gpu]\nmemory_limit = "1000MiB"', tmp_path, simulated_gpus)

@@ -87,6 +87,7 @@ def test_second_call_compiles_nothing(tmp_path: Path) -> None:
     assert not said.exists()
 
 
+@pytest.mark.exhaustive
 def test_another_compiler_builds_anew(tmp_path: Path) -> None:
     """$CC is honoured, with its arguments, and what another compiler built is not taken for its work."""
     plain, _ = build_in_child(tmp_path / "cache")
@@ -95,6 +96,7 @@ def test_another_compiler_builds_anew(tmp_path: Path) -> None:
     assert files == SONAMES
 
 
+@pytest.mark.exhaustive
 def test_two_builders_at_once(tmp_path: Path) -> None:
     """Processes that build at the same time agree on one folder and leave no half-built one."""
     with ThreadPoolExecutor(3) as pool:
@@ -130,7 +132,7 @@ def test_no_home(tmp_path: Path) -> None:
     assert not Path(folder).exists()
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o770])
+@pytest.mark.parametrize("mode", [pytest.param(0o777, marks=pytest.mark.exhaustive), 0o770])
 def test_cache_others_can_write(tmp_path: Path, mode: int) -> None:
     """A cache folder that others can write is not trusted: they could plant a library."""
     planted = tmp_path / "cache" / "tfgpu"

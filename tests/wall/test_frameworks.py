@@ -78,7 +78,12 @@ def dmem(shared_machine: SharedMachine) -> Iterator[WallMachine]:
         yield machine
 
 
-@pytest.fixture(params=[("dmem/2", False), ("misc", True)], ids=["dmem-above", "misc-own"])
+@pytest.fixture(
+    params=[
+        pytest.param(("dmem/2", False), id="dmem-above"),
+        pytest.param(("misc", True), id="misc-own", marks=pytest.mark.exhaustive),
+    ]
+)
 def place(request: pytest.FixtureRequest, shared_machine: SharedMachine) -> Iterator[tuple[WallMachine, str]]:
     """Yield a machine, and a cgroup of alice's where the limit holds: below the one that has it, or that one."""
     backend, own = request.param
@@ -111,6 +116,7 @@ def test_a_framework_is_refused_at_the_rail(place: tuple[WallMachine, str], fram
     assert "at most 1.4 GiB (etc/tfgpu/tfgpu.toml)" in done.stderr.replace(" each", "")
 
 
+@pytest.mark.exhaustive
 @frameworks
 def test_a_share_is_of_what_cuda_reports(dmem: WallMachine, framework: str) -> None:
     """Half of a card is half of the 2 GiB that it reports to a process whose own cgroup has the limit."""
@@ -121,6 +127,7 @@ def test_a_share_is_of_what_cuda_reports(dmem: WallMachine, framework: str) -> N
     assert GIB - 128 * MIB <= taken <= GIB, done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.tensorflow
 def test_without_the_feature_all_is_as_before(shared_machine: SharedMachine) -> None:
     """On an older driver memory_total is kept by the rail alone: all of it is for the one process."""

@@ -264,6 +264,7 @@ def test_a_record_has_rail_and_wall(limited_by_kernel: WallMachine, framework: s
     assert {device.get("wall_bytes") for device in read_outcomes(limited_by_kernel, BOB)} == {None}
 
 
+@pytest.mark.exhaustive
 @frameworks
 def test_verify_below_a_wall(limited_by_kernel: WallMachine, framework: str) -> None:
     """The framework's own allocator refuses at the rail, also at the lower one that other programs leave."""

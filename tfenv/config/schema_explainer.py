@@ -1,6 +1,6 @@
 """Explains what is wrong with a document, by the schema.
 
-Loaded only when something is: jsonschema takes 17 ms to import, and a millisecond for a value. So the generated
+Loaded only when something is: jsonschema takes 20 ms or more to import, and a millisecond for a value. So the generated
 validator decides what is wrong, and jsonschema only explains.
 """
 
@@ -14,7 +14,7 @@ from tfenv.config.document import Document
 from tfenv.config.odd_characters import describe_odd_text
 from tfenv.config.schema_lookup import SchemaLookup, isolate
 from tfenv.config.values import DocumentFault, quote_value
-from tfenv.dependencies import import_dependency
+from tfenv.dependencies import import_jsonschema
 from tfenv.errors import Finding, Severity
 from tfenv.policy.model import KeyPath, format_key
 
@@ -112,7 +112,7 @@ class SchemaExplainer:
 
     def __init__(self, lookup: SchemaLookup) -> None:
         self._lookup = lookup
-        self._jsonschema = import_dependency("jsonschema").Draft7Validator(lookup.schema)
+        self._jsonschema = import_jsonschema().Draft7Validator(lookup.schema)
 
     def explain(self, path: KeyPath, value: object) -> tuple[KeyPath, str] | None:
         """Return what is wrong with the value of one key or list entry, and where inside it.

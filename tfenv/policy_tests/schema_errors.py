@@ -10,7 +10,7 @@ from typing import Any
 from tfenv.config.schema import load_schema
 from tfenv.config.schema_copy import TEST_COPY_NAME, flatten_schema
 from tfenv.config.values import quote_value
-from tfenv.dependencies import import_dependency
+from tfenv.dependencies import import_jsonschema
 from tfenv.identity import suggest_name
 from tfenv.policy.model import KeyPath
 
@@ -42,7 +42,7 @@ def _list_entries() -> Mapping[str, Mapping[str, Any]]:
 @cache
 def _make_validator() -> Any:
     # Following references would take a fifth of the time.
-    return import_dependency("jsonschema").Draft7Validator(flatten_schema(load_schema(TEST_COPY_NAME)))
+    return import_jsonschema().Draft7Validator(flatten_schema(load_schema(TEST_COPY_NAME)))
 
 
 def find_errors(table: object) -> Iterator[tuple[KeyPath, str]]:

@@ -170,7 +170,11 @@ if sys.argv[1:] != ["child"]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "printed"), [("", ["4", "0"]), ('[gpu]\nmemory_limit = "2GiB"\n', ["4", "4"])], ids=["all", "part"]
+    ("limit", "printed"),
+    [
+        pytest.param("", ["4", "0"], id="all", marks=pytest.mark.exhaustive),
+        pytest.param('[gpu]\nmemory_limit = "2GiB"\n', ["4", "4"], id="part"),
+    ],
 )
 def test_a_child_knows_its_parents_leases_where_nothing_is_said_of_visibility(
     limit: str, printed: list[str], tmp_path: Path, needs_tensorflow: None
@@ -245,7 +249,10 @@ other.kill()
 """
 
 
-@pytest.mark.parametrize(("on_error", "printed"), [("warn", "1"), ("cpu", "0"), ("fail", "PolicyError")])
+@pytest.mark.parametrize(
+    ("on_error", "printed"),
+    [pytest.param("warn", "1", marks=pytest.mark.exhaustive), ("cpu", "0"), ("fail", "PolicyError")],
+)
 def test_on_error_decides_where_others_took_the_gpu(
     on_error: str, printed: str, tmp_path: Path, needs_tensorflow: None
 ) -> None:

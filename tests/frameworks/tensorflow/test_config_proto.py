@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tfenv.frameworks.tensorflow.config_proto import Ledger, PolicyGpu, PolicyView, clamp, make_view
@@ -264,7 +264,6 @@ def tensorflow_creates(config: Any, totals: dict[int, int]) -> list[tuple[int, f
     return [(ordinal, size) for _, ordinal, size in sorted(created, key=lambda device: device[0])]
 
 
-@settings(max_examples=300)
 @given(messages=st.lists(st.tuples(configs(), st.booleans()), min_size=2, max_size=6), found=cards())
 def test_no_sequence_of_messages_passes_a_limit(messages: list[tuple[Any, bool]], found: list[Card]) -> None:
     """Whatever messages follow each other, executed or not, the allocators of a card stay within its limit."""

@@ -478,7 +478,10 @@ entry_points._replace = refuse
 """
 
 
-@pytest.mark.parametrize(("on_error", "printed"), [("warn", "2 GPU:0"), ("cpu", "0 CPU:0"), ("fail", None)])
+@pytest.mark.parametrize(
+    ("on_error", "printed"),
+    [("warn", "2 GPU:0"), pytest.param("cpu", "0 CPU:0", marks=pytest.mark.exhaustive), ("fail", None)],
+)
 def test_an_error_while_entry_points_are_wrapped_is_on_errors_to_decide(
     on_error: str, printed: str | None, tmp_path: Path, needs_tensorflow: None
 ) -> None:

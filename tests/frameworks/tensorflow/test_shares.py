@@ -56,7 +56,13 @@ def test_a_missing_share_is_only_a_warning(case: Case, reports: Reports) -> None
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("user", "tasks", "part"), [(ALICE, "1", 0.75), (BOB, "2", 0.375)], ids=["alone", "of two"])
+@pytest.mark.parametrize(
+    ("user", "tasks", "part"),
+    [
+        pytest.param(ALICE, "1", 0.75, id="alone", marks=pytest.mark.exhaustive),
+        pytest.param(BOB, "2", 0.375, id="of two"),
+    ],
+)
 @pytest.mark.usefixtures("needs_tensorflow")
 def test_a_job_of_three_shards_of_four_takes_three_quarters(
     user: User, tasks: str, part: float, shared_machine: SharedMachine

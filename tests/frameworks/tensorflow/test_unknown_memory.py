@@ -33,7 +33,9 @@ def _peak(requests: tuple[object, ...]) -> int:
     return max(total.peak_process for total in summarise_requests(requests).values())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("granted", [None, "0"], ids=["unset", "granted"])
+@pytest.mark.parametrize(
+    "granted", [pytest.param(None, id="unset", marks=pytest.mark.exhaustive), pytest.param("0", id="granted")]
+)
 def test_cuda_tells_the_memory_that_nvml_does_not(granted: str | None, tmp_path: Path) -> None:
     """The smaller of 8 GiB and half of 12 GiB holds, and the record says that the wish was cut."""
     variables = {"TFGPU_SIMULATE": NO_MEMORY} | ({} if granted is None else {"CUDA_VISIBLE_DEVICES": granted})
@@ -53,7 +55,9 @@ def test_cuda_tells_the_memory_where_nvml_cannot_be_asked(tmp_path: Path) -> Non
     assert _peak(ended.requests) == 6 << 30
 
 
-@pytest.mark.parametrize(("on_error", "peak"), [("warn", 8 << 30), ("cpu", None), ("fail", None)])
+@pytest.mark.parametrize(
+    ("on_error", "peak"), [("warn", 8 << 30), pytest.param("cpu", None, marks=pytest.mark.exhaustive), ("fail", None)]
+)
 def test_a_share_that_nobody_can_compute_is_an_error(on_error: str, peak: int | None, tmp_path: Path) -> None:
     """Where CUDA does not tell either, `on_error` decides, and the line says what is not kept."""
     world = World(f'on_error = "{on_error}"\n{POLICY}', gpus="1x12GiB")
