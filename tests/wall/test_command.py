@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft7Validator
 
+from tests.pages import ROOT as ROOT_FOLDER
+from tests.pages import blocks
 from tests.shared_machine import ALICE, BOB, ROOT, SharedMachine
 from tests.wall.conftest import GIB, WallMachine, open_wall_machine
 
@@ -94,6 +96,23 @@ def test_a_cgroup_of_a_job_by_hand(machine: WallMachine) -> None:
     assert "limited_user" not in machine.read_records("wall_changed")[-1]
     machine.tfgpu("wall", "clear", "--cgroup", job)
     assert "job_14" not in machine.read_limits()
+
+
+def test_the_prolog_of_the_page_limits_the_job_that_it_runs_in(machine: WallMachine) -> None:
+    """Slurm runs it as root in a step of the job. Outside of a job's cgroup it does nothing, and never fails."""
+    machine.shared.policy({"tfgpu.toml": POLICY})
+    (page,) = [
+        block.text for block in blocks("bash", pages=[ROOT_FOLDER / "docs" / "wall.md"]) if "Prolog" in block.text
+    ]
+    prolog = page.replace("/opt/tfenv/bin/tfgpu", f"{sys.executable} -m tfenv")
+    machine.environment |= {"SLURM_JOB_ID": "14", "SLURM_JOB_USER": "alice"}
+    job = "system.slice/slurmstepd.scope/job_14"
+    for cgroup in (job, f"{job}/step_extern", job.replace("14", "141")):
+        machine.cgroups.make(cgroup)
+    for cgroup, limits in (("job_141", [None, None]), ("job_14/step_extern", [[8192, 8192], None])):
+        done = machine.run(ROOT, "sh", "-c", prolog, cgroup=f"system.slice/slurmstepd.scope/{cgroup}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [machine.read_limits().get(name) for name in ("job_14", "job_141")] == limits
 
 
 @pytest.mark.parametrize(
