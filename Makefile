@@ -24,7 +24,7 @@ INSTALLED := pyproject.toml tfenv/runtime/finder.py tfenv/deploy/tfenv.pth
 
 help:
 	@echo "make demo         shows what TensorFlow takes without and with a policy, side by side."
-	@echo "make test         runs the checks and the tests that a change can break, in 15 to 20 minutes on two cores."
+	@echo "make test         runs the checks and the tests that a change can break, in half an hour on two slow cores."
 	@echo "make test-all     runs make test and then all it leaves out, also on TensorFlow $(OLDEST) and on PyTorch."
 	@echo "make test-torch   runs the tests with PyTorch, in an environment of its own."
 	@echo "make test-matrix  runs the tests of applying a policy on TensorFlow $(MATRIX)."

@@ -293,7 +293,7 @@ def _parse_float(text: str) -> float:
     return value if isfinite(value) else _refuse_number(text)
 
 
-#: `json.loads` would make one for each line, which takes as long as reading it.
+#: `json.loads` would make one for each line, which is a quarter of the time.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_number, parse_int=_parse_int, parse_float=_parse_float)
 
 
