@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.frameworks.harness import Case, Report, World
+from tests.frameworks.harness import Case, Report, World, run_program
 
 Reports = Callable[[Case], Report]
 
@@ -94,6 +95,15 @@ def test_without_gpus_pytorch_says_so_itself(case: Case, reports: Reports) -> No
     assert report.error is not None
     assert report.error["text"] == "No CUDA GPUs are available"
     assert not report.gpus
+
+
+@pytest.mark.parametrize("on_error", ["fail", "cpu"])
+def test_a_program_that_counts_no_gpu_hears_why(on_error: str, tmp_path: Path, needs_torch: None) -> None:
+    """A count of 0 is all that many programs ask for. With "fail" it raises, and with "cpu" the line says why."""
+    world = make_world(f'on_error = "{on_error}"\n[gpu]\nvisible_devices = [7]\n')
+    ended = run_program(world, "import torch\nprint(torch.cuda.device_count())\n", tmp_path)
+    assert (ended.status, ended.stdout) == ((1, "") if on_error == "fail" else (0, "0\n")), ended.stderr
+    assert "[no-overlap]" in "\n".join((*ended.ours, ended.stderr))
 
 
 def list_own_allocators(on_error: str) -> Case:

@@ -18,7 +18,7 @@ class TorchProbe(Probe):
         torch: Any = import_module("torch")
         problem = ""
         try:
-            gpus = [_describe_gpu(torch, number) for number in range(torch.cuda.device_count())]
+            gpus = [_describe_gpu(torch, number) for number in self.list_ordinals()]
         except RuntimeError as error:
             if is_policy_error(error):
                 raise

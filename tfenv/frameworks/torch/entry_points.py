@@ -238,7 +238,11 @@ class EntryPointWrappers:
             self.settle_early()
             if self.is_closed:
                 self._look_once(original())
-            return 0 if self.is_closed or self.policy.is_cpu_only() else original()
+            count = 0 if self.is_closed or self.policy.is_cpu_only() else original()
+            if not count and not self.is_in_bad_fork():
+                self.settle()  # a program that counts none goes no further: what is wrong is said here or never
+                self._look_once(0)
+            return count
 
         return count_by_nvml
 
