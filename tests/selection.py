@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
     seconds = config.getoption("--within")
     if seconds is not None:
         config.stash[_LAST_START] = time.monotonic() + seconds
+
+
+def mark_rest(names: Iterable[str], quick: Collection[str]) -> list[object]:
+    """Return a parameter for each name. Those that are not in `quick` are only for `make test-all`."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.exhaustive]) for name in names]
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SimulatedGpus
+from tests.selection import mark_rest
 from tfenv.simulate.driver_requests import read_requests, summarise_requests
 
 pytestmark = pytest.mark.tensorflow
@@ -298,9 +299,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[] if way == "listing" else [pytest.mark.exhaustive]) for way in WAYS]
-)
+@pytest.mark.parametrize("way", mark_rest(WAYS, ("listing",)))
 def test_applying_after_devices_is_too_late_whatever_created_them(
     way: str, tmp_path: Path, simulated_gpus: SimulatedGpus
 ) -> None:

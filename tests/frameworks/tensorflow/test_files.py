@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.frameworks.harness import Ended, World, run_program
+from tests.selection import mark_rest
 
 PROGRAM = """
 import sys
@@ -92,9 +93,7 @@ def same(ours: Ended, bare: Ended) -> None:
 _QUICK = ("fifo", "escapes")
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in _QUICK else [pytest.mark.exhaustive]) for kind in DROPPED]
-)
+@pytest.mark.parametrize("kind", mark_rest(DROPPED, _QUICK))
 def test_a_bad_file_does_not_hurt_the_program(
     kind: str, bare: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

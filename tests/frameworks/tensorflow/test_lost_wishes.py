@@ -12,6 +12,7 @@ from jsonschema import Draft7Validator
 
 from tests.conftest import REPOSITORY
 from tests.frameworks.harness import Ended, World, run_program
+from tests.selection import mark_rest
 from tfenv.audit.gpu_totals import summarize_records
 
 pytestmark = pytest.mark.usefixtures("needs_tensorflow")
@@ -150,9 +151,7 @@ def get_created(ended: Ended) -> dict[str, Any]:
     return record
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive) for name in WISHES]
-)
+@pytest.mark.parametrize("name", mark_rest(WISHES, ALWAYS))
 def test_a_wish_of_a_file_that_is_cut_is_clamped(name: str, tmp_path: Path) -> None:
     """Whatever a file asks for and does not get, the record is `policy_clamped` and names asked, given, who and why."""
     wish = WISHES[name]
@@ -179,13 +178,7 @@ NOT_CUT = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "its own ceiling",
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in NOT_CUT if name != "its own ceiling"),
-    ],
-)
+@pytest.mark.parametrize("name", mark_rest(NOT_CUT, ("its own ceiling",)))
 def test_what_nobody_took_away_is_not_clamped(name: str, tmp_path: Path) -> None:
     """A wish that is met, one that the same file's ceiling cuts, and a GPU that does not exist are `applied`."""
     record = get_created(run_under(tmp_path, *NOT_CUT[name]))
