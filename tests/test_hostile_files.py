@@ -10,14 +10,16 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import tomli
 
 from tests.machine import HOSTILE, INVENTORY, STRICT, Machine, assert_new_log, assert_within
 from tfenv import pipeline
 from tfenv.config.document import LARGEST
 from tfenv.policy.model import Grant
 
-#: Seconds of processor time for one file.
-LONGEST = 3.0  # where nothing else runs it is less than one
+#: One file may take so many times as long as tomli takes for a long one, on any machine. 12 is the most that was seen.
+#: What grows with the square of a file's length takes hundreds.
+LONGEST = 30
 
 VALID = """
 version = 1
@@ -219,8 +221,11 @@ def test_the_corpus_is_large() -> None:
 
 
 def test_hostile_files_neither_raise_nor_widen_nor_take_long(machine: Machine) -> None:
-    """Every file of the corpus gives a policy within the machine's, findings of one line, and in less than a second."""
+    """Every file of the corpus gives a policy within the machine's, findings of one line, and all that soon."""
     failed = []
+    began = time.process_time()
+    tomli.loads("\n".join(f"k{number}=1" for number in range(30_000)))
+    unit = time.process_time() - began
     for about, name, raw in make_corpus():
         path = machine.project / name
         path.write_bytes(raw)
@@ -231,7 +236,7 @@ def test_hostile_files_neither_raise_nor_widen_nor_take_long(machine: Machine) -
             taken = time.process_time() - began
             assert_within(machine, loaded)
             assert all(str(finding).isprintable() for finding in loaded.findings)
-            assert taken < LONGEST, f"{taken:.1f} s"
+            assert taken < LONGEST * unit, f"{taken:.1f} s, where tomli takes {unit:.2f} s"
         except Exception as error:  # noqa: BLE001 - the test goes on to name all of them
             failed.append(f"{about}: {type(error).__name__}: {str(error)[:200]}")
         path.unlink()

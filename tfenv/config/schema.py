@@ -272,6 +272,8 @@ class _DocumentReader:
         if not isinstance(table, Mapping):
             self._note(path, table)
             return
+        if not table:
+            return
         known = None if self.lookup is None else self.lookup.list_known_keys(path, table)
         for name, value in table.items():
             if known is None or name in known:
@@ -296,13 +298,15 @@ class _DocumentReader:
     def _read_named(self, raw: object, kind: KeyPath) -> dict[str, Tables]:
         """Return [user.NAME.*], [group.NAME.*] or [project."PATH".*], by name. Leave out what has expired."""
         named: dict[str, Tables] = {}
+        # All names at once: there may be thousands, and hardly ever a wrong one.
+        right = isinstance(raw, Mapping) and self._accepts(kind, {name: {} for name in raw})
         for name, value in self._open_table(raw, kind):
             path, before = (*kind, name), len(self.faults)
             content = dict(self._open_table(value, path))
             terms = self._read_table({key: content.pop(key) for key in _TERMS if key in content}, path)
             parts = {table: self._read_table(inner, (*path, table)) for table, inner in content.items()}
             tables = self._make_tables(parts, path)
-            if self._accepts(path, {}):
+            if right or self._accepts(path, {}):
                 if not (terms and self._note_terms(terms, path)):
                     named[name] = tables
             else:

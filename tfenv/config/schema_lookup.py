@@ -18,6 +18,8 @@ class SchemaLookup:
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.schema = schema
+        #: What `find_entry` has found. Thousands of keys have few parents.
+        self._entries: dict[KeyPath, Mapping[str, Any]] = {(): schema}
 
     def accepts(self, path: KeyPath, value: object) -> bool:
         """Return whether a value is right at a place, whatever stands beside it."""
@@ -34,15 +36,16 @@ class SchemaLookup:
 
     def find_entry(self, path: KeyPath) -> Mapping[str, Any]:
         """Return the part of the schema that describes a key. {} if the schema does not describe it by itself."""
-        entry = self.schema
-        for part in path:
-            resolved = self._resolve(entry)
-            if isinstance(part, int):
-                entry = resolved.get("items", {})
-            else:
-                named: list[Mapping[str, Any]] = list(resolved.get("patternProperties", {}).values())
-                entry = resolved.get("properties", {}).get(part, named[0] if named else {})
-        return entry
+        if path not in self._entries:
+            self._entries[path] = self._find_child(self.find_entry(path[:-1]), path[-1])
+        return self._entries[path]
+
+    def _find_child(self, entry: Mapping[str, Any], part: str | int) -> Mapping[str, Any]:
+        resolved = self._resolve(entry)
+        if isinstance(part, int):
+            return cast("Mapping[str, Any]", resolved.get("items", {}))
+        named: list[Mapping[str, Any]] = list(resolved.get("patternProperties", {}).values())
+        return cast("Mapping[str, Any]", resolved.get("properties", {}).get(part, named[0] if named else {}))
 
     def _find_form(self, path: KeyPath, value: Mapping[str, object] | list[object]) -> Mapping[str, Any]:
         """Return the one of several forms that a list or a table is meant to have. {} if that cannot be told."""
