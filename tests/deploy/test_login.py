@@ -17,8 +17,8 @@ from tests.wall.conftest import WallMachine, open_wall_machine
 
 __all__ = ["shared_machine"]
 
-UNIT = "/usr/lib/systemd/system/user@.service"
-DROP_IN = "/etc/systemd/system/user@.service.d/tfgpu-wall.conf"
+UNIT = "/usr/lib/systemd/system/user-runtime-dir@.service"
+DROP_IN = "/etc/systemd/system/user-runtime-dir@.service.d/tfgpu-wall.conf"
 SESSION = "/etc/pam.d/common-session"
 POLICY = '[ceiling]\nmemory_total = "8GiB"\n'
 ALICES = f"user-{ALICE.uid}.slice"
@@ -75,8 +75,8 @@ def machine(shared_machine: SharedMachine) -> Iterator[SharedMachine]:
     session = shared_machine.path(SESSION)
     before = session.read_bytes() if session.exists() else None
     yield shared_machine
-    shutil.rmtree(shared_machine.path("/etc/systemd/system/user@.service.d"), ignore_errors=True)
-    shared_machine.path("/etc/systemd/system/user@.service").unlink(missing_ok=True)
+    shutil.rmtree(shared_machine.path("/etc/systemd/system/user-runtime-dir@.service.d"), ignore_errors=True)
+    shared_machine.path("/etc/systemd/system/user-runtime-dir@.service").unlink(missing_ok=True)
     session.unlink(missing_ok=True)
     if before is not None:
         session.write_bytes(before)
@@ -85,7 +85,7 @@ def machine(shared_machine: SharedMachine) -> Iterator[SharedMachine]:
 def mask_user_unit(machine: SharedMachine) -> None:
     """Have systemd start no unit for users, as `systemctl mask` does."""
     machine.folder("/etc/systemd/system")
-    machine.path("/etc/systemd/system/user@.service").symlink_to("/dev/null")
+    machine.path("/etc/systemd/system/user-runtime-dir@.service").symlink_to("/dev/null")
 
 
 # ---- systemd
@@ -123,11 +123,11 @@ def test_install_says_what_to_do_next_and_once_is_enough(machine: SharedMachine)
 def test_systemd_understands_the_drop_in(machine: SharedMachine) -> None:
     """systemd-analyze reads the unit of a user with it, and has nothing to say of our file."""
     tfgpu(machine, "wall", "install")
-    done = machine.run(ROOT, "systemd-analyze", "verify", "--man=no", f"user@{ALICE.uid}.service")
+    done = machine.run(ROOT, "systemd-analyze", "verify", "--man=no", f"user-runtime-dir@{ALICE.uid}.service")
     assert "tfgpu-wall" not in done.stderr, done.stderr
     broken = machine.path(DROP_IN).read_text().replace("ExecStartPre=", "ExecStartBefore=")
     machine.path(DROP_IN).write_text(broken)
-    done = machine.run(ROOT, "systemd-analyze", "verify", "--man=no", f"user@{ALICE.uid}.service")
+    done = machine.run(ROOT, "systemd-analyze", "verify", "--man=no", f"user-runtime-dir@{ALICE.uid}.service")
     assert "tfgpu-wall" in done.stderr, "it reads this file"
 
 

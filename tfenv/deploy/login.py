@@ -1,4 +1,4 @@
-"""Has the limits for cgroups set at login: by the unit that systemd starts for a user, or by PAM where there is none.
+"""Has the limits for cgroups set at login: by a unit that systemd starts for a user, or by PAM where there is none.
 
 Both run `tfgpu wall apply` as root, after the user's slice is made and before a program of theirs runs. Nobody waits
 longer than a few seconds for it, and its failure keeps nobody from logging in.
@@ -17,13 +17,16 @@ from tfenv.deploy.install import BlockChange, InstallError, find_own_folder, req
 _BEGIN = "# >>> tfenv wall >>> written by `tfgpu wall install`; `tfgpu wall uninstall` removes it\n"
 _END = "# <<< tfenv wall <<<\n"
 
-#: systemd's unit for the programs of a user. The first that exists counts.
-_USER_UNITS = tuple(f"{folder}/user@.service" for folder in ("/etc/systemd/system", "/usr/lib/systemd/system"))
-_DROP_IN = "/etc/systemd/system/user@.service.d/tfgpu-wall.conf"
+#: systemd starts it in the slice of a user, before their first session. For the session of a cron job it starts no
+#: user@.service. The first that exists counts.
+_USER_UNITS = tuple(
+    f"{folder}/user-runtime-dir@.service" for folder in ("/etc/systemd/system", "/usr/lib/systemd/system")
+)
+_DROP_IN = "/etc/systemd/system/user-runtime-dir@.service.d/tfgpu-wall.conf"
 #: PAM's sessions. The first that exists gets the line.
 _PAM_FILES = ("/etc/pam.d/common-session", "/etc/pam.d/sshd")
 
-#: "-": a failure does not matter. "+": as root, although the unit is the user's.
+#: "-": a failure does not matter. "+": as root, with no restriction of the unit.
 _UNIT = "[Service]\nExecStartPre=-+{apply} --user %i\n"
 #: PAM replaces no variables in its lines, so a shell does. It never fails: of a line that stands alone, "optional" or
 #: not, the failure would count.
@@ -96,7 +99,7 @@ def _make_command() -> str:
     for path in (timeout, sys.executable):
         if _PLAIN_PATH.fullmatch(path) is None:
             raise InstallError(f'the path "{path}" has characters that need quotes; install tfenv at a plain path')
-    return f"{timeout} --kill-after=2 {_LONGEST} {sys.executable} -I -m tfenv wall apply"
+    return f"{timeout} --verbose --kill-after=2 {_LONGEST} {sys.executable} -I -m tfenv wall apply"
 
 
 def _read(path: str) -> str | None:
