@@ -22,7 +22,7 @@ pytestmark = needs_cgroups
 GIB = 1 << 30
 REPOSITORY = Path(__file__).parents[2]
 SLICE, SESSION = "user.slice/user-61001.slice", "user.slice/user-61001.slice/session-1.scope"
-#: Sets limits, "cgroup=MiB", then prints what this process finds, and how often the driver was asked for it.
+#: Sets limits, "cgroup=MiB", then prints what this process finds, what it asks the driver and which files it reads.
 PROGRAM = """
 import json, sys
 import pynvml
@@ -32,16 +32,18 @@ with nvml.open_nvml():
     for text in sys.argv[1:]:
         cgroup, size = text.split("=")
         cgroups.set_limits(pynvml, gpu, "/sys/fs/cgroup/" + cgroup, cgroups.CgroupLimits(hard=int(size) << 20))
-asked, ask = [], pynvml.nvmlDeviceGetMemoryLimits_v1
+asked, read, ask = [], [], pynvml.nvmlDeviceGetMemoryLimits_v1
 pynvml.nvmlDeviceGetMemoryLimits_v1 = lambda *arguments: (asked.append(1), ask(*arguments))[1]
+sys.addaudithook(lambda event, of: read.append(str(of[0])) if event == "open" else None)
 device = inventory.read_inventory().devices[0]
-questions = len(asked)
+questions, files = len(asked), [path for path in read if path.endswith(("/cgroup", "/dmem.max"))]
 wall = device.wall
 found = None if wall is None else [wall.cgroup, wall.limit >> 20, len(wall.chain), wall.cgroup_id in wall.chain]
 with nvml.open_nvml():
     support = cgroups.read_support(pynvml)
 print(json.dumps({"own": cgroups.find_own_cgroup(), "wall": found, "asked": questions, "total": device.total >> 20,
-                  "card": device.card_total >> 20, "backend": support.backend, "problem": support.problem}))
+                  "card": device.card_total >> 20, "backend": support.backend, "problem": support.problem,
+                  "read": files}))
 """
 
 
@@ -108,6 +110,16 @@ def test_without_a_limit_the_driver_is_hardly_asked(place: Place, backend: str, 
     """Once where there are no such limits or the kernel counts, and else once more for each of two GPUs."""
     found = place.look(backend, gpus=2)
     assert (found["wall"], found["total"], found["asked"]) == (None, 24 * 1024 - 480, asked)
+
+
+@pytest.mark.parametrize(("backend", "deepest"), [("misc", 0), ("dmem/1", 1), ("dmem", 3)])
+def test_nothing_is_read_below_the_first_cgroup_that_the_kernel_does_not_count_for(
+    place: Place, backend: str, deepest: int
+) -> None:
+    """A process in no limited cgroup reads its own cgroup, and of those above as few as can be."""
+    chain = ["", "/user.slice", f"/{SLICE}", f"/{SESSION}"]
+    files = [f"{ROOT}{path}/dmem.max" for path in chain[: deepest + 2]]
+    assert place.look(backend, cgroup=SESSION)["read"] == ["/proc/self/cgroup", *files]
 
 
 def test_a_container_finds_the_limit_of_its_own_cgroup(place: Place) -> None:

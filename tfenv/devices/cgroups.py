@@ -267,7 +267,8 @@ class WallReader:
     """Finds what the driver lets this process take of each GPU.
 
     Where the driver keeps no such limits, it costs a question to the driver. Otherwise it costs one read of a file
-    besides, and then a question for each GPU ("misc") or a read for each cgroup above the process ("dmem").
+    besides, and then a question for each GPU ("misc") or a read for each cgroup from the root down to the process that
+    the kernel counts for ("dmem").
     """
 
     def __init__(self, pynvml: ModuleType, cgroup: str | None = None) -> None:
@@ -299,10 +300,15 @@ def _list_limited(cgroup: str) -> list[str]:
 
     With "misc" the driver tells of a cgroup what the nearest one above it has.
     """
-    lines = {path: _read_region_lines(f"{path}/{_DMEM_FILE}") for path in list_chain(cgroup)}
-    if not any(lines.values()):
-        return [cgroup]
-    return [path for path, found in lines.items() if any(not line.endswith(" max") for line in found)]
+    counted, limited = False, list[str]()
+    for path in reversed(list(list_chain(cgroup))):
+        lines = _read_region_lines(f"{path}/{_DMEM_FILE}")
+        counted = counted or bool(lines)
+        if any(not line.endswith(" max") for line in lines):
+            limited.insert(0, path)
+        if not lines and path != CGROUP_ROOT:  # the root has no such file, and those below get it from above
+            break
+    return limited if counted else [cgroup]
 
 
 def _read_region_lines(path: str) -> list[str]:
