@@ -3,8 +3,9 @@
     sudo python benchmarks/wall.py [--rounds N] [--looks N] [--gpus N]
 
 Lists simulated GPUs by NVML as a program does before its first listing, in turn with the limits looked for and without.
-It does so on a driver that keeps no limits, and by each backend in a cgroup without a limit and in a limited one. The
-cgroups are as deep as systemd's: user.slice/user-1001.slice/session-1.scope. Ratios and differences are within a round.
+It does so on a driver that keeps no limits, where the kernel could count and nobody has switched that on, and by each
+backend in a cgroup without a limit and in a limited one. The cgroups are as deep as systemd's:
+user.slice/user-1001.slice/session-1.scope. Ratios and differences are within a round.
 
 The limits are those of the simulated driver, which reads a file to answer. So the number of questions to the driver
 stands beside the times, and what they take together. The cgroups are real, so it needs root and Linux with cgroup v2.
@@ -34,6 +35,7 @@ GIB = 1 << 30
 #: Where the process is, the driver's backend, and whether its cgroup is limited.
 SCENES = {
     "driver without limits": ("none", False),
+    "dmem, switched off": ("dmem/0", False),
     "dmem, no limit": ("dmem", False),
     "misc, no limit": ("misc", False),
     "dmem, limited": ("dmem", True),

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-#: Seconds after which a case is killed.
-PATIENCE = 120
+#: Seconds after which a case is killed. Thirty may run at once, on two cores that others use, too.
+PATIENCE = 240
 
 
 def run_steps(ways_in: ModuleType, steps: list[str]) -> dict[str, Any]:
