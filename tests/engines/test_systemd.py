@@ -76,6 +76,8 @@ _LOGIN = "[Unit]\nWants=systemd-journald.service dbus.socket systemd-logind.serv
 _OF_PROGRAMS = ("_TRANSPORT=journal", "+", "_TRANSPORT=stdout", "+", "_TRANSPORT=syslog")
 _BOOT = f"""
 mount -t proc proc /proc
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_UNIT_PATH=/etc/systemd/system:{_FOLDER} \\
@@ -103,37 +105,30 @@ class Systemd:
             *(f"--{name}" for name in ("mount", "pid", "uts", "ipc", "cgroup")),
         )
 
-    def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command of root beside it."""
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         return subprocess.run(
-            [*self._enter, *command], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            [*self._enter, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
         )
 
-    def log_in(self, user: str, *command: str, **variables: str) -> str:
+    def log_in(self, user: str, *command: str) -> str:
         """Open a session of a user, run a command in it, and return what it prints."""
-        settings = [f"--setenv={name}={value}" for name, value in variables.items()]
-        words = shlex.join(["/usr/bin/env", *self.list_simulation(), *command])
-        done = self.run("systemd-run", "--quiet", "--wait", "--pipe", *settings, "su", "-l", user, "-c", words)
+        # `su -l` hands on no environment, and in it are the simulated GPUs.
+        words = shlex.join(["/usr/bin/env", *list_simulation(self.wall), *command])
+        done = self.run("systemd-run", "--quiet", "--wait", "--pipe", "su", "-l", user, "-c", words)
         assert done.returncode == 0, f"{done.stderr}\n{self.read_journal()}"
         return done.stdout.strip()
 
-    def list_simulation(self) -> list[str]:
-        """Return what shows a process the simulated GPUs, as NAME=value. `su -l` hands on no environment."""
-        return [
-            f"{name}={value}" for name, value in self.wall.environment.items() if name.startswith(("TFGPU_", "LD_"))
-        ]
-
     def read_journal(self) -> str:
+        """Return what systemd and the programs have said."""
         return self.run("journalctl", "--no-pager", "--output=cat", *_OF_PROGRAMS).stdout
 
 
 @contextmanager
 def boot(wall: WallMachine, units: Iterable[str]) -> Iterator[Systemd]:
     """Start systemd, wait until users can log in, and end it with all that it has started."""
-    simulation = " ".join(
-        f'"{name}={value}"' for name, value in wall.environment.items() if name.startswith(("TFGPU_", "LD_"))
-    )
+    simulation = " ".join(f'"{setting}"' for setting in list_simulation(wall))
     for name in units:
         wall.shared.write(f"{_FOLDER}/{name}", Path(_FOUND, name).read_text())
     for name in _TARGETS:
@@ -153,6 +148,11 @@ def boot(wall: WallMachine, units: Iterable[str]) -> Iterator[Systemd]:
             yield systemd
         finally:
             outer.kill()
+
+
+def list_simulation(wall: WallMachine) -> list[str]:
+    """Return what shows a process the simulated GPUs, as NAME=value."""
+    return [f"{name}={value}" for name, value in wall.environment.items() if name.startswith(("TFGPU_", "LD_"))]
 
 
 def _find_child(pid: int) -> int:
@@ -183,9 +183,9 @@ def systemd(request: pytest.FixtureRequest, shared_machine: SharedMachine) -> It
         assert tfgpu(wall, "wall", "uninstall").returncode == 0
 
 
-def take(systemd: Systemd, user: str, **variables: str) -> tuple[str, int]:
+def take(systemd: Systemd, user: str) -> tuple[str, int]:
     """Have a user log in and take what they get. Return their cgroup, and how many MiB they got."""
-    cgroup, taken = systemd.log_in(user, sys.executable, "-S", "-I", "-c", TAKE, **variables).rsplit(maxsplit=1)
+    cgroup, taken = systemd.log_in(user, sys.executable, "-S", "-I", "-c", TAKE).rsplit(maxsplit=1)
     return cgroup, int(taken)
 
 
