@@ -115,7 +115,7 @@ class Systemd:
     def log_in(self, user: str, *command: str) -> str:
         """Open a session of a user, run a command in it, and return what it prints."""
         # `su -l` hands on no environment, and in it are the simulated GPUs.
-        words = shlex.join(["/usr/bin/env", *list_simulation(self.wall), *command])
+        words = shlex.join(["/usr/bin/env", *list_settings(self.wall), *command])
         done = self.run("systemd-run", "--quiet", "--wait", "--pipe", "su", "-l", user, "-c", words)
         assert done.returncode == 0, f"{done.stderr}\n{self.read_journal()}"
         return done.stdout.strip()
@@ -128,7 +128,7 @@ class Systemd:
 @contextmanager
 def boot(wall: WallMachine, units: Iterable[str]) -> Iterator[Systemd]:
     """Start systemd, wait until users can log in, and end it with all that it has started."""
-    simulation = " ".join(f'"{setting}"' for setting in list_simulation(wall))
+    simulation = " ".join(f'"{setting}"' for setting in list_settings(wall))
     for name in units:
         wall.shared.write(f"{_FOLDER}/{name}", Path(_FOUND, name).read_text())
     for name in _TARGETS:
@@ -150,9 +150,9 @@ def boot(wall: WallMachine, units: Iterable[str]) -> Iterator[Systemd]:
             outer.kill()
 
 
-def list_simulation(wall: WallMachine) -> list[str]:
+def list_settings(wall: WallMachine) -> list[str]:
     """Return what shows a process the simulated GPUs, as NAME=value."""
-    return [f"{name}={value}" for name, value in wall.environment.items() if name.startswith(("TFGPU_", "LD_"))]
+    return [f"{name}={value}" for name, value in wall.simulation.items()]
 
 
 def _find_child(pid: int) -> int:
@@ -191,8 +191,7 @@ def take(systemd: Systemd, user: str) -> tuple[str, int]:
 
 def test_a_user_has_their_limit_from_the_first_program_of_a_login_on(systemd: Systemd) -> None:
     """It holds for a program without tfenv, for each user by their own tables, and the audit log has it."""
-    for user, total in ((ALICE, 8), (BOB, 12)):
-        name = {ALICE: "alice", BOB: "bob"}[user]
+    for name, user, total in (("alice", ALICE, 8), ("bob", BOB, 12)):
         cgroup, taken = take(systemd, name)
         assert cgroup.startswith(f"/user.slice/user-{user.uid}.slice/session-")
         assert (total - 1) << 10 < taken <= total << 10
@@ -204,7 +203,7 @@ def test_a_user_has_their_limit_from_the_first_program_of_a_login_on(systemd: Sy
 @pytest.mark.parametrize("systemd", ["without"], indirect=True)
 def test_a_driver_that_hangs_keeps_nobody_out(systemd: Systemd) -> None:
     """The user logs in ten seconds later, without a limit. The journal says what took so long."""
-    library = Path(systemd.wall.environment["LD_LIBRARY_PATH"]) / "libnvidia-ml.so.1"
+    library = Path(systemd.wall.simulation["LD_LIBRARY_PATH"]) / "libnvidia-ml.so.1"
     library.unlink()
     source = library.with_suffix(".c")
     source.write_text("#include <unistd.h>\nint nvmlInitWithFlags(unsigned flags) { for (;;) pause(); (void)flags; }\n")

@@ -31,7 +31,12 @@ CONTEXT = 500 * MIB
 
 
 class WallMachine:
-    """The machine: files of several people, cgroups, and two GPUs of 24 GiB."""
+    """The machine: files of several people, cgroups, and two GPUs of 24 GiB.
+
+    Attributes:
+        simulation: The variables that show a process the simulated GPUs.
+        environment: All variables of its programs.
+    """
 
     def __init__(
         self, shared: SharedMachine, cgroups: CgroupMachine, folder: Path, gpus: tuple[SimulatedGpu, ...]
@@ -39,16 +44,14 @@ class WallMachine:
         self.shared, self.cgroups = shared, cgroups
         create_machine(folder, gpus)
         self.log = open_machine(folder).log
+        whole = open_machine(folder).build_environment()
+        self.simulation = {name: value for name, value in whole.items() if name.startswith(("TFGPU_", "LD_"))}
         self.environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(REPOSITORY),
             "PYTHONDONTWRITEBYTECODE": "1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            **{
-                name: value
-                for name, value in open_machine(folder).build_environment().items()
-                if name.startswith(("TFGPU_", "LD_"))
-            },
+            **self.simulation,
         }
         for session in SESSIONS.values():
             cgroups.make(session)

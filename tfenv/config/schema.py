@@ -272,8 +272,6 @@ class _DocumentReader:
         if not isinstance(table, Mapping):
             self._note(path, table)
             return
-        if not table:
-            return
         known = None if self.lookup is None else self.lookup.list_known_keys(path, table)
         for name, value in table.items():
             if known is None or name in known:
@@ -299,7 +297,7 @@ class _DocumentReader:
         """Return [user.NAME.*], [group.NAME.*] or [project."PATH".*], by name. Leave out what has expired."""
         named: dict[str, Tables] = {}
         # All names at once: there may be thousands, and hardly ever a wrong one.
-        right = isinstance(raw, Mapping) and self._accepts(kind, {name: {} for name in raw})
+        right = self.lookup is None or (isinstance(raw, Mapping) and self._accepts(kind, {name: {} for name in raw}))
         for name, value in self._open_table(raw, kind):
             path, before = (*kind, name), len(self.faults)
             content = dict(self._open_table(value, path))

@@ -300,15 +300,15 @@ def _list_limited(cgroup: str) -> list[str]:
 
     With "misc" the driver tells of a cgroup what the nearest one above it has.
     """
-    counted, limited = False, list[str]()
+    counted: dict[str, list[str]] = {}
     for path in reversed(list(list_chain(cgroup))):
-        lines = _read_region_lines(f"{path}/{_DMEM_FILE}")
-        counted = counted or bool(lines)
-        if any(not line.endswith(" max") for line in lines):
-            limited.insert(0, path)
-        if not lines and path != CGROUP_ROOT:  # the root has no such file, and those below get it from above
+        if lines := _read_region_lines(f"{path}/{_DMEM_FILE}"):
+            counted[path] = lines
+        elif path != CGROUP_ROOT:  # the root has no such file, and those below get it from above
             break
-    return limited if counted else [cgroup]
+    if not counted:
+        return [cgroup]
+    return [path for path, lines in reversed(counted.items()) if any(not line.endswith(" max") for line in lines)]
 
 
 def _read_region_lines(path: str) -> list[str]:
